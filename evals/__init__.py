@@ -1,0 +1,1 @@
+"""Scoring of Hugging Face model directories: tasks, grading, code sandbox, statistics, engine."""

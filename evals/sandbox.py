@@ -1,0 +1,153 @@
+"""Runs a Python program written by a model, and says whether it reached its end.
+
+In: source text. Out: `SandboxResult`. Every program gets a fresh interpreter (`sandbox_child.py`)
+with an empty environment, an empty temporary HOME as its working directory, limits on CPU time,
+memory, threads, file size and open files, no network, no other processes and no writes elsewhere.
+
+Two walls. The kernel's: user, mount, network, process and IPC namespaces, and for root the change
+to the user nobody. Python's: an audit hook that refuses sockets, processes, foreign libraries and
+writes outside of HOME. The second works on every machine and gives the verdict "violation" its
+meaning; but a program that hunts for gaps in the interpreter can get round it, so on a machine that
+allows no namespaces (`isolation()` says which) give such programs a container of their own.
+
+A program passes only by reaching its end: it then hands back a secret that it gets no sooner. So
+`sys.exit()` and `os._exit(0)` are failures. Programs and their tests share one interpreter: as in
+every harness of this kind, code that sets out to deceive its tests can do so.
+"""
+
+import contextlib
+import math
+import os
+import select
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from evals import sandbox_child
+
+CHILD = Path(sandbox_child.__file__)
+MAX_OUTPUT_CHARS = 8_000
+
+
+@dataclass(frozen=True)
+class SandboxResult:
+    """The verdict on one program.
+
+    Attributes:
+        reason: "passed", "failed" (exception, exit or crash), "timeout" (CPU or wall clock),
+            "memory" (MemoryError) or "violation" (it failed after something forbidden).
+        stdout: what it printed, cut after `MAX_OUTPUT_CHARS`.
+        stderr: its error output and traceback, cut the same way.
+    """
+
+    reason: str
+    stdout: str = ""
+    stderr: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """True if the program ran to its end without an exception."""
+        return self.reason == "passed"
+
+
+def run(program: str, *, cpu_seconds: float = 5.0, memory_mb: int = 512) -> SandboxResult:
+    """Runs `program` as `__main__` and waits for it. Safe to call from several threads.
+
+    Args:
+        program: Python source text.
+        cpu_seconds: limit on CPU time, rounded up to whole seconds. The limit on the wall clock,
+            for programs that wait, is twice that and one second more.
+        memory_mb: limit on the address space, in MiB.
+
+    Raises:
+        ValueError: a limit is not positive.
+        RuntimeError: the sandbox itself failed; never a verdict on the program.
+    """
+    if cpu_seconds <= 0 or memory_mb < 64:
+        raise ValueError(
+            f"cpu_seconds={cpu_seconds}, memory_mb={memory_mb}: "
+            "give a positive time and at least 64 MiB, which the interpreter needs"
+        )
+    cpu_limit = math.ceil(cpu_seconds)
+    wall_limit = 2 * cpu_limit + 1
+    with (
+        tempfile.TemporaryDirectory(prefix="sandbox_", ignore_cleanup_errors=True) as home,
+        tempfile.TemporaryFile() as stdin,
+        tempfile.TemporaryFile() as stdout,
+        tempfile.TemporaryFile() as stderr,
+    ):
+        home = os.path.realpath(home)
+        stdin.write(program.encode("utf-8", "surrogatepass"))
+        stdin.seek(0)
+        process = subprocess.Popen(
+            _command(home, cpu_limit, wall_limit, memory_mb),
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            cwd=home,
+            env=_environment(home),
+            start_new_session=True,
+        )
+        code = _wait(process, wall_limit + 10)
+        return SandboxResult(_reason(code, stderr), _head(stdout), _head(stderr))
+
+
+def isolation() -> str:
+    """Which walls stand on this machine: "namespaces" or "guard" (the audit hook alone)."""
+    inside = run("import os\nassert os.getpid() == 1 and os.statvfs('/').f_flag & os.ST_RDONLY")
+    return "namespaces" if inside.passed else "guard"
+
+
+def _command(home: str, cpu_limit: int, wall_limit: int, memory_mb: int) -> list[str]:
+    # -S, -P: a start in 15 ms, and nothing from the current folder is imported.
+    flags = ["-B", "-S", "-s", "-P", "-X", "utf8"]
+    limits = [str(cpu_limit), str(wall_limit), str(memory_mb)]
+    libraries = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
+    return [sys.executable, *flags, str(CHILD), home, *limits, *libraries]
+
+
+def _environment(home: str) -> dict[str, str]:
+    # A fixed hash seed: a verdict that depends on the order of a set stays the same when repeated.
+    return {
+        "HOME": home,
+        "TMPDIR": home,
+        "PATH": "/usr/bin:/bin",
+        "LANG": "C.UTF-8",
+        "PYTHONHASHSEED": "0",
+        "OPENBLAS_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def _wait(process: subprocess.Popen[bytes], seconds: float) -> int:
+    # The supervisor keeps the time itself; `seconds` is for the case that it can't. Popen.wait
+    # with a timeout would poll every 50 ms, which is as long as most programs take.
+    handle = os.pidfd_open(process.pid)
+    try:
+        ended, _, _ = select.select([handle], [], [], seconds)
+    finally:
+        os.close(handle)
+        with contextlib.suppress(ProcessLookupError):  # the usual case: the group is gone
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    return process.returncode if ended else sandbox_child.EXIT_CODES["timeout"]
+
+
+def _reason(code: int, stderr: IO[bytes]) -> str:
+    if code < 0:  # without namespaces a program may find a way to kill its supervisor
+        return "violation"
+    for reason, exit_code in sandbox_child.EXIT_CODES.items():
+        if code == exit_code:
+            return reason
+    raise RuntimeError(f"the sandbox itself failed with exit code {code}: {_head(stderr)}")
+
+
+def _head(file: IO[bytes]) -> str:
+    file.seek(0)
+    text = file.read(4 * MAX_OUTPUT_CHARS).decode("utf-8", "replace")
+    return text if len(text) <= MAX_OUTPUT_CHARS else text[:MAX_OUTPUT_CHARS] + "\n[cut]"

@@ -1,0 +1,60 @@
+"""Checkpoints: a Hugging Face directory (contract 2) plus what training needs to go on.
+
+A checkpoint directory holds the model's safetensors, config, tokenizer and chat template, and
+`trainer_state.pt` {"step", "optimizer"}. It appears whole or not at all.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+STATE_FILE = "trainer_state.pt"
+
+
+def save_checkpoint(
+    directory: str | Path,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    state: dict[str, Any] | None = None,
+    run: dict[str, Any] | None = None,
+) -> Path:
+    """Write a checkpoint; `run` becomes its run.json. Returns the directory.
+
+    Raises:
+        FileExistsError: the directory is already there.
+    """
+    directory = Path(directory)
+    if directory.exists():
+        raise FileExistsError(f"{directory} is already there: checkpoints are never overwritten")
+    scratch = directory.with_name(f".{directory.name}.{os.getpid()}")
+    try:
+        model.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        if state is not None:
+            torch.save(state, scratch / STATE_FILE)
+        if run is not None:
+            (scratch / "run.json").write_text(json.dumps(run, indent=2) + "\n")
+        scratch.rename(directory)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return directory
+
+
+def load_checkpoint(directory: str | Path) -> dict[str, Any]:
+    """The trainer state in a checkpoint.
+
+    Raises:
+        ValueError: the directory holds none.
+    """
+    path = Path(directory) / STATE_FILE
+    if not path.is_file():
+        raise ValueError(f"no {STATE_FILE} in {directory}: training can't go on from it")
+    return torch.load(path, map_location="cpu", weights_only=True)

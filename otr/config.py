@@ -1,0 +1,107 @@
+"""What a training run is: frozen dataclasses, checked when they are made."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from otr.loss import Objective
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which model to start from."""
+
+    path: str
+    """Hugging Face directory or hub name, with a tokenizer and a chat template."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the forward and backward pass; the weights that are trained stay float32."""
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which examples to train on, and how they become rows."""
+
+    paths: tuple[str, ...]
+    """JSONL or Parquet files, globs or directories (plain, gz, zst), or ``hf:NAME``."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Our name to the corpus's: messages | prompt, completion | instruction, input, output."""
+    validation: tuple[str, ...] = ()
+    """The same for examples that are only measured on."""
+    split: str = "train"
+    """Of a Hugging Face data set."""
+    row_length: int = 1024
+    """S, tokens a packed row."""
+    max_rejected: float = 0.05
+    """Share of examples that may be unusable."""
+
+    def __post_init__(self) -> None:
+        if not self.paths:
+            raise ValueError("data.paths is empty: name a file, a directory or hf:NAME")
+        if self.row_length < 8:
+            raise ValueError(f"data.row_length is {self.row_length}: use at least 8")
+        if not 0 <= self.max_rejected <= 1:
+            raise ValueError(f"data.max_rejected is {self.max_rejected}: use 0 to 1")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with linear warm-up and cosine decay."""
+
+    lr: float = 1e-5
+    warmup_steps: int = 10
+    final_lr: float = 0.1
+    """As a share of `lr`."""
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise ValueError(f"optim.lr is {self.lr}: use a number > 0")
+        if not self.max_grad_norm > 0:
+            raise ValueError(f"optim.max_grad_norm is {self.max_grad_norm}: use a number > 0")
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The processes that train together."""
+
+    count: int = 1
+    cpus: float = 1
+    gpus: float = 0
+    """Each; 0 trains on the CPU."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run."""
+
+    model: ModelConfig
+    data: DataConfig
+    objective: Objective = Objective()
+    optim: OptimConfig = OptimConfig()
+    workers: Workers = Workers()
+    max_steps: int = 100
+    step_rows: int = 32
+    """Packed rows an optimiser step, over all workers."""
+    micro_rows: int = 32
+    """Packed rows a forward pass of one worker."""
+    log_every: int = 10
+    eval_every: int = 50
+    save_every: int = 0
+    """Steps between checkpoints; 0: only the last one."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_steps < 1:
+            raise ValueError(f"max_steps is {self.max_steps}: use at least 1")
+        rows = self.micro_rows * self.workers.count
+        if rows < 1 or self.step_rows % rows:
+            raise ValueError(
+                f"step_rows is {self.step_rows}: use a multiple of micro_rows x workers.count "
+                f"= {self.micro_rows} x {self.workers.count}"
+            )
+
+    @property
+    def accumulation(self) -> int:
+        """Forward passes of one worker in an optimiser step."""
+        return self.step_rows // (self.micro_rows * self.workers.count)

@@ -1,0 +1,62 @@
+"""How well a model predicts held-out rows, in figures that compare across objectives.
+
+In: a model and micro-batches (contract 1). Out: a dict of means over all ranks.
+
+Shapes: B rows, S row length, T tokens.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from otr.model import head_weight, hidden_states
+
+
+@torch.no_grad()
+def evaluate(
+    model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]], dtype: str = "float32"
+) -> dict[str, float]:
+    """Score teacher-forced predictions.
+
+    Returns:
+        ``val_nll`` (nats a token), ``val_token_accuracy`` (share of tokens that are the model's first
+        choice) and ``val_exact`` (share of examples whose tokens all are, which is the share that
+        greedy decoding would reproduce exactly).
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    sums = torch.zeros(5, dtype=torch.float64, device=device)
+    for batch in batches:
+        batch = {name: column.to(device) for name, column in batch.items()}
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
+            sums += _score(model, batch)
+    if dist.is_initialized():
+        dist.all_reduce(sums)
+    model.train()
+    nll, right, tokens, exact, examples = sums.tolist()
+    return {
+        "val_nll": nll / max(1, tokens),
+        "val_token_accuracy": right / max(1, tokens),
+        "val_exact": exact / max(1, examples),
+    }
+
+
+def _score(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
+    """[nll, tokens right, tokens, examples right, examples] of one micro-batch."""
+    hidden_BSD = hidden_states(model, batch["input_ids"], batch["segment_ids"])[:, :-1]
+    scored_BS = batch["loss_mask"][:, 1:]
+    target_T = batch["input_ids"][:, 1:][scored_BS].long()
+    logits_TV = torch.nn.functional.linear(hidden_BSD[scored_BS], head_weight(model)).float()
+    nll = torch.nn.functional.cross_entropy(logits_TV, target_T, reduction="sum")
+    right_T = logits_TV.argmax(-1) == target_T
+    row_BS = torch.arange(len(scored_BS), device=scored_BS.device)[:, None].expand_as(scored_BS)
+    key_BS = row_BS * batch["segment_ids"].shape[1] + batch["segment_ids"][:, 1:]
+    examples, example_T = key_BS[scored_BS].unique(return_inverse=True)
+    wrong = torch.zeros(len(examples), device=right_T.device).index_add_(
+        0, example_T, (~right_T).float()
+    )
+    counts = [nll, right_T.sum(), len(target_T), (wrong == 0).sum(), len(examples)]
+    return torch.stack([torch.as_tensor(c, device=right_T.device).double() for c in counts])

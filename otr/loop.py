@@ -1,0 +1,199 @@
+"""The training loop: the seam between the method and whatever feeds and watches it.
+
+In: a model, an iterable of micro-batches (contract 1, [B, S] each) and a `TrainConfig`. Out: metrics
+and checkpoint directories, through `report`. In a test the batches are a list and `report` appends;
+under Ray they are a shard's iterator and `ray.train.report`.
+
+Shapes: B rows, S row length, T tokens, D width.
+"""
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from otr.checkpoint import load_checkpoint, save_checkpoint
+from otr.config import TrainConfig
+from otr.evaluate import evaluate
+from otr.loss import IGNORE_INDEX, LossOutput, Objective, linear_token_loss
+from otr.model import head_weight, hidden_states
+from otr.optim import learning_rate, make_optimizer
+
+Batch = Mapping[str, Tensor]
+Report = Callable[[dict[str, float], str | None], Any]
+
+
+class Policy(nn.Module):
+    """The model and its loss in one module, so that DDP sees a forward pass."""
+
+    def __init__(self, model: PreTrainedModel, objective: Objective) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, batch: Batch, seed: int, first_row: int) -> LossOutput:
+        """The loss of a micro-batch whose first row is number `first_row` of its step."""
+        hidden_BSD = hidden_states(self.model, batch["input_ids"], batch["segment_ids"])
+        target_BS = batch["input_ids"].long().masked_fill(~batch["loss_mask"], IGNORE_INDEX)[:, 1:]
+        position_BS = torch.arange(
+            first_row * target_BS.shape[1],
+            (first_row + len(target_BS)) * target_BS.shape[1],
+            device=target_BS.device,
+        )
+        return linear_token_loss(
+            hidden_BSD[:, :-1].flatten(0, 1),
+            head_weight(self.model),
+            target_BS.flatten(),
+            self.objective,
+            generator=torch.Generator().manual_seed(seed),
+            position_T=position_BS,
+        )
+
+
+def train(
+    model: PreTrainedModel,
+    batches: Iterable[Batch],
+    config: TrainConfig,
+    report: Report,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    output: Path | None = None,
+    validation: Sequence[Batch] = (),
+    resume_from: Path | None = None,
+    run: dict[str, Any] | None = None,
+) -> None:
+    """Take `config.max_steps` optimiser steps.
+
+    Every rank calls this with its own micro-batches; each step takes `config.accumulation` of them.
+    The loss is the sum over targets divided by their number over all ranks and micro-batches.
+
+    Args:
+        model: on its device; trained in place.
+        batches: this rank's micro-batches in order, the same ones again on resume.
+        report: called by every rank with metrics of all ranks, and on rank 0 with the directory of a
+            new checkpoint, None otherwise.
+        tokenizer, output: saved with, and parent directory of, the checkpoints (None: none saved).
+        validation: this rank's micro-batches to measure on.
+        resume_from: checkpoint to continue; `model` already has its weights.
+        run: written to each checkpoint's run.json.
+
+    Raises:
+        FloatingPointError: the loss or its gradient is not finite; the weights are untouched.
+        ValueError: the batches end before `max_steps`.
+    """
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    optimizer = make_optimizer(model, config.optim)
+    step = 0
+    if resume_from is not None:
+        state = load_checkpoint(resume_from)
+        optimizer.load_state_dict(state["optimizer"])
+        step = state["step"]
+    policy: nn.Module = Policy(model, config.objective)
+    if _world() > 1:
+        policy = DistributedDataParallel(policy)
+    steps = _steps(batches, config.accumulation, skip=step)
+    model.train()
+    clock, tokens = time.perf_counter(), 0.0
+    while step < config.max_steps:
+        micro = next(steps, None)
+        if micro is None:
+            raise ValueError(
+                f"the data ended after step {step} of {config.max_steps}: "
+                "add data or lower max_steps"
+            )
+        lr = learning_rate(config.optim, step, config.max_steps)
+        metrics = _step(policy, micro, optimizer, config, step, lr)
+        step += 1
+        tokens += metrics.pop("tokens")
+        last = step == config.max_steps
+        directory = None
+        saves = last or (config.save_every > 0 and step % config.save_every == 0)
+        if saves and rank == 0 and output is not None and tokenizer is not None:
+            state = {"step": step, "optimizer": optimizer.state_dict()}
+            path = output / f"step-{step:06d}"
+            directory = str(save_checkpoint(path, model, tokenizer, state=state, run=run))
+        if saves or step == 1 or step % config.log_every == 0:
+            metrics["tokens_per_second"] = tokens / (time.perf_counter() - clock)
+            if validation and (last or step % config.eval_every == 0):
+                metrics |= evaluate(model, validation, config.model.dtype)
+            report({"step": step, "lr": lr, **metrics}, directory)
+            clock, tokens = time.perf_counter(), 0.0
+
+
+def _step(
+    policy: nn.Module,
+    micro: Sequence[Batch],
+    optimizer: torch.optim.Optimizer,
+    config: TrainConfig,
+    step: int,
+    lr: float,
+) -> dict[str, float]:
+    """One optimiser step; the metrics are means over the step's targets on all ranks."""
+    device = next(policy.parameters()).device
+    micro = [{k: v.to(device, non_blocking=True) for k, v in batch.items()} for batch in micro]
+    targets = sum(batch["loss_mask"][:, 1:].sum() for batch in micro)
+    count = _sum(torch.as_tensor(targets, dtype=torch.float64, device=device))
+    if count == 0:
+        raise ValueError(f"step {step + 1} has no token to predict: its rows are empty")
+    seed = (config.seed << 32) + step
+    rank, world = (dist.get_rank() if dist.is_initialized() else 0), _world()
+    totals = torch.zeros(5, dtype=torch.float64, device=device)
+    for i, batch in enumerate(micro):
+        sync = i == len(micro) - 1 or world == 1
+        first_row = (i * world + rank) * len(batch["input_ids"])
+        bf16 = torch.autocast(
+            device.type, torch.bfloat16, enabled=config.model.dtype == "bfloat16"
+        )
+        with nullcontext() if sync else policy.no_sync(), bf16:
+            out = policy(batch, seed, first_row)
+            # DDP averages the gradients of the ranks; their sum is what the step wants.
+            (out.loss_sum * (world / count).float()).backward()
+        sums = [out.loss_sum, out.nll_sum, out.reward_sum, out.hit_sum, out.entropy_sum]
+        totals += torch.stack([s.detach().double() for s in sums])
+    norm = nn.utils.clip_grad_norm_(policy.parameters(), config.optim.max_grad_norm)
+    loss, nll, reward, hits, entropy = (_sum(totals) / count).tolist()
+    grad_norm = float(norm)
+    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+        raise FloatingPointError(
+            f"step {step + 1}: loss {loss}, gradient norm {grad_norm}; lower optim.lr "
+            f"(now {lr:.2g}) or look at the data"
+        )
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return {
+        "loss": loss,
+        "nll": nll,
+        "reward": reward,
+        "hit_rate": hits,
+        "entropy": entropy,
+        "grad_norm": grad_norm,
+        "tokens": _sum(sum((b["segment_ids"] > 0).sum() for b in micro).double()).item(),
+    }
+
+
+def _steps(batches: Iterable[Batch], accumulation: int, *, skip: int) -> Iterator[list[Batch]]:
+    """The micro-batches of each optimiser step, after the first `skip` steps."""
+    remaining = itertools.islice(batches, skip * accumulation, None)
+    while len(micro := list(itertools.islice(remaining, accumulation))) == accumulation:
+        yield micro
+
+
+def _world() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def _sum(value: Tensor) -> Tensor:
+    """Over all ranks."""
+    if _world() > 1:
+        dist.all_reduce(value)
+    return value

@@ -1,0 +1,93 @@
+"""A Hugging Face causal language model and its tokenizer, ready to train on packed rows.
+
+Shapes: B rows, S row length, D width, V vocabulary.
+"""
+
+from typing import cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from otr.config import ModelConfig
+
+
+def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
+    """The model's tokenizer.
+
+    Raises:
+        ValueError: there is none, or it has no chat template.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            config.path, trust_remote_code=config.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"no tokenizer at {config.path!r}: give a Hugging Face directory or hub name ({reason})"
+        ) from error
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError(
+            f"the tokenizer of {config.path!r} has no chat template: add chat_template.jinja"
+        )
+    return cast(PreTrainedTokenizerBase, tokenizer)
+
+
+def load_model(
+    config: ModelConfig, tokenizer: PreTrainedTokenizerBase | None = None
+) -> PreTrainedModel:
+    """The model with float32 weights on the CPU.
+
+    Raises:
+        ValueError: it can't be loaded, or `tokenizer` has ids that the model has no row for.
+    """
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            config.path,
+            dtype=torch.float32,
+            trust_remote_code=config.trust_remote_code,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"no causal language model at {config.path!r}: {reason}") from error
+    rows = model.get_input_embeddings().weight.shape[0]
+    if tokenizer is not None and len(tokenizer) > rows:
+        raise ValueError(
+            f"vocabulary mismatch at {config.path!r}: the tokenizer has {len(tokenizer)} tokens, "
+            f"the model {rows} embeddings; use the model's own tokenizer"
+        )
+    return model
+
+
+def position_ids(segment_ids_BS: Int[Tensor, "B S"]) -> Int[Tensor, "B S"]:
+    """Positions that start again at 0 with each segment.
+
+    transformers reads the boundaries of packed examples off these, whatever the attention backend.
+    """
+    place_S = torch.arange(segment_ids_BS.shape[1], device=segment_ids_BS.device)
+    new_BS = torch.ones_like(segment_ids_BS, dtype=torch.bool)
+    new_BS[:, 1:] = segment_ids_BS[:, 1:] != segment_ids_BS[:, :-1]
+    start_BS = torch.where(new_BS, place_S, 0).cummax(dim=1).values
+    return place_S - start_BS
+
+
+def hidden_states(
+    model: PreTrainedModel, input_ids_BS: Int[Tensor, "B S"], segment_ids_BS: Int[Tensor, "B S"]
+) -> Float[Tensor, "B S D"]:
+    """What the head sees, each packed example on its own."""
+    return model.base_model(
+        input_ids=input_ids_BS, position_ids=position_ids(segment_ids_BS), use_cache=False
+    ).last_hidden_state
+
+
+def head_weight(model: PreTrainedModel) -> Float[Tensor, "V D"]:
+    """The weight of the language-model head (tied or not)."""
+    return model.get_output_embeddings().weight

@@ -1,0 +1,1 @@
+"""The built-in world and the small base model that was pretrained on it."""

@@ -1,0 +1,172 @@
+"""Make the built-in base model: a tokenizer, then two stages of supervised training on the world.
+
+In: an output directory. Out: a Hugging Face directory (Qwen3 architecture, 1.4 M parameters) and
+`pretrain.jsonl`, its metrics. The first stage teaches every skill but the target; the second is a
+first taste of the target, so that the model manages it sometimes.
+
+    python -m pipelines.builtin.pretrain DIRECTORY
+"""
+
+import json
+import random
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from otr.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
+from otr.data import pack, tokenize
+from otr.loop import Batch, train
+from otr.loss import Objective
+from pipelines.builtin.world import SKILLS, items
+
+TARGET = "chain"
+_ROW_LENGTH = 256
+_CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """How the base model is made."""
+
+    output: tyro.conf.Positional[Path]
+    """Directory to make."""
+    steps: int = 5000
+    """Of the first stage."""
+    taste_steps: int = 150
+    """Of the second stage."""
+    taste_share: float = 0.2
+    """Of the second stage's examples that are the target skill."""
+    step_rows: int = 16
+    lr: float = 3e-3
+    taste_lr: float = 3e-4
+    seed: int = 0
+
+
+def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of 1,024 tokens that keeps digits apart, with a ChatML template."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=1024,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=special[1:2],
+        chat_template=_CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
+    """The untrained model."""
+    torch.manual_seed(seed)
+    return Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=1024,
+            hidden_size=160,
+            intermediate_size=432,
+            num_hidden_layers=4,
+            num_attention_heads=5,
+            num_key_value_heads=5,
+            head_dim=32,
+            max_position_embeddings=1024,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def batches(
+    tokenizer: PreTrainedTokenizerFast, rows: int, target_share: float, seed: int
+) -> Iterator[Batch]:
+    """Packed rows of the skills without end, `target_share` of the examples from the target."""
+    rng = random.Random(seed)
+    others = [s for s in SKILLS if s != TARGET]
+    weights = {s: (1 - target_share) / len(others) for s in others} | {TARGET: target_share}
+    for block in range(2**31):
+        chosen = rng.choices(list(weights), list(weights.values()), k=1000)
+        examples = [
+            {"prompt": item.prompt, "completion": item.completion}
+            for skill in dict.fromkeys(chosen)
+            for item in items(skill, "train", chosen.count(skill), seed=seed * 2**31 + block)
+        ]
+        done = tokenize(examples, tokenizer, columns={}, row_length=_ROW_LENGTH)
+        assert not done.rejected, done.rejected[0]
+        packed = {k: torch.from_numpy(v) for k, v in pack(done.examples, _ROW_LENGTH).items()}
+        order = torch.randperm(len(packed["input_ids"]), generator=torch.Generator().manual_seed(block))
+        for part in order.split(rows):
+            if len(part) == rows:
+                yield {k: v[part] for k, v in packed.items()}
+
+
+def pretrain(config: Pretrain) -> None:
+    """Make the model directory; it must not be there yet."""
+    if config.output.exists():
+        raise ValueError(f"{config.output} is already there: name another directory or remove it")
+    log = config.output.with_name(config.output.name + ".log")
+    log.mkdir(parents=True)
+    sample = [i for s in SKILLS for i in items(s, "train", 500, seed=config.seed)]
+    tokenizer = make_tokenizer([text for i in sample for text in (i.prompt, i.completion)])
+    model = make_model(tokenizer, config.seed)
+    stages = (
+        (0.0, config.steps, OptimConfig(config.lr, warmup_steps=100, final_lr=0.02)),
+        (config.taste_share, config.taste_steps, OptimConfig(config.taste_lr)),
+    )
+    with (log / "pretrain.jsonl").open("w") as metrics_file:
+        for stage, (share, steps, optim) in enumerate(stages):
+
+            def report(metrics: dict[str, float], directory: str | None, stage: int = stage) -> None:
+                print(json.dumps({"stage": stage} | metrics), file=metrics_file, flush=True)
+
+            train(
+                model,
+                batches(tokenizer, config.step_rows, share, seed=config.seed + stage),
+                TrainConfig(
+                    model=ModelConfig(str(config.output)),
+                    data=DataConfig(("built-in world",), row_length=_ROW_LENGTH),
+                    objective=Objective("sft"),
+                    optim=optim,
+                    max_steps=steps,
+                    step_rows=config.step_rows,
+                    micro_rows=config.step_rows,
+                    log_every=50,
+                    seed=config.seed,
+                ),
+                report,
+            )
+            model.save_pretrained(log / f"stage-{stage}")
+            tokenizer.save_pretrained(log / f"stage-{stage}")
+    model.to(torch.bfloat16).save_pretrained(log / "base")
+    tokenizer.save_pretrained(log / "base")
+    shutil.copy(log / "pretrain.jsonl", log / "base")
+    (log / "base").rename(config.output)
+
+
+if __name__ == "__main__":
+    pretrain(tyro.cli(Pretrain))

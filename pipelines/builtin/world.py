@@ -1,0 +1,239 @@
+"""A procedural world of small problems in the paper's three domains.
+
+In: a skill, a split, a count and a seed. Out: a list of different `Item`s, the same every time.
+Splits of a skill do not overlap: "train" and "heldout" share a distribution and are told apart by a
+hash of the prompt; "harder" has longer problems than either.
+"""
+
+import hashlib
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+SPLITS = ("train", "heldout", "harder")
+_HELDOUT_SHARE = 0.2
+
+
+@dataclass(frozen=True)
+class Item:
+    """One problem: the user's turn, a worked solution, and how an answer to it is graded."""
+
+    prompt: str
+    completion: str
+    answer: str
+    grader: str
+    """"math", "exact" or "code"."""
+    tests: str = ""
+    """Python assertions, for code."""
+
+
+@dataclass(frozen=True)
+class Skill:
+    """A kind of problem; `make` draws one, a longer one where `hard`."""
+
+    domain: str
+    make: Callable[[random.Random, bool], Item]
+
+
+def items(skill: str, split: str, count: int, seed: int = 0) -> list[Item]:
+    """`count` different items of one skill and split.
+
+    Raises:
+        ValueError: unknown skill or split, or the split has fewer items than that.
+    """
+    if skill not in SKILLS:
+        raise ValueError(f"skill {skill!r}: use one of {', '.join(SKILLS)}")
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r}: use one of {', '.join(SPLITS)}")
+    rng = random.Random(f"{skill}/{split}/{seed}")
+    found: dict[str, Item] = {}
+    for _ in range(50 * count + 1000):
+        if len(found) == count:
+            return list(found.values())
+        item = SKILLS[skill].make(rng, split == "harder")
+        if split == "harder" or split == _split_of(item.prompt):
+            found.setdefault(item.prompt, item)
+    raise ValueError(f"{skill}/{split} has fewer than {count} different items: ask for fewer")
+
+
+def _split_of(prompt: str) -> str:
+    share = hashlib.sha256(prompt.encode()).digest()[0] / 256
+    return "heldout" if share < _HELDOUT_SHARE else "train"
+
+
+# mathematics ---------------------------------------------------------------------------------
+
+
+def _sum(rng: random.Random, hard: bool) -> Item:
+    a, b = (rng.randint(100, 999) if hard else rng.randint(2, 99) for _ in range(2))
+    return _boxed(rng.choice(("What is {} + {}?", "Add {} and {}.")).format(a, b), a + b)
+
+
+def _difference(rng: random.Random, hard: bool) -> Item:
+    low, high = (200, 999) if hard else (2, 199)
+    b, a = sorted(rng.randint(low, high) for _ in range(2))
+    return _boxed(rng.choice(("What is {} - {}?", "From {} take {}.")).format(a, b), a - b)
+
+
+def _boxed(prompt: str, answer: int) -> Item:
+    return Item(prompt, f"\\boxed{{{answer}}}", str(answer), "math")
+
+
+_GAINS = ("buys", "finds", "is given", "picks up")
+_LOSSES = ("eats", "loses", "gives away", "sells")
+_PEOPLE = ("Ann", "Ben", "Cam", "Dan", "Eve", "Fay", "Gus", "Ida")
+_THINGS = ("apples", "stamps", "coins", "cards", "shells", "pens", "nuts", "beads")
+
+
+def _chain(rng: random.Random, hard: bool) -> Item:
+    """A word problem that takes several steps; each step of the solution is written out."""
+    person, thing = rng.choice(_PEOPLE), rng.choice(_THINGS)
+    have = rng.randint(20, 99)
+    story, work = [f"{person} has {have} {thing}."], []
+    for _ in range(rng.randint(4, 5) if hard else rng.randint(2, 3)):
+        kind, before = rng.choice(("gain", "loss", "loss", "double")), have
+        if kind == "double" and have < 100:
+            have *= 2
+            story.append(f"Then the number of {thing} doubles.")
+            work.append(f"{before} * 2 = {have}")
+        elif kind == "loss" and have > 4:
+            less = rng.randint(2, min(99, have - 1))
+            have -= less
+            story.append(f"{person} {rng.choice(_LOSSES)} {less}.")
+            work.append(f"{before} - {less} = {have}")
+        else:
+            more = rng.randint(2, 99)
+            have += more
+            story.append(f"{person} {rng.choice(_GAINS)} {more}.")
+            work.append(f"{before} + {more} = {have}")
+    prompt = f"{' '.join(story)} How many {thing} does {person} have now?"
+    return Item(prompt, "\n".join([*work, f"\\boxed{{{have}}}"]), str(have), "math")
+
+
+# code ----------------------------------------------------------------------------------------
+
+_FILTERS = (
+    ("even numbers", "x % 2 == 0"),
+    ("odd numbers", "x % 2 == 1"),
+    ("numbers greater than {n}", "x > {n}"),
+    ("numbers less than {n}", "x < {n}"),
+    ("multiples of {n}", "x % {n} == 0"),
+)
+_MAPS = (
+    ("the", "x"),
+    ("the squares of the", "x * x"),
+    ("twice the", "2 * x"),
+    ("{m} plus the", "x + {m}"),
+    ("{m} times the", "{m} * x"),
+)
+_REDUCTIONS = (
+    ("the sum of", "sum({m} for x in xs if {f})"),
+    ("the largest of", "max(({m} for x in xs if {f}), default=0)"),
+    ("the smallest of", "min(({m} for x in xs if {f}), default=0)"),
+    ("a list of", "[{m} for x in xs if {f}]"),
+    ("a sorted list of", "sorted({m} for x in xs if {f})"),
+)
+_FUNCTIONS = ("solve", "pick", "work", "task", "calc", "run", "fold", "take")
+
+
+def _function(rng: random.Random, hard: bool) -> Item:
+    """A one-line function over a list, from its docstring."""
+    name, n, m = rng.choice(_FUNCTIONS), rng.randint(2, 12), rng.randint(2, 12)
+    (kept, test), (mapped, value) = rng.choice(_FILTERS), rng.choice(_MAPS)
+    reduced, body = rng.choice(_REDUCTIONS)
+    kept, test = kept.format(n=n), test.format(n=n)
+    if hard:
+        limit = rng.randint(2, 12)
+        kept, test = f"{kept} other than {limit}", f"{test} and x != {limit}"
+    doc = f"Return {reduced} {mapped.format(m=m)} {kept} in xs."
+    head = f'def {name}(xs):\n    """{doc}"""'
+    solution = f"def {name}(xs):\n    return {body.format(m=value.format(m=m), f=test)}"
+    return Item(
+        f"Complete this function.\n{head}", solution, solution, "code", _tests(name, solution, rng)
+    )
+
+
+def _tests(name: str, solution: str, rng: random.Random) -> str:
+    """Assertions on random lists, their expected values computed by the solution."""
+    scope: dict[str, Callable[[list[int]], object]] = {}
+    exec(solution, scope)  # our own text, made above
+    lists = [[rng.randint(0, 24) for _ in range(rng.randint(4, 9))] for _ in range(5)]
+    return "\n".join(f"assert {name}({xs}) == {scope[name](xs)!r}" for xs in [[], *lists])
+
+
+# general reasoning ---------------------------------------------------------------------------
+
+
+def _boolean(rng: random.Random, hard: bool) -> Item:
+    def expression(leaves: int) -> str:
+        if leaves == 1:
+            return rng.choice(("", "not ")) + rng.choice(("True", "False"))
+        left = rng.randint(1, leaves - 1)
+        parts = [expression(n) for n in (left, leaves - left)]
+        parts = [f"( {p} )" if " and " in p or " or " in p else p for p in parts]
+        return rng.choice((" and ", " or ")).join(parts)
+
+    text = expression(rng.randint(5, 6) if hard else rng.randint(2, 4))
+    value = str(eval(text))  # our own text, made above
+    return Item(f"Evaluate: {text}", f"Answer: {value}", value, "exact")
+
+
+_OBJECTS = ("ball", "book", "cup", "hat", "key", "map")
+
+
+def _tracking(rng: random.Random, hard: bool) -> Item:
+    people, objects = rng.sample(_PEOPLE, 3), rng.sample(_OBJECTS, 3)
+    holds = dict(zip(people, objects, strict=True))
+    story = [", ".join(f"{p} has the {o}" for p, o in holds.items()) + "."]
+    work = []
+    for _ in range(rng.randint(4, 5) if hard else rng.randint(1, 3)):
+        a, b = rng.sample(people, 2)
+        holds[a], holds[b] = holds[b], holds[a]
+        story.append(f"{a} and {b} swap.")
+        work.append(", ".join(f"{p} {o}" for p, o in holds.items()))
+    person = rng.choice(people)
+    prompt = f"{' '.join(story)} What does {person} have?"
+    completion = "\n".join([*work, f"Answer: {holds[person]}"])
+    return Item(prompt, completion, holds[person], "exact")
+
+
+_WORDS = (
+    "ant bee cat dog elk fox goat hen ibis jay koala lion mole newt owl pig quail rat seal toad "
+    "urchin vole wolf yak zebra"
+).split()
+
+
+def _sorting(rng: random.Random, hard: bool) -> Item:
+    words = rng.sample(_WORDS, rng.randint(6, 7) if hard else rng.randint(3, 5))
+    answer = " ".join(sorted(words))
+    return Item(f"Sort: {' '.join(words)}", f"Answer: {answer}", answer, "exact")
+
+
+_MONTHS = (
+    ("January", 31), ("February", 28), ("March", 31), ("April", 30), ("May", 31), ("June", 30),
+    ("July", 31), ("August", 31), ("September", 30), ("October", 31), ("November", 30),
+    ("December", 31),
+)  # fmt: skip
+
+
+def _dates(rng: random.Random, hard: bool) -> Item:
+    month = rng.randrange(12)
+    day, days = rng.randint(1, _MONTHS[month][1]), rng.randint(31, 59) if hard else rng.randint(1, 30)
+    prompt = f"Today is {day} {_MONTHS[month][0]} 2025. What is the date in {days} days?"
+    end = day + days
+    while end > _MONTHS[month][1]:
+        end, month = end - _MONTHS[month][1], (month + 1) % 12
+    answer = f"{end} {_MONTHS[month][0]}"
+    return Item(prompt, f"Answer: {answer}", answer, "exact")
+
+
+SKILLS = {
+    "sum": Skill("mathematics", _sum),
+    "difference": Skill("mathematics", _difference),
+    "chain": Skill("mathematics", _chain),
+    "function": Skill("code", _function),
+    "boolean": Skill("reasoning", _boolean),
+    "tracking": Skill("reasoning", _tracking),
+    "sorting": Skill("reasoning", _sorting),
+    "dates": Skill("reasoning", _dates),
+}

@@ -11,9 +11,10 @@ from typing import Any
 
 
 class SwapWeights:
-    """Adds `swap_weights` to a vLLM worker; reached through `collective_rpc`."""
+    """Adds weight swaps to a vLLM worker; reached through `collective_rpc`."""
 
     model_runner: Any
+    _swapped_to: str | None = None
 
     def swap_weights(self, path: str) -> None:
         """Load the weights under `path` in place and rebuild what was derived from the old ones.
@@ -24,6 +25,7 @@ class SwapWeights:
         embedding, and every log-probability is silently wrong.
         """
         self.model_runner.reload_weights(weights_path=path)
+        self._swapped_to = path
         packed = [m for m in self.model_runner.get_model().modules() if hasattr(m, "cpu_linear")]
         if not packed:
             return
@@ -32,3 +34,7 @@ class SwapWeights:
         for layer in packed:
             if layer.weight.numel():
                 dispatch_cpu_unquantized_gemm(layer, remove_weight=False)
+
+    def swapped_to(self) -> str | None:
+        """Return the path of the last swap; None in a worker that has seen none."""
+        return self._swapped_to

@@ -25,7 +25,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """`load_model` and `load_tokenizer` on first use: they import transformers, which takes seconds."""
+    """`load_model` and `load_tokenizer` on first use: transformers takes seconds to import."""
     if name in ("load_model", "load_tokenizer"):
         from otr import model
 

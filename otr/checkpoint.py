@@ -7,6 +7,7 @@ A checkpoint directory holds the model's safetensors, config, tokenizer and chat
 import json
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,3 +59,20 @@ def load_checkpoint(directory: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"no {STATE_FILE} in {directory}: training can't go on from it")
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Where a run's checkpoints go, what is saved with them, and which one it continues."""
+
+    directory: Path
+    tokenizer: "PreTrainedTokenizerBase"
+    run: dict[str, Any] | None = None
+    """Written to each checkpoint's run.json."""
+    resume_from: Path | None = None
+    """The model already has its weights."""
+
+    def save(self, step: int, model: "PreTrainedModel", state: dict[str, Any]) -> Path:
+        """Write the checkpoint of a step."""
+        path = self.directory / f"step-{step:06d}"
+        return save_checkpoint(path, model, self.tokenizer, state=state, run=self.run)

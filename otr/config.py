@@ -77,9 +77,9 @@ class TrainConfig:
 
     model: ModelConfig
     data: DataConfig
-    objective: Objective = Objective()
-    optim: OptimConfig = OptimConfig()
-    workers: Workers = Workers()
+    objective: Objective = field(default_factory=Objective)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    workers: Workers = field(default_factory=Workers)
     max_steps: int = 100
     step_rows: int = 32
     """Packed rows an optimiser step, over all workers."""

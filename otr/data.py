@@ -1,7 +1,7 @@
 """From examples to packed rows.
 
-In: rows of a corpus (dicts with messages, prompt/completion or Alpaca columns) and a tokenizer with a
-chat template. Out: packed rows, contract 1: {input_ids int32[S], loss_mask bool[S], segment_ids
+In: rows of a corpus (dicts with messages, prompt/completion or Alpaca columns) and a tokenizer with
+a chat template. Out: packed rows, contract 1: {input_ids int32[S], loss_mask bool[S], segment_ids
 int32[S]}. loss_mask marks the tokens to be predicted: the assistant's and its end-of-turn token.
 segment_ids counts a row's examples from 1; 0 is padding.
 
@@ -114,7 +114,7 @@ def _render(
 ) -> str:
     try:
         text = tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=generate
+            [dict(m) for m in messages], tokenize=False, add_generation_prompt=generate
         )
     except Exception as error:  # jinja's own errors, raised by the template's author
         raise Rejected("template", str(error)) from None

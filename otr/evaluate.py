@@ -22,9 +22,9 @@ def evaluate(
     """Score teacher-forced predictions.
 
     Returns:
-        ``val_nll`` (nats a token), ``val_token_accuracy`` (share of tokens that are the model's first
-        choice) and ``val_exact`` (share of examples whose tokens all are, which is the share that
-        greedy decoding would reproduce exactly).
+        ``val_nll`` (nats a token), ``val_token_accuracy`` (share of tokens that are the model's
+        first choice) and ``val_exact`` (share of examples whose tokens all are, which is the share
+        that greedy decoding would reproduce exactly).
     """
     model.eval()
     device = next(model.parameters()).device

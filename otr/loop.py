@@ -1,8 +1,8 @@
 """The training loop: the seam between the method and whatever feeds and watches it.
 
-In: a model, an iterable of micro-batches (contract 1, [B, S] each) and a `TrainConfig`. Out: metrics
-and checkpoint directories, through `report`. In a test the batches are a list and `report` appends;
-under Ray they are a shard's iterator and `ray.train.report`.
+In: a model, an iterable of micro-batches (contract 1, [B, S] each) and a `TrainConfig`. Out:
+metrics and checkpoint directories, through `report`. In a test the batches are a list and `report`
+appends; under Ray they are a shard's iterator and `ray.train.report`.
 
 Shapes: B rows, S row length, T tokens, D width.
 """
@@ -12,16 +12,15 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from otr.checkpoint import load_checkpoint, save_checkpoint
+from otr.checkpoint import Checkpoints, load_checkpoint
 from otr.config import TrainConfig
 from otr.evaluate import evaluate
 from otr.loss import IGNORE_INDEX, LossOutput, Objective, linear_token_loss
@@ -64,11 +63,8 @@ def train(
     config: TrainConfig,
     report: Report,
     *,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    output: Path | None = None,
+    checkpoints: Checkpoints | None = None,
     validation: Sequence[Batch] = (),
-    resume_from: Path | None = None,
-    run: dict[str, Any] | None = None,
 ) -> None:
     """Take `config.max_steps` optimiser steps.
 
@@ -78,12 +74,11 @@ def train(
     Args:
         model: on its device; trained in place.
         batches: this rank's micro-batches in order, the same ones again on resume.
-        report: called by every rank with metrics of all ranks, and on rank 0 with the directory of a
-            new checkpoint, None otherwise.
-        tokenizer, output: saved with, and parent directory of, the checkpoints (None: none saved).
+        config: the run.
+        report: called by every rank with metrics of all ranks, and on rank 0 with the directory of
+            a new checkpoint, None otherwise.
+        checkpoints: where they go and which one to continue (None: nothing is saved).
         validation: this rank's micro-batches to measure on.
-        resume_from: checkpoint to continue; `model` already has its weights.
-        run: written to each checkpoint's run.json.
 
     Raises:
         FloatingPointError: the loss or its gradient is not finite; the weights are untouched.
@@ -92,8 +87,8 @@ def train(
     rank = dist.get_rank() if dist.is_initialized() else 0
     optimizer = make_optimizer(model, config.optim)
     step = 0
-    if resume_from is not None:
-        state = load_checkpoint(resume_from)
+    if checkpoints is not None and checkpoints.resume_from is not None:
+        state = load_checkpoint(checkpoints.resume_from)
         optimizer.load_state_dict(state["optimizer"])
         step = state["step"]
     policy: nn.Module = Policy(model, config.objective)
@@ -116,10 +111,9 @@ def train(
         last = step == config.max_steps
         directory = None
         saves = last or (config.save_every > 0 and step % config.save_every == 0)
-        if saves and rank == 0 and output is not None and tokenizer is not None:
+        if saves and rank == 0 and checkpoints is not None:
             state = {"step": step, "optimizer": optimizer.state_dict()}
-            path = output / f"step-{step:06d}"
-            directory = str(save_checkpoint(path, model, tokenizer, state=state, run=run))
+            directory = str(checkpoints.save(step, model, state))
         if saves or step == 1 or step % config.log_every == 0:
             metrics["tokens_per_second"] = tokens / (time.perf_counter() - clock)
             if validation and (last or step % config.eval_every == 0):
@@ -139,8 +133,7 @@ def _step(
     """One optimiser step; the metrics are means over the step's targets on all ranks."""
     device = next(policy.parameters()).device
     micro = [{k: v.to(device, non_blocking=True) for k, v in batch.items()} for batch in micro]
-    targets = sum(batch["loss_mask"][:, 1:].sum() for batch in micro)
-    count = _sum(torch.as_tensor(targets, dtype=torch.float64, device=device))
+    count = _count(micro, lambda batch: batch["loss_mask"][:, 1:])
     if count == 0:
         raise ValueError(f"step {step + 1} has no token to predict: its rows are empty")
     seed = (config.seed << 32) + step
@@ -149,13 +142,12 @@ def _step(
     for i, batch in enumerate(micro):
         sync = i == len(micro) - 1 or world == 1
         first_row = (i * world + rank) * len(batch["input_ids"])
-        bf16 = torch.autocast(
-            device.type, torch.bfloat16, enabled=config.model.dtype == "bfloat16"
-        )
-        with nullcontext() if sync else policy.no_sync(), bf16:
+        bf16 = torch.autocast(device.type, torch.bfloat16, enabled=config.model.dtype == "bfloat16")
+        no_sync = nullcontext() if sync else cast(DistributedDataParallel, policy).no_sync()
+        with no_sync, bf16:
             out = policy(batch, seed, first_row)
             # DDP averages the gradients of the ranks; their sum is what the step wants.
-            (out.loss_sum * (world / count).float()).backward()
+            (out.loss_sum * (world / count)).backward()
         sums = [out.loss_sum, out.nll_sum, out.reward_sum, out.hit_sum, out.entropy_sum]
         totals += torch.stack([s.detach().double() for s in sums])
     norm = nn.utils.clip_grad_norm_(policy.parameters(), config.optim.max_grad_norm)
@@ -177,7 +169,7 @@ def _step(
         "hit_rate": hits,
         "entropy": entropy,
         "grad_norm": grad_norm,
-        "tokens": _sum(sum((b["segment_ids"] > 0).sum() for b in micro).double()).item(),
+        "tokens": _count(micro, lambda batch: batch["segment_ids"] > 0),
     }
 
 
@@ -186,6 +178,11 @@ def _steps(batches: Iterable[Batch], accumulation: int, *, skip: int) -> Iterato
     remaining = itertools.islice(batches, skip * accumulation, None)
     while len(micro := list(itertools.islice(remaining, accumulation))) == accumulation:
         yield micro
+
+
+def _count(micro: Sequence[Batch], marked: Callable[[Batch], Tensor]) -> float:
+    """Tokens marked in a step, over its micro-batches and all ranks."""
+    return _sum(torch.stack([marked(batch).sum() for batch in micro]).sum().double()).item()
 
 
 def _world() -> int:

@@ -113,7 +113,7 @@ def token_loss(
     return _loss(logits_TV[kept], target_T[kept], objective, seed, position_T[kept])
 
 
-def linear_token_loss(
+def linear_token_loss(  # noqa: PLR0913 - the public signature of the design
     hidden_TD: Float[Tensor, "T D"],
     weight_VD: Float[Tensor, "V D"],
     target_T: Int[Tensor, " T"],
@@ -209,9 +209,7 @@ def _chunks(
     hidden_TD: Tensor, target_T: Tensor, position_T: Tensor, vocabulary: int
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     rows = max(1, _CHUNK_BYTES // (4 * vocabulary))
-    yield from zip(
-        hidden_TD.split(rows), target_T.split(rows), position_T.split(rows), strict=True
-    )
+    yield from zip(hidden_TD.split(rows), target_T.split(rows), position_T.split(rows), strict=True)
 
 
 def _counters(

@@ -58,7 +58,7 @@ def load_model(
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"no causal language model at {config.path!r}: {reason}") from error
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = len(cast(Tensor, model.get_input_embeddings().weight))
     if tokenizer is not None and len(tokenizer) > rows:
         raise ValueError(
             f"vocabulary mismatch at {config.path!r}: the tokenizer has {len(tokenizer)} tokens, "

@@ -1,0 +1,1 @@
+"""What a person runs: sweep, train, score, doctor."""

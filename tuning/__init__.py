@@ -1,0 +1,1 @@
+"""Ray Tune over the one driver: search space, trial, sweep."""

@@ -119,7 +119,8 @@ def batches(
         done = tokenize(examples, tokenizer, columns={}, row_length=_ROW_LENGTH)
         assert not done.rejected, done.rejected[0]
         packed = {k: torch.from_numpy(v) for k, v in pack(done.examples, _ROW_LENGTH).items()}
-        order = torch.randperm(len(packed["input_ids"]), generator=torch.Generator().manual_seed(block))
+        shuffle = torch.Generator().manual_seed(block)
+        order = torch.randperm(len(packed["input_ids"]), generator=shuffle)
         for part in order.split(rows):
             if len(part) == rows:
                 yield {k: v[part] for k, v in packed.items()}
@@ -141,7 +142,7 @@ def pretrain(config: Pretrain) -> None:
     with (log / "pretrain.jsonl").open("w") as metrics_file:
         for stage, (share, steps, optim) in enumerate(stages):
 
-            def report(metrics: dict[str, float], directory: str | None, stage: int = stage) -> None:
+            def report(metrics: dict[str, float], _: str | None, stage: int = stage) -> None:
                 print(json.dumps({"stage": stage} | metrics), file=metrics_file, flush=True)
 
             train(

@@ -198,9 +198,9 @@ def _tracking(rng: random.Random, hard: bool) -> Item:
 
 
 _WORDS = (
-    "ant bee cat dog elk fox goat hen ibis jay koala lion mole newt owl pig quail rat seal toad "
-    "urchin vole wolf yak zebra"
-).split()
+    "ant", "bee", "cat", "dog", "elk", "fox", "goat", "hen", "ibis", "jay", "koala", "lion", "mole",
+    "newt", "owl", "pig", "quail", "rat", "seal", "toad", "urchin", "vole", "wolf", "yak", "zebra",
+)  # fmt: skip
 
 
 def _sorting(rng: random.Random, hard: bool) -> Item:
@@ -218,7 +218,8 @@ _MONTHS = (
 
 def _dates(rng: random.Random, hard: bool) -> Item:
     month = rng.randrange(12)
-    day, days = rng.randint(1, _MONTHS[month][1]), rng.randint(31, 59) if hard else rng.randint(1, 30)
+    day = rng.randint(1, _MONTHS[month][1])
+    days = rng.randint(31, 59) if hard else rng.randint(1, 30)
     prompt = f"Today is {day} {_MONTHS[month][0]} 2025. What is the date in {days} days?"
     end = day + days
     while end > _MONTHS[month][1]:

@@ -1,0 +1,172 @@
+"""The Ray Serve application of the engine: `ray.serve.llm` configured for this project.
+
+In: a model directory and `EngineSettings`. Out: an application with an OpenAI-compatible
+endpoint. Each replica is a deployment of its own, under its own model name: only so can a swap
+reach each of them and a probe ask each of them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import serve
+
+APP_NAME = "evals"
+_CPU_ENVIRONMENT = {
+    "RAYLLM_VLLM_ENGINE_CLS": "evals.lean_engine.LeanVLLMEngine",
+    # The compiler would work for half a minute on the first request, for a log-softmax.
+    "TORCH_COMPILE_DISABLE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+}
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """How vLLM runs.
+
+    Attributes:
+        dtype: type of weights and activations: "float32", "bfloat16" or "float16".
+        max_model_len: tokens of prompt and answer together.
+        num_replicas: engines side by side; prompts are dealt out among them.
+        gpus: GPUs of a replica; below 1 shares one, 0 runs on the CPU.
+        threads: CPU threads of a replica, without a GPU.
+        kv_cache_gib: memory for keys and values of a replica, in GiB.
+        concurrency: requests in flight.
+        port: of the endpoint, on 127.0.0.1 of the head node.
+        log_dir: folder for the logs of vLLM and Serve.
+    """
+
+    dtype: str = "float32"
+    max_model_len: int = 1024
+    num_replicas: int = 1
+    gpus: float = 0
+    threads: int = 1
+    kv_cache_gib: float = 1.0
+    concurrency: int = 64
+    port: int = 8000
+    log_dir: str = "runs/engine"
+
+    def __post_init__(self) -> None:
+        dtypes = ("float32", "bfloat16", "float16")
+        if self.dtype not in dtypes:
+            raise ValueError(f"dtype is {self.dtype!r}; it must be one of {', '.join(dtypes)}")
+        lowest = {"max_model_len": 32, "num_replicas": 1, "threads": 1, "concurrency": 1, "port": 1}
+        for name, low in lowest.items():
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be at least {low}")
+        if self.kv_cache_gib <= 0 or self.gpus < 0:
+            raise ValueError(
+                f"kv_cache_gib is {self.kv_cache_gib!r} and gpus {self.gpus!r}; "
+                "the first must be positive, the second not negative"
+            )
+
+
+def model_names(settings: EngineSettings) -> list[str]:
+    """Names of the replicas, as the `model` of a request."""
+    return [f"replica-{index}" for index in range(settings.num_replicas)]
+
+
+def build(model_dir: Path, settings: EngineSettings) -> Any:
+    """Build the Serve application. Reserves one logical CPU a replica, none for the endpoint."""
+    from ray.serve.llm import LLMConfig, build_openai_app
+
+    kind = "gpu" if settings.gpus else "cpu"
+    bundle = {"CPU": 1, "GPU": settings.gpus} if settings.gpus else {"CPU": 1}
+    configs = [
+        LLMConfig(
+            model_loading_config={"model_id": name, "model_source": str(model_dir)},
+            accelerator_config={"kind": kind},
+            placement_group_config={"bundle_per_worker": bundle},
+            engine_kwargs=_engine_arguments(settings),
+            runtime_env={"env_vars": _environment(settings)},
+            deployment_config={"num_replicas": 1, "ray_actor_options": {"num_cpus": 0}},
+            log_engine_metrics=False,
+        )
+        for name in model_names(settings)
+    ]
+    endpoint = {"num_replicas": 1, "ray_actor_options": {"num_cpus": 0}}
+    return build_openai_app({"llm_configs": configs, "ingress_deployment_config": endpoint})
+
+
+def check_can_start(settings: EngineSettings) -> None:
+    """Check that Ray runs, that Serve does not, and that the port is free.
+
+    Raises:
+        ValueError: the port is in use, or another Serve application runs in the cluster.
+        RuntimeError: Ray is not initialised.
+    """
+    if not ray.is_initialized():
+        raise RuntimeError("the engine runs in a Ray cluster: call ray.init() first")
+    if serve.status().proxies:
+        raise ValueError(
+            "Ray Serve already runs in this Ray cluster, and the engine would share its port and "
+            "end its applications; run `serve shutdown` or use another cluster"
+        )
+    with socket.socket() as probe_socket:
+        probe_socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe_socket.bind(("127.0.0.1", settings.port))
+        except OSError as error:
+            raise ValueError(
+                f"port {settings.port} of 127.0.0.1 can't be used ({error.strerror}); "
+                "give another one"
+            ) from error
+
+
+def quiet_driver() -> None:
+    """Keep the messages that Serve and vLLM print in this process off the terminal."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+
+
+def _engine_arguments(settings: EngineSettings) -> dict[str, Any]:
+    return {
+        "dtype": settings.dtype,
+        "max_model_len": settings.max_model_len,
+        "kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30),
+        "enforce_eager": not settings.gpus,
+        "worker_extension_cls": "evals.worker_extension.SwapWeights",
+        # The model's own generation_config.json would add a repetition penalty or top-k to every
+        # request that does not name them.
+        "generation_config": "vllm",
+        "use_tqdm_on_load": False,
+    }
+
+
+def _environment(settings: EngineSettings) -> dict[str, str]:
+    environment = {"PYTHONPATH": str(Path(__file__).parents[1])}
+    if not settings.gpus:
+        environment |= _CPU_ENVIRONMENT | {"OMP_NUM_THREADS": str(settings.threads)}
+    if sum(node["Alive"] for node in ray.nodes()) == 1:
+        # Elsewhere the folder may not exist: there Ray's own log files have to do.
+        environment["VLLM_LOGGING_CONFIG_PATH"] = str(_log_to_file(settings))
+    return environment
+
+
+def _log_to_file(settings: EngineSettings) -> Path:
+    """Write a logging configuration that sends vLLM's messages to log_dir/vllm.log."""
+    folder = Path(settings.log_dir).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    line = "%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"
+    handler = {
+        "class": "logging.FileHandler",
+        "filename": str(folder / "vllm.log"),
+        "formatter": "line",
+    }
+    config = {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"line": {"format": line}},
+        "handlers": {"file": handler},
+        "loggers": {"vllm": {"handlers": ["file"], "level": "INFO", "propagate": False}},
+    }
+    path = folder / "vllm_logging.json"
+    path.write_text(json.dumps(config, indent=2))
+    return path

@@ -1,0 +1,189 @@
+"""Is this answer right? Extraction of the final answer from a model's text, and its comparison.
+
+In: the whole text of an answer and the reference answer. Out: right or wrong. The final answer is
+looked for in the order of Qwen2.5-Math's evaluation: the last complete `\\boxed{}`, what follows the
+last "####", what follows the last "answer is", the last number (mathematics) or line (the others).
+"""
+
+import ast
+import os
+import re
+import textwrap
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from evals import sandbox, symbolic
+from evals.benchmark import Benchmark, Item
+
+MAX_ANSWER_CHARS = 1_000  # no reference answer is a third as long; a loop of a model is
+_NUMBER = re.compile(r"(?<![\d.])-?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)")
+_OPTION = re.compile(r"\(([A-Za-z])\)|(?<![A-Za-z'])([A-Z])(?![A-Za-z'])")
+_STATEMENT = re.compile(r"^(?:from [\w.]+ import|import \w|(?:async )?def \w|class \w|@\w)", re.M)
+_FENCED = re.compile(r"^[ \t]*```[ \t]*\w*[ \t]*\n(.*?)(?:^[ \t]*```|\Z)", re.M | re.S)
+_GROUPED = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+
+
+def math_equal(prediction: str, gold: str) -> bool:
+    """True if the final answer in `prediction` equals `gold`, by value and not by spelling.
+
+    Equal strings and integers are settled here, the rest by math-verify (Kydlicek, 2025) in a
+    process of its own with a limit on CPU time: safe in threads and with hostile input.
+
+    Args:
+        prediction: the model's whole answer text.
+        gold: the reference answer, LaTeX or plain, without `\\boxed{}`.
+    """
+    answer = marked_answer(prediction)
+    if answer is None:
+        numbers = _NUMBER.findall(prediction)
+        answer = numbers[-1] if numbers else ""
+    answer, gold = _plain(answer), _plain(gold)
+    if not answer or not gold or len(answer) > MAX_ANSWER_CHARS:
+        return False
+    if answer == gold:
+        return True
+    if re.fullmatch(r"-?\d{1,100}", answer) and re.fullmatch(r"-?\d{1,100}", gold):
+        return int(answer) == int(gold)
+    return symbolic.equal(gold, answer)
+
+
+def choice_equal(prediction: str, gold: str) -> bool:
+    """True if the option letter in `prediction` is `gold`, with or without parentheses.
+
+    In an answer marked as final the first letter counts ("(B) the owl"); in running text the last
+    "(B)", or a last line that is or opens with a letter ("B", "B. the owl").
+    """
+    marked = marked_answer(prediction)
+    if marked is not None:
+        found = _OPTION.findall(marked)[:1] or re.findall(r"^\W*([a-z])()\W*$", marked)
+    else:
+        last_line = prediction.strip().rpartition("\n")[2].strip()
+        found = re.findall(r"\(([A-Za-z])\)()", prediction)[-1:]
+        found = found or re.findall(r"^\W*([A-Z])()(?:[.:)*\s]|$)", last_line)
+    return bool(found) and "".join(found[0]).upper() == re.sub(r"\W", "", gold).upper()
+
+
+def exact_equal(prediction: str, gold: str) -> bool:
+    """True if the final answer, else the last line, is `gold` but for case, commas and spaces."""
+    answer = marked_answer(prediction)
+    if answer is None:
+        answer = prediction.strip().rpartition("\n")[2]
+    return _words(gold) in (_words(answer), _words(prediction))
+
+
+def code_passes(item: Item, text: str) -> bool:
+    """True if the code in `text` passes `item.tests` in the sandbox.
+
+    `item.meta["code_prompt"]`, where present, is the head of the function that was to be completed.
+    """
+    program = extract_code(text, item.meta.get("code_prompt", ""))
+    return sandbox.run(f"{program}\n\n{item.tests}\n").passed
+
+
+def grade_all(benchmark: Benchmark, answers: Sequence[tuple[Item, str]]) -> list[bool]:
+    """Grades all answers, as many at a time as this process may use cores; order is kept.
+
+    Threads suffice: code and symbolic comparison run in processes of their own, with time limits.
+    """
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        return list(pool.map(lambda answer: benchmark.grade(*answer), answers))
+
+
+def marked_answer(text: str) -> str | None:
+    """What `text` marks as final by `\\boxed{}`, "####", "answer is" or a line "Answer:"; or None."""
+    boxed = _last_boxed(text)
+    if boxed is not None:
+        return boxed
+    if "####" in text:
+        return text.rpartition("####")[2].strip().partition("\n")[0].strip()
+    tails = re.split(r"answer\s+is\b", text, flags=re.IGNORECASE)
+    if len(tails) == 1:
+        tails = re.split(r"^\W*(?:final\s+)?answer\W*:", text, flags=re.IGNORECASE | re.MULTILINE)
+    return _sentence(tails[-1]) if len(tails) > 1 else None
+
+
+def extract_code(text: str, prompt: str = "") -> str:
+    """The program in a model's answer: from its last fitting fenced block, else from its text.
+
+    Args:
+        text: the whole answer; a block cut off by the token limit counts as far as it goes.
+        prompt: the code that was to be completed, if any. An answer that repeats its last function
+            replaces it and keeps what stands above; any other answer is its continuation.
+    """
+    headers = list(re.finditer(r"^def\s+(\w+)", prompt, re.MULTILINE))
+    name = headers[-1].group(1) if headers else r"\w+"
+    definition = re.compile(rf"^(?:async\s+)?def\s+{name}\b", re.MULTILINE)
+    blocks = _FENCED.findall(text)
+    fitting = [block for block in map(textwrap.dedent, blocks) if definition.search(block)]
+    code = (fitting or blocks or [text])[-1]
+    if not headers:
+        return code if blocks else _from_first_statement(code)
+    if definition.search(code):
+        above = prompt[: headers[-1].start()]
+        return above + (code if blocks else _from_first_statement(code))
+    if code.strip() and not code.lstrip("\n")[0].isspace():
+        code = textwrap.indent(code, "    ")
+    return _without_trailing_prose(prompt + code)
+
+
+def _last_boxed(text: str) -> str | None:
+    """Content of the last `\\boxed{}` whose braces close and that is not empty; linear in time."""
+    open_at: list[int | None] = []
+    last, content = -1, None
+    for token in re.finditer(r"\\f?boxed\s*\{|\\.|[{}]", text):
+        if token.group().endswith("{") and token.group() != "\\{":
+            open_at.append(token.end() if len(token.group()) > 1 else None)
+        elif token.group() == "}" and open_at:
+            start = open_at.pop()
+            if start is not None and start > last and text[start : token.start()].strip():
+                last, content = start, text[start : token.start()].strip()
+    return content
+
+
+def _sentence(tail: str) -> str:
+    """The first line of `tail`, or the formula that it opens with, up to the end of the sentence."""
+    line = tail.lstrip(" \t\n:*").partition("\n")[0]
+    formula = re.match(r"\$\$?([^$]+?)\$\$?(?![\d])|\\\((.+?)\\\)|\\\[(.+?)\\\]", line)
+    if formula:
+        return next(group for group in formula.groups() if group)
+    return re.split(r"\.(?:\s|\*|$)", line, maxsplit=1)[0].strip()
+
+
+def _plain(answer: str) -> str:
+    """Without decoration: dollar signs, bold, full stop, digit grouping, words around one number."""
+    answer = answer.strip().strip("*").rstrip(".").strip()
+    answer = answer.replace("\\$", "").replace("$", "").replace("\\!", "").strip()
+    answer = re.sub(r"^\\text\{([^{}]*)\}$", r"\1", answer)
+    if re.fullmatch(r"-?\d{1,3}(,\d{3})+(\.\d+)?", answer):
+        answer = answer.replace(",", "")
+    in_words = re.fullmatch(r"(?:[A-Za-z]{2,}\s+)*(-?[\d,]*\.?\d+)(?:\s+[A-Za-z]{2,}[.,]?)*", answer)
+    return _GROUPED.sub("", in_words.group(1)) if in_words else answer
+
+
+def _words(answer: str) -> str:
+    answer = re.sub(r"\\text\{([^{}]*)\}", r"\1", answer)
+    answer = _GROUPED.sub("", answer).replace(",", " ").strip("\"'`*$. \n\t")
+    if re.fullmatch(r"[\[\](){}<>\s]*", answer):
+        return "".join(answer.split())
+    return " ".join(answer.casefold().split()).strip("\"'`*$. ")
+
+
+def _from_first_statement(text: str) -> str:
+    """Drops prose before the first line that looks like code, unless all of it is code."""
+    start = _STATEMENT.search(text)
+    return text if start is None or _parses(text) else _without_trailing_prose(text[start.start() :])
+
+
+def _without_trailing_prose(program: str) -> str:
+    """The longest head of `program`, in whole lines, that parses; all of it if none does."""
+    lines = program.splitlines()
+    heads = ("\n".join(lines[:count]) for count in range(len(lines), 0, -1))
+    return next(filter(_parses, heads), program)
+
+
+def _parses(program: str) -> bool:
+    try:
+        ast.parse(program)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return True

@@ -1,0 +1,123 @@
+"""Proof that an engine serves the weights of a Hugging Face directory.
+
+In: the directory and the log-probabilities that the engine served for fixed token sequences.
+Out: nothing, or a RuntimeError. The truth is transformers in float32 on the same directory, so a
+fault of the engine, of its kernels or of a weight swap can't hide.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+# Largest difference of a served log-probability from the truth, in nats. Float32 differs by the
+# order of summation (1e-5 measured), the half-precision types by rounding (0.06 measured in
+# bfloat16); wrong weights are off by whole nats.
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.05}
+
+# What two directories may differ in and still fit the same engine.
+_FREE_KEYS = {
+    "_name_or_path", "architectures", "bos_token_id", "dtype", "eos_token_id", "pad_token_id",
+    "torch_dtype", "transformers_version", "use_cache",
+}  # fmt: skip
+
+NUM_CONTINUED = 8
+
+
+def check_directory(directory: str | Path) -> Path:
+    """Return the absolute path of a model directory.
+
+    Raises:
+        ValueError: it holds no config.json or no safetensors weights.
+    """
+    path = Path(directory).absolute()
+    for pattern in ("config.json", "*.safetensors"):
+        if not any(path.glob(pattern)):
+            raise ValueError(
+                f"{directory} is no model directory: it holds no {pattern}; "
+                "give a Hugging Face directory with config, safetensors weights and tokenizer"
+            )
+    return path
+
+
+def check_same_shape(served: Path, candidate: Path) -> None:
+    """Check that the weights of `candidate` fit an engine started on `served`.
+
+    Raises:
+        ValueError: with each config key that differs and both values.
+    """
+    ours, theirs = _config(served).to_dict(), _config(candidate).to_dict()
+    different = [
+        f"{key}: {ours.get(key)!r} there, {theirs.get(key)!r} here"
+        for key in sorted(set(ours) | set(theirs))
+        if key not in _FREE_KEYS and ours.get(key) != theirs.get(key)
+    ]
+    if different:
+        raise ValueError(
+            f"{candidate} does not fit the engine started on {served} ({'; '.join(different)}); "
+            "start another engine for it"
+        )
+
+
+def sequences(directory: Path, max_model_len: int) -> list[list[int]]:
+    """Fixed pseudo-random token sequences: a short one, and one longer than a KV-cache block.
+
+    The second would be answered from the cache of the old weights (blocks of up to 128 tokens) if
+    a swap forgot to reset it.
+    """
+    draw = random.Random(0)
+    vocab_size = _config(directory).get_text_config().vocab_size
+    longest = max_model_len - NUM_CONTINUED
+    return [[draw.randrange(vocab_size) for _ in range(min(n, longest))] for n in (24, 160)]
+
+
+def reference_logprobs(directory: Path, rows: Sequence[Sequence[int]]) -> list[list[float]]:
+    """Log p(token | tokens before it) of each row by transformers, float32, on this host's CPU.
+
+    A row of n tokens gives n - 1 values in nats. Needs 4 bytes of memory a parameter.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    model = AutoModelForCausalLM.from_pretrained(
+        directory, dtype=torch.float32, local_files_only=True
+    ).eval()
+    result = []
+    for row in rows:
+        ids = torch.tensor([list(row)])
+        with torch.inference_mode():
+            logp = model(ids).logits[0, :-1].float().log_softmax(-1)
+        result.append(logp.gather(-1, ids[0, 1:, None]).squeeze(-1).tolist())
+    return result
+
+
+def check_logprobs(
+    served: Sequence[Sequence[float]], truth: Sequence[Sequence[float]], dtype: str, what: str
+) -> float:
+    """Return the largest difference in nats.
+
+    Raises:
+        RuntimeError: it exceeds TOLERANCE[dtype], or a value is missing or not a number.
+    """
+    worst = 0.0
+    for got_row, true_row in zip(served, truth, strict=True):
+        for got, true in zip(got_row, true_row, strict=True):
+            worst = max(worst, abs(got - true)) if got == got else float("inf")
+    if not worst <= TOLERANCE[dtype]:
+        raise RuntimeError(
+            f"the engine does not serve {what}: a log-probability differs by {worst:.3g} nats "
+            f"from transformers' in float32 (allowed in {dtype}: {TOLERANCE[dtype]:g}); "
+            "nothing it generates may be scored"
+        )
+    return worst
+
+
+def _config(directory: Path) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(os.fspath(directory), local_files_only=True)

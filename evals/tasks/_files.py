@@ -1,0 +1,60 @@
+"""Reading of benchmark files, with errors that name the file, the line and the field.
+
+In: a path and the fields that every row must have. Out: rows as dicts, with their places.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+Fields = Mapping[str, type | tuple[type, ...]]
+
+
+def read_jsonl(path: Path, fields: Fields) -> Iterator[dict[str, Any]]:
+    """Yields the rows of a file with one JSON object a line; empty lines are passed over."""
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if line.strip():
+            row = _parse(line, f"{path}, line {number}")
+            check(row, fields, f"{path}, line {number}")
+            yield row
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file."""
+    return _parse(read_text(path), str(path))
+
+
+def read_text(path: Path) -> str:
+    """The content of a UTF-8 file; a ValueError that tells how to point to it if it is missing."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise ValueError(
+            f"no file {path}: set OTR_BENCHMARKS (or the directory given) to the folder that holds "
+            "the published files, or correct the path"
+        ) from None
+    except (UnicodeDecodeError, PermissionError) as error:
+        raise ValueError(f"{path} can't be read as UTF-8 text: {error}") from error
+
+
+def check(row: Any, fields: Fields, place: str) -> None:
+    """Raises a ValueError that names `place` and the field that is missing or of a wrong type."""
+    if not isinstance(row, dict):
+        raise ValueError(f"{place}: expected a JSON object, found {type(row).__name__}")
+    for name, kind in fields.items():
+        if name not in row:
+            raise ValueError(f'{place}: field "{name}" is missing; there are {sorted(row)}')
+        if not isinstance(row[name], kind):
+            kinds = kind if isinstance(kind, tuple) else (kind,)
+            expected = " or ".join(each.__name__ for each in kinds)
+            raise ValueError(
+                f'{place}: field "{name}" is {row[name]!r:.80}, expected {expected}'
+            )
+
+
+def _parse(text: str, place: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{place}: not valid JSON ({error.msg}, column {error.colno})") from error

@@ -1,0 +1,268 @@
+"""From a command line to a `SweepConfig`.
+
+In: argv without the program's name. Out: a `Request`. A preset (or a run.json) gives every field a
+value; what the command line says wins over the preset and over what its arms set. Nothing is read
+but run.json, nothing written.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import io
+import json
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NoReturn
+
+import tyro
+
+from pipelines.presets import PRESETS, SweepConfig
+from tuning.trial import Trial
+
+SHORT = {
+    "--model": "--train.model.path",
+    "--data": "--train.data.paths",
+    "--validation": "--train.data.validation",
+    "--columns": "--train.data.columns",
+    "--max-steps": "--train.max-steps",
+}
+_OWN = ("--preset", "--config", "--arms", "--seeds", "--dry-run", "--help")
+_HELP = """\
+Starts from a preset and changes what you name. In short:
+  --preset {presets}; --config RUN.json: start from a former run
+  --arms NAME..: only these arms; --seeds N..: these seeds
+  --dry-run: print the resolved config and one rendered example; write nothing
+  {short}
+  --columns prompt=question completion=answer: our names to your columns
+"""
+
+
+class UsageError(ValueError):
+    """The command line can't be understood; exit code 2."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a command line asks for."""
+
+    config: SweepConfig
+    dry_run: bool
+    preset: str
+
+
+def parse(argv: Sequence[str], prog: str) -> Request:
+    """Read a command line.
+
+    Raises:
+        UsageError: an unknown option, preset, arm or value, in one line.
+        ValueError: run.json can't be read.
+        SystemExit: after --help.
+    """
+    own, rest = _own_options().parse_known_args(_split_pairs(argv))
+    start = read_run(own.config) if own.config else _preset(own.preset)
+    if own.help:
+        rest = ["--help"]
+    given = _known_keys(rest)
+    rest = [_long(word) for word in rest]
+    if own.arms:
+        start = replace(start, trials=_only_arms(start.trials, own.arms))
+    if own.seeds:
+        start = replace(start, trials=_with_seeds(start.trials, own.seeds))
+    config = _tyro(rest, start, prog)
+    config = _given_wins(config, given)
+    if "train.data.paths" in given and "train.data.validation" not in given:
+        config = replace(config, train=replace(config.train, data=replace(config.train.data, validation=())))
+    if "name" not in given and not own.config and config != _preset(own.preset):
+        config = replace(config, name=f"{config.name}-{fingerprint(config)}")
+    return Request(config, own.dry_run, own.preset)
+
+
+def fingerprint(config: SweepConfig) -> str:
+    """Six hexadecimal digits that differ where the runs would."""
+    told = {k: v for k, v in asdict(config).items() if k not in ("name", "output", "engine")}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:6]
+
+
+def read_run(path: str | Path) -> SweepConfig:
+    """The configuration in a run.json.
+
+    Raises:
+        ValueError: no such file, or it holds something else (the key is named).
+    """
+    try:
+        stored = json.loads(Path(path).read_text())["config"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no run.json of a run: {error!r}") from error
+    return _build(SweepConfig, stored, "")
+
+
+class _OwnOptions(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+
+def _own_options() -> argparse.ArgumentParser:
+    parser = _OwnOptions(add_help=False, allow_abbrev=False)
+    parser.add_argument("--preset", default="builtin")
+    parser.add_argument("--config", default="")
+    parser.add_argument("--arms", nargs="+", default=[])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[])
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("-h", "--help", action="store_true")
+    return parser
+
+
+def _preset(name: str) -> SweepConfig:
+    if name not in PRESETS:
+        raise UsageError(f"no preset {name!r}: did you mean {_nearest(name, PRESETS)!r}?")
+    return PRESETS[name]()
+
+
+def _split_pairs(argv: Sequence[str]) -> list[str]:
+    """``--columns a=b c=d`` as tyro reads a dict: ``--columns a b c d``."""
+    words: list[str] = []
+    inside = False
+    for word in argv:
+        if word.startswith("--"):
+            inside = word.replace("_", "-") in ("--columns", "--train.data.columns")
+            words.append(word)
+        elif inside:
+            ours, equals, theirs = word.partition("=")
+            words += [ours, theirs] if equals else [word]
+        else:
+            words.append(word)
+    return words
+
+
+def _long(word: str) -> str:
+    flag, equals, value = word.partition("=")
+    return SHORT.get(flag.replace("_", "-"), flag) + equals + value if word[:2] == "--" else word
+
+
+def _known_keys(words: Sequence[str]) -> set[str]:
+    """The dotted keys that are given.
+
+    Raises:
+        UsageError: one of them does not exist.
+    """
+    keys = set(_keys(SweepConfig))
+    given = set()
+    for word in words:
+        if not word.startswith("--") or word == "--help":
+            continue
+        flag = word.partition("=")[0]
+        key = _long(flag)[2:].replace("-", "_")
+        key = key.replace(".no_", ".") if key not in keys else key
+        if key not in keys:
+            known = [f"--{k.replace('_', '-')}" for k in keys] + [*SHORT, *_OWN]
+            raise UsageError(f"unknown option {flag}: did you mean {_nearest_option(flag, known)}?")
+        given.add(key)
+    return given
+
+
+def _nearest_option(flag: str, known: Sequence[str]) -> str:
+    by_last_name = {f"--{option[2:].rpartition('.')[2]}": option for option in known}
+    names = [*by_last_name, *(k for k in known if "." in k)] if "." not in flag else known
+    near = _nearest(flag, names)
+    return by_last_name.get(near, near)
+
+
+def _nearest(word: str, known: typing.Iterable[str]) -> str:
+    return get_close_matches(word, list(known), 1, 0)[0]
+
+
+def _keys(kind: type, prefix: str = "") -> Iterator[str]:
+    hints = typing.get_type_hints(kind)
+    for field in fields(kind):
+        if is_dataclass(hints[field.name]):
+            yield from _keys(hints[field.name], f"{prefix}{field.name}.")
+        elif field.name != "trials":
+            yield prefix + field.name
+
+
+def _tyro(words: Sequence[str], default: SweepConfig, prog: str) -> SweepConfig:
+    short = "\n  ".join(f"{s} = {long}" for s, long in SHORT.items())
+    description = _HELP.format(presets=" | ".join(PRESETS), short=short)
+    output = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(output):
+            return tyro.cli(
+                SweepConfig, args=words, default=default, prog=prog, description=description
+            )
+    except SystemExit as error:
+        if not error.code:
+            raise
+        raise UsageError(_first_paragraph(output.getvalue())) from None
+
+
+def _first_paragraph(box: str) -> str:
+    """What tyro says in the first part of its box, as one line."""
+    said = []
+    for line in box.splitlines()[1:]:
+        text = line.strip("│╭╮╰╯ ")
+        if text.startswith("─"):
+            break
+        said.append(text)
+    return " ".join(said)
+
+
+def _only_arms(trials: Sequence[Trial], arms: Sequence[str]) -> tuple[Trial, ...]:
+    known = dict.fromkeys(trial.arm for trial in trials)
+    for arm in arms:
+        if arm not in known:
+            raise UsageError(f"no arm {arm!r}: did you mean {_nearest(arm, known)!r}?")
+    return tuple(trial for trial in trials if trial.arm in arms)
+
+
+def _with_seeds(trials: Sequence[Trial], seeds: Sequence[int]) -> tuple[Trial, ...]:
+    settings = {json.dumps([trial.arm, trial.overrides]): trial for trial in trials}
+    return tuple(replace(trial, seed=seed) for trial in settings.values() for seed in seeds)
+
+
+def _given_wins(config: SweepConfig, given: set[str]) -> SweepConfig:
+    """Take what the command line fixes out of the arms; trials that become equal are one."""
+    fixed = {key.removeprefix("train.") for key in given if key.startswith("train.")}
+    if "seed" in fixed:
+        raise UsageError("--train.seed: the seeds of the trials are --seeds")
+    kept: dict[str, Trial] = {}
+    for trial in config.trials:
+        overrides = {k: v for k, v in trial.overrides.items() if k not in fixed}
+        trial = replace(trial, overrides=overrides)
+        twin = kept.setdefault(json.dumps([overrides, trial.seed], sort_keys=True), trial)
+        if twin.arm != trial.arm:
+            raise UsageError(
+                f"with your options the arms {twin.arm} and {trial.arm} are the same: "
+                f"choose with --arms"
+            )
+    return replace(config, trials=tuple(kept.values()))
+
+
+def _build(kind: Any, value: Any, place: str) -> Any:
+    """A value of the annotated type `kind` from JSON."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if is_dataclass(kind) and isinstance(kind, type):
+        return _build_dataclass(kind, value, place)
+    if origin is tuple:
+        return tuple(_build(inner[0], each, f"{place}[{i}]") for i, each in enumerate(value))
+    if origin in (types.UnionType, typing.Union):
+        (kind,) = (each for each in inner if each is not type(None))
+        return None if value is None else _build(kind, value, place)
+    return value
+
+
+def _build_dataclass(kind: type, value: Any, place: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{place or 'config'} is {value!r}: expected an object")
+    hints = typing.get_type_hints(kind)
+    for name in value:
+        if name not in hints:
+            raise ValueError(
+                f"unknown key {f'{place}.{name}'.lstrip('.')!r}: "
+                f"did you mean {_nearest(name, hints)!r}?"
+            )
+    built = {n: _build(hints[n], v, f"{place}.{n}".lstrip(".")) for n, v in value.items()}
+    return kind(**built)

@@ -1,0 +1,135 @@
+"""The configuration of a sweep, and the presets: functions that return one.
+
+In: nothing. Out: a `SweepConfig`. Paths and benchmarks that begin with ``builtin:`` stand for files
+that `pipelines.builtin.corpus` writes when they are first needed.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import tyro
+
+from evals.engine import EngineSettings
+from otr.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
+from pipelines.builtin.corpus import BENCHMARKS
+from tuning.sweep import SearchSettings
+from tuning.trial import Trial, grid
+
+LEARNING_RATES = {
+    "sft": 3e-4,
+    "dft": 3e-4,
+    "otr-expected": 3e-4,
+    "otr-k16": 3e-4,
+    "otr-k256": 3e-4,
+}
+"""What the study found best for each arm of `builtin`."""
+
+_OBJECTIVES = {
+    "sft": {"objective.name": "sft"},
+    "dft": {"objective.name": "dft"},
+    "otr-expected": {"objective.estimator": "expected"},
+    "otr-k16": {"objective.num_samples": 16},
+    "otr-k256": {"objective.num_samples": 256},
+}
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """A sweep: what to train, in which arms, and how to score what comes out."""
+
+    name: str
+    """Of the run's directory under `output`; the same name again continues the run."""
+    train: TrainConfig
+    """What all trials share."""
+    trials: tyro.conf.Suppress[tuple[Trial, ...]]
+    """What each trial changes in `train`."""
+    search: SearchSettings = SearchSettings()
+    engine: EngineSettings = EngineSettings()
+    benchmarks: tuple[str, ...] = ()
+    """Names, ``file:PATH.jsonl`` or ``builtin:NAME``. The first is the target: it ranks the arms.
+    Those not called target-... measure what the model retains."""
+    benchmark_dir: str = ""
+    """Of the published benchmark files; empty: $OTR_BENCHMARKS."""
+    max_items: int = 0
+    """Of each benchmark, its first ones; 0: all."""
+    output: str = "runs"
+    """Directory of the runs, the MLflow store and the built-in files."""
+
+    def __post_init__(self) -> None:
+        if not self.name or set(self.name) & set("/\\ "):
+            raise ValueError(f"name is {self.name!r}: use letters, digits, '-', '_' and '.'")
+        if not self.trials:
+            raise ValueError("no trial: name at least one arm and one seed")
+        if not self.benchmarks:
+            raise ValueError("no benchmark: name at least one to score the trials with")
+        if self.max_items < 0:
+            raise ValueError(f"max_items is {self.max_items}: use 0 (all) or more")
+
+
+def builtin() -> SweepConfig:
+    """The main job on the built-in world: six arms, each at its own best learning rate."""
+    trials = [
+        trial
+        for arm, lr in LEARNING_RATES.items()
+        for trial in grid(arm, (0, 1), **_lists(_OBJECTIVES[arm] | {"optim.lr": lr}))
+    ]
+    return SweepConfig(
+        name="builtin",
+        train=TrainConfig(
+            model=ModelConfig("builtin:base"),
+            data=DataConfig(("builtin:train",), validation=("builtin:validation",), row_length=256),
+            optim=OptimConfig(lr=3e-4),
+            max_steps=300,
+            step_rows=8,
+            micro_rows=8,
+            eval_every=100,
+        ),
+        trials=tuple(trials),
+        benchmarks=tuple(f"builtin:{name}" for name in BENCHMARKS),
+    )
+
+
+def study() -> SweepConfig:
+    """Which settings matter: K, mismatch reward, temperature and learning rate under ASHA."""
+    rates = [1e-4, 3e-4, 1e-3, 3e-3]
+    otr = {
+        "objective.num_samples": [1, 4, 16, 64, 256],
+        "objective.mismatch_reward": [-1.0, -0.1, 0.0],
+        "objective.temperature": [1.0, 1.3],
+    }
+    expected = {k: v for k, v in otr.items() if k != "objective.num_samples"}
+    seeds = (0, 1)
+    trials = [
+        *grid("sft", seeds, **_lists(_OBJECTIVES["sft"] | {"optim.lr": rates})),
+        *grid("dft", seeds, **_lists(_OBJECTIVES["dft"] | {"optim.lr": rates})),
+        *grid("otr-expected", seeds, **_lists({"objective.estimator": "expected"} | expected | {"optim.lr": rates})),
+        *grid("otr", seeds, **_lists(otr | {"optim.lr": rates})),
+    ]
+    return replace(
+        builtin(), name="study", trials=tuple(trials), search=SearchSettings(scheduler="asha")
+    )
+
+
+def debug() -> SweepConfig:
+    """The whole system in a few steps and items: for tests."""
+    config = builtin()
+    arms = {"sft": 3e-4, "otr-k16": 3e-4}
+    return replace(
+        config,
+        name="debug",
+        train=replace(config.train, max_steps=6, log_every=2, eval_every=3),
+        trials=tuple(
+            trial
+            for arm, lr in arms.items()
+            for trial in grid(arm, (0,), **_lists(_OBJECTIVES[arm] | {"optim.lr": lr}))
+        ),
+        benchmarks=("builtin:target-heldout", "builtin:retained-code"),
+        max_items=8,
+    )
+
+
+PRESETS: dict[str, Callable[[], SweepConfig]] = {
+    "builtin": builtin,
+    "study": study,
+    "debug": debug,
+}

@@ -1,0 +1,171 @@
+"""Packing, accumulation and ranks change nothing; resuming goes on where it stopped."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from otr import DataConfig, ModelConfig, Objective, OptimConfig, TrainConfig, Workers
+from otr.checkpoint import Checkpoints
+from otr.data import pack
+from otr.evaluate import evaluate
+from otr.loop import train
+from otr.model import head_weight, hidden_states, load_model, load_tokenizer
+from tests.assets.tiny import make_tiny_model
+
+OBJECTIVES = [Objective("sft"), Objective("dft"), Objective(num_samples=8)]
+ROWS, LENGTH = 8, 48
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("model") / "tiny"
+    make_tiny_model(directory)
+    return directory
+
+
+def examples(count: int, seed: int = 0) -> list[tuple[list[int], list[bool]]]:
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for _ in range(count):
+        length = int(torch.randint(6, 20, (), generator=generator))
+        ids = torch.randint(0, 250, (length,), generator=generator).tolist()
+        made.append((ids, [i >= length // 2 for i in range(length)]))
+    return made
+
+
+def batches(steps: int) -> list[dict[str, torch.Tensor]]:
+    packed = pack(examples(ROWS * steps * 4), LENGTH)
+    columns = {name: torch.from_numpy(column) for name, column in packed.items()}
+    assert len(columns["input_ids"]) >= ROWS * steps
+    return [{k: v[i * ROWS : (i + 1) * ROWS] for k, v in columns.items()} for i in range(steps)]
+
+
+def config(model_dir: Path, objective: Objective, steps: int, **change: object) -> TrainConfig:
+    return TrainConfig(
+        model=ModelConfig(str(model_dir)),
+        data=DataConfig(("none",), row_length=LENGTH),
+        objective=objective,
+        optim=OptimConfig(lr=1e-2, warmup_steps=2),
+        max_steps=steps,
+        log_every=1,
+        **{"step_rows": ROWS, "micro_rows": ROWS} | change,
+    )
+
+
+def weights(model: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def test_packed_examples_do_not_see_each_other(model_dir: Path) -> None:
+    model = load_model(ModelConfig(str(model_dir))).eval()
+    made = examples(9)
+    packed = {k: torch.from_numpy(v) for k, v in pack(made, LENGTH).items()}
+    ids, segments = packed["input_ids"], packed["segment_ids"]
+    assert segments.max() >= 3
+    with torch.no_grad():
+        logits = hidden_states(model, ids, segments) @ head_weight(model).T
+    compared = 0
+    for row in range(len(ids)):
+        for segment in range(1, int(segments[row].max()) + 1):
+            inside = segments[row] == segment
+            with torch.no_grad():
+                alone = model(input_ids=ids[row, inside][None].long()).logits[0]
+            torch.testing.assert_close(logits[row, inside], alone, rtol=0, atol=1e-5)
+            compared += 1
+    assert compared == len(made)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: o.name)
+def test_accumulation_equals_one_batch(model_dir: Path, objective: Objective) -> None:
+    results = []
+    for micro_rows in (ROWS, ROWS // 2):
+        model, log = load_model(ModelConfig(str(model_dir))), []
+        parts = [
+            {k: v[i : i + micro_rows] for k, v in batch.items()}
+            for batch in batches(2)
+            for i in range(0, ROWS, micro_rows)
+        ]
+        run = config(model_dir, objective, 2, micro_rows=micro_rows)
+        train(model, parts, run, lambda metrics, _: log.append(metrics))  # noqa: B023 - called here
+        results.append((log, weights(model)))
+    (one, w1), (two, w2) = results
+    for a, b in zip(one, two, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-6)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-5)
+    torch.testing.assert_close(w1, w2, rtol=1e-4, atol=1e-5)
+
+
+def _rank(rank: int, model_dir: Path, objective: Objective, directory: Path) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{directory}/meet", rank=rank, world_size=2
+    )
+    model, log = load_model(ModelConfig(str(model_dir))), []
+    half = slice(rank * ROWS // 2, (rank + 1) * ROWS // 2)
+    parts = [{k: v[half] for k, v in batch.items()} for batch in batches(2)]
+    run = config(model_dir, objective, 2, micro_rows=ROWS // 2, workers=Workers(count=2))
+    train(model, parts, run, lambda metrics, _: log.append(metrics))
+    torch.save({"log": log, "weights": weights(model)}, directory / f"rank-{rank}.pt")
+
+
+@pytest.mark.parametrize("objective", [OBJECTIVES[2]], ids=lambda o: o.name)
+def test_two_ranks_equal_one(model_dir: Path, objective: Objective, tmp_path: Path) -> None:
+    mp.spawn(_rank, (model_dir, objective, tmp_path), nprocs=2)
+    ranks = [torch.load(tmp_path / f"rank-{r}.pt", weights_only=True) for r in (0, 1)]
+    model, log = load_model(ModelConfig(str(model_dir))), []
+    run = config(model_dir, objective, 2)
+    train(model, batches(2), run, lambda metrics, _: log.append(metrics))
+    for rank in ranks:
+        for ours, alone in zip(rank["log"], log, strict=True):
+            for name in ("loss", "nll", "reward", "hit_rate", "entropy"):
+                assert ours[name] == pytest.approx(alone[name], rel=1e-6)
+            assert ours["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-5)
+    torch.testing.assert_close(ranks[0]["weights"], ranks[1]["weights"], rtol=0, atol=0)
+    torch.testing.assert_close(ranks[0]["weights"], weights(model), rtol=1e-4, atol=1e-5)
+
+
+def test_resume_is_the_undisturbed_run(model_dir: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(ModelConfig(str(model_dir)))
+    run = config(model_dir, Objective(num_samples=8), 4, save_every=2)
+    whole, saved = load_model(run.model), []
+    checkpoints = Checkpoints(tmp_path, tokenizer, run={"note": "kept"})
+    train(whole, batches(4), run, lambda _, d: saved.append(d), checkpoints=checkpoints)
+    half = tmp_path / "step-000002"
+    assert [d for d in saved if d] == [str(half), str(tmp_path / "step-000004")]
+    assert (half / "run.json").is_file() and not list(tmp_path.glob(".*"))
+    again = load_model(ModelConfig(str(half)))
+    resumed = Checkpoints(tmp_path / "again", tokenizer, resume_from=half)
+    train(again, batches(4), run, lambda *_: None, checkpoints=resumed)
+    assert torch.equal(weights(again), weights(whole))
+
+
+def test_it_learns_and_evaluate_sees_it(model_dir: Path) -> None:
+    model = load_model(ModelConfig(str(model_dir)))
+    same = batches(1) * 60
+    before = evaluate(model, same[:1])
+    train(model, same, config(model_dir, Objective("sft"), 60), lambda *_: None)
+    after = evaluate(model, same[:1])
+    assert before["val_exact"] == 0 < after["val_exact"]
+    assert after["val_nll"] < before["val_nll"] / 3
+    assert after["val_token_accuracy"] > 0.7
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change(model_dir: Path) -> None:
+    model = load_model(ModelConfig(str(model_dir)))
+    with torch.no_grad():
+        model.get_input_embeddings().weight[3] = float("nan")
+    batch = copy.deepcopy(batches(1)[0])
+    batch["input_ids"][0, :4] = 3
+    before = weights(model)
+    with pytest.raises(FloatingPointError, match="step 1"):
+        train(model, [batch], config(model_dir, Objective("sft"), 1), lambda *_: None)
+    torch.testing.assert_close(weights(model), before, rtol=0, atol=0, equal_nan=True)
+
+
+def test_data_that_ends_early_is_an_error(model_dir: Path) -> None:
+    model = load_model(ModelConfig(str(model_dir)))
+    with pytest.raises(ValueError, match="ended after step 1 of 3"):
+        train(model, batches(1), config(model_dir, Objective("sft"), 3), lambda *_: None)

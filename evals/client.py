@@ -55,7 +55,7 @@ async def _post(
             if response.status == 200:
                 return await response.json()
             problem = f"status {response.status}: {(await response.text())[:500]}"
-    except asyncio.TimeoutError:
+    except TimeoutError:
         return None
     except aiohttp.ClientError as error:
         raise RuntimeError(f"no answer from {url}: {error!r}") from error

@@ -73,21 +73,41 @@ def model_names(settings: EngineSettings) -> list[str]:
     return [f"replica-{index}" for index in range(settings.num_replicas)]
 
 
-def build(model_dir: Path, settings: EngineSettings) -> Any:
+def launch(model_dir: Path, settings: EngineSettings) -> None:
+    """Start Serve and the application; return when every replica answers.
+
+    Raises:
+        RuntimeError: a replica failed to start.
+    """
+    logs = Path(settings.log_dir).absolute()
+    serve.start(http_options={"host": "127.0.0.1", "port": settings.port})
+    try:
+        serve.run(
+            _build(model_dir, settings),
+            name=APP_NAME,
+            logging_config={"logs_dir": str(logs / "serve"), "enable_access_log": False},
+        )
+    except RuntimeError as error:
+        raise RuntimeError(f"vLLM did not start on {model_dir}; its logs are in {logs}") from error
+
+
+def _build(model_dir: Path, settings: EngineSettings) -> Any:
     """Build the Serve application. Reserves one logical CPU a replica, none for the endpoint."""
     from ray.serve.llm import LLMConfig, build_openai_app
 
     kind = "gpu" if settings.gpus else "cpu"
     bundle = {"CPU": 1, "GPU": settings.gpus} if settings.gpus else {"CPU": 1}
     configs = [
-        LLMConfig(
-            model_loading_config={"model_id": name, "model_source": str(model_dir)},
-            accelerator_config={"kind": kind},
-            placement_group_config={"bundle_per_worker": bundle},
-            engine_kwargs=_engine_arguments(settings),
-            runtime_env={"env_vars": _environment(settings)},
-            deployment_config={"num_replicas": 1, "ray_actor_options": {"num_cpus": 0}},
-            log_engine_metrics=False,
+        LLMConfig.model_validate(
+            {
+                "model_loading_config": {"model_id": name, "model_source": str(model_dir)},
+                "accelerator_config": {"kind": kind},
+                "placement_group_config": {"bundle_per_worker": bundle},
+                "engine_kwargs": _engine_arguments(settings),
+                "runtime_env": {"env_vars": _environment(settings)},
+                "deployment_config": {"num_replicas": 1, "ray_actor_options": {"num_cpus": 0}},
+                "log_engine_metrics": False,
+            }
         )
         for name in model_names(settings)
     ]
@@ -96,10 +116,10 @@ def build(model_dir: Path, settings: EngineSettings) -> Any:
 
 
 def check_can_start(settings: EngineSettings) -> None:
-    """Check that Ray runs, that Serve does not, and that the port is free.
+    """Check that Ray runs with enough CPUs and GPUs, Serve does not, and the port is free.
 
     Raises:
-        ValueError: the port is in use, or another Serve application runs in the cluster.
+        ValueError: one of the last three does not hold.
         RuntimeError: Ray is not initialised.
     """
     if not ray.is_initialized():
@@ -109,14 +129,30 @@ def check_can_start(settings: EngineSettings) -> None:
             "Ray Serve already runs in this Ray cluster, and the engine would share its port and "
             "end its applications; run `serve shutdown` or use another cluster"
         )
-    with socket.socket() as probe_socket:
-        probe_socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    check_port(settings.port)
+    total = ray.cluster_resources()
+    needed = {"CPU": settings.num_replicas, "GPU": settings.num_replicas * settings.gpus}
+    for name, amount in needed.items():
+        if amount > total.get(name, 0):
+            raise ValueError(
+                f"the engine needs {amount:g} logical {name}s and the Ray cluster has "
+                f"{total.get(name, 0):g}; lower num_replicas or gpus, or start Ray with more"
+            )
+
+
+def check_port(port: int) -> None:
+    """Check that a server can listen on `port` of 127.0.0.1.
+
+    Raises:
+        ValueError: it can't.
+    """
+    with socket.socket() as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe_socket.bind(("127.0.0.1", settings.port))
+            trial.bind(("127.0.0.1", port))
         except OSError as error:
             raise ValueError(
-                f"port {settings.port} of 127.0.0.1 can't be used ({error.strerror}); "
-                "give another one"
+                f"port {port} of 127.0.0.1 can't be used ({error.strerror}); give another one"
             ) from error
 
 

@@ -56,23 +56,15 @@ class Engine:
         run on the head node, where the endpoint is (as a submitted job does).
 
         Raises:
-            ValueError: no model directory, the port in use, or another Serve application running;
-                before anything is started.
+            ValueError: no model directory, the port in use, another Serve application running, or
+                too few CPUs or GPUs in the cluster; before anything is started.
             RuntimeError: Ray is not initialised, or the engine failed to start.
         """
         engine = cls(probe.check_directory(model_dir), settings)
         deployment.check_can_start(settings)
         deployment.quiet_driver()
         try:
-            serve.start(http_options={"host": "127.0.0.1", "port": settings.port})
-            serve.run(
-                deployment.build(engine.model_dir, settings),
-                name=deployment.APP_NAME,
-                logging_config={
-                    "logs_dir": str(Path(settings.log_dir).absolute() / "serve"),
-                    "enable_access_log": False,
-                },
-            )
+            deployment.launch(engine.model_dir, settings)
             engine._prove()
         except BaseException:
             engine.stop()
@@ -118,9 +110,7 @@ class Engine:
                 weights it was started on).
         """
         bodies, places = [], []
-        answers = [
-            [Completion("", "prompt_too_long", 0)] * decoding.num_samples for _ in prompts
-        ]
+        answers = [[Completion("", "prompt_too_long", 0)] * decoding.num_samples for _ in prompts]
         for index, prompt in enumerate(prompts):
             room = self.settings.max_model_len - len(prompt)
             for sample in range(decoding.num_samples if room > 0 else 0):

@@ -1,8 +1,8 @@
-"""Is this answer right? Extraction of the final answer from a model's text, and its comparison.
+r"""Is this answer right? Extraction of the final answer from a model's text, and its comparison.
 
 In: the whole text of an answer and the reference answer. Out: right or wrong. The final answer is
-looked for in the order of Qwen2.5-Math's evaluation: the last complete `\\boxed{}`, what follows the
-last "####", what follows the last "answer is", the last number (mathematics) or line (the others).
+looked for in the order of Qwen2.5-Math's evaluation: the last complete `\boxed{}`, what follows
+the last "####", what follows the last "answer is", the last number (mathematics) or line (others).
 """
 
 import ast
@@ -19,19 +19,20 @@ MAX_ANSWER_CHARS = 1_000  # no reference answer is a third as long; a loop of a 
 _NUMBER = re.compile(r"(?<![\d.])-?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)")
 _OPTION = re.compile(r"\(([A-Za-z])\)|(?<![A-Za-z'])([A-Z])(?![A-Za-z'])")
 _STATEMENT = re.compile(r"^(?:from [\w.]+ import|import \w|(?:async )?def \w|class \w|@\w)", re.M)
+_BRACE = re.compile(r"\\(?:boxed|fbox)\s*\{|\\\\(?!boxed|fbox)|\\[{}]|[{}]")
 _FENCED = re.compile(r"^[ \t]*```[ \t]*\w*[ \t]*\n(.*?)(?:^[ \t]*```|\Z)", re.M | re.S)
 _GROUPED = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
 
 def math_equal(prediction: str, gold: str) -> bool:
-    """True if the final answer in `prediction` equals `gold`, by value and not by spelling.
+    r"""True if the final answer in `prediction` equals `gold`, by value and not by spelling.
 
     Equal strings and integers are settled here, the rest by math-verify (Kydlicek, 2025) in a
     process of its own with a limit on CPU time: safe in threads and with hostile input.
 
     Args:
         prediction: the model's whole answer text.
-        gold: the reference answer, LaTeX or plain, without `\\boxed{}`.
+        gold: the reference answer, LaTeX or plain, without `\boxed{}`.
     """
     answer = marked_answer(prediction)
     if answer is None:
@@ -59,7 +60,7 @@ def choice_equal(prediction: str, gold: str) -> bool:
     else:
         last_line = prediction.strip().rpartition("\n")[2].strip()
         found = re.findall(r"\(([A-Za-z])\)()", prediction)[-1:]
-        found = found or re.findall(r"^\W*([A-Z])()(?:[.:)*\s]|$)", last_line)
+        found = found or re.findall(r"^\W*([A-Z])()(?:[.:)*]|$)", last_line)
     return bool(found) and "".join(found[0]).upper() == re.sub(r"\W", "", gold).upper()
 
 
@@ -90,7 +91,7 @@ def grade_all(benchmark: Benchmark, answers: Sequence[tuple[Item, str]]) -> list
 
 
 def marked_answer(text: str) -> str | None:
-    """What `text` marks as final by `\\boxed{}`, "####", "answer is" or a line "Answer:"; or None."""
+    r"""What `text` marks as final by `\boxed{}`, "####", "answer is" or "Answer:"; else None."""
     boxed = _last_boxed(text)
     if boxed is not None:
         return boxed
@@ -127,12 +128,14 @@ def extract_code(text: str, prompt: str = "") -> str:
 
 
 def _last_boxed(text: str) -> str | None:
-    """Content of the last `\\boxed{}` whose braces close and that is not empty; linear in time."""
+    r"""Content of the last `\boxed{}` whose braces close and that is not empty; linear in time."""
     open_at: list[int | None] = []
     last, content = -1, None
-    for token in re.finditer(r"\\f?boxed\s*\{|\\.|[{}]", text):
-        if token.group().endswith("{") and token.group() != "\\{":
-            open_at.append(token.end() if len(token.group()) > 1 else None)
+    for token in _BRACE.finditer(text):
+        if token.group() == "{":
+            open_at.append(None)
+        elif "box" in token.group():
+            open_at.append(token.end())
         elif token.group() == "}" and open_at:
             start = open_at.pop()
             if start is not None and start > last and text[start : token.start()].strip():
@@ -141,7 +144,7 @@ def _last_boxed(text: str) -> str | None:
 
 
 def _sentence(tail: str) -> str:
-    """The first line of `tail`, or the formula that it opens with, up to the end of the sentence."""
+    """The first sentence of `tail`, on one line, or the formula that it opens with."""
     line = tail.lstrip(" \t\n:*").partition("\n")[0]
     formula = re.match(r"\$\$?([^$]+?)\$\$?(?![\d])|\\\((.+?)\\\)|\\\[(.+?)\\\]", line)
     if formula:
@@ -150,13 +153,15 @@ def _sentence(tail: str) -> str:
 
 
 def _plain(answer: str) -> str:
-    """Without decoration: dollar signs, bold, full stop, digit grouping, words around one number."""
+    """Without dollar signs, bold, full stop, digit grouping, and words around one number."""
     answer = answer.strip().strip("*").rstrip(".").strip()
     answer = answer.replace("\\$", "").replace("$", "").replace("\\!", "").strip()
     answer = re.sub(r"^\\text\{([^{}]*)\}$", r"\1", answer)
     if re.fullmatch(r"-?\d{1,3}(,\d{3})+(\.\d+)?", answer):
         answer = answer.replace(",", "")
-    in_words = re.fullmatch(r"(?:[A-Za-z]{2,}\s+)*(-?[\d,]*\.?\d+)(?:\s+[A-Za-z]{2,}[.,]?)*", answer)
+    in_words = re.fullmatch(
+        r"(?:[A-Za-z]{2,}\s+)*(-?[\d,]*\.?\d+)(?:\s+[A-Za-z]{2,}[.,]?)*", answer
+    )
     return _GROUPED.sub("", in_words.group(1)) if in_words else answer
 
 
@@ -171,7 +176,9 @@ def _words(answer: str) -> str:
 def _from_first_statement(text: str) -> str:
     """Drops prose before the first line that looks like code, unless all of it is code."""
     start = _STATEMENT.search(text)
-    return text if start is None or _parses(text) else _without_trailing_prose(text[start.start() :])
+    return (
+        text if start is None or _parses(text) else _without_trailing_prose(text[start.start() :])
+    )
 
 
 def _without_trailing_prose(program: str) -> str:

@@ -17,7 +17,9 @@ class LeanVLLMEngine(VLLMEngine):
 
     async def start(self) -> None:
         """Start without the task that would download the model."""
-        self.llm_config.get_or_create_callback().ctx.run_init_node = False
+        callback = self.llm_config.get_or_create_callback()
+        assert callback is not None
+        callback.ctx.run_init_node = False
         await super().start()
 
     def _start_async_llm_engine(self, engine_args: Any, engine_config: Any, group: Any) -> Any:

@@ -7,6 +7,7 @@ fault of the engine, of its kernels or of a weight swap can't hide.
 
 from __future__ import annotations
 
+import math
 import os
 import random
 from collections.abc import Sequence
@@ -107,7 +108,8 @@ def check_logprobs(
     worst = 0.0
     for got_row, true_row in zip(served, truth, strict=True):
         for got, true in zip(got_row, true_row, strict=True):
-            worst = max(worst, abs(got - true)) if got == got else float("inf")
+            difference = abs(got - true)
+            worst = max(worst, difference) if math.isfinite(difference) else math.inf
     if not worst <= TOLERANCE[dtype]:
         raise RuntimeError(
             f"the engine does not serve {what}: a log-probability differs by {worst:.3g} nats "

@@ -61,11 +61,11 @@ class _Worker:
             self.end()
             raise RuntimeError(
                 "the process for math-verify did not start; its error output is above, "
-                'and "python -c \'import math_verify\'" should show the same'
+                "and \"python -c 'import math_verify'\" should show the same"
             ) from error
 
     def ask(self, gold: str, prediction: str) -> bool:
-        self.connection.send((gold, prediction))
+        self.connection.send((gold, prediction, CPU_SECONDS))
         return self._receive()
 
     def _receive(self) -> bool:
@@ -113,20 +113,22 @@ def _serve(descriptor: int) -> None:
     connection.send(True)
     while True:
         try:
-            gold, prediction = connection.recv()
+            gold, prediction, cpu_seconds = connection.recv()
         except EOFError:
             return
-        _allow_more_cpu_time()
+        _allow_cpu_time(cpu_seconds)
         try:
-            forms = [parse(f"\\boxed{{{text}}}", parsing_timeout=None) for text in (gold, prediction)]
+            forms = [
+                parse(f"\\boxed{{{text}}}", parsing_timeout=None) for text in (gold, prediction)
+            ]
             verdict = bool(verify(*forms, timeout_seconds=None))
         except Exception:  # whatever sympy makes of a model's text: it is not the gold answer
             verdict = False
         connection.send(verdict)
 
 
-def _allow_more_cpu_time() -> None:
+def _allow_cpu_time(seconds: int) -> None:
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    soft = math.ceil(usage.ru_utime + usage.ru_stime) + CPU_SECONDS
+    soft = math.ceil(usage.ru_utime + usage.ru_stime) + seconds
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 import tyro
 
 from pipelines.presets import PRESETS, SweepConfig
-from tuning.trial import Trial
+from tuning.space import Trial
 
 SHORT = {
     "--model": "--train.model.path",
@@ -219,8 +219,8 @@ def _only_arms(trials: Sequence[Trial], arms: Sequence[str]) -> tuple[Trial, ...
 
 
 def _with_seeds(trials: Sequence[Trial], seeds: Sequence[int]) -> tuple[Trial, ...]:
-    settings = {json.dumps([trial.arm, trial.overrides]): trial for trial in trials}
-    return tuple(replace(trial, seed=seed) for trial in settings.values() for seed in seeds)
+    arms = {trial.arm: trial for trial in trials}
+    return tuple(replace(trial, seed=seed) for trial in arms.values() for seed in seeds)
 
 
 def _given_wins(config: SweepConfig, given: set[str]) -> SweepConfig:

@@ -4,16 +4,17 @@ In: nothing. Out: a `SweepConfig`. Paths and benchmarks that begin with ``builti
 that `pipelines.builtin.corpus` writes when they are first needed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import tyro
 
-from evals.engine import EngineSettings
+from evals.deployment import EngineSettings
 from otr.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 from pipelines.builtin.corpus import BENCHMARKS
 from tuning.sweep import SearchSettings
-from tuning.trial import Trial, grid
+from tuning.space import Trial, check_names, grid
 
 LEARNING_RATES = {
     "sft": 3e-4,
@@ -24,7 +25,7 @@ LEARNING_RATES = {
 }
 """What the study found best for each arm of `builtin`."""
 
-_OBJECTIVES = {
+_OBJECTIVES: dict[str, dict[str, Any]] = {
     "sft": {"objective.name": "sft"},
     "dft": {"objective.name": "dft"},
     "otr-expected": {"objective.estimator": "expected"},
@@ -60,6 +61,7 @@ class SweepConfig:
             raise ValueError(f"name is {self.name!r}: use letters, digits, '-', '_' and '.'")
         if not self.trials:
             raise ValueError("no trial: name at least one arm and one seed")
+        check_names(self.trials)
         if not self.benchmarks:
             raise ValueError("no benchmark: name at least one to score the trials with")
         if self.max_items < 0:
@@ -67,12 +69,7 @@ class SweepConfig:
 
 
 def builtin() -> SweepConfig:
-    """The main job on the built-in world: six arms, each at its own best learning rate."""
-    trials = [
-        trial
-        for arm, lr in LEARNING_RATES.items()
-        for trial in grid(arm, (0, 1), **_lists(_OBJECTIVES[arm] | {"optim.lr": lr}))
-    ]
+    """The main job on the built-in world: each arm at its own best learning rate."""
     return SweepConfig(
         name="builtin",
         train=TrainConfig(
@@ -84,47 +81,49 @@ def builtin() -> SweepConfig:
             micro_rows=8,
             eval_every=100,
         ),
-        trials=tuple(trials),
+        trials=_arms(_OBJECTIVES, seeds=(0, 1)),
         benchmarks=tuple(f"builtin:{name}" for name in BENCHMARKS),
     )
 
 
 def study() -> SweepConfig:
     """Which settings matter: K, mismatch reward, temperature and learning rate under ASHA."""
-    rates = [1e-4, 3e-4, 1e-3, 3e-3]
-    otr = {
-        "objective.num_samples": [1, 4, 16, 64, 256],
-        "objective.mismatch_reward": [-1.0, -0.1, 0.0],
-        "objective.temperature": [1.0, 1.3],
-    }
-    expected = {k: v for k, v in otr.items() if k != "objective.num_samples"}
-    seeds = (0, 1)
-    trials = [
-        *grid("sft", seeds, **_lists(_OBJECTIVES["sft"] | {"optim.lr": rates})),
-        *grid("dft", seeds, **_lists(_OBJECTIVES["dft"] | {"optim.lr": rates})),
-        *grid("otr-expected", seeds, **_lists({"objective.estimator": "expected"} | expected | {"optim.lr": rates})),
-        *grid("otr", seeds, **_lists(otr | {"optim.lr": rates})),
-    ]
+    seeds, rates = (0, 1), {"optim.lr": [3e-4, 1e-3]}
+    shape = {"objective.mismatch_reward": [-1.0, -0.1, 0.0], "objective.temperature": [1.0, 1.3]}
+    settings = "b{mismatch_reward}-t{temperature}-lr{lr}"
+    draws = {"objective.num_samples": [1, 4, 16, 64, 256]}
+    expected = {"objective.estimator": "expected"}
     return replace(
-        builtin(), name="study", trials=tuple(trials), search=SearchSettings(scheduler="asha")
+        builtin(),
+        name="study",
+        trials=(
+            *grid("sft-lr{lr}", seeds, **_OBJECTIVES["sft"], **rates),
+            *grid("dft-lr{lr}", seeds, **_OBJECTIVES["dft"], **rates),
+            *grid(f"otr-expected-{settings}", seeds, **expected, **shape, **rates),
+            *grid(f"otr-k{{num_samples}}-{settings}", seeds, **draws, **shape, **rates),
+        ),
+        search=SearchSettings(scheduler="asha"),
     )
 
 
 def debug() -> SweepConfig:
     """The whole system in a few steps and items: for tests."""
     config = builtin()
-    arms = {"sft": 3e-4, "otr-k16": 3e-4}
     return replace(
         config,
         name="debug",
         train=replace(config.train, max_steps=6, log_every=2, eval_every=3),
-        trials=tuple(
-            trial
-            for arm, lr in arms.items()
-            for trial in grid(arm, (0,), **_lists(_OBJECTIVES[arm] | {"optim.lr": lr}))
-        ),
+        trials=_arms(("sft", "otr-k16"), seeds=(0,)),
         benchmarks=("builtin:target-heldout", "builtin:retained-code"),
         max_items=8,
+    )
+
+
+def _arms(names: Iterable[str], seeds: Sequence[int]) -> tuple[Trial, ...]:
+    return tuple(
+        trial
+        for name in names
+        for trial in grid(name, seeds, **_OBJECTIVES[name], **{"optim.lr": LEARNING_RATES[name]})
     )
 
 

@@ -48,9 +48,7 @@ def check(row: Any, fields: Fields, place: str) -> None:
         if not isinstance(row[name], kind):
             kinds = kind if isinstance(kind, tuple) else (kind,)
             expected = " or ".join(each.__name__ for each in kinds)
-            raise ValueError(
-                f'{place}: field "{name}" is {row[name]!r:.80}, expected {expected}'
-            )
+            raise ValueError(f'{place}: field "{name}" is {row[name]!r:.80}, expected {expected}')
 
 
 def _parse(text: str, place: str) -> Any:

@@ -19,7 +19,9 @@ def load(directory: Path) -> Benchmark:
     rows = list(read_jsonl(path, {"question": str, "answer": str}))
     for number, row in enumerate(rows, start=1):
         if "####" not in row["answer"]:
-            raise ValueError(f'{path}, row {number}: field "answer" has no "####" before its number')
+            raise ValueError(
+                f'{path}, row {number}: field "answer" has no "####" before its number'
+            )
     items = tuple(
         Item(
             id=f"gsm8k/{number}",

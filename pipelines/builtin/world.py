@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 SPLITS = ("train", "heldout", "harder")
 _HELDOUT_SHARE = 0.2
+_TRIES = 5000  # in a row without a new item
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,16 @@ def items(skill: str, split: str, count: int, seed: int = 0) -> list[Item]:
         raise ValueError(f"split {split!r}: use one of {', '.join(SPLITS)}")
     rng = random.Random(f"{skill}/{split}/{seed}")
     found: dict[str, Item] = {}
-    for _ in range(50 * count + 1000):
-        if len(found) == count:
-            return list(found.values())
+    tries = 0
+    while len(found) < count:
         item = SKILLS[skill].make(rng, split == "harder")
-        if split == "harder" or split == _split_of(item.prompt):
-            found.setdefault(item.prompt, item)
-    raise ValueError(f"{skill}/{split} has fewer than {count} different items: ask for fewer")
+        if split in ("harder", _split_of(item.prompt)) and item.prompt not in found:
+            found[item.prompt] = item
+            tries = 0
+        tries += 1
+        if tries > _TRIES:
+            raise ValueError(f"{skill}/{split} has no {count} different items: ask for fewer")
+    return list(found.values())
 
 
 def _split_of(prompt: str) -> str:
@@ -157,8 +161,11 @@ def _tests(name: str, solution: str, rng: random.Random) -> str:
     """Assertions on random lists, their expected values computed by the solution."""
     scope: dict[str, Callable[[list[int]], object]] = {}
     exec(solution, scope)  # our own text, made above
-    lists = [[rng.randint(0, 24) for _ in range(rng.randint(4, 9))] for _ in range(5)]
-    return "\n".join(f"assert {name}({xs}) == {scope[name](xs)!r}" for xs in [[], *lists])
+    lists = [[], *([rng.randint(0, 24) for _ in range(rng.randint(4, 9))] for _ in range(5))]
+    more = random.Random(solution)
+    while len({repr(scope[name](xs)) for xs in lists}) < 2:  # no constant may pass
+        lists.append([more.randint(0, 24) for _ in range(9)])
+    return "\n".join(f"assert {name}({xs}) == {scope[name](xs)!r}" for xs in lists)
 
 
 # general reasoning ---------------------------------------------------------------------------

@@ -40,7 +40,9 @@ def layers(module: str) -> set[str]:
     return {max(inside, key=len)} if inside else set()
 
 
-FILES = [p for layer in ("otr", "tuning", "evals", "pipelines") for p in (ROOT / layer).rglob("*.py")]
+FILES = [
+    p for layer in ("otr", "tuning", "evals", "pipelines") for p in (ROOT / layer).rglob("*.py")
+]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -1,0 +1,177 @@
+"""The kernel's walls around a program: namespaces, Landlock, a filter of system calls, limits.
+
+In: the C library and the folder that stays writable. Out: True where a wall stands, False where the
+machine does not offer it (none needs root). Each applies to the calling process and what it starts,
+and can't be taken back. Linux on x86-64 and ARM64; standard library only.
+"""
+
+import ctypes
+import os
+import resource
+import struct
+
+NOBODY = 65534
+MAX_THREADS = 16
+MAX_FILE_BYTES = 16 << 20
+MAX_HOME_BYTES = 64 << 20
+MAX_OPEN_FILES = 64
+DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
+AF_UNIX = 1
+
+# linux/sched.h, linux/mount.h, linux/prctl.h
+CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWUSER = 0x20000, 0x8000000, 0x10000000
+CLONE_NEWPID, CLONE_NEWNET, CLONE_THREAD = 0x20000000, 0x40000000, 0x10000
+MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 4096, 16384, 1 << 18
+SYS_MOUNT_SETATTR, AT_FDCWD, AT_RECURSIVE = 442, -100, 0x8000
+MOUNT_ATTR_RDONLY, MOUNT_ATTR_NODEV = 1, 4
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
+CAPABILITY_VERSION_3 = 0x20080522
+
+# linux/landlock.h: access rights that change files or start programs, by the ABI that knows them
+SYS_LANDLOCK_CREATE, SYS_LANDLOCK_ADD, SYS_LANDLOCK_RESTRICT = 444, 445, 446
+LANDLOCK_EXECUTE, LANDLOCK_WRITE_FILE, LANDLOCK_REMOVE_AND_MAKE = 1, 1 << 1, 0x1FF << 4
+LANDLOCK_REFER, LANDLOCK_TRUNCATE = 1 << 13, 1 << 14
+
+# linux/seccomp.h, linux/bpf_common.h, linux/audit.h
+SECCOMP_MODE_FILTER, SECCOMP_ALLOW, SECCOMP_ERRNO = 2, 0x7FFF0000, 0x50000
+BPF_LOAD, BPF_IF_EQUAL, BPF_IF_BITS, BPF_IF_AT_LEAST, BPF_RETURN = 0x20, 0x15, 0x45, 0x35, 0x06
+AT_NUMBER, AT_ARCHITECTURE, AT_FIRST_ARGUMENT = 0, 4, 16
+EPERM, ENOSYS = 1, 38
+X32_SYSCALLS = 0x40000000
+# architecture: its audit number, socket, clone, and what is refused whatever its arguments: fork,
+# vfork, execve, execveat, ptrace, process_vm_writev, pidfd_getfd, io_uring_setup, unshare, setns
+SYSTEM_CALLS = {
+    "x86_64": (0xC000003E, 41, 56, (57, 58, 59, 322, 101, 311, 438, 425, 272, 308)),
+    "aarch64": (0xC00000B7, 198, 220, (221, 281, 117, 271, 438, 425, 97, 268)),
+}
+SYS_CLONE3 = 435
+
+
+def enter_namespaces(libc: ctypes.CDLL) -> bool:
+    """New user, mount, process, network and IPC namespaces, as nobody without a group."""
+    uid, gid = os.getuid(), os.getgid()
+    flags = CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC
+    libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)  # a change of user before gave /proc/self to root
+    if libc.unshare(flags) != 0:
+        return False
+    try:
+        for name, text in (
+            ("setgroups", "deny"),
+            ("uid_map", f"{NOBODY} {uid} 1"),
+            ("gid_map", f"{NOBODY} {gid} 1"),
+        ):
+            with open(f"/proc/self/{name}", "w") as file:
+                file.write(text)
+    except OSError:
+        return False
+    return True
+
+
+def mount_read_only(libc: ctypes.CDLL, home: str) -> bool:
+    """All files read-only, all devices but four unusable; `home` becomes a small tmpfs."""
+
+    def attributes(path: str, flags: int, add: int, remove: int) -> int:
+        request = (ctypes.c_uint64 * 4)(add, remove, 0, 0)  # struct mount_attr
+        return libc.syscall(
+            SYS_MOUNT_SETATTR, AT_FDCWD, path.encode(), flags, request, ctypes.c_size_t(32)
+        )
+
+    options = f"size={MAX_HOME_BYTES},mode=700".encode()
+    return (
+        libc.mount(None, b"/", None, MS_REC | MS_PRIVATE, None) == 0
+        and attributes("/", AT_RECURSIVE, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NODEV, 0) == 0
+        and libc.mount(b"tmpfs", home.encode(), b"tmpfs", MS_NOSUID | MS_NODEV, options) == 0
+        and all(
+            libc.mount(device.encode(), device.encode(), None, MS_BIND, None) == 0
+            and attributes(device, 0, 0, MOUNT_ATTR_NODEV) == 0
+            for device in DEVICES
+        )
+    )
+
+
+def limit(cpu_seconds: int, memory_bytes: int, threads: int | None) -> None:
+    """Limits of CPU time, memory, file size, open files and, unless None, threads."""
+    limits = [
+        (resource.RLIMIT_CPU, cpu_seconds),
+        (resource.RLIMIT_AS, memory_bytes),
+        (resource.RLIMIT_FSIZE, MAX_FILE_BYTES),
+        (resource.RLIMIT_NOFILE, MAX_OPEN_FILES),
+        (resource.RLIMIT_CORE, 0),
+    ]
+    if threads is not None:
+        limits.append((resource.RLIMIT_NPROC, threads))
+    for kind, value in limits:
+        _, hard = resource.getrlimit(kind)
+        bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(kind, (bound, bound))
+
+
+def drop_privileges(libc: ctypes.CDLL) -> None:
+    """No capabilities now, and none from any file executed later."""
+    # struct __user_cap_header {version, pid} and two times {effective, permitted, inheritable}
+    libc.capset((ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0), (ctypes.c_uint32 * 6)())
+    libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+
+def confine_writes(libc: ctypes.CDLL, home: str) -> bool:
+    """Landlock: files change beneath `home` only, and none is executed. After `drop_privileges`."""
+    version = libc.syscall(SYS_LANDLOCK_CREATE, None, ctypes.c_size_t(0), 1)
+    if version < 1:
+        return False
+    rights = LANDLOCK_EXECUTE | LANDLOCK_WRITE_FILE | LANDLOCK_REMOVE_AND_MAKE
+    rights |= LANDLOCK_REFER if version >= 2 else 0
+    rights |= LANDLOCK_TRUNCATE if version >= 3 else 0
+    ruleset = libc.syscall(
+        SYS_LANDLOCK_CREATE, struct.pack("Q", rights), ctypes.c_size_t(8), ctypes.c_uint32(0)
+    )
+    file_rights = rights & (LANDLOCK_WRITE_FILE | LANDLOCK_TRUNCATE)
+    for path, allowed in ((home, rights & ~LANDLOCK_EXECUTE), *((d, file_rights) for d in DEVICES)):
+        place = os.open(path, os.O_PATH)
+        rule = struct.pack("=Qi", allowed, place)
+        libc.syscall(SYS_LANDLOCK_ADD, ruleset, 1, rule, ctypes.c_uint32(0))
+        os.close(place)
+    confined = libc.syscall(SYS_LANDLOCK_RESTRICT, ruleset, ctypes.c_uint32(0)) == 0
+    os.close(ruleset)
+    return confined
+
+
+def filter_system_calls(libc: ctypes.CDLL) -> bool:
+    """Seccomp: no new process (a thread may be), no program, no socket but a local one."""
+    machine = os.uname().machine
+    if machine not in SYSTEM_CALLS:
+        return False
+    code = _filter(*SYSTEM_CALLS[machine])
+    instructions = ctypes.create_string_buffer(code, len(code))
+    program = struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(instructions))
+    return libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program, 0, 0) == 0
+
+
+def _filter(architecture: int, socket: int, clone: int, refused: tuple[int, ...]) -> bytes:
+    """The filter in classic BPF: {code, jump if true, jump if false, constant} an instruction."""
+    refuse, unknown = SECCOMP_ERRNO | EPERM, SECCOMP_ERRNO | ENOSYS
+    code = [
+        (BPF_LOAD, 0, 0, AT_ARCHITECTURE),
+        (BPF_IF_EQUAL, 1, 0, architecture),
+        (BPF_RETURN, 0, 0, unknown),
+        (BPF_LOAD, 0, 0, AT_NUMBER),
+        (BPF_IF_AT_LEAST, 0, 1, X32_SYSCALLS),
+        (BPF_RETURN, 0, 0, unknown),
+        # The C library turns to clone, whose flags a filter can see, where clone3 is unknown.
+        (BPF_IF_EQUAL, 0, 1, SYS_CLONE3),
+        (BPF_RETURN, 0, 0, unknown),
+    ]
+    for number in refused:
+        code += [(BPF_IF_EQUAL, 0, 1, number), (BPF_RETURN, 0, 0, refuse)]
+    code += [
+        (BPF_IF_EQUAL, 0, 4, socket),
+        (BPF_LOAD, 0, 0, AT_FIRST_ARGUMENT),
+        (BPF_IF_EQUAL, 1, 0, AF_UNIX),
+        (BPF_RETURN, 0, 0, refuse),
+        (BPF_RETURN, 0, 0, SECCOMP_ALLOW),
+        (BPF_IF_EQUAL, 0, 3, clone),
+        (BPF_LOAD, 0, 0, AT_FIRST_ARGUMENT),
+        (BPF_IF_BITS, 1, 0, CLONE_THREAD),
+        (BPF_RETURN, 0, 0, refuse),
+        (BPF_RETURN, 0, 0, SECCOMP_ALLOW),
+    ]
+    return b"".join(struct.pack("=HBBI", *instruction) for instruction in code)

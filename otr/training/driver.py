@@ -1,0 +1,95 @@
+"""The one place that builds a TorchTrainer.
+
+In: a `TrainConfig`, a storage path (local or a URI) and a name. Out: Ray Train's `Result`, whose
+checkpoint is a Hugging Face directory. The same storage and name again continue the run.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray.train import (
+    CheckpointConfig,
+    DataConfig,
+    FailureConfig,
+    Result,
+    RunConfig,
+    ScalingConfig,
+    UserCallback,
+)
+from ray.train.torch import TorchTrainer
+
+from otr.config import TrainConfig
+from otr.training.corpus import packed
+from otr.training.worker import train_loop
+
+HOST_FAILURES = 3
+
+
+def fit(
+    config: TrainConfig,
+    *,
+    storage: str,
+    name: str,
+    callbacks: Sequence[UserCallback] = (),
+    run: dict[str, Any] | None = None,
+) -> Result:
+    """Train to `config.max_steps`, from the run's last checkpoint if it has one.
+
+    Args:
+        config: the run.
+        storage: directory or URI that every worker reaches.
+        name: of the run below `storage`; checkpoints are `<storage>/<name>/step-000100`.
+        callbacks: of Ray Train, called in its controller.
+        run: what a checkpoint's run.json says.
+
+    Raises:
+        ray.train.TrainingFailedError: a worker failed; `worker_error` gives its own error.
+    """
+    # How often the controller looks at its workers: Ray's 2 s add that much to each end of a run.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    storage = storage if "://" in storage else os.path.abspath(storage)
+    split: dict[str, Any] = (
+        {"train": packed(config.data, config.model)} if config.workers.count > 1 else {}
+    )
+    options = DataConfig.default_ingest_options()
+    options.preserve_order = True  # a resumed run skips the micro-batches that it has seen
+    trainer = TorchTrainer(
+        train_loop,
+        train_loop_config={"config": config, "run": run, "directory": f"{storage}/{name}"},
+        scaling_config=scaling(config),
+        run_config=RunConfig(
+            name=name,
+            storage_path=storage,
+            callbacks=list(callbacks),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            failure_config=FailureConfig(max_failures=_retries(), controller_failure_limit=1),
+        ),
+        datasets=split,
+        dataset_config=DataConfig(execution_options=options),
+    )
+    return trainer.fit()
+
+
+def scaling(config: TrainConfig) -> ScalingConfig:
+    """What Ray Train reserves for the run; Ray Data and the controller come on top."""
+    workers = config.workers
+    resources = {"CPU": workers.cpus, "GPU": workers.gpus}
+    return ScalingConfig(
+        num_workers=workers.count,
+        use_gpu=workers.gpus > 0,
+        resources_per_worker={kind: amount for kind, amount in resources.items() if amount},
+    )
+
+
+def worker_error(error: BaseException) -> str:
+    """One line that says why a run failed: the error that a worker raised, if it was one."""
+    failures = list(getattr(error, "worker_failures", {}).values())
+    text = str(failures[0] if failures else error).strip()
+    return text.splitlines()[-1] if text else type(error).__name__
+
+
+def _retries() -> int:
+    """A lost host is worth another try; on a single machine a failure would only come again."""
+    return HOST_FAILURES if len([n for n in ray.nodes() if n["Alive"]]) > 1 else 0

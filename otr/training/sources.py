@@ -1,0 +1,165 @@
+"""Where the rows of a corpus lie, and reading them one after another; no Ray here.
+
+In: what `DataConfig.paths` names: JSONL (plain, .gz, .zst) and Parquet files, globs, directories,
+directories made by `datasets.save_to_disk`, each local or at a URI that fsspec knows, and
+``hf:NAME[:CONFIG]``. Out: `Piece`s, each of which one task reads, and rows as JSON text (bytes).
+JSON text and not columns: rows of one corpus may differ in their fields, and a broken line is but
+a text that does not parse.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+
+JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
+PIECE_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a corpus that is read on its own."""
+
+    kind: str
+    """json, parquet, arrow or hub."""
+    path: str
+    start: int = 0
+    """First byte of a plain JSONL file; number of a hub data set's shard."""
+    end: int | None = None
+    """Byte after the last one (None: the file's end); number of shards."""
+    split: str = ""
+    """Of a hub data set."""
+
+
+def pieces(paths: Sequence[str], split: str = "train") -> list[Piece]:
+    """What `paths` name, in order; nothing is read yet but names and sizes.
+
+    Raises:
+        ValueError: a path that is not there, or holds nothing that can be read.
+    """
+    found: list[Piece] = []
+    for path in paths:
+        found += _hub(path, split) if path.startswith("hf:") else _stored(path, split)
+    return found
+
+
+def rows(piece: Piece) -> Iterator[bytes]:
+    """The rows of a piece as JSON text; blank lines are left out."""
+    if piece.kind == "json":
+        return _json_lines(piece)
+    read = {"parquet": _parquet, "arrow": _arrow, "hub": _hub_shard}[piece.kind]
+    return (json.dumps(row, default=str).encode() for row in read(piece))
+
+
+def _stored(path: str, split: str) -> Iterator[Piece]:
+    """The files that a path, glob or directory names."""
+    try:
+        fs, inner = fsspec.core.url_to_fs(path)
+    except (ValueError, ImportError) as error:
+        raise ValueError(f"{path!r}: no file system for it: {error}") from error
+    if fs.isdir(inner):
+        if saved := _saved_to_disk(fs, inner, split):
+            names, kinds = saved, ("arrow",)
+        else:
+            names, kinds = sorted(fs.find(inner)), ("json", "parquet")
+            hidden = len(inner.rstrip("/").split("/"))
+            names = [n for n in names if not any(p[0] in "._" for p in n.split("/")[hidden:])]
+    elif fs.exists(inner):
+        names, kinds = [inner], ()
+    else:
+        names, kinds = sorted(fs.glob(inner)), ("json", "parquet")
+        if not names:
+            raise ValueError(f"{path!r} is not there: no such file, directory or glob")
+    known = [(name, kind) for name in names if (kind := _kind(name)) in kinds or not kinds]
+    if not known or not all(kind for _, kind in known):
+        raise ValueError(
+            f"{path!r} holds no corpus: use .jsonl, .json, .ndjson (also .gz, .zst) or .parquet"
+        )
+    for name, kind in known:
+        yield from _file(fs, name, kind)
+
+
+def _kind(name: str) -> str:
+    plain = name.removesuffix(".gz").removesuffix(".zst")
+    if plain.endswith(JSON_SUFFIXES):
+        return "json"
+    return {"parquet": "parquet", "arrow": "arrow"}.get(name.rsplit(".", 1)[-1], "")
+
+
+def _file(fs: Any, name: str, kind: str) -> Iterator[Piece]:
+    """One piece, or several of a plain JSONL file, which can be entered anywhere."""
+    url = fs.unstrip_protocol(name)
+    if kind != "json" or name.endswith((".gz", ".zst")):
+        yield Piece(kind, url)
+        return
+    size = fs.size(name) or 0
+    for start in range(0, max(1, size), PIECE_BYTES):
+        yield Piece(kind, url, start, min(size, start + PIECE_BYTES))
+
+
+def _saved_to_disk(fs: Any, directory: str, split: str) -> list[str]:
+    """The Arrow files of a directory made by `datasets.save_to_disk`; [] for any other one."""
+    if fs.exists(f"{directory}/dataset_dict.json"):
+        splits = json.loads(fs.cat_file(f"{directory}/dataset_dict.json"))["splits"]
+        if split not in splits:
+            raise ValueError(f"{directory!r} has no split {split!r}: use one of {splits}")
+        directory = f"{directory}/{split}"
+    if not fs.exists(f"{directory}/state.json"):
+        return []
+    state = json.loads(fs.cat_file(f"{directory}/state.json"))
+    return [f"{directory}/{file['filename']}" for file in state["_data_files"]]
+
+
+def _json_lines(piece: Piece) -> Iterator[bytes]:
+    """Lines that begin inside the piece."""
+    compression = None if piece.end is not None else "infer"
+    with fsspec.open(piece.path, "rb", compression=compression) as file:
+        place = piece.start
+        if piece.start:
+            file.seek(piece.start - 1)
+            place += len(file.readline()) - 1
+        while piece.end is None or place < piece.end:
+            line = file.readline()
+            if not line:
+                break
+            place += len(line)
+            if line.strip():
+                yield line.rstrip(b"\r\n")
+
+
+def _parquet(piece: Piece) -> Iterator[dict[str, Any]]:
+    import pyarrow.parquet
+
+    with fsspec.open(piece.path, "rb") as file:
+        for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=1000):
+            yield from batch.to_pylist()
+
+
+def _arrow(piece: Piece) -> Iterator[dict[str, Any]]:
+    import pyarrow.ipc
+
+    with fsspec.open(piece.path, "rb") as file:
+        for batch in pyarrow.ipc.open_stream(file):
+            yield from batch.to_pylist()
+
+
+def _hub_dataset(path: str, split: str) -> Any:
+    import datasets
+
+    name, _, config = path.removeprefix("hf:").partition(":")
+    try:
+        return datasets.load_dataset(name, config or None, split=split, streaming=True)
+    except Exception as error:  # the hub's client raises a dozen kinds, each with a good text
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"no data set {path!r} with split {split!r}: {reason}") from error
+
+
+def _hub(path: str, split: str) -> Iterable[Piece]:
+    count = _hub_dataset(path, split).num_shards
+    return [Piece("hub", path, shard, count, split) for shard in range(count)]
+
+
+def _hub_shard(piece: Piece) -> Iterable[dict[str, Any]]:
+    return _hub_dataset(piece.path, piece.split).shard(num_shards=piece.end, index=piece.start)

@@ -1,0 +1,134 @@
+"""The Ray cluster that a run uses: the one at RAY_ADDRESS, or one of its own on this machine.
+
+In: how many logical CPUs the run needs and where logs go. Out: an initialised Ray while the body of
+`running` runs, with RAY_ADDRESS set so that every process of the run finds the same one.
+"""
+
+import logging
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import ray
+
+from otr.training.corpus import TASK_CPUS
+from pipelines.presets import SweepConfig
+from tuning.sweep import SearchSettings
+from tuning.trial import DRIVER_CPUS
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+_TRIAL_BYTES = 4 * 2**30  # the processes of a small trial
+
+
+@contextmanager
+def running(logs: Path, cpus: int) -> Iterator[None]:
+    """Connect to or start Ray; a cluster of its own is stopped afterwards, its logs kept in `logs`.
+
+    Args:
+        logs: directory for the logs of Ray.
+        cpus: logical CPUs that a cluster of its own should have at least. They are places in a
+            schedule, not cores: on a small machine Ray Data would otherwise wait for ever for one.
+
+    Raises:
+        ValueError: RAY_ADDRESS names no cluster, or one of another version of Ray.
+    """
+    address = os.environ.get("RAY_ADDRESS")
+    with _environment():
+        try:
+            connect(address, cpus)
+            os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+            _to_file(logs / "driver.log")
+            yield
+        finally:
+            session = ray._private.worker._global_node
+            folder = Path(session.get_logs_dir_path()) if session and not address else None
+            ray.shutdown()
+            if folder is not None:
+                with suppress(OSError, shutil.Error):
+                    shutil.copytree(folder, logs / "ray", dirs_exist_ok=True)
+
+
+def connect(address: str | None, cpus: int) -> None:
+    """`ray.init`, with errors that say what to do.
+
+    Raises:
+        ValueError: no cluster at `address`, or one of another version of Ray.
+    """
+    options = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if not address:
+        ray.init(
+            address="local",
+            num_cpus=max(cpus, os.cpu_count() or 1),
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            **options,
+        )
+        return
+    try:
+        ray.init(address=address, **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise ValueError(
+            f"RAY_ADDRESS is {address}, but Ray {ray.__version__} can't use it "
+            f"({' '.join(lines[:7])[:300]}): start that version there, or unset RAY_ADDRESS"
+        ) from error
+
+
+def search_settings(config: SweepConfig) -> SearchSettings:
+    """The sweep's; on this machine at most as many trials at once as it has cores and memory for."""
+    if os.environ.get("RAY_ADDRESS_GIVEN") or config.search.max_concurrent:
+        return config.search
+    return replace(config.search, max_concurrent=_at_once(config))
+
+
+def places(config: SweepConfig) -> int:
+    """Logical CPUs that the run needs on a machine of its own."""
+    workers = config.train.workers
+    trial = workers.count * workers.cpus + TASK_CPUS + DRIVER_CPUS
+    return math.ceil(max(_at_once(config) * trial, config.engine.num_replicas)) + 1
+
+
+def _at_once(config: SweepConfig) -> int:
+    """Trials that this machine's cores and memory are enough for; at least one."""
+    workers = config.train.workers
+    cores = (os.cpu_count() or 1) // max(1, workers.count * workers.cpus)
+    memory = psutil.virtual_memory().total // (_TRIAL_BYTES * workers.count)
+    return int(max(1, min(cores, memory, config.search.max_concurrent or cores)))
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    """What the processes of the run inherit; put back afterwards."""
+    path = os.environ.get("PYTHONPATH", "")
+    if str(REPOSITORY) not in path.split(os.pathsep):
+        path = os.pathsep.join(filter(None, [str(REPOSITORY), path]))
+    wanted = {
+        "PYTHONPATH": path,
+        "RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0"),
+    }
+    before = {key: os.environ.get(key) for key in [*wanted, "RAY_ADDRESS"]}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
+
+
+def _to_file(path: Path) -> None:
+    """Send what Ray says in this process to a file instead of the terminal."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    for name in ("ray", "ray.data", "ray.serve", "ray.train", "ray.tune"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [], name != "ray"
+    logging.getLogger("ray").handlers = [handler]

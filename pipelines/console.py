@@ -1,0 +1,81 @@
+"""What a run says on the terminal: one live line a stage, tables, one line for an error.
+
+In: texts. Out: stdout for results, stderr for the live line and errors. Without a terminal (a file, a
+CI job) a stage says a line when it begins to do something new, at most every half minute, and when
+it ends.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+QUIET_SECONDS = 30
+_out = Console(highlight=False, soft_wrap=True)
+_err = Console(highlight=False, soft_wrap=True, stderr=True)
+
+
+class Stage:
+    """A stage that is under way; `say` changes its line."""
+
+    def __init__(self, title: str) -> None:
+        self.title, self.detail = title, ""
+        self.began = self._said = time.monotonic()
+        self._live = _err.status(self._line(), spinner="dots") if _err.is_terminal else None
+
+    def say(self, detail: str) -> None:
+        """Show what the stage is doing."""
+        self.detail = detail
+        if self._live is not None:
+            self._live.update(self._line())
+        elif time.monotonic() - self._said > QUIET_SECONDS:
+            self._said = time.monotonic()
+            _err.print(self._line())
+
+    def _line(self) -> Text:
+        return Text.assemble((f"{self.title:<10}", "bold"), f" {self.detail}")
+
+    def _end(self, mark: str, style: str) -> None:
+        seconds = f"{time.monotonic() - self.began:.0f} s"
+        _err.print(Text.assemble((f"{mark} ", style), self._line(), (f"  {seconds}", "dim")))
+
+
+@contextmanager
+def stage(title: str, detail: str = "") -> Iterator[Stage]:
+    """Show a line while the body runs; it stays, with its time, when the body has ended."""
+    shown = Stage(title)
+    shown.say(detail)
+    try:
+        if shown._live is not None:
+            with shown._live:
+                yield shown
+        else:
+            yield shown
+    except BaseException:
+        shown._end("x", "red")
+        raise
+    shown._end("✓", "green")
+
+
+def say(text: str) -> None:
+    """A line of the result."""
+    _out.print(text, markup=False)
+
+
+def error(text: str) -> None:
+    """One line on stderr."""
+    _err.print(Text.assemble(("error: ", "bold red"), " ".join(text.split())))
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
+    """A table; columns after the first are aligned to the right when they hold figures."""
+    shown = Table(title=title or None, title_justify="left", header_style="bold", box=None)
+    for i, column in enumerate(columns):
+        figures = i > 0 and all(row[i][:1].isdigit() or row[i] in ("", "-") for row in rows)
+        shown.add_column(column, justify="right" if figures else "left", overflow="fold")
+    for row in rows:
+        shown.add_row(*(Text(cell) for cell in row))
+    _out.print(shown, soft_wrap=False)

@@ -1,0 +1,121 @@
+"""The main job: train every arm of a preset, score what comes out, say which objective did best.
+
+In: a preset and what is to be changed in it. Out: `<output>/<name>/` with run.json, leaderboard.json,
+report.html, the trials' checkpoints, scores and logs; runs in MLflow; a table. The same name again
+continues. Exit code 1 when a trial failed.
+
+    python pipelines/full_sweep.py --preset builtin
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+if __name__ == "__main__" and not __package__:  # run as a file
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from evals.benchmark import TaskScore
+from pipelines import cluster, doctor, leaderboard, options, record, report, stages
+from pipelines.builtin import corpus
+from pipelines.leaderboard import BASE, Row
+from pipelines.presets import SweepConfig
+from pipelines.resolve import resolved
+from pipelines.tracking import Tracker, store_uri
+from tuning.space import config_of
+from tuning.sweep import TrialResult
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run a sweep, or print what it would be."""
+    request = options.parse(argv, "otr sweep")
+    if request.dry_run:
+        with TemporaryDirectory() as scratch:
+            record.dry_run(request.config, resolved(request.config, Path(scratch)))
+        return 0
+    return run(request.config)
+
+
+def run(config: SweepConfig) -> int:
+    """The sweep from its checks to its table; returns the exit code.
+
+    Raises:
+        ValueError: a check failed, or the directory holds another run.
+    """
+    directory = Path(config.output).absolute() / config.name
+    local = resolved(config, corpus.folder(config.output))
+    doctor.require(local)
+    told = record.begin(config, directory)
+    tracker = Tracker(store_uri(config.output), config.name)
+    with tracker.sweep({"trials": len(config.trials)}, told) as outcome:
+        rows = _train_and_score(local, directory, tracker)
+        outcome.ok = all(row.status != "failed" for row in rows)
+        benchmarks = list(rows[0].scores)
+        leaderboard.write(rows, directory / "leaderboard.json")
+        page = report.render(rows, benchmarks, told, config.search.metric)
+        (directory / "report.html").write_text(page)
+        tracker.keep([directory / n for n in ("leaderboard.json", "report.html", "run.json")])
+        winner = leaderboard.best_trial(rows, benchmarks[0])
+        if winner is not None:
+            tracker.register(winner.trial, Path(winner.checkpoint))
+    record.summary(rows, benchmarks)
+    shown = winner.checkpoint if winner is not None else local.train.model.path
+    record.next_commands(
+        ("the report, in a browser", f"open {directory / 'report.html'}"),
+        ("every metric of every trial", record.command("ui", "--output", Path(config.output))),
+        ("score a checkpoint", record.command("score_checkpoint", Path(shown), "--benchmarks", *config.benchmarks)),
+    )
+    return 0 if outcome.ok else 1
+
+
+def _train_and_score(config: SweepConfig, directory: Path, tracker: Tracker) -> list[Row]:
+    """A row for the base model and one for each trial."""
+
+    def record_scores(name: str, scores: list[TaskScore]) -> None:
+        if name == BASE:
+            tracker.start_trial(BASE, {"arm": BASE, "model.path": config.train.model.path})
+        tracker.log_scores(name, scores)
+        if name == BASE:
+            tracker.end(BASE, ok=True)
+
+    with cluster.running(directory / "logs", cluster.places(config)):
+        results = stages.train(config, directory, tracker)
+        models = {BASE: config.train.model.path}
+        models |= {r.trial.name: r.checkpoint for r in results if _complete(r) and r.checkpoint}
+        scores = stages.score_models(models, config, directory, record_scores)
+    base = Row(BASE, BASE, None, None, None, BASE, leaderboard.scores_of(scores[BASE]))
+    return [base, *(_row(config, result, scores, tracker) for result in results)]
+
+
+def _complete(result: TrialResult) -> bool:
+    return result.status == "finished"
+
+
+def _row(config: SweepConfig, result: TrialResult, scores: stages.Scores, tracker: Tracker) -> Row:
+    trial = result.trial
+    own = config_of(config.train, trial)
+    speeds = [h["tokens_per_second"] for h in result.history if "tokens_per_second" in h]
+    validation = {k: v for h in result.history for k, v in h.items() if k.startswith("val_")}
+    return Row(
+        trial=trial.name,
+        arm=trial.arm,
+        objective=asdict(own.objective),
+        lr=own.optim.lr,
+        seed=trial.seed,
+        status=result.status,
+        scores=leaderboard.scores_of(scores.get(trial.name, [])),
+        tokens_per_second=median(speeds) if speeds else None,
+        validation=validation,
+        history=result.history,
+        checkpoint=result.checkpoint,
+        mlflow_run=tracker.run_id(trial.name),
+        error=result.error,
+    )
+
+
+if __name__ == "__main__":
+    from pipelines import cli
+
+    sys.exit(cli.main(["sweep", *sys.argv[1:]]))

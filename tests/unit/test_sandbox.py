@@ -1,0 +1,199 @@
+"""The sandbox: verdicts, limits, and both walls against programs that try to get out."""
+
+import os
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from evals import sandbox
+
+VERDICTS = {
+    "assert sum(range(4)) == 6": "passed",
+    "1 / 0": "failed",
+    "def broken(": "failed",
+    "import sys; sys.exit(0)": "failed",
+    "import os; os._exit(0)": "failed",
+    "import os, sys\nos.write(1, b'passed'); sys.exit(100)": "failed",
+    "quit()": "failed",
+    "input()": "failed",
+    "x = [0] * 10**9": "memory",
+    "import os\nwhile True: os.fork()": "violation",
+    "import subprocess; subprocess.run(['true'])": "violation",
+    "import os; os.kill(os.getppid(), 9)": "violation",
+    "import socket; socket.socket()": "violation",
+    "import urllib.request; urllib.request.urlopen('http://127.0.0.1:9')": "violation",
+    "import ctypes; ctypes.CDLL(None).system(b'true')": "violation",
+    "import os; os.mkdir('/tmp/outside')": "violation",
+    "open('/proc/self/mem', 'wb')": "violation",
+    "f = open('a', 'wb')\nwhile True: f.write(bytes(1 << 20))": "violation",
+}
+
+HOME_IS_EMPTY_AND_WRITABLE = """
+import os, tempfile
+assert os.listdir('.') == [] and os.path.samefile('.', os.environ['HOME'])
+assert set(os.environ) <= {'HOME', 'TMPDIR', 'PATH', 'LANG', 'PYTHONHASHSEED', 'LC_CTYPE',
+                           'OPENBLAS_NUM_THREADS', 'OMP_NUM_THREADS', 'SANDBOX_WALLS'}
+with tempfile.TemporaryDirectory() as folder:
+    open(os.path.join(folder, 'file'), 'w').write('text')
+open(os.devnull, 'w').write('text')
+"""
+
+ORDINARY_PROGRAMS = {
+    "home": HOME_IS_EMPTY_AND_WRITABLE,
+    "main": "assert __name__ == '__main__'",
+    "pickle": "import pickle\nclass A: pass\nassert isinstance(pickle.loads(pickle.dumps(A())), A)",
+    "asyncio": "import asyncio\nasync def f(): return 1\nassert asyncio.run(f()) == 1",
+    "numpy": "import numpy; assert numpy.ones(3).sum() == 3",
+}
+
+
+WITHOUT_NAMESPACES = "walls.enter_namespaces = lambda libc: False; "
+WITHOUT_LANDLOCK_AND_SECCOMP = (
+    "walls.confine_writes = lambda libc, home: False; "
+    "walls.filter_system_calls = lambda libc: False; "
+)
+WITHOUT_ANY = WITHOUT_NAMESPACES + WITHOUT_LANDLOCK_AND_SECCOMP
+
+
+def _patch(monkeypatch, statements: str) -> None:
+    """Changes the sandbox inside its own interpreter, before it builds its walls."""
+    patch = f"from evals import sandbox_walls as walls; {statements}sys.path.pop"
+    monkeypatch.setattr(sandbox, "CHILD", sandbox.CHILD.replace("sys.path.pop", patch))
+
+
+@pytest.fixture(params=["all walls", "no namespaces", "guard alone"])
+def wall(request, monkeypatch) -> str:
+    """Runs a test three times: as the machine allows, and as on less able machines."""
+    missing = {"no namespaces": WITHOUT_NAMESPACES, "guard alone": WITHOUT_ANY}
+    if request.param in missing:
+        _patch(monkeypatch, missing[request.param])
+    return request.param
+
+
+@pytest.mark.parametrize("program", VERDICTS)
+def test_verdict(wall, program) -> None:
+    result = sandbox.run(program, cpu_seconds=2)
+    assert result.reason == VERDICTS[program], result.stderr
+    assert result.passed == (result.reason == "passed")
+    assert not Path("/tmp/outside").exists()
+
+
+@pytest.mark.parametrize("name", ORDINARY_PROGRAMS)
+def test_ordinary_programs_are_not_hindered(wall, name) -> None:
+    result = sandbox.run(ORDINARY_PROGRAMS[name])
+    assert result.passed, result.stderr
+
+
+def test_endless_programs_end(wall, monkeypatch) -> None:
+    assert sandbox.run("while True: pass", cpu_seconds=1).reason == "timeout"
+    monkeypatch.setattr(sandbox, "WALL_GRACE_SECONDS", -1)
+    assert sandbox.run("import time; time.sleep(60)", cpu_seconds=1).reason == "timeout"
+
+
+def test_nothing_outside_changes(wall, tmp_path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("kept")
+    for path in (*tmp_path.parents, tmp_path, victim):
+        if path != Path("/") and path.stat().st_uid == os.getuid() and len(path.parts) > 2:
+            path.chmod(0o777)  # only the sandbox is in the way
+    attempts = [
+        "open(p, 'w')",
+        "os.remove(p)",
+        "os.rename(p, 'mine')",
+        "os.chmod(p, 0)",
+        "os.symlink(p, p + '2')",
+        "os.truncate(p, 0)",
+        "shutil.rmtree(os.path.dirname(p))",
+        "os.chdir(os.path.dirname(p)); open('new', 'w')",
+        "sqlite3.connect(p + '3')",
+        "os.remove('victim', dir_fd=os.open(os.path.dirname(p), os.O_RDONLY))",
+    ]
+    for attempt in attempts:
+        program = f"import os, shutil, sqlite3\np = {str(victim)!r}\n{attempt}"
+        assert sandbox.run(program).reason == "violation", attempt
+    assert victim.read_text() == "kept"
+    assert sorted(os.listdir(tmp_path)) == ["victim"]
+
+
+def test_output_is_kept_and_cut(wall) -> None:
+    result = sandbox.run("import sys\nprint('a' * 10**6)\nprint('b', file=sys.stderr)")
+    assert result.passed
+    assert result.stdout == "a" * sandbox.MAX_OUTPUT_CHARS + "\n[cut]"
+    assert result.stderr == "b\n"
+
+
+def test_a_traceback_shows_the_program_and_nothing_of_the_sandbox() -> None:
+    assert sandbox.run("def f():\n    raise KeyError('x')\nf()").stderr == (
+        'Traceback (most recent call last):\n  File "program.py", line 3, in <module>\n'
+        '  File "program.py", line 2, in f\n'
+        "KeyError: 'x'\n"
+    )
+
+
+KERNEL_WALLS = {"namespaces": WITHOUT_LANDLOCK_AND_SECCOMP, "seccomp": WITHOUT_NAMESPACES}
+
+
+@pytest.mark.parametrize("name", KERNEL_WALLS)
+def test_the_kernel_stops_what_gets_past_the_guard(name, monkeypatch, tmp_path) -> None:
+    if name not in sandbox.isolation():
+        pytest.skip(f"this machine offers no {name} to processes without privileges")
+    _patch(monkeypatch, KERNEL_WALLS[name] + "sandbox_child._install_guard = lambda home: []; ")
+    victim = tmp_path / "victim"
+    victim.write_text("kept")
+    listener = socket.create_server(("127.0.0.1", 0))
+    attempts = [
+        f"open({str(victim)!r}, 'w')",
+        f"import os; os.remove({str(victim)!r})",
+        f"open({str(tmp_path / 'new')!r}, 'w')",
+        f"import socket; socket.create_connection({listener.getsockname()}, timeout=5)",
+    ]
+    for attempt in attempts:
+        assert not sandbox.run(attempt).passed, attempt
+    listener.close()
+    assert victim.read_text() == "kept"
+    assert os.listdir(tmp_path) == ["victim"]
+
+
+@pytest.mark.parametrize("name", KERNEL_WALLS)
+def test_no_process_outlives_the_program(name, monkeypatch) -> None:
+    if name not in sandbox.isolation():
+        pytest.skip(f"this machine offers no {name} to processes without privileges")
+    _patch(monkeypatch, KERNEL_WALLS[name] + "sandbox_child._install_guard = lambda home: []; ")
+    sandbox.run("import os\nif os.fork() == 0: os.setsid(); os.execv('/bin/sleep', ['987.125'])")
+    sandbox.run("import os\nif os.fork() == 0: os.execv('/bin/sleep', ['sleep', '987.125'])")
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and _running("987.125"):
+        time.sleep(0.05)
+    assert not _running("987.125")
+
+
+def _running(argument: str) -> bool:
+    commands = Path("/proc").glob("[0-9]*/cmdline")
+    return any(argument.encode() in _read(command) for command in commands)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""  # it ended meanwhile
+
+
+def test_the_same_program_gets_the_same_verdict() -> None:
+    program = "import sys\nprint(list({'a', 'b', 'c', 'd'}))"
+    assert len({sandbox.run(program).stdout for _ in range(3)}) == 1
+
+
+def test_limits_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(ValueError, match="cpu_seconds=0"):
+        sandbox.run("", cpu_seconds=0)
+    with pytest.raises(ValueError, match="memory_mb=1"):
+        sandbox.run("", memory_mb=1)
+
+
+def test_a_broken_sandbox_is_no_verdict(monkeypatch) -> None:
+    monkeypatch.setattr(sandbox, "CHILD", "1 / 0")
+    with pytest.raises(RuntimeError, match="sandbox itself failed"):
+        sandbox.run("x = 1")

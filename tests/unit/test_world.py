@@ -1,0 +1,69 @@
+"""The built-in world: splits that do not overlap, answers that are right."""
+
+import pytest
+
+from pipelines.builtin.world import SKILLS, SPLITS, items
+
+COUNT = 300
+
+
+@pytest.mark.parametrize("skill", SKILLS)
+def test_splits_share_no_prompt(skill: str) -> None:
+    prompts = [{item.prompt for item in items(skill, split, COUNT)} for split in SPLITS]
+    assert all(len(p) == COUNT for p in prompts)
+    assert len(set.union(*prompts)) == COUNT * len(SPLITS)
+
+
+def test_another_seed_never_crosses_the_splits() -> None:
+    train = {i.prompt for s in SKILLS for i in items(s, "train", COUNT, seed=1)}
+    held = {i.prompt for s in SKILLS for i in items(s, "heldout", COUNT, seed=2)}
+    harder = {i.prompt for s in SKILLS for i in items(s, "harder", COUNT, seed=3)}
+    assert not train & held and not harder & (train | held)
+
+
+def test_the_same_seed_gives_the_same_items() -> None:
+    assert items("chain", "train", 20, seed=5) == items("chain", "train", 20, seed=5)
+    assert items("chain", "train", 20, seed=5) != items("chain", "train", 20, seed=6)
+
+
+def test_harder_is_longer() -> None:
+    def steps(split: str) -> set[int]:
+        return {item.completion.count("=") for item in items("chain", split, COUNT)}
+
+    assert steps("train") == steps("heldout") == {2, 3} and steps("harder") == {4, 5}
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_chains_are_right(split: str) -> None:
+    for item in items("chain", split, COUNT):
+        for line in item.completion.split("\n")[:-1]:
+            left, right = line.split(" = ")
+            assert eval(left) == int(right)
+        assert item.completion.endswith(f"{right}\n\\boxed{{{item.answer}}}")
+        assert item.answer == right
+
+
+def test_functions_pass_their_own_tests_and_a_stub_does_not() -> None:
+    stubs_passed = 0
+    for item in items("function", "heldout", 60):
+        exec(item.completion + "\n" + item.tests, {})
+        name = item.completion.split("(")[0].removeprefix("def ")
+        try:
+            exec(f"def {name}(xs): return 0\n" + item.tests, {})
+            stubs_passed += 1
+        except AssertionError:
+            pass
+    assert stubs_passed == 0
+
+
+def test_every_domain_is_there() -> None:
+    assert {s.domain for s in SKILLS.values()} == {"mathematics", "code", "reasoning"}
+
+
+def test_bad_arguments() -> None:
+    with pytest.raises(ValueError, match="'poetry'"):
+        items("poetry", "train", 1)
+    with pytest.raises(ValueError, match="'validation'"):
+        items("chain", "validation", 1)
+    with pytest.raises(ValueError, match="no 50000 different"):
+        items("sum", "train", 50_000)

@@ -1,0 +1,241 @@
+"""A sweep: trials side by side under Ray Tune, each a Ray Train run.
+
+In: a `TrainConfig`, a list of `Trial`s and how to schedule them. Out: one `TrialResult` a trial, in
+the order given. Everything of a trial lies in `<storage>/<name>/<trial name>/`. A trial that fails
+does not take the others with it.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+from ray import tune
+from ray.tune.callback import CallbackList
+from ray.tune.result import AUTO_RESULT_KEYS
+from ray.tune.schedulers import ASHAScheduler
+
+from otr.config import TrainConfig, Workers
+from otr.training.corpus import TASK_CPUS
+from otr.training.driver import worker_error
+from tuning.space import Trial, check_names, config_of
+from tuning.trial import DRIVER_CPUS, RUN, run_trial
+
+TUNE_KEYS = {*AUTO_RESULT_KEYS}
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """How the trials are scheduled."""
+
+    scheduler: Literal["none", "asha"] = "none"
+    """asha stops the worse trials early."""
+    metric: str = "val_exact"
+    """That asha compares; a key of what training reports."""
+    mode: Literal["min", "max"] = "max"
+    grace_steps: int = 100
+    """Steps that every trial may take under asha."""
+    max_concurrent: int = 0
+    """0: as many as the cluster holds."""
+
+    def __post_init__(self) -> None:
+        if self.scheduler not in ("none", "asha"):
+            raise ValueError(f"scheduler {self.scheduler!r}: use 'none' or 'asha'")
+        if self.mode not in ("min", "max"):
+            raise ValueError(f"mode {self.mode!r}: use 'min' or 'max'")
+        if self.grace_steps < 1 or self.max_concurrent < 0:
+            raise ValueError(
+                f"grace_steps is {self.grace_steps}, max_concurrent {self.max_concurrent}: "
+                "use at least 1 and 0"
+            )
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """What became of a trial."""
+
+    trial: Trial
+    status: Literal["finished", "stopped", "failed"]
+    """stopped: early, by the scheduler."""
+    history: list[dict[str, Any]]
+    """Every report, in order: step, loss, nll, ..., checkpoint_path where one was written."""
+    checkpoint: str | None
+    """The last one, a Hugging Face directory."""
+    error: str | None
+    """One line, where it failed."""
+
+
+def run(  # noqa: PLR0913 - a sweep is what, how and where; all but the what by keyword
+    config: TrainConfig,
+    trials: Sequence[Trial],
+    settings: SearchSettings,
+    *,
+    storage: str,
+    name: str,
+    callbacks: Sequence[tune.Callback] = (),
+    resume: bool = False,
+) -> list[TrialResult]:
+    """Run every trial; with `resume` go on with a sweep that was interrupted.
+
+    Args:
+        config: what the trials override.
+        trials: at least one, with names that differ.
+        settings: how they are scheduled.
+        storage: directory or URI that every node reaches.
+        name: of the sweep below `storage`.
+        callbacks: of Ray Tune, called in this process; `tune_trial.config["trial"]` is the trial as
+            a dict {arm, overrides, seed}, `tune_trial.trial_id` stays the same on resume.
+        resume: continue the sweep of this storage and name; where there is none, begin it.
+            Finished trials stay, interrupted ones go on from their last checkpoint, failed ones are
+            tried again.
+
+    Raises:
+        ValueError: the sweep is there and `resume` is off, its trials are others, or the cluster
+            is too small for one trial.
+    """
+    check_names(trials)
+    storage = storage if "://" in storage else os.path.abspath(storage)
+    directory = f"{storage}/{name}"
+    configs = {trial.name: config_of(config, trial) for trial in trials}
+    free = ray.available_resources()
+    fitting = min(concurrency(own.workers, free) for own in configs.values())
+    here: list[tune.Callback] = [ThisProcess(list(callbacks))]
+    trainable = tune.with_resources(
+        tune.with_parameters(run_trial, config=config, directory=directory), {"CPU": DRIVER_CPUS}
+    )
+    if not tune.Tuner.can_restore(directory):
+        concurrent = min(fitting, settings.max_concurrent or fitting)
+        tuner = tune.Tuner(
+            trainable,
+            param_space={"trial": tune.grid_search([asdict(trial) for trial in trials])},
+            tune_config=_tune_config(settings, config.max_steps, concurrent),
+            run_config=tune.RunConfig(name=name, storage_path=storage, callbacks=here, verbose=0),
+        )
+    elif resume:
+        tuner = _restored(trainable, trials, directory, here)
+    else:
+        raise ValueError(f"{directory} holds a sweep already: resume it, or take another name")
+    results = {_name_of(result): result for result in _each(tuner.fit())}
+    return [
+        _outcome(trial, results[trial.name], f"{directory}/{trial.name}", own.max_steps)
+        for trial, own in zip(trials, configs.values(), strict=True)
+    ]
+
+
+def concurrency(workers: Workers, resources: Mapping[str, float]) -> int:
+    """How many trials fit at once, with a place for the Ray Data of each.
+
+    A trial whose workers leave Ray Data no CPU would wait for its rows for ever.
+
+    Raises:
+        ValueError: not even one.
+    """
+    needs = {
+        "CPU": workers.count * workers.cpus + TASK_CPUS + DRIVER_CPUS,
+        "GPU": workers.count * workers.gpus,
+    }
+    fitting = min(int(resources.get(kind, 0) / amount) for kind, amount in needs.items() if amount)
+    if fitting < 1:
+        raise ValueError(
+            f"a trial (its workers, Ray Data) needs {needs['CPU']:g} CPUs, {needs['GPU']:g} GPUs; "
+            f"free are {resources.get('CPU', 0):g} and {resources.get('GPU', 0):g}: take fewer or "
+            "smaller workers, or start Ray with a larger num_cpus"
+        )
+    return fitting
+
+
+def _tune_config(settings: SearchSettings, max_steps: int, concurrent: int) -> tune.TuneConfig:
+    scheduler = None
+    if settings.scheduler == "asha":
+        scheduler = ASHAScheduler(
+            time_attr="step",
+            metric=settings.metric,
+            mode=settings.mode,
+            max_t=max_steps,
+            grace_period=min(settings.grace_steps, max_steps),
+        )
+    return tune.TuneConfig(
+        scheduler=scheduler,
+        max_concurrent_trials=concurrent,
+        # Spares a process start a trial; a trial that is stopped half-way leaves none to reuse.
+        reuse_actors=scheduler is None,
+        trial_name_creator=_name,
+        trial_dirname_creator=_name,
+    )
+
+
+class ThisProcess(CallbackList):
+    """The callbacks of this process.
+
+    Tune pickles its callbacks with a sweep and brings them back on resume; these may hold what
+    can't be pickled, and a resumed sweep wants those of the process that resumes it.
+    """
+
+    def __reduce__(self) -> tuple[type["ThisProcess"], tuple[list[tune.Callback]]]:
+        return ThisProcess, ([],)
+
+
+def _restored(
+    trainable: Any, trials: Sequence[Trial], directory: str, callbacks: list[tune.Callback]
+) -> tune.Tuner:
+    """The interrupted sweep.
+
+    Raises:
+        ValueError: it has other trials.
+    """
+    tuner = tune.Tuner.restore(directory, trainable, resume_errored=True)
+    assert tuner._local_tuner is not None
+    tuner._local_tuner.get_run_config().callbacks = callbacks
+    there = {_name_of(result) for result in _each(tuner.get_results())}
+    wanted = {trial.name for trial in trials}
+    if there != wanted:
+        some = ", ".join(sorted(there ^ wanted)[:3])
+        raise ValueError(f"{directory} holds a sweep of other trials ({some}): take another name")
+    return tuner
+
+
+def _outcome(trial: Trial, result: tune.Result, directory: str, max_steps: int) -> TrialResult:
+    history = _history(result)
+    saved = [row["checkpoint_path"] for row in history if row.get("checkpoint_path")]
+    status: Literal["finished", "stopped", "failed"] = "finished"
+    if result.error is not None:
+        status = "failed"
+    elif not history or history[-1]["step"] < max_steps:
+        status = "stopped"
+    return TrialResult(
+        trial=trial,
+        status=status,
+        history=history,
+        # Ray gives the path without its scheme; its last part is enough.
+        checkpoint=f"{directory}/{RUN}/{Path(saved[-1]).name}" if saved else None,
+        error=None if result.error is None else worker_error(result.error),
+    )
+
+
+def _history(result: tune.Result) -> list[dict[str, Any]]:
+    """The reports of all attempts; of a step that was repeated, the last one."""
+    frame = result.metrics_dataframe
+    rows = [] if frame is None else frame.to_dict("records")
+    steps = {}
+    for row in rows:
+        reported = {
+            key: value
+            for key, value in row.items()
+            if value == value and key not in TUNE_KEYS and not key.startswith("config/")
+        }
+        steps[int(row["step"])] = reported
+    return [steps[step] for step in sorted(steps)]
+
+
+def _each(grid: tune.ResultGrid) -> list[tune.Result]:
+    return [grid[i] for i in range(len(grid))]
+
+
+def _name(tune_trial: Any) -> str:
+    return Trial(**tune_trial.config["trial"]).name
+
+
+def _name_of(result: tune.Result) -> str:
+    return Path(result.path).name

@@ -1,0 +1,38 @@
+"""What Ray Tune runs for a trial: the one driver, with reports forwarded to Tune.
+
+In: Tune's config {"trial": {arm, overrides, seed}}, the sweep's `TrainConfig` and its directory.
+Out: reports to Tune, the run in `<directory>/<trial name>/train`. Begun again it goes on from its
+last checkpoint.
+"""
+
+from dataclasses import asdict
+from typing import Any
+
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from otr.config import TrainConfig
+from otr.training.driver import fit, worker_error
+from tuning.space import Trial, config_of
+
+RUN = "train"  # of the Ray Train run below the trial's directory
+DRIVER_CPUS = 0.01  # a trial's own process only waits; Ray Train's workers come on top
+
+
+def run_trial(tune_config: dict[str, Any], *, config: TrainConfig, directory: str) -> None:
+    """Train one trial.
+
+    Raises:
+        RuntimeError: it failed; the message is the line that says why.
+    """
+    trial = Trial(**tune_config["trial"])
+    own = config_of(config, trial)
+    try:
+        fit(
+            own,
+            storage=f"{directory}/{trial.name}",
+            name=RUN,
+            callbacks=[TuneReportCallback()],
+            run={"trial": asdict(trial), "config": asdict(own)},
+        )
+    except Exception as error:
+        raise RuntimeError(worker_error(error)) from error

@@ -10,15 +10,14 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import ray
 
 from otr.training.corpus import TASK_CPUS
 from pipelines.presets import SweepConfig
-from tuning.sweep import SearchSettings
 from tuning.trial import DRIVER_CPUS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -31,8 +30,7 @@ def running(logs: Path, cpus: int) -> Iterator[None]:
 
     Args:
         logs: directory for the logs of Ray.
-        cpus: logical CPUs that a cluster of its own should have at least. They are places in a
-            schedule, not cores: on a small machine Ray Data would otherwise wait for ever for one.
+        cpus: logical CPUs of a cluster of its own; see `places`.
 
     Raises:
         ValueError: RAY_ADDRESS names no cluster, or one of another version of Ray.
@@ -59,11 +57,11 @@ def connect(address: str | None, cpus: int) -> None:
     Raises:
         ValueError: no cluster at `address`, or one of another version of Ray.
     """
-    options = {"log_to_driver": False, "logging_level": logging.ERROR}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if not address:
         ray.init(
             address="local",
-            num_cpus=max(cpus, os.cpu_count() or 1),
+            num_cpus=cpus,
             include_dashboard=True,
             dashboard_host="127.0.0.1",
             **options,
@@ -79,18 +77,15 @@ def connect(address: str | None, cpus: int) -> None:
         ) from error
 
 
-def search_settings(config: SweepConfig) -> SearchSettings:
-    """The sweep's; on this machine at most as many trials at once as it has cores and memory for."""
-    if os.environ.get("RAY_ADDRESS_GIVEN") or config.search.max_concurrent:
-        return config.search
-    return replace(config.search, max_concurrent=_at_once(config))
-
-
 def places(config: SweepConfig) -> int:
-    """Logical CPUs that the run needs on a machine of its own."""
+    """Logical CPUs of a cluster of its own: for as many trials at once as the machine is good for.
+
+    They are places in a schedule, not cores. A trial takes one for Ray Data besides its workers';
+    on a small machine Ray Data would otherwise wait for ever.
+    """
     workers = config.train.workers
     trial = workers.count * workers.cpus + TASK_CPUS + DRIVER_CPUS
-    return math.ceil(max(_at_once(config) * trial, config.engine.num_replicas)) + 1
+    return math.ceil(max(_at_once(config) * trial, config.engine.num_replicas + 1))
 
 
 def _at_once(config: SweepConfig) -> int:

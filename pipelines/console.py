@@ -1,8 +1,8 @@
 """What a run says on the terminal: one live line a stage, tables, one line for an error.
 
-In: texts. Out: stdout for results, stderr for the live line and errors. Without a terminal (a file, a
-CI job) a stage says a line when it begins to do something new, at most every half minute, and when
-it ends.
+In: texts. Out: stdout for results, stderr for the live line and errors. Without a terminal (a file,
+a CI job) a stage says a line when it begins to do something new, at most every half minute, and
+when it ends.
 """
 
 import time

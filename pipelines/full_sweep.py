@@ -1,8 +1,8 @@
 """The main job: train every arm of a preset, score what comes out, say which objective did best.
 
-In: a preset and what is to be changed in it. Out: `<output>/<name>/` with run.json, leaderboard.json,
-report.html, the trials' checkpoints, scores and logs; runs in MLflow; a table. The same name again
-continues. Exit code 1 when a trial failed.
+In: a preset and what is to be changed in it. Out: `<output>/<name>/` with run.json,
+leaderboard.json, report.html, checkpoints, scores and logs; runs in MLflow; a table. The
+same name again continues. Exit code 1 when a trial failed.
 
     python pipelines/full_sweep.py --preset builtin
 """
@@ -49,7 +49,10 @@ def run(config: SweepConfig) -> int:
     doctor.require(local)
     told = record.begin(config, directory)
     tracker = Tracker(store_uri(config.output), config.name)
-    with tracker.sweep({"trials": len(config.trials)}, told) as outcome:
+    with (
+        record.errors_to(directory),
+        tracker.run(record.params(config), record.tags(told)) as outcome,
+    ):
         rows = _train_and_score(local, directory, tracker)
         outcome.ok = all(row.status != "failed" for row in rows)
         benchmarks = list(rows[0].scores)
@@ -58,14 +61,15 @@ def run(config: SweepConfig) -> int:
         (directory / "report.html").write_text(page)
         tracker.keep([directory / n for n in ("leaderboard.json", "report.html", "run.json")])
         winner = leaderboard.best_trial(rows, benchmarks[0])
-        if winner is not None:
-            tracker.register(winner.trial, Path(winner.checkpoint))
+        best = Path(local.train.model.path)
+        if winner is not None and winner.checkpoint is not None:
+            best = Path(winner.checkpoint)
+            tracker.register(winner.trial, best)
     record.summary(rows, benchmarks)
-    shown = winner.checkpoint if winner is not None else local.train.model.path
     record.next_commands(
-        ("the report, in a browser", f"open {directory / 'report.html'}"),
-        ("every metric of every trial", record.command("ui", "--output", Path(config.output))),
-        ("score a checkpoint", record.command("score_checkpoint", Path(shown), "--benchmarks", *config.benchmarks)),
+        ("the report, in a browser", f"open {record.shown(directory / 'report.html')}"),
+        ("every metric of every trial", record.command("ui", "--output", config.output)),
+        ("score a checkpoint", record.command("score_checkpoint", best)),
     )
     return 0 if outcome.ok else 1
 

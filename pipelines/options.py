@@ -41,6 +41,9 @@ Starts from a preset and changes what you name. In short:
 """
 
 
+T = typing.TypeVar("T")
+
+
 class UsageError(ValueError):
     """The command line can't be understood; exit code 2."""
 
@@ -54,8 +57,13 @@ class Request:
     preset: str
 
 
-def parse(argv: Sequence[str], prog: str) -> Request:
+def parse(argv: Sequence[str], prog: str, *, single: str = "") -> Request:
     """Read a command line.
+
+    Args:
+        argv: without the program's name.
+        prog: the program's name, for --help.
+        single: name of the only trial where there are no arms; empty for a sweep.
 
     Raises:
         UsageError: an unknown option, preset, arm or value, in one line.
@@ -66,19 +74,36 @@ def parse(argv: Sequence[str], prog: str) -> Request:
     start = read_run(own.config) if own.config else _preset(own.preset)
     if own.help:
         rest = ["--help"]
-    given = _known_keys(rest)
+    if single:
+        start = replace(start, name=single, trials=(Trial(single),))
+    base = start
+    given = _known_keys(rest, SweepConfig)
     rest = [_long(word) for word in rest]
     if own.arms:
         start = replace(start, trials=_only_arms(start.trials, own.arms))
     if own.seeds:
         start = replace(start, trials=_with_seeds(start.trials, own.seeds))
-    config = _tyro(rest, start, prog)
-    config = _given_wins(config, given)
+    config = _tyro(SweepConfig, rest, start, prog, _description())
+    if single:
+        config = replace(config, trials=(Trial(single, seed=config.train.seed),))
+    else:
+        config = _given_wins(config, given)
     if "train.data.paths" in given and "train.data.validation" not in given:
-        config = replace(config, train=replace(config.train, data=replace(config.train.data, validation=())))
-    if "name" not in given and not own.config and config != _preset(own.preset):
+        data = replace(config.train.data, validation=())
+        config = replace(config, train=replace(config.train, data=data))
+    if "name" not in given and not own.config and config != base:
         config = replace(config, name=f"{config.name}-{fingerprint(config)}")
     return Request(config, own.dry_run, own.preset)
+
+
+def simple(kind: type[T], argv: Sequence[str], prog: str) -> T:
+    """Read a command line of a small command: a dataclass whose fields all have defaults.
+
+    Raises:
+        UsageError: an unknown option or value, in one line.
+    """
+    _known_keys(argv, kind)
+    return _tyro(kind, argv, kind(), prog, kind.__doc__ or "")
 
 
 def fingerprint(config: SweepConfig) -> str:
@@ -143,13 +168,13 @@ def _long(word: str) -> str:
     return SHORT.get(flag.replace("_", "-"), flag) + equals + value if word[:2] == "--" else word
 
 
-def _known_keys(words: Sequence[str]) -> set[str]:
+def _known_keys(words: Sequence[str], kind: type) -> set[str]:
     """The dotted keys that are given.
 
     Raises:
         UsageError: one of them does not exist.
     """
-    keys = set(_keys(SweepConfig))
+    keys = set(_keys(kind))
     given = set()
     for word in words:
         if not word.startswith("--") or word == "--help":
@@ -184,15 +209,16 @@ def _keys(kind: type, prefix: str = "") -> Iterator[str]:
             yield prefix + field.name
 
 
-def _tyro(words: Sequence[str], default: SweepConfig, prog: str) -> SweepConfig:
+def _description() -> str:
     short = "\n  ".join(f"{s} = {long}" for s, long in SHORT.items())
-    description = _HELP.format(presets=" | ".join(PRESETS), short=short)
+    return _HELP.format(presets=" | ".join(PRESETS), short=short)
+
+
+def _tyro(kind: type[T], words: Sequence[str], default: T, prog: str, description: str) -> T:
     output = io.StringIO()
     try:
         with contextlib.redirect_stderr(output):
-            return tyro.cli(
-                SweepConfig, args=words, default=default, prog=prog, description=description
-            )
+            return tyro.cli(kind, args=words, default=default, prog=prog, description=description)
     except SystemExit as error:
         if not error.code:
             raise

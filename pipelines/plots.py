@@ -1,8 +1,8 @@
 """The figures of a report.
 
-In: the rows of a leaderboard. Out: SVG text, one figure a function; "" where the sweep has nothing to
-show in it. Scores are in %. Bars are 95 % intervals over items and seeds. Colours are those of Okabe
-and Ito, which colour-blind readers can tell apart; markers differ too.
+In: the rows of a leaderboard. Out: SVG text, one figure a function; "" where the sweep has nothing
+to show in it. Scores are in %. Bars are 95 % intervals over items and seeds. Colours are those of
+Okabe and Ito, which colour-blind readers can tell apart; markers differ too.
 """
 
 import io
@@ -100,7 +100,7 @@ def scores(rows: Sequence[Row], benchmarks: Sequence[str]) -> str:
                 for row in arm.rows:
                     if name in row.scores and len(arm.rows) > 1:
                         value = 100 * row.scores[name]["value"]
-                        axes.plot(value, y, "|", color=look.colour(arm.name), ms=9, alpha=0.6)
+                        axes.plot(value, y, "|", color=look.colour(arm.name), ms=15, mew=1.2)
                 _point(axes, arm.score(name), y, look, arm.name)
             axes.set_title(name)
             axes.set_xlim(-3, 103)
@@ -115,7 +115,7 @@ def scores(rows: Sequence[Row], benchmarks: Sequence[str]) -> str:
             grid.flat[last].set_xlabel("correct (%)")
             grid.flat[last].tick_params(labelbottom=True)
 
-    return _svg(draw, 9.6, lines * (0.9 + 0.27 * len(shown)))
+    return _svg(draw, 10.3, lines * (0.9 + 0.27 * len(shown)))
 
 
 def trade_off(rows: Sequence[Row], benchmarks: Sequence[str]) -> str:
@@ -156,7 +156,7 @@ def against(
 ) -> str:
     """Scores against one setting of the sampled OTR objective, other objectives as lines across.
 
-    Of arms that differ in the learning rate alone, the one with the best validation metric is shown.
+    Of arms that differ in the learning rate alone, the one with the best validation metric counts.
     """
     tuned = at_best_rate(rows, metric)
     sampled = [a for a in tuned if _objective(a)[:2] == ("otr", "sampled")]
@@ -199,18 +199,18 @@ def against(
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4)
 
-    return _svg(draw, 9.6, 3.9 + 0.2 * (len(series) // 4))
+    return _svg(draw, 10.3, 3.9 + 0.2 * (len(series) // 4))
 
 
 def curves(rows: Sequence[Row], benchmarks: Sequence[str]) -> str:
     """Loss, NLL, hit rate and validation of every trial over its steps."""
-    panels = (
+    every = (
         ("loss", "training loss (each objective's own)"),
         ("nll", "training NLL (nats a token)"),
         ("hit_rate", "draws that hit the target (%)"),
         ("val_exact", "validation examples reproduced (%)"),
     )
-    panels = tuple(p for p in panels if any(p[0] in h for r in rows for h in r.history))
+    panels = [p for p in every if any(p[0] in h for r in rows for h in r.history)]
     if not panels:
         return ""
     look = Look(ranked(rows, benchmarks[0]))
@@ -240,7 +240,7 @@ def curves(rows: Sequence[Row], benchmarks: Sequence[str]) -> str:
         unique = dict(zip(labels, handles, strict=True))
         figure.legend(unique.values(), unique, loc="outside lower center", ncols=5)
 
-    return _svg(draw, 9.6, 2.9 * -(-len(panels) // 2) + 0.4)
+    return _svg(draw, 10.3, 2.9 * -(-len(panels) // 2) + 0.4)
 
 
 def at_best_rate(rows: Sequence[Row], metric: str) -> list[Arm]:

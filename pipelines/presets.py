@@ -5,7 +5,7 @@ that `pipelines.builtin.corpus` writes when they are first needed.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import tyro
@@ -13,8 +13,8 @@ import tyro
 from evals.deployment import EngineSettings
 from otr.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 from pipelines.builtin.corpus import BENCHMARKS
-from tuning.sweep import SearchSettings
 from tuning.space import Trial, check_names, grid
+from tuning.sweep import SearchSettings
 
 LEARNING_RATES = {
     "sft": 3e-4,
@@ -44,8 +44,8 @@ class SweepConfig:
     """What all trials share."""
     trials: tyro.conf.Suppress[tuple[Trial, ...]]
     """What each trial changes in `train`."""
-    search: SearchSettings = SearchSettings()
-    engine: EngineSettings = EngineSettings()
+    search: SearchSettings = field(default_factory=SearchSettings)
+    engine: EngineSettings = field(default_factory=EngineSettings)
     benchmarks: tuple[str, ...] = ()
     """Names, ``file:PATH.jsonl`` or ``builtin:NAME``. The first is the target: it ranks the arms.
     Those not called target-... measure what the model retains."""

@@ -8,7 +8,9 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -37,7 +39,7 @@ def begin(config: SweepConfig, directory: Path) -> dict[str, Any]:
                 f"{directory} holds a run with other settings: give another --name, or repeat that "
                 f"one with --config {path}"
             )
-        console.say(f"continues {_short(directory)}")
+        console.say(f"continues {shown(directory)}")
         return json.loads(path.read_text())
     run = {
         "name": config.name,
@@ -49,8 +51,38 @@ def begin(config: SweepConfig, directory: Path) -> dict[str, Any]:
     }
     directory.mkdir(parents=True, exist_ok=True)
     leaderboard.write_json(path, run)
-    console.say(f"writes to {_short(directory)}")
+    console.say(f"writes to {shown(directory)}")
     return run
+
+
+def params(config: SweepConfig) -> dict[str, Any]:
+    """What MLflow keeps of a run as parameters."""
+    return {
+        "model": config.train.model.path,
+        "data": ", ".join(config.train.data.paths),
+        "benchmarks": ", ".join(config.benchmarks),
+        "max_steps": config.train.max_steps,
+        "trials": len(config.trials),
+    }
+
+
+def tags(run: Mapping[str, Any]) -> dict[str, str]:
+    """What MLflow keeps of a run as tags."""
+    return {key: run[key] for key in ("command", "git_commit")}
+
+
+@contextmanager
+def errors_to(directory: Path) -> Iterator[None]:
+    """Append the traceback of an error to the run's log; a note on the error says where."""
+    log = directory / "logs" / "driver.log"
+    try:
+        yield
+    except BaseException as error:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a") as file:
+            traceback.print_exception(error, file=file)
+        error.add_note(f"traceback in {shown(log)}")
+        raise
 
 
 def dry_run(config: SweepConfig, local: SweepConfig) -> None:
@@ -73,12 +105,11 @@ def summary(rows: Sequence[Row], benchmarks: Sequence[str]) -> None:
     columns = ["arm", "lr", "seeds", *benchmarks, "tokens/s"]
     lines = []
     for arm in leaderboard.ranked(rows, benchmarks[0]):
-        rate, speed = arm.first.lr, arm.tokens_per_second()
+        rate, speed = arm.first.lr, arm.tokens_per_second() or 0
         seeds = str(len(arm.rows)) if rate is not None else "-"
         scores = [str(arm.score(name) or "-") for name in benchmarks]
-        lines.append(
-            [arm.name, f"{rate:g}" if rate else "-", seeds, *scores, f"{speed:,.0f}" if speed else "-"]
-        )
+        figures = [f"{rate:g}" if rate else "-", seeds, *scores, f"{speed:,.0f}" if speed else "-"]
+        lines.append([arm.name, *figures])
     console.table(columns, lines, title="% correct, mean over seeds [95 % interval]")
     for row in rows:
         if row.status == "failed":
@@ -95,12 +126,13 @@ def next_commands(*commands: tuple[str, str]) -> None:
 
 def command(name: str, *arguments: str | Path) -> str:
     """How to run one of our commands from where this one was."""
-    words = [_short(a) if isinstance(a, Path) else a for a in arguments]
-    script = _short(REPOSITORY / "pipelines" / f"{name}.py")
+    words = [shown(a) if isinstance(a, Path) else a for a in arguments]
+    script = shown(REPOSITORY / "pipelines" / f"{name}.py")
     return shlex.join(["python", script, *words])
 
 
-def _short(path: Path) -> str:
+def shown(path: Path) -> str:
+    """A path as the user would type it."""
     path = path.absolute()
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 

@@ -1,7 +1,7 @@
 """The report of a sweep: one HTML file that needs nothing else.
 
-In: the rows of a leaderboard and what was run. Out: HTML text with the table, the figures as SVG, the
-settings and the command that repeats the run.
+In: the rows of a leaderboard and what was run. Out: HTML text with the table, the figures as SVG,
+the settings and the command that repeats the run.
 """
 
 import html
@@ -59,8 +59,7 @@ def _facts(rows: Sequence[Row], benchmarks: Sequence[str], run: Mapping[str, Any
         "training": f"{train['max_steps']} steps of {train['step_rows']} rows of "
         f"{train['data']['row_length']} tokens",
         "trials": f"{len(trained)} in {len({r.arm for r in trained})} arms",
-        "benchmarks": f"{len(benchmarks)}, of "
-        + (f"{min(items)} to {max(items)} items" if items else "no items"),
+        "benchmarks": f"{len(benchmarks)} of {_span(items)} items",
         "when": run["created"],
         "commit": run["git_commit"],
     }
@@ -68,6 +67,11 @@ def _facts(rows: Sequence[Row], benchmarks: Sequence[str], run: Mapping[str, Any
         f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(str(v))}</dd></div>"
         for k, v in facts.items()
     )
+
+
+def _span(counts: set[int]) -> str:
+    low, high = min(counts, default=0), max(counts, default=0)
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def _arm_table(rows: Sequence[Row], benchmarks: Sequence[str]) -> str:
@@ -95,13 +99,12 @@ def _arm_table(rows: Sequence[Row], benchmarks: Sequence[str]) -> str:
 def _cell(estimate: Estimate | None, column: Sequence[Estimate | None]) -> str:
     """Bold where no other arm of the column is better beyond the intervals."""
     if estimate is None:
-        return "<td class=n>–</td>"
+        return "<td class=n>-</td>"
     best = max((e for e in column if e is not None), key=lambda e: e.value)
     mark = " best" if estimate.overlaps(best) else ""
     low, high = 100 * estimate.low, 100 * estimate.high
     return (
-        f"<td class='n{mark}'>{100 * estimate.value:.1f}"
-        f"<small>{low:.0f} to {high:.0f}</small></td>"
+        f"<td class='n{mark}'>{100 * estimate.value:.1f}<small>{low:.0f} to {high:.0f}</small></td>"
     )
 
 
@@ -164,7 +167,8 @@ def _figures(rows: Sequence[Row], benchmarks: Sequence[str], metric: str) -> lis
 
 def _figure(title: str, caption: str, svg: str, otherwise: str = "Nothing to show.") -> str:
     body = svg or f"<p class=none>{otherwise}</p>"
-    return f"<section><h2>{title}</h2><p>{html.escape(caption)}</p><figure>{body}</figure></section>"
+    head = f"<h2>{title}</h2><p>{html.escape(caption)}</p>"
+    return f"<section>{head}<figure>{body}</figure></section>"
 
 
 def _trial_table(rows: Sequence[Row], benchmarks: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from evals.benchmark import TaskScore
 from evals.engine import Engine
 from evals.score import score, stored_scores
-from pipelines import cluster, console
+from pipelines import console
 from pipelines.presets import SweepConfig
 from pipelines.resolve import load_benchmarks, local_model
 from pipelines.tracking import Tracker
@@ -29,7 +29,7 @@ def train(config: SweepConfig, directory: Path, tracker: Tracker) -> list[TrialR
         results = sweep.run(
             config.train,
             config.trials,
-            cluster.search_settings(config),
+            config.search,
             storage=str(directory),
             name="trials",
             callbacks=[Watcher(tracker, config.train, stage, len(config.trials))],

@@ -43,9 +43,10 @@ def check_store(uri: str) -> str:
         with sqlite3.connect(path, timeout=_LOCK_SECONDS) as store:
             store.execute("BEGIN IMMEDIATE")
             tables = {row[0] for row in store.execute("SELECT name FROM sqlite_master")}
-            version = "alembic_version" in tables and store.execute(
-                "SELECT version_num FROM alembic_version"
-            ).fetchone()
+            version = (
+                "alembic_version" in tables
+                and store.execute("SELECT version_num FROM alembic_version").fetchone()
+            )
             store.rollback()
     except sqlite3.Error as error:
         raise ValueError(

@@ -17,6 +17,7 @@ from pipelines.tracking import Tracker
 from tuning.space import Trial, config_of
 from tuning.sweep import TUNE_KEYS
 
+
 class Watcher(Callback):
     """A Ray Tune callback, called in the driver."""
 
@@ -81,10 +82,11 @@ def params(config: TrainConfig, trial: Trial) -> dict[str, Any]:
 
 def metrics_of(result: Mapping[str, Any]) -> dict[str, float]:
     """The figures of a report, without Tune's own."""
+    own = {*TUNE_KEYS, "step"}
     return {
         key: float(value)
         for key, value in result.items()
-        if isinstance(value, Real) and not isinstance(value, bool) and key not in (*TUNE_KEYS, "step")
+        if isinstance(value, Real) and not isinstance(value, bool) and key not in own
     }
 
 

@@ -162,7 +162,7 @@ class Audit:
             )
 
 
-def _read(batch: Mapping[str, Any], found: Sequence[Piece]) -> Iterator[pa.Table]:
+def _read(batch: Any, found: Sequence[Piece]) -> Iterator[pa.Table]:
     for number in batch["piece"]:
         texts = rows(found[number])
         while some := list(islice(texts, BATCH)):
@@ -230,8 +230,8 @@ def _check_columns(config: DataConfig, read_rows: Iterable[Any]) -> None:
                 near = get_close_matches(name, names, n=1, cutoff=0.4)
                 hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
                 raise ValueError(f"data.columns {ours}={theirs}: {name!r} is no {what}; {hint}")
-    names = set(config.columns) | set(there)
-    if there and not any(names.issuperset(form) for form in FORMS):
+    had = set(config.columns) | set(there)
+    if there and not any(had.issuperset(form) for form in FORMS):
         raise ValueError(
             f"the corpus has the columns {', '.join(there)}: map them with data.columns to "
             "messages, to prompt and completion, or to instruction and output"

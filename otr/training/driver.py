@@ -62,7 +62,7 @@ def fit(
         run_config=RunConfig(
             name=name,
             storage_path=storage,
-            callbacks=list(callbacks),
+            callbacks=[*callbacks],
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             failure_config=FailureConfig(max_failures=_retries(), controller_failure_limit=1),
         ),

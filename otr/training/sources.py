@@ -60,25 +60,25 @@ def _stored(path: str, split: str) -> Iterator[Piece]:
     except (ValueError, ImportError) as error:
         raise ValueError(f"{path!r}: no file system for it: {error}") from error
     if fs.isdir(inner):
-        if saved := _saved_to_disk(fs, inner, split):
-            names, kinds = saved, ("arrow",)
-        else:
-            names, kinds = sorted(fs.find(inner)), ("json", "parquet")
-            hidden = len(inner.rstrip("/").split("/"))
-            names = [n for n in names if not any(p[0] in "._" for p in n.split("/")[hidden:])]
-    elif fs.exists(inner):
-        names, kinds = [inner], ()
+        names = _saved_to_disk(fs, inner, split) or _inside(fs, inner)
     else:
-        names, kinds = sorted(fs.glob(inner)), ("json", "parquet")
+        names = [inner] if fs.exists(inner) else sorted(fs.glob(inner))
         if not names:
             raise ValueError(f"{path!r} is not there: no such file, directory or glob")
-    known = [(name, kind) for name in names if (kind := _kind(name)) in kinds or not kinds]
-    if not known or not all(kind for _, kind in known):
+    known = [(name, kind) for name in names if (kind := _kind(name))]
+    if not known:
         raise ValueError(
             f"{path!r} holds no corpus: use .jsonl, .json, .ndjson (also .gz, .zst) or .parquet"
         )
     for name, kind in known:
         yield from _file(fs, name, kind)
+
+
+def _inside(fs: Any, directory: str) -> list[str]:
+    """Files below a directory, in order; not the hidden ones and those that begin with _."""
+    depth = len(directory.rstrip("/").split("/"))
+    names = sorted(fs.find(directory))
+    return [n for n in names if not any(part[0] in "._" for part in n.split("/")[depth:])]
 
 
 def _kind(name: str) -> str:

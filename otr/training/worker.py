@@ -51,7 +51,8 @@ def train_loop(job: Mapping[str, Any]) -> None:
         if resume_from is not None:
             source = dataclasses.replace(source, path=str(resume_from))
         tokenizer = load_tokenizer(source)
-        model = load_model(source, tokenizer).to(ray.train.torch.get_device())
+        model = load_model(source, tokenizer)
+        torch.nn.Module.to(model, ray.train.torch.get_device())
         try:
             train(
                 model,

@@ -1,7 +1,7 @@
 """The built-in world as files: what ``builtin:NAME`` stands for wherever a path is asked for.
 
-In: a name and a directory. Out: a file in that directory, written whole or not at all and reused when
-it is there. Corpora are JSONL of {"prompt", "completion"}, benchmarks JSONL of {"id", "prompt",
+In: a name and a directory. Out: a file in that directory, written whole or not at all, reused
+when there. Corpora are JSONL of {"prompt", "completion"}, benchmarks JSONL of {"id", "prompt",
 "answer", "domain", "grader", "tests"}, the model is the directory beside this file.
 """
 

@@ -1,0 +1,68 @@
+"""Fine-tune one model.
+
+In: a preset's training part and what is to be changed in it. Out: `<output>/<name>/` with run.json
+and the checkpoint, a Hugging Face directory; a run in MLflow. The same name again continues.
+
+    python pipelines/train_one.py --model DIRECTORY --data train.jsonl --train.objective.name otr
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+if __name__ == "__main__" and not __package__:  # run as a file
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from pipelines import cluster, doctor, options, record, stages
+from pipelines.builtin import corpus
+from pipelines.presets import SweepConfig
+from pipelines.resolve import resolved
+from pipelines.tracking import Tracker, store_uri
+
+
+def main(argv: Sequence[str]) -> int:
+    """Train, or print what would be trained."""
+    request = options.parse(argv, "otr train", single="train")
+    if request.dry_run:
+        with TemporaryDirectory() as scratch:
+            record.dry_run(request.config, resolved(request.config, Path(scratch)))
+        return 0
+    return run(request.config)
+
+
+def run(config: SweepConfig) -> int:
+    """Train the config's only trial; returns the exit code.
+
+    Raises:
+        ValueError: a check failed, training failed, or the directory holds another run.
+    """
+    directory = Path(config.output).absolute() / config.name
+    local = resolved(config, corpus.folder(config.output))
+    doctor.require(local, without=("benchmarks", "port"))
+    told = record.begin(config, directory)
+    tracker = Tracker(store_uri(config.output), config.name)
+    with (
+        record.errors_to(directory),
+        tracker.run(record.params(config), record.tags(told)) as outcome,
+    ):
+        with cluster.running(directory / "logs", cluster.places(local)):
+            (result,) = stages.train(local, directory, tracker)
+        if result.status == "failed" or result.checkpoint is None:
+            raise ValueError(f"training failed: {result.error}")
+        outcome.ok = True
+    last = result.history[-1]
+    figures = [f"{k} {last[k]:.4g}" for k in ("nll", "val_nll", "val_exact") if k in last]
+    record.console.say(f"step {last['step']}: {', '.join(figures)}")
+    record.console.say(f"checkpoint: {record.shown(Path(result.checkpoint))}")
+    record.next_commands(
+        ("score it", record.command("score_checkpoint", Path(result.checkpoint))),
+        ("its curves", record.command("ui", "--output", config.output)),
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    from pipelines import cli
+
+    sys.exit(cli.main(["train", *sys.argv[1:]]))

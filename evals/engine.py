@@ -86,10 +86,10 @@ class Engine:
         path = probe.check_directory(checkpoint_dir)
         probe.check_same_shape(self._base_dir, path)
         self._proven = False
+        self.model_dir = path
         self._call_workers("swap_weights", str(path))
         for handle in self._handles():
             handle.reset_prefix_cache.remote().result()
-        self.model_dir = path
         self._prove()
 
     def generate(
@@ -109,25 +109,32 @@ class Engine:
             RuntimeError: the engine failed or was restarted meanwhile (a restarted one serves the
                 weights it was started on).
         """
-        bodies, places = [], []
         answers = [[Completion("", "prompt_too_long", 0)] * decoding.num_samples for _ in prompts]
-        for index, prompt in enumerate(prompts):
-            room = self.settings.max_model_len - len(prompt)
-            for sample in range(decoding.num_samples if room > 0 else 0):
-                places.append((index, sample))
-                bodies.append(
-                    {
-                        "model": self._models[index % len(self._models)],
-                        "prompt": list(prompt),
-                        "max_tokens": min(decoding.max_tokens, room),
-                        "temperature": decoding.temperature,
-                        "top_p": decoding.top_p,
-                        "stop": list(decoding.stop),
-                        "stop_token_ids": list(stop_token_ids),
-                        "seed": random.Random(f"{decoding.seed}/{index}/{sample}").getrandbits(31),
-                        "return_token_ids": True,
-                    }
-                )
+        places = [
+            (index, sample)
+            for index, prompt in enumerate(prompts)
+            for sample in range(decoding.num_samples)
+            if len(prompt) < self.settings.max_model_len
+        ]
+        shared = {
+            "temperature": decoding.temperature,
+            "top_p": decoding.top_p,
+            "stop": list(decoding.stop),
+            "stop_token_ids": list(stop_token_ids),
+            "return_token_ids": True,
+        }
+        bodies = [
+            {
+                "model": self._models[index % len(self._models)],
+                "prompt": list(prompts[index]),
+                "max_tokens": min(
+                    decoding.max_tokens, self.settings.max_model_len - len(prompts[index])
+                ),
+                "seed": random.Random(f"{decoding.seed}/{index}/{sample}").getrandbits(31),
+                **shared,
+            }
+            for index, sample in places
+        ]
         for (index, sample), answer in zip(places, self._post(bodies), strict=True):
             answers[index][sample] = _completion(answer)
         self._check_not_restarted()

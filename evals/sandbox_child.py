@@ -117,8 +117,8 @@ def _leave_root(home: str) -> None:
     try:
         os.chown(home, walls.NOBODY, walls.NOBODY)
         os.seteuid(walls.NOBODY)
-    except PermissionError:
-        return  # a container's root that lacks these rights
+    except OSError:
+        return  # a container's root that lacks these rights, or has no such user
     usable = os.access(os.__file__, os.R_OK, effective_ids=True)
     usable = usable and os.access(home, os.W_OK | os.X_OK, effective_ids=True)
     os.seteuid(0)

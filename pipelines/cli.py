@@ -21,6 +21,9 @@ COMMANDS = {
 }
 
 
+_LONGEST = 500  # of an error that is not one of ours, in characters
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; never raises for what a user can cause."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -46,7 +49,7 @@ def _failed(error: Exception) -> int:
 
     notes = "; ".join(getattr(error, "__notes__", ()))
     expected = isinstance(error, ValueError | OSError)
-    text = str(error) if expected else f"{type(error).__name__}: {error}"
+    text = str(error) if expected else f"{type(error).__name__}: {error}"[:_LONGEST]
     console.error(f"{text} ({notes})" if notes else text)
     if not expected and not notes:
         traceback.print_exception(error)

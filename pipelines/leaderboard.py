@@ -152,7 +152,7 @@ def verdict(rows: Sequence[Row], target: str) -> str:
     )
 
 
-def _listed(names: Sequence[str], most: int = 6) -> str:
+def _listed(names: Sequence[str], most: int = 4) -> str:
     shown = list(names[:most])
     if len(names) > most:
         shown.append(f"{len(names) - most} more arms")

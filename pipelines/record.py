@@ -52,7 +52,7 @@ def begin(config: SweepConfig, directory: Path) -> dict[str, Any]:
     directory.mkdir(parents=True, exist_ok=True)
     leaderboard.write_json(path, run)
     console.say(f"writes to {shown(directory)}")
-    return run
+    return json.loads(path.read_text())
 
 
 def params(config: SweepConfig) -> dict[str, Any]:

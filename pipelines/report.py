@@ -11,7 +11,7 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
-from pipelines import plots
+from pipelines import plot_settings, plots
 from pipelines.leaderboard import (
     BASE,
     Arm,
@@ -39,7 +39,7 @@ def render(
         name=html.escape(run["name"]),
         verdict=html.escape(verdict(rows, benchmarks[0])),
         facts=_facts(rows, benchmarks, run),
-        arms=_arm_table(rows, benchmarks),
+        arms=_arms(rows, benchmarks),
         figures="".join(_figures(rows, benchmarks, metric)),
         trials=_trial_table(rows, benchmarks),
         failures=_failures(rows),
@@ -74,9 +74,17 @@ def _span(counts: set[int]) -> str:
     return str(low) if low == high else f"{low} to {high}"
 
 
-def _arm_table(rows: Sequence[Row], benchmarks: Sequence[str]) -> str:
+def _arms(rows: Sequence[Row], benchmarks: Sequence[str]) -> str:
+    every, front = ranked(rows, benchmarks[0]), plots.front(rows, benchmarks[0])
+    table = _arm_table(front, benchmarks)
+    if len(front) == len(every):
+        return table
+    title = f"All {len(every)} arms; above are the best of each objective and of sampled OTR"
+    return f"{table}<details><summary>{title}</summary>{_arm_table(every, benchmarks)}</details>"
+
+
+def _arm_table(shown: Sequence[Arm], benchmarks: Sequence[str]) -> str:
     retained = retained_benchmarks(benchmarks)
-    shown = ranked(rows, benchmarks[0])
     columns: list[list[Estimate | None]] = [
         [arm.score(name) for arm in shown] for name in benchmarks
     ]
@@ -146,14 +154,16 @@ def _figures(rows: Sequence[Row], benchmarks: Sequence[str], metric: str) -> lis
             "Score against K",
             "Sampled OTR by draws a token; dashed: the other objectives, shaded: their intervals. "
             f"Each setting at the learning rate with the best {metric}.",
-            plots.against(rows, "num_samples", "K (draws a token)", benchmarks, metric),
+            plot_settings.against(rows, "num_samples", "K (draws a token)", benchmarks, metric),
             few,
         ),
         _figure(
             "Score against the mismatch reward",
             "Sampled OTR by β, the reward of a draw that is not the target. "
             f"Each setting at the learning rate with the best {metric}.",
-            plots.against(rows, "mismatch_reward", "β (mismatch reward)", benchmarks, metric),
+            plot_settings.against(
+                rows, "mismatch_reward", "β (mismatch reward)", benchmarks, metric
+            ),
             few,
         ),
         _figure(

@@ -35,6 +35,9 @@ def train(config: SweepConfig, directory: Path, tracker: Tracker) -> list[TrialR
             callbacks=[Watcher(tracker, config.train, stage, len(config.trials))],
             resume=True,
         )
+        for result in results:
+            if result.checkpoint:
+                tracker.note(result.trial.name, checkpoint=result.checkpoint)
         states = [result.status for result in results]
         stage.say(", ".join(f"{states.count(s)} trials {s}" for s in dict.fromkeys(states)))
         return results

@@ -87,10 +87,10 @@ class Tracker:
     def client(self) -> Any:
         """The MLflow client; the store is made when it is first asked for."""
         if self._client is None:
-            logging.getLogger("mlflow").setLevel(logging.ERROR)
-            logging.getLogger("alembic").setLevel(logging.ERROR)
             from mlflow import MlflowClient
 
+            for name in ("mlflow", "alembic"):  # mlflow sets its level when it is imported
+                logging.getLogger(name).setLevel(logging.ERROR)
             if self.uri.startswith("sqlite:///"):
                 Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
             self._client = MlflowClient(self.uri)

@@ -83,7 +83,7 @@ def _replaced(config: Any, overrides: Mapping[str, Any], prefix: str) -> Any:
     for key, value in overrides.items():
         head, _, rest = key.partition(".")
         if head not in known or (rest and not dataclasses.is_dataclass(getattr(config, head))):
-            near = get_close_matches(head, known, n=1, cutoff=0.4)
+            near = get_close_matches(head, known, n=1)
             hint = f"did you mean {prefix + near[0]!r}?" if near else f"use one of {known}"
             raise ValueError(f"unknown option {prefix + key!r}: {hint}")
         if rest:

@@ -11,7 +11,7 @@ what was rejected is known where it matters, without another process.
 import functools
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import chain, groupby, islice
@@ -64,7 +64,7 @@ def read(config: DataConfig, paths: Sequence[str]) -> "ray.data.Dataset":
         [{"piece": number} for number in range(len(found))], override_num_blocks=len(found)
     )
     listed.context.enable_progress_bars = False
-    return listed.map_batches(_read, batch_size=1, fn_args=(found,), num_cpus=TASK_CPUS)
+    return listed.map_batches(_read, batch_size=1, fn_args=(found,), num_cpus=TASK_CPUS)  # type: ignore[arg-type]
 
 
 def packed(config: DataConfig, model: ModelConfig) -> "ray.data.Dataset":
@@ -227,7 +227,7 @@ def _check_columns(config: DataConfig, read_rows: Iterable[Any]) -> None:
             (theirs, [*there], "column of the corpus"),
         ):
             if name not in names:
-                near = get_close_matches(name, names, n=1, cutoff=0.4)
+                near = get_close_matches(name, names, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
                 raise ValueError(f"data.columns {ours}={theirs}: {name!r} is no {what}; {hint}")
     had = set(config.columns) | set(there)

@@ -16,7 +16,6 @@ from ray.train import (
     Result,
     RunConfig,
     ScalingConfig,
-    UserCallback,
 )
 from ray.train.torch import TorchTrainer
 
@@ -32,7 +31,7 @@ def fit(
     *,
     storage: str,
     name: str,
-    callbacks: Sequence[UserCallback] = (),
+    callbacks: Sequence[Any] = (),
     run: dict[str, Any] | None = None,
 ) -> Result:
     """Train to `config.max_steps`, from the run's last checkpoint if it has one.
@@ -41,18 +40,21 @@ def fit(
         config: the run.
         storage: directory or URI that every worker reaches.
         name: of the run below `storage`; checkpoints are `<storage>/<name>/step-000100`.
-        callbacks: of Ray Train, called in its controller.
+        callbacks: `ray.train.UserCallback`s, called in its controller.
         run: what a checkpoint's run.json says.
 
     Raises:
         ray.train.TrainingFailedError: a worker failed; `worker_error` gives its own error.
     """
+    several_hosts = len([node for node in ray.nodes() if node["Alive"]]) > 1
     # How often the controller looks at its workers: Ray's 2 s add that much to each end of a run.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    # The watcher is one more process to start, and sees nothing where no other host can be lost.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", str(int(several_hosts)))
     storage = storage if "://" in storage else os.path.abspath(storage)
-    split: dict[str, Any] = (
-        {"train": packed(config.data, config.model)} if config.workers.count > 1 else {}
-    )
+    split: dict[str, Any] = {}
+    if config.workers.count > 1:
+        split["train"] = packed(config.data, config.model)
     options = DataConfig.default_ingest_options()
     options.preserve_order = True  # a resumed run skips the micro-batches that it has seen
     trainer = TorchTrainer(
@@ -64,7 +66,11 @@ def fit(
             storage_path=storage,
             callbacks=[*callbacks],
             checkpoint_config=CheckpointConfig(num_to_keep=1),
-            failure_config=FailureConfig(max_failures=_retries(), controller_failure_limit=1),
+            failure_config=FailureConfig(  # type: ignore[call-arg]  # Ray types it as its old one
+                # A lost host is worth another try; on a single one a failure would come again.
+                max_failures=HOST_FAILURES if several_hosts else 0,
+                controller_failure_limit=1,
+            ),
         ),
         datasets=split,
         dataset_config=DataConfig(execution_options=options),
@@ -88,8 +94,3 @@ def worker_error(error: BaseException) -> str:
     failures = list(getattr(error, "worker_failures", {}).values())
     text = str(failures[0] if failures else error).strip()
     return text.splitlines()[-1] if text else type(error).__name__
-
-
-def _retries() -> int:
-    """A lost host is worth another try; on a single machine a failure would only come again."""
-    return HOST_FAILURES if len([n for n in ray.nodes() if n["Alive"]]) > 1 else 0

@@ -137,7 +137,7 @@ def pretrain(config: Pretrain) -> None:
     model = make_model(tokenizer, config.seed)
     stages = (
         (0.0, config.steps, OptimConfig(config.lr, warmup_steps=100, final_lr=0.02)),
-        (config.taste_share, config.taste_steps, OptimConfig(config.taste_lr)),
+        (config.taste_share, config.taste_steps, OptimConfig(config.taste_lr, final_lr=1.0)),
     )
     with (log / "pretrain.jsonl").open("w") as metrics_file:
         for stage, (share, steps, optim) in enumerate(stages):

@@ -28,7 +28,7 @@ def checkpoints(tmp_path_factory) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def engine(checkpoints, tmp_path_factory):
+def started(checkpoints, tmp_path_factory):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -46,6 +46,13 @@ def engine(checkpoints, tmp_path_factory):
         ray.shutdown()
 
 
+@pytest.fixture
+def engine(started, checkpoints):
+    """The one engine, whatever the test before left it in, serving checkpoint 1."""
+    started.swap(checkpoints[1])
+    return started
+
+
 def truth(directory: Path, ids: list[int]) -> list[float]:
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     row = torch.tensor([ids])
@@ -54,19 +61,19 @@ def truth(directory: Path, ids: list[int]) -> list[float]:
     return [logp[t - 1, ids[t]].item() for t in range(1, len(ids))]
 
 
-def test_base_and_three_swaps_give_transformers_logprobs(engine, checkpoints):
+def test_base_and_three_swaps_give_transformers_logprobs(started, checkpoints):
+    assert started.model_dir == checkpoints[0]
     previous = None
     for number, directory in enumerate(checkpoints):
         if number:
-            engine.swap(directory)
-        served = engine.logprobs(TEXT)
+            started.swap(directory)
+        served = started.logprobs(TEXT)
         np.testing.assert_allclose(served, truth(directory, TEXT), atol=1e-3)
         assert previous is None or np.abs(np.subtract(served, previous)).max() > 0.1
         previous = served
 
 
 def test_reload_without_the_repair_is_caught(engine, checkpoints):
-    engine.swap(checkpoints[1])
     for handle in engine._handles():
         handle.collective_rpc.remote(
             "reload_weights", kwargs={"weights_path": str(checkpoints[2])}
@@ -78,7 +85,6 @@ def test_reload_without_the_repair_is_caught(engine, checkpoints):
 
 
 def test_stale_prefix_cache_is_caught_and_a_sound_swap_recovers(engine, checkpoints):
-    engine.swap(checkpoints[1])
     engine._proven = False
     engine._call_workers("swap_weights", str(checkpoints[2]))
     engine.model_dir = checkpoints[2]
@@ -97,7 +103,6 @@ def test_other_shape_is_refused_by_name(engine, tmp_path):
 
 
 def test_answers_of_a_restarted_replica_are_refused(engine, checkpoints, monkeypatch):
-    engine.swap(checkpoints[1])
     monkeypatch.setattr(engine, "model_dir", checkpoints[3])
     with pytest.raises(RuntimeError, match="restarted"):
         engine.generate([TEXT], Decoding(max_tokens=2))

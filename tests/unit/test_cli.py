@@ -130,7 +130,7 @@ def test_run_json_with_an_unknown_key_names_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"config": told}))
     with pytest.raises(ValueError, match=r"'train.max_stpes': did you mean 'max_steps'"):
         options.read_run(tmp_path / "run.json")
-    with pytest.raises(ValueError, match="no run.json of a run"):
+    with pytest.raises(ValueError, match=r"no run.json of a run"):
         options.read_run(tmp_path / "other.json")
 
 

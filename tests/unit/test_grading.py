@@ -68,6 +68,7 @@ def test_the_published_order_of_extraction() -> None:
     assert marked_answer(text.replace("\\boxed", "")) == "3"
     assert marked_answer("1\nThe answer is 2\nand 5") == "2"
     assert marked_answer("1 and 5") is None
+    assert marked_answer(r"\boxed{\boxed{5} m}") == "5"
     assert math_equal("1 and 5", "5")
 
 

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from otr.loss import Objective
-from pipelines import leaderboard, plots, report
+from pipelines import leaderboard, plot_settings, plots, report
 from pipelines.leaderboard import BASE, Row
 from pipelines.presets import PRESETS
 
@@ -52,7 +52,13 @@ def row(arm: str, seed: int, target: float, retained: float, **changes: object) 
 @pytest.fixture
 def rows() -> list[Row]:
     base = Row(
-        BASE, BASE, None, None, None, BASE, {n: score(0.1 if "t-h" in n else 0.9) for n in BENCHMARKS}
+        BASE,
+        BASE,
+        None,
+        None,
+        None,
+        BASE,
+        {n: score(0.1 if "t-h" in n else 0.9) for n in BENCHMARKS},
     )
     return [
         base,
@@ -112,9 +118,11 @@ def test_leaderboard_json_comes_back_without_histories(rows: list[Row], tmp_path
 
 def test_of_two_learning_rates_the_better_validation_counts(rows: list[Row]) -> None:
     slow = row("sft", 0, 0.9, 0.9, arm="sft-slow", lr=1e-5, validation={"val_exact": 0.1})
-    names = {arm.name for arm in plots.at_best_rate([*rows, slow], "val_exact")}
+    names = {arm.name for arm in plot_settings.at_best_rate([*rows, slow], "val_exact")}
     assert names == {"base", "sft", "otr-k16", "otr-k256"}
-    by_loss = plots.at_best_rate([*rows, slow], "val_nll")  # nobody has it: the first one stays
+    by_loss = plot_settings.at_best_rate(
+        [*rows, slow], "val_nll"
+    )  # nobody has it: the first one stays
     assert "sft-slow" not in {arm.name for arm in by_loss}
 
 
@@ -122,12 +130,12 @@ def test_figures_are_svg_and_empty_where_there_is_nothing_to_compare(rows: list[
     drawn = [
         plots.scores(rows, BENCHMARKS),
         plots.trade_off(rows, BENCHMARKS),
-        plots.against(rows, "num_samples", "K", BENCHMARKS, "val_exact"),
+        plot_settings.against(rows, "num_samples", "K", BENCHMARKS, "val_exact"),
         plots.curves(rows, BENCHMARKS),
     ]
     for svg in drawn:
         assert ElementTree.fromstring(svg).tag.endswith("svg")
-    assert plots.against(rows, "mismatch_reward", "beta", BENCHMARKS, "val_exact") == ""
+    assert plot_settings.against(rows, "mismatch_reward", "beta", BENCHMARKS, "val_exact") == ""
     assert plots.trade_off(rows, BENCHMARKS[:2]) == ""
     assert plots.curves(rows[:1], BENCHMARKS) == ""
 

@@ -1,0 +1,128 @@
+"""The main job, as a newcomer runs it: real Ray, Train, Tune, Serve, vLLM and MLflow."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+REPOSITORY = Path(__file__).parents[2]
+TRIALS = ["sft-seed0", "otr-k16-seed0"]
+BENCHMARKS = ["target-heldout", "retained-code"]
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
+
+
+def sweep(how: list[str], output: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "RAY_ADDRESS")}
+    line = ["--preset", "debug", "--output", str(output), "--engine.port", str(port), *options]
+    return subprocess.run(
+        [sys.executable, *how, *line],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        env=environment,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The directory of the runs after the debug sweep, and what it printed."""
+    output = tmp_path_factory.mktemp("runs")
+    done = sweep(["pipelines/full_sweep.py"], output, "--name", "debug")
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) < 60, "one line a stage, no wall of logs"
+    return output, done.stdout
+
+
+def test_the_table_and_the_next_commands_are_printed(finished: tuple[Path, str]) -> None:
+    _, said = finished
+    for name in ("base", "sft", "otr-k16", *BENCHMARKS, "tokens/s"):
+        assert name in said
+    for command in ("report.html", "pipelines/ui.py", "pipelines/score_checkpoint.py"):
+        assert command in said
+
+
+def test_the_leaderboard_has_a_row_for_each_trial_and_the_base(finished: tuple[Path, str]) -> None:
+    output, _ = finished
+    rows = json.loads((output / "debug" / "leaderboard.json").read_text())
+    assert [row["trial"] for row in rows] == ["base", *TRIALS]
+    for row in rows:
+        assert list(row["scores"]) == BENCHMARKS
+        for score in row["scores"].values():
+            assert 0 <= score["low"] <= score["value"] <= score["high"] <= 1
+            assert score["low"] < score["high"]
+            assert score["num_examples"] == 8
+    for row in rows[1:]:
+        assert row["status"] == "finished" and row["tokens_per_second"] > 0
+        assert (Path(row["checkpoint"]) / "model.safetensors").is_file()
+        assert "val_exact" in row["validation"]
+    assert rows[2]["objective"]["num_samples"] == 16
+
+
+def test_the_report_shows_every_arm(finished: tuple[Path, str]) -> None:
+    output, _ = finished
+    page = (output / "debug" / "report.html").read_text()
+    assert page.count("<svg") >= 3 and "http://" not in page.split("<svg")[0]
+    for name in ("base", "sft", "otr-k16"):
+        assert name in page
+
+
+def test_mlflow_holds_the_sweep(finished: tuple[Path, str]) -> None:
+    output, _ = finished
+    client = MlflowClient(f"sqlite:///{output / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("otr")
+    assert experiment is not None
+    runs = {r.info.run_name: r for r in client.search_runs([experiment.experiment_id])}
+    assert set(runs) == {"debug", "base", *TRIALS}
+    parent = runs["debug"].info.run_id
+    for name in TRIALS:
+        run = runs[name]
+        assert run.data.tags["mlflow.parentRunId"] == parent
+        assert run.info.status == "FINISHED"
+        assert run.data.params["max_steps"] == "6"
+        assert Path(run.data.tags["checkpoint"]).is_dir()
+        steps = [m.step for m in client.get_metric_history(run.info.run_id, "nll")]
+        assert steps == [1, 2, 4, 6]
+        metrics = run.data.metrics
+        assert any(key.startswith("system/") for key in metrics)
+        for task in BENCHMARKS:
+            low, value, high = (metrics[f"score/{task}{end}"] for end in ("_low", "", "_high"))
+            assert low <= value <= high
+    kept = {artifact.path for artifact in client.list_artifacts(parent)}
+    assert kept == {"leaderboard.json", "report.html", "run.json"}
+    (winner,) = client.search_model_versions("name = 'otr-debug'")
+    assert winner.run_id in {runs[name].info.run_id for name in TRIALS}
+
+
+def test_the_same_command_as_a_module_continues_what_is_there(finished: tuple[Path, str]) -> None:
+    output, _ = finished
+    before = json.loads((output / "debug" / "leaderboard.json").read_text())
+    trained = {p: p.stat().st_mtime_ns for p in output.rglob("model.safetensors")}
+    done = sweep(["-m", "pipelines.full_sweep"], output, "--name", "debug")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("continues")
+    assert json.loads((output / "debug" / "leaderboard.json").read_text()) == before
+    assert {p: p.stat().st_mtime_ns for p in output.rglob("model.safetensors")} == trained
+    client = MlflowClient(f"sqlite:///{output / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("otr")
+    assert experiment is not None
+    assert len(client.search_runs([experiment.experiment_id])) == 4
+
+
+def test_as_a_module_from_the_start_with_a_trial_that_fails(tmp_path: Path) -> None:
+    line = ["--arms", "sft", "--train.optim.lr", "1e30", "--name", "failing"]
+    done = sweep(["-m", "pipelines.full_sweep"], tmp_path, *line)
+    assert done.returncode == 1
+    assert "sft-seed0 failed:" in done.stderr and "Traceback" not in done.stderr
+    base, sft = json.loads((tmp_path / "failing" / "leaderboard.json").read_text())
+    assert list(base["scores"]) == BENCHMARKS
+    assert sft["status"] == "failed" and "lower optim.lr" in sft["error"]

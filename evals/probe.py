@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# Largest difference of a served log-probability from the truth, in nats. Float32 differs by the
-# order of summation (1e-5 measured), the half-precision types by rounding (0.06 measured in
-# bfloat16); wrong weights are off by whole nats.
-TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.05}
+# Largest difference of a served log-probability from the truth, in nats. Measured on a trained
+# model of 1.4 M parameters and random tokens: float32 2e-6 (the order of summation), bfloat16
+# 0.21, float16 0.02 (rounding; 0.06 and 0.007 on likely tokens). Wrong weights are off by nats.
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.75, "float16": 0.1}
 
 # What two directories may differ in and still fit the same engine.
 _FREE_KEYS = {

@@ -105,6 +105,8 @@ def _environment() -> Iterator[None]:
     wanted = {
         "PYTHONPATH": path,
         "RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0"),
+        "RAY_AIR_NEW_OUTPUT": "0",  # the new one prints a box, however silent it is asked to be
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # it would return as if the trials had ended
     }
     before = {key: os.environ.get(key) for key in [*wanted, "RAY_ADDRESS"]}
     os.environ.update(wanted)

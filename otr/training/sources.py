@@ -7,12 +7,15 @@ JSON text and not columns: rows of one corpus may differ in their fields, and a 
 a text that does not parse.
 """
 
+import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import fsspec
+import zstandard
 
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
 PIECE_BYTES = 16 * 2**20
@@ -62,7 +65,7 @@ def _stored(path: str, split: str) -> Iterator[Piece]:
     if fs.isdir(inner):
         names = _saved_to_disk(fs, inner, split) or _inside(fs, inner)
     else:
-        names = [inner] if fs.exists(inner) else sorted(fs.glob(inner))
+        names = [inner] if fs.exists(inner) else _visible(sorted(fs.glob(inner)))
         if not names:
             raise ValueError(f"{path!r} is not there: no such file, directory or glob")
     known = [(name, kind) for name in names if (kind := _kind(name))]
@@ -75,10 +78,13 @@ def _stored(path: str, split: str) -> Iterator[Piece]:
 
 
 def _inside(fs: Any, directory: str) -> list[str]:
-    """Files below a directory, in order; not the hidden ones and those that begin with _."""
-    depth = len(directory.rstrip("/").split("/"))
-    names = sorted(fs.find(directory))
-    return [n for n in names if not any(part[0] in "._" for part in n.split("/")[depth:])]
+    """Files below a directory, in order; none that is hidden or begins with _."""
+    return _visible(sorted(fs.find(directory)), len(directory.rstrip("/").split("/")))
+
+
+def _visible(names: Sequence[str], depth: int = -1) -> list[str]:
+    """Those of which no part from `depth` on is hidden; by default the last part."""
+    return [n for n in names if not any(part[:1] in (".", "_") for part in n.split("/")[depth:])]
 
 
 def _kind(name: str) -> str:
@@ -114,8 +120,7 @@ def _saved_to_disk(fs: Any, directory: str, split: str) -> list[str]:
 
 def _json_lines(piece: Piece) -> Iterator[bytes]:
     """Lines that begin inside the piece."""
-    compression = None if piece.end is not None else "infer"
-    with fsspec.open(piece.path, "rb", compression=compression) as file:
+    with _opened(piece.path) as file:
         place = piece.start
         if piece.start:
             file.seek(piece.start - 1)
@@ -127,6 +132,19 @@ def _json_lines(piece: Piece) -> Iterator[bytes]:
             place += len(line)
             if line.strip():
                 yield line.rstrip(b"\r\n")
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[io.BufferedReader]:
+    """The file's bytes, decompressed."""
+    if path.endswith(".zst"):
+        # fsspec's own reader ends after the first frame, without a word; pzstd writes many.
+        with fsspec.open(path, "rb") as file:
+            reader = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
+            yield io.BufferedReader(reader)
+    else:
+        with fsspec.open(path, "rb", compression="infer") as file:
+            yield io.BufferedReader(file)
 
 
 def _parquet(piece: Piece) -> Iterator[dict[str, Any]]:

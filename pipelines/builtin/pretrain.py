@@ -41,15 +41,15 @@ class Pretrain:
 
     output: tyro.conf.Positional[Path]
     """Directory to make."""
-    steps: int = 5000
+    steps: int = 3500
     """Of the first stage."""
-    taste_steps: int = 150
+    taste_steps: int = 800
     """Of the second stage."""
-    taste_share: float = 0.2
+    taste_share: float = 0.5
     """Of the second stage's examples that are the target skill."""
     step_rows: int = 16
     lr: float = 3e-3
-    taste_lr: float = 3e-4
+    taste_lr: float = 2e-3
     seed: int = 0
 
 
@@ -137,7 +137,7 @@ def pretrain(config: Pretrain) -> None:
     model = make_model(tokenizer, config.seed)
     stages = (
         (0.0, config.steps, OptimConfig(config.lr, warmup_steps=100, final_lr=0.02)),
-        (config.taste_share, config.taste_steps, OptimConfig(config.taste_lr, final_lr=1.0)),
+        (config.taste_share, config.taste_steps, OptimConfig(config.taste_lr, final_lr=0.02)),
     )
     with (log / "pretrain.jsonl").open("w") as metrics_file:
         for stage, (share, steps, optim) in enumerate(stages):

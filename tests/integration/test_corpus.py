@@ -39,9 +39,10 @@ def write(directory: Path, form: str) -> Path | str:
     if form == "jsonl":
         path.write_bytes(TEXT)
     elif form == "jsonl.gz":
-        path.write_bytes(gzip.compress(TEXT))
+        path.write_bytes(gzip.compress(TEXT[:99]) + gzip.compress(TEXT[99:]))
     elif form == "jsonl.zst":
-        path.write_bytes(zstandard.compress(TEXT))
+        frames = [zstandard.compress(part) for part in (TEXT[:99], TEXT[99:])]
+        path.write_bytes(b"".join(frames))
     elif form == "parquet":
         pyarrow.parquet.write_table(pa.Table.from_pylist(ROWS), path)
     elif form == "saved":
@@ -101,7 +102,9 @@ def test_an_unknown_split_names_those_there_are(tmp_path: Path) -> None:
 def test_inspect_counts_causes_and_shows_an_example(tmp_path: Path, model: ModelConfig) -> None:
     path = tmp_path / "rows.jsonl"
     empty, long = {"prompt": "", "completion": "1"}, {"prompt": "x" * 300, "completion": "1"}
-    path.write_bytes(TEXT + b'{"prompt": \n\xff\n' + f"{json.dumps(empty)}\n{json.dumps(long)}".encode())
+    path.write_bytes(
+        TEXT + b'{"prompt": \n\xff\n' + f"{json.dumps(empty)}\n{json.dumps(long)}".encode()
+    )
     config = DataConfig((str(path),), row_length=64, max_rejected=0.1)
     report = corpus.inspect(config, model)
     assert (report.rows, report.complete) == (54, True)

@@ -1,6 +1,5 @@
 """Rendering, masking, rejecting and packing of examples."""
 
-
 import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerBase

@@ -1,16 +1,18 @@
 """Trials from grids, configs from trials, and how many of them fit a cluster."""
 
 import pytest
-from tuning.space import Trial, check_names, config_of, grid, with_overrides
-from tuning.sweep import SearchSettings, concurrency
 
 from otr.config import DataConfig, ModelConfig, TrainConfig, Workers
+from tuning.space import Trial, check_names, config_of, grid, with_overrides
+from tuning.sweep import SearchSettings, concurrency
 
 CONFIG = TrainConfig(ModelConfig("model"), DataConfig(("train.jsonl",)), step_rows=8, micro_rows=8)
 
 
 def test_grid_makes_an_arm_of_every_combination_and_a_trial_of_every_seed() -> None:
-    trials = grid("otr-k{num_samples}", (0, 1), **{"objective.num_samples": [4, 16], "optim.lr": 0.1})
+    trials = grid(
+        "otr-k{num_samples}", (0, 1), **{"objective.num_samples": [4, 16], "optim.lr": 0.1}
+    )
     assert [t.name for t in trials] == [
         "otr-k4-seed0",
         "otr-k4-seed1",

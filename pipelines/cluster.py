@@ -17,6 +17,7 @@ import psutil
 import ray
 
 from otr.training.corpus import TASK_CPUS
+from pipelines import console
 from pipelines.presets import SweepConfig
 from tuning.trial import DRIVER_CPUS
 
@@ -36,7 +37,7 @@ def running(logs: Path, cpus: int) -> Iterator[None]:
         ValueError: RAY_ADDRESS names no cluster, or one of another version of Ray.
     """
     address = os.environ.get("RAY_ADDRESS")
-    with _environment():
+    with _environment(), console.others_to(logs / "driver.log"):
         try:
             connect(address, cpus)
             os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address

@@ -5,11 +5,15 @@ a CI job) a stage says a line when it begins to do something new, at most every 
 when it ends.
 """
 
+import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
 
 from rich.console import Console
+from rich.live import Live
+from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
@@ -24,13 +28,18 @@ class Stage:
     def __init__(self, title: str) -> None:
         self.title, self.detail = title, ""
         self.began = self._said = time.monotonic()
-        self._live = _err.status(self._line(), spinner="dots") if _err.is_terminal else None
+        self._live: Live | None = None
+        if _err.is_terminal:
+            spinner = Spinner("dots", self._line())
+            self._live = Live(
+                spinner, console=_err, transient=True, redirect_stdout=False, redirect_stderr=False
+            )
 
     def say(self, detail: str) -> None:
         """Show what the stage is doing."""
         self.detail = detail
         if self._live is not None:
-            self._live.update(self._line())
+            self._live.update(Spinner("dots", self._line()))
         elif time.monotonic() - self._said > QUIET_SECONDS:
             self._said = time.monotonic()
             _err.print(self._line())
@@ -58,6 +67,18 @@ def stage(title: str, detail: str = "") -> Iterator[Stage]:
         shown._end("x", "red")
         raise
     shown._end("✓", "green")
+
+
+@contextmanager
+def others_to(log: Path) -> Iterator[None]:
+    """While the body runs, send what others print in this process to a file."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    _out.file, _err.file = sys.stdout, sys.stderr
+    try:
+        with log.open("a", buffering=1) as file, redirect_stdout(file), redirect_stderr(file):
+            yield
+    finally:
+        _out.file = _err.file = None  # type: ignore[assignment]  # again what sys.stdout is then
 
 
 def say(text: str) -> None:

@@ -173,6 +173,8 @@ def _model(config: SweepConfig) -> str:
 
     model = config.train.model
     tokenizer = load_tokenizer(model)
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers made one of nothing
+        raise ValueError(f"no tokenizer at {model.path!r}: it holds no vocabulary")
     try:
         shape = AutoConfig.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:

@@ -80,7 +80,8 @@ def trade_off(rows: Sequence[Row], benchmarks: Sequence[str]) -> str:
                 elinewidth=1.3,
                 label=arm.name,
             )
-        axes.set_xlabel(f"retained: mean of {len(retained)} benchmarks (% correct)")
+        several = f"retained, mean of {len(retained)} benchmarks"
+        axes.set_xlabel(f"{several if len(retained) > 1 else retained[0]} (% correct)")
         axes.set_ylabel(f"{target} (% correct)")
         axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
 

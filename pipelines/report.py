@@ -61,7 +61,7 @@ def _facts(rows: Sequence[Row], benchmarks: Sequence[str], run: Mapping[str, Any
         "trials": f"{len(trained)} in {len({r.arm for r in trained})} arms",
         "benchmarks": f"{len(benchmarks)} of {_span(items)} items",
         "when": run["created"],
-        "commit": run["git_commit"],
+        "commit": run["git_commit"][:12],
     }
     return "".join(
         f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(str(v))}</dd></div>"

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 import tyro
 
+from otr.config import DataConfig
 from pipelines.presets import PRESETS, SweepConfig
 from tuning.space import Trial
 
@@ -88,9 +89,8 @@ def parse(argv: Sequence[str], prog: str, *, single: str = "") -> Request:
         config = replace(config, trials=(Trial(single, seed=config.train.seed),))
     else:
         config = _given_wins(config, given)
-    if "train.data.paths" in given and "train.data.validation" not in given:
-        data = replace(config.train.data, validation=())
-        config = replace(config, train=replace(config.train, data=data))
+    if "train.data.paths" in given:
+        config = replace(config, train=replace(config.train, data=_own_data(config, given)))
     if "name" not in given and not own.config and config != base:
         config = replace(config, name=f"{config.name}-{fingerprint(config)}")
     return Request(config, own.dry_run, own.preset)
@@ -265,6 +265,16 @@ def _given_wins(config: SweepConfig, given: set[str]) -> SweepConfig:
                 f"choose with --arms"
             )
     return replace(config, trials=tuple(kept.values()))
+
+
+def _own_data(config: SweepConfig, given: set[str]) -> DataConfig:
+    """Without what the preset chose for its own corpus: validation set and row length."""
+    changes: dict[str, Any] = {}
+    if "train.data.validation" not in given:
+        changes["validation"] = ()
+    if "train.data.row_length" not in given:
+        changes["row_length"] = DataConfig.row_length
+    return replace(config.train.data, **changes)
 
 
 def _build(kind: Any, value: Any, place: str) -> Any:

@@ -5,6 +5,7 @@ the order given. Everything of a trial lies in `<storage>/<name>/<trial name>/`.
 does not take the others with it.
 """
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +24,7 @@ from otr.training.driver import worker_error
 from tuning.space import Trial, check_names, config_of
 from tuning.trial import DRIVER_CPUS, RUN, run_trial
 
-TUNE_KEYS = {*AUTO_RESULT_KEYS}
+TUNE_KEYS = {*AUTO_RESULT_KEYS, "done", "trial_id"}  # what Tune adds to a report
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,10 @@ def run(  # noqa: PLR0913 - a sweep is what, how and where; all but the what by 
             is too small for one trial.
     """
     check_names(trials)
+    if settings.scheduler == "asha" and settings.metric.startswith("val_"):
+        if not config.data.validation:
+            raise ValueError(f"asha compares {settings.metric}: set data.validation")
+    _settle_tune()
     storage = storage if "://" in storage else os.path.abspath(storage)
     directory = f"{storage}/{name}"
     configs = {trial.name: config_of(config, trial) for trial in trials}
@@ -122,6 +127,15 @@ def run(  # noqa: PLR0913 - a sweep is what, how and where; all but the what by 
         _outcome(trial, results[trial.name], f"{directory}/{trial.name}", own.max_steps)
         for trial, own in zip(trials, configs.values(), strict=True)
     ]
+
+
+def _settle_tune() -> None:
+    """What Tune takes from the environment and no argument."""
+    # A failed trial is told of in its result, and by Tune in `error.txt`; not in the terminal too.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    # Only some of the reports hold what the scheduler compares.
+    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
 
 
 def concurrency(workers: Workers, resources: Mapping[str, float]) -> int:
@@ -210,7 +224,7 @@ def _outcome(trial: Trial, result: tune.Result, directory: str, max_steps: int) 
         history=history,
         # Ray gives the path without its scheme; its last part is enough.
         checkpoint=f"{directory}/{RUN}/{Path(saved[-1]).name}" if saved else None,
-        error=None if result.error is None else worker_error(result.error),
+        error=result.error and worker_error(result.error).removeprefix("RuntimeError: "),
     )
 
 

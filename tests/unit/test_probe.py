@@ -11,11 +11,7 @@ from tests.assets.tiny import make_tiny_model
 
 def test_small_differences_pass_and_large_or_missing_ones_do_not():
     assert probe.check_logprobs([[-1.0005]], [[-1.0]], "float32", "it") == pytest.approx(5e-4)
-    for served, true in (
-        ([[-1.002]], [[-1.0]]),
-        ([[math.nan]], [[-1.0]]),
-        ([[-1.0]], [[math.nan]]),
-    ):
+    for served, true in ((-1.002, -1.0), (math.nan, -1.0), (-1.0, math.nan)):
         with pytest.raises(RuntimeError, match="does not serve it"):
             probe.check_logprobs([[served]], [[true]], "float32", "it")
     with pytest.raises(ValueError, match="argument"):

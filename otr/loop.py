@@ -84,7 +84,6 @@ def train(
         FloatingPointError: the loss or its gradient is not finite; the weights are untouched.
         ValueError: the batches end before `max_steps`.
     """
-    rank = dist.get_rank() if dist.is_initialized() else 0
     optimizer = make_optimizer(model, config.optim)
     step = 0
     if checkpoints is not None and checkpoints.resume_from is not None:
@@ -92,26 +91,19 @@ def train(
         optimizer.load_state_dict(state["optimizer"])
         step = state["step"]
     policy: nn.Module = Policy(model, config.objective)
-    if _world() > 1:
-        policy = DistributedDataParallel(policy)
-    steps = _steps(batches, config.accumulation, skip=step)
+    policy = DistributedDataParallel(policy) if _world() > 1 else policy
+    steps = _steps(batches, config, skip=step)
     model.train()
     clock, tokens = time.perf_counter(), 0.0
     while step < config.max_steps:
-        micro = next(steps, None)
-        if micro is None:
-            raise ValueError(
-                f"the data ended after step {step} of {config.max_steps}: "
-                "add data or lower max_steps"
-            )
         lr = learning_rate(config.optim, step, config.max_steps)
-        metrics = _step(policy, micro, optimizer, config, step, lr)
+        metrics = _step(policy, next(steps), optimizer, config, step, lr)
         step += 1
         tokens += metrics.pop("tokens")
         last = step == config.max_steps
         directory = None
         saves = last or (config.save_every > 0 and step % config.save_every == 0)
-        if saves and rank == 0 and checkpoints is not None:
+        if saves and _rank() == 0 and checkpoints is not None:
             state = {"step": step, "optimizer": optimizer.state_dict()}
             directory = str(checkpoints.save(step, model, state))
         if saves or step == 1 or step % config.log_every == 0:
@@ -137,7 +129,7 @@ def _step(
     if count == 0:
         raise ValueError(f"step {step + 1} has no token to predict: its rows are empty")
     seed = (config.seed << 32) + step
-    rank, world = (dist.get_rank() if dist.is_initialized() else 0), _world()
+    rank, world = _rank(), _world()
     totals = torch.zeros(5, dtype=torch.float64, device=device)
     for i, batch in enumerate(micro):
         sync = i == len(micro) - 1 or world == 1
@@ -173,16 +165,26 @@ def _step(
     }
 
 
-def _steps(batches: Iterable[Batch], accumulation: int, *, skip: int) -> Iterator[list[Batch]]:
+def _steps(batches: Iterable[Batch], config: TrainConfig, *, skip: int) -> Iterator[list[Batch]]:
     """The micro-batches of each optimiser step, after the first `skip` steps."""
-    remaining = itertools.islice(batches, skip * accumulation, None)
-    while len(micro := list(itertools.islice(remaining, accumulation))) == accumulation:
+    remaining = itertools.islice(batches, skip * config.accumulation, None)
+    for step in range(skip, config.max_steps):
+        micro = list(itertools.islice(remaining, config.accumulation))
+        if len(micro) < config.accumulation:
+            raise ValueError(
+                f"the data ended after step {step} of {config.max_steps}: "
+                "add data or lower max_steps"
+            )
         yield micro
 
 
 def _count(micro: Sequence[Batch], marked: Callable[[Batch], Tensor]) -> float:
     """Tokens marked in a step, over its micro-batches and all ranks."""
     return _sum(torch.stack([marked(batch).sum() for batch in micro]).sum().double()).item()
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
 def _world() -> int:

@@ -60,6 +60,7 @@ def run(config: SweepConfig) -> int:
         page = report.render(rows, benchmarks, told, config.search.metric)
         (directory / "report.html").write_text(page)
         tracker.keep([directory / n for n in ("leaderboard.json", "report.html", "run.json")])
+        tracker.describe(leaderboard.verdict(rows, benchmarks[0]))
         winner = leaderboard.best_trial(rows, benchmarks[0])
         best = Path(local.train.model.path)
         if winner is not None and winner.checkpoint is not None:

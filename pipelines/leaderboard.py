@@ -146,6 +146,8 @@ def verdict(rows: Sequence[Row], target: str) -> str:
     ]
     if not ties:
         return f"{best.name} wins on {target}: {top} %, its interval apart from all others."
+    if len({str(arm.score(target)) for arm in trained}) == 1 and len(trained) > 1:
+        return f"No winner on {target}: every arm has {top} %."
     return (
         f"No clear winner on {target}: {best.name} has the highest mean, {top} %, but its interval "
         f"overlaps with that of {_listed(ties)}."

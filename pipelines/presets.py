@@ -83,6 +83,7 @@ def builtin() -> SweepConfig:
         ),
         trials=_arms(_OBJECTIVES, seeds=(0, 1)),
         benchmarks=tuple(f"builtin:{name}" for name in BENCHMARKS),
+        max_items=100,
     )
 
 

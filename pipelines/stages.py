@@ -37,7 +37,7 @@ def train(config: SweepConfig, directory: Path, tracker: Tracker) -> list[TrialR
         )
         for result in results:
             if result.checkpoint:
-                tracker.note(result.trial.name, checkpoint=result.checkpoint)
+                tracker.tag(result.trial.name, "checkpoint", result.checkpoint)
         states = [result.status for result in results]
         stage.say(", ".join(f"{states.count(s)} trials {s}" for s in dict.fromkeys(states)))
         return results

@@ -19,6 +19,7 @@ from evals.benchmark import TaskScore
 
 EXPERIMENT = "otr"
 _SWEEP_TAG, _TRIAL_TAG = "otr.sweep", "otr.trial"
+_KIND_TAG, _KIND = "mlflow.experimentKind", "custom_model_development"  # which page the UI opens
 _LOCK_SECONDS = 5
 
 
@@ -140,10 +141,13 @@ class Tracker:
             metrics[f"score/{score.task}_high"] = score.high
         self.log(trial, metrics)
 
-    def note(self, trial: str, **tags: str) -> None:
+    def tag(self, trial: str, key: str, value: str) -> None:
         """Tag a run."""
-        for key, value in tags.items():
-            self.client.set_tag(self.run_id(trial), key, value)
+        self.client.set_tag(self.run_id(trial), key, value)
+
+    def describe(self, text: str) -> None:
+        """What the page of the sweep's run says at its top (Markdown)."""
+        self.tag("", "mlflow.note.content", text)
 
     def end(self, trial: str = "", *, ok: bool) -> None:
         """Close a run."""
@@ -206,4 +210,4 @@ class Tracker:
         if self.uri.startswith("sqlite:///"):
             folder = Path(self.uri.removeprefix("sqlite:///")).parent / "mlartifacts"
             artifacts = folder.as_uri()
-        return self.client.create_experiment(EXPERIMENT, artifact_location=artifacts)
+        return self.client.create_experiment(EXPERIMENT, artifacts, {_KIND_TAG: _KIND})

@@ -97,9 +97,9 @@ def run(  # noqa: PLR0913 - a sweep is what, how and where; all but the what by 
             is too small for one trial.
     """
     check_names(trials)
-    if settings.scheduler == "asha" and settings.metric.startswith("val_"):
-        if not config.data.validation:
-            raise ValueError(f"asha compares {settings.metric}: set data.validation")
+    validates = settings.scheduler == "asha" and settings.metric.startswith("val_")
+    if validates and not config.data.validation:
+        raise ValueError(f"asha compares {settings.metric}: set data.validation")
     _settle_tune()
     storage = storage if "://" in storage else os.path.abspath(storage)
     directory = f"{storage}/{name}"

@@ -5,9 +5,12 @@ Out: reports to Tune, the run in `<directory>/<trial name>/train`. Begun again i
 last checkpoint.
 """
 
+import os
 from dataclasses import asdict
 from typing import Any
 
+import ray
+from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from otr.config import TrainConfig
@@ -26,6 +29,7 @@ def run_trial(tune_config: dict[str, Any], *, config: TrainConfig, directory: st
     """
     trial = Trial(**tune_config["trial"])
     own = config_of(config, trial)
+    _tell_address()
     try:
         fit(
             own,
@@ -36,3 +40,14 @@ def run_trial(tune_config: dict[str, Any], *, config: TrainConfig, directory: st
         )
     except Exception as error:
         raise RuntimeError(worker_error(error)) from error
+
+
+def _tell_address() -> None:
+    """Let Ray Train's own processes know which Ray they belong to.
+
+    The one that gives back the CPUs of a trial stopped early looks its Ray up by RAY_ADDRESS. With
+    two on a machine it finds neither, and the sweep waits for those CPUs for ever. Ray passes on
+    only the variables of this set.
+    """
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")

@@ -74,7 +74,7 @@ def packed(config: DataConfig, model: ModelConfig) -> "ray.data.Dataset":
         ValueError: a path that is not there, or holds nothing that can be read.
     """
     return read(config, config.paths).map_batches(
-        _pack,
+        _pack,  # type: ignore[arg-type]
         batch_size=BATCH,
         batch_format="pyarrow",
         fn_args=(config, model),

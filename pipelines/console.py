@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 QUIET_SECONDS = 30
+_FILE_WIDTH = 160  # of a table that no terminal bounds
 _out = Console(highlight=False, soft_wrap=True)
 _err = Console(highlight=False, soft_wrap=True, stderr=True)
 
@@ -99,4 +100,5 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = ""
         shown.add_column(column, justify="right" if figures else "left", overflow="fold")
     for row in rows:
         shown.add_row(*(Text(cell) for cell in row))
-    _out.print(shown, soft_wrap=False)
+    width = _out.width if _out.is_terminal else _FILE_WIDTH
+    _out.print(shown, soft_wrap=False, width=width)

@@ -52,7 +52,7 @@ class SweepConfig:
     benchmark_dir: str = ""
     """Of the published benchmark files; empty: $OTR_BENCHMARKS."""
     max_items: int = 0
-    """Of each benchmark, its first ones; 0: all."""
+    """Of each benchmark, spread evenly over it; 0: all."""
     output: str = "runs"
     """Directory of the runs, the MLflow store and the built-in files."""
 

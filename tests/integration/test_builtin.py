@@ -12,6 +12,8 @@ from otr.data import pack, tokenize
 from otr.evaluate import evaluate
 from pipelines.builtin.world import items
 
+pytestmark = pytest.mark.integration
+
 BASE = Path(script.__file__).parent / "base"
 
 

@@ -1,0 +1,135 @@
+"""Sweeps under Ray Tune: a bad trial among good ones, early stopping, a driver that is killed."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray import tune
+
+from otr.config import DataConfig, ModelConfig, TrainConfig
+from tests.assets.tiny import make_tiny_model
+from tuning.space import Trial, grid
+from tuning.sweep import SearchSettings, run
+
+pytestmark = pytest.mark.integration
+
+
+def config(directory: Path) -> TrainConfig:
+    rows = str(directory / "rows.jsonl")
+    return TrainConfig(
+        ModelConfig(str(directory / "model")),
+        DataConfig((rows,), row_length=64, validation=(rows,)),
+        max_steps=12,
+        step_rows=4,
+        micro_rows=4,
+        log_every=2,
+        eval_every=4,
+        save_every=2,
+    )
+
+
+TWO_SEEDS = grid("sft", (0, 1), **{"objective.name": "sft"})
+
+
+@pytest.fixture(scope="module")
+def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("assets")
+    rows = [{"prompt": f"{i} + 1?", "completion": str(i + 1)} for i in range(60)]
+    (directory / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    make_tiny_model(directory / "model")
+    return directory
+
+
+class Seen(tune.Callback):
+    """Which trial reported which steps; as hard to pickle as a live display."""
+
+    def __init__(self) -> None:
+        self.steps: dict[str, list[int]] = {}
+        self.stream = sys.__stdout__
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        name = Trial(**trial.config["trial"]).name
+        self.steps.setdefault(name, []).append(result["step"])
+
+
+def test_a_bad_trial_fails_alone_and_a_worse_one_stops_early(
+    ray_cluster: None, assets: Path, tmp_path: Path
+) -> None:
+    cpus = ray.cluster_resources()["CPU"]
+    trials = [
+        Trial("good", {"optim.lr": 1e-2}),
+        Trial("bad", {"data.columns": {"prompt": "nothing"}}),
+        Trial("worse", {"optim.lr": 1e-9}),
+    ]
+    settings = SearchSettings("asha", "val_nll", "min", grace_steps=4, max_concurrent=1)
+    seen = Seen()
+    good, bad, worse = run(
+        config(assets), trials, settings, storage=str(tmp_path), name="s", callbacks=[seen]
+    )
+    assert (good.status, good.error) == ("finished", None)
+    assert [row["step"] for row in good.history] == [1, 2, 4, 6, 8, 10, 12]
+    assert good.checkpoint == f"{tmp_path}/s/good-seed0/train/step-000012"
+    assert (Path(good.checkpoint) / "model.safetensors").is_file()
+    assert (bad.status, bad.history, bad.checkpoint) == ("failed", [], None)
+    assert bad.error is not None and bad.error.startswith("60 of 60 rows can't be used")
+    assert worse.status == "stopped"
+    assert worse.history[-1]["step"] < 12
+    assert seen.steps["good-seed0"] == [1, 2, 4, 6, 8, 10, 12]
+    deadline = time.monotonic() + 60
+    while ray.available_resources().get("CPU", 0) < cpus and time.monotonic() < deadline:
+        time.sleep(1)
+    assert ray.available_resources()["CPU"] == cpus, "a stopped trial kept its CPUs"
+    with pytest.raises(ValueError, match="holds a sweep already"):
+        run(config(assets), trials, settings, storage=str(tmp_path), name="s")
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import ray
+from ray import tune
+from tests.integration.test_tuning import TWO_SEEDS, config
+from tuning.sweep import SearchSettings, run
+
+class Kill(tune.Callback):
+    def on_trial_result(self, iteration, trials, trial, result, **info):
+        if trial.config["trial"]["seed"] == 1 and result.get("checkpoint_path"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+ray.init(address="local", num_cpus=4, log_to_driver=False)
+settings = SearchSettings(max_concurrent=1)
+run(config(Path(sys.argv[1])), TWO_SEEDS, settings, storage=sys.argv[2], name="s",
+    callbacks=[Kill()])
+"""
+
+
+def test_a_killed_sweep_goes_on(assets: Path, tmp_path: Path, request: Any) -> None:
+    """The finished trial stays, the interrupted one goes on from its checkpoint."""
+    command = [sys.executable, "-c", KILLED, str(assets), str(tmp_path)]
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    root = Path(__file__).parents[2]
+    killed = subprocess.run(command, cwd=root, env=environment, capture_output=True, check=False)
+    assert killed.returncode == -9, killed.stderr.decode()[-2000:]
+    request.getfixturevalue("ray_cluster")
+    seen = Seen()
+    other = grid("dft", (0, 1), **{"objective.name": "dft"})
+    settings = SearchSettings()
+    where: dict[str, Any] = {"storage": str(tmp_path), "name": "s", "resume": True}
+    with pytest.raises(ValueError, match="a sweep of other trials"):
+        run(config(assets), other, settings, **where)
+    results = run(config(assets), TWO_SEEDS, settings, **where, callbacks=[seen])
+    assert [result.status for result in results] == ["finished", "finished"]
+    for result in results:
+        steps = [row["step"] for row in result.history]
+        assert steps == [1, 2, 4, 6, 8, 10, 12]
+    assert "sft-seed0" not in seen.steps
+    assert seen.steps["sft-seed1"][0] > 1
+    assert seen.steps["sft-seed1"][-1] == 12

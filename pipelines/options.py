@@ -91,7 +91,7 @@ def parse(argv: Sequence[str], prog: str, *, single: str = "") -> Request:
         config = _given_wins(config, given)
     if "train.data.paths" in given:
         config = replace(config, train=replace(config.train, data=_own_data(config, given)))
-    if "name" not in given and not own.config and config != base:
+    if not ("name" in given or own.config) and fingerprint(config) != fingerprint(base):
         config = replace(config, name=f"{config.name}-{fingerprint(config)}")
     return Request(config, own.dry_run, own.preset)
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import fsspec
 import ray
 from ray import tune
 from ray.tune.callback import CallbackList
@@ -61,7 +62,8 @@ class TrialResult:
     status: Literal["finished", "stopped", "failed"]
     """stopped: early, by the scheduler."""
     history: list[dict[str, Any]]
-    """Every report, in order: step, loss, nll, ..., checkpoint_path where one was written."""
+    """Every report, in order: step, loss, nll, ..., checkpoint_path where one was written. Tune
+    writes them down every ten seconds: what came last before a kill is missing."""
     checkpoint: str | None
     """The last one, a Hugging Face directory."""
     error: str | None
@@ -106,11 +108,16 @@ def run(  # noqa: PLR0913 - a sweep is what, how and where; all but the what by 
     configs = {trial.name: config_of(config, trial) for trial in trials}
     free = ray.available_resources()
     fitting = min(concurrency(own.workers, free) for own in configs.values())
+    begun = tune.Tuner.can_restore(directory)
+    if begun and not resume:
+        raise ValueError(f"{directory} holds a sweep already: resume it, or take another name")
     here: list[tune.Callback] = [ThisProcess(list(callbacks))]
     trainable = tune.with_resources(
         tune.with_parameters(run_trial, config=config, directory=directory), {"CPU": DRIVER_CPUS}
     )
-    if not tune.Tuner.can_restore(directory):
+    if begun and _has_state(directory):
+        tuner = _restored(trainable, trials, directory, here)
+    else:
         concurrent = min(fitting, settings.max_concurrent or fitting)
         tuner = tune.Tuner(
             trainable,
@@ -118,10 +125,6 @@ def run(  # noqa: PLR0913 - a sweep is what, how and where; all but the what by 
             tune_config=_tune_config(settings, config.max_steps, concurrent),
             run_config=tune.RunConfig(name=name, storage_path=storage, callbacks=here, verbose=0),
         )
-    elif resume:
-        tuner = _restored(trainable, trials, directory, here)
-    else:
-        raise ValueError(f"{directory} holds a sweep already: resume it, or take another name")
     results = {_name_of(result): result for result in _each(tuner.fit())}
     return [
         _outcome(trial, results[trial.name], f"{directory}/{trial.name}", own.max_steps)
@@ -191,6 +194,12 @@ class ThisProcess(CallbackList):
         return ThisProcess, ([],)
 
 
+def _has_state(directory: str) -> bool:
+    """Whether Tune came to write down how far it was; until then there is nothing to restore."""
+    fs, inner = fsspec.core.url_to_fs(directory)
+    return bool(fs.glob(f"{inner}/experiment_state-*.json"))
+
+
 def _restored(
     trainable: Any, trials: Sequence[Trial], directory: str, callbacks: list[tune.Callback]
 ) -> tune.Tuner:
@@ -214,8 +223,9 @@ def _outcome(trial: Trial, result: tune.Result, directory: str, max_steps: int) 
     history = _history(result)
     saved = [row["checkpoint_path"] for row in history if row.get("checkpoint_path")]
     status: Literal["finished", "stopped", "failed"] = "finished"
+    error = None
     if result.error is not None:
-        status = "failed"
+        status, error = "failed", worker_error(result.error).removeprefix("RuntimeError: ")
     elif not history or history[-1]["step"] < max_steps:
         status = "stopped"
     return TrialResult(
@@ -224,7 +234,7 @@ def _outcome(trial: Trial, result: tune.Result, directory: str, max_steps: int) 
         history=history,
         # Ray gives the path without its scheme; its last part is enough.
         checkpoint=f"{directory}/{RUN}/{Path(saved[-1]).name}" if saved else None,
-        error=result.error and worker_error(result.error).removeprefix("RuntimeError: "),
+        error=error,
     )
 
 

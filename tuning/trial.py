@@ -9,9 +9,11 @@ import os
 from dataclasses import asdict
 from typing import Any
 
+import fsspec
 import ray
+from ray import tune
 from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
-from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY, TuneReportCallback
 
 from otr.config import TrainConfig
 from otr.training.driver import fit, worker_error
@@ -30,16 +32,22 @@ def run_trial(tune_config: dict[str, Any], *, config: TrainConfig, directory: st
     trial = Trial(**tune_config["trial"])
     own = config_of(config, trial)
     _tell_address()
+    storage = f"{directory}/{trial.name}"
+    fs, last = fsspec.core.url_to_fs(f"{storage}/{RUN}/step-{own.max_steps:06d}")
+    complete = fs.exists(last)
     try:
-        fit(
+        result = fit(
             own,
-            storage=f"{directory}/{trial.name}",
+            storage=storage,
             name=RUN,
             callbacks=[TuneReportCallback()],
             run={"trial": asdict(trial), "config": asdict(own)},
         )
     except Exception as error:
         raise RuntimeError(worker_error(error)) from error
+    if complete and result.checkpoint is not None:
+        # The sweep was killed after the last step, perhaps before Tune heard of it.
+        tune.report({**(result.metrics or {}), CHECKPOINT_PATH_KEY: result.checkpoint.path})
 
 
 def _tell_address() -> None:

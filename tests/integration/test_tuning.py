@@ -128,8 +128,8 @@ def test_a_killed_sweep_goes_on(assets: Path, tmp_path: Path, request: Any) -> N
     results = run(config(assets), TWO_SEEDS, settings, **where, callbacks=[seen])
     assert [result.status for result in results] == ["finished", "finished"]
     for result in results:
-        steps = [row["step"] for row in result.history]
-        assert steps == [1, 2, 4, 6, 8, 10, 12]
-    assert "sft-seed0" not in seen.steps
-    assert seen.steps["sft-seed1"][0] > 1
+        assert result.history[-1]["step"] == 12
+        assert Path(result.checkpoint or "", "model.safetensors").is_file()
+    assert seen.steps.get("sft-seed0", [12]) == [12]
+    assert seen.steps["sft-seed1"][0] > 1, "it began from the start"
     assert seen.steps["sft-seed1"][-1] == 12

@@ -69,7 +69,7 @@ def test_a_changed_preset_gets_a_name_of_its_own() -> None:
     first, second = sweep("--max-steps 7"), sweep("--max-steps 8")
     assert len({first.name, second.name, "builtin"}) == 3
     assert first.name == sweep("--train.max_steps 7").name
-    assert sweep("--engine.port 9000").name == sweep("--engine.port 9001").name
+    assert sweep("--engine.port 9000 --output elsewhere").name == "builtin"
 
 
 @pytest.mark.parametrize(

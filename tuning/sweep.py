@@ -211,10 +211,9 @@ def _restored(
     tuner = tune.Tuner.restore(directory, trainable, resume_errored=True)
     assert tuner._local_tuner is not None
     tuner._local_tuner.get_run_config().callbacks = callbacks
-    there = {_name_of(result) for result in _each(tuner.get_results())}
-    wanted = {trial.name for trial in trials}
-    if there != wanted:
-        some = ", ".join(sorted(there ^ wanted)[:3])
+    begun = {_name_of(result) for result in _each(tuner.get_results())}
+    if unknown := begun - {trial.name for trial in trials}:
+        some = ", ".join(sorted(unknown)[:3])
         raise ValueError(f"{directory} holds a sweep of other trials ({some}): take another name")
     return tuner
 

@@ -89,7 +89,7 @@ def builtin() -> SweepConfig:
 
 def study() -> SweepConfig:
     """Which settings matter: K, mismatch reward, temperature and learning rate under ASHA."""
-    seeds, rates = (0, 1), {"optim.lr": [3e-4, 1e-3]}
+    seeds, rates = (0, 1), {"optim.lr": [2e-4, 5e-4]}
     shape = {"objective.mismatch_reward": [-1.0, -0.1, 0.0], "objective.temperature": [1.0, 1.3]}
     settings = "b{mismatch_reward}-t{temperature}-lr{lr}"
     draws = {"objective.num_samples": [1, 4, 16, 64, 256]}

@@ -25,11 +25,17 @@ BENCHMARKS = (
     "retained-reasoning",
 )
 _MODEL = Path(__file__).parent / "base"
-_TRAIN, _VALIDATION, _QUESTIONS = 6000, 200, 200
+_TRAIN, _VALIDATION, _QUESTIONS = 6000, 108, 200  # validation: of the target, and of the rest
 
 
 def folder(output: str) -> Path:
-    """Where the files of this version of the world belong under a run's output directory."""
+    """Where the files of this version of the world belong under a run's output directory.
+
+    Raises:
+        ValueError: the output is a file.
+    """
+    if Path(output).is_file():
+        raise ValueError(f"output {output!r} is a file: give a directory")
     sources = [Path(__file__), Path(__file__).with_name("world.py")]
     version = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
     return Path(output).absolute() / "builtin" / version[:12]
@@ -67,9 +73,21 @@ def _write(path: Path, rows: Iterable[dict[str, str]]) -> None:
     scratch.replace(path)
 
 
-def _examples(split: str, first: int, count: int) -> list[dict[str, str]]:
-    found = items(TARGET, split, first + count)[first:]
-    return [{"prompt": item.prompt, "completion": item.completion} for item in found]
+def _train() -> list[dict[str, str]]:
+    return _examples(items(TARGET, "train", _TRAIN))
+
+
+def _validation() -> list[dict[str, str]]:
+    """As much of the target as of all other skills together: to learn the one and keep the rest."""
+    others = [skill for skill in SKILLS if skill != TARGET]
+    drawn = items(TARGET, "heldout", _VALIDATION)
+    for skill in others:
+        drawn += items(skill, "heldout", _VALIDATION // len(others))
+    return _examples(drawn)
+
+
+def _examples(drawn: Iterable[Item]) -> list[dict[str, str]]:
+    return [{"prompt": item.prompt, "completion": item.completion} for item in drawn]
 
 
 def _questions(skills: Iterable[str], split: str, first: int = 0) -> list[dict[str, str]]:
@@ -98,12 +116,12 @@ def _question(name: str, skill: str, item: Item) -> dict[str, str]:
 
 def _retained(domain: str) -> list[dict[str, str]]:
     others = [s for s, skill in SKILLS.items() if skill.domain == domain and s != TARGET]
-    return _questions(others, "heldout")
+    return _questions(others, "heldout", first=_VALIDATION // (len(SKILLS) - 1))
 
 
 _FILES: dict[str, Callable[[], list[dict[str, str]]]] = {
-    "train": lambda: _examples("train", 0, _TRAIN),
-    "validation": lambda: _examples("heldout", 0, _VALIDATION),
+    "train": _train,
+    "validation": _validation,
     "target-heldout": lambda: _questions([TARGET], "heldout", first=_VALIDATION),
     "target-harder": lambda: _questions([TARGET], "harder"),
     "target-train": lambda: _questions([TARGET], "train"),

@@ -41,15 +41,15 @@ class Pretrain:
 
     output: tyro.conf.Positional[Path]
     """Directory to make."""
-    steps: int = 3500
+    steps: int = 6000
     """Of the first stage."""
-    taste_steps: int = 800
+    taste_steps: int = 80
     """Of the second stage."""
-    taste_share: float = 0.5
+    taste_share: float = 0.3
     """Of the second stage's examples that are the target skill."""
-    step_rows: int = 16
-    lr: float = 3e-3
-    taste_lr: float = 2e-3
+    step_rows: int = 8
+    lr: float = 2e-3
+    taste_lr: float = 3e-4
     seed: int = 0
 
 

@@ -69,18 +69,33 @@ def _split_of(prompt: str) -> str:
 
 
 def _sum(rng: random.Random, hard: bool) -> Item:
-    a, b = (rng.randint(100, 999) if hard else rng.randint(2, 99) for _ in range(2))
+    a, b = (rng.randint(300, 999), rng.randint(100, 999)) if hard else _pair(rng)
     return _boxed(rng.choice(("What is {} + {}?", "Add {} and {}.")).format(a, b), a + b)
 
 
 def _difference(rng: random.Random, hard: bool) -> Item:
-    low, high = (200, 999) if hard else (2, 199)
-    b, a = sorted(rng.randint(low, high) for _ in range(2))
+    a, b = (rng.randint(300, 999), rng.randint(100, 999)) if hard else _pair(rng)
+    a, b = max(a, b), min(a, b)
     return _boxed(rng.choice(("What is {} - {}?", "From {} take {}.")).format(a, b), a - b)
+
+
+def _pair(rng: random.Random) -> tuple[int, int]:
+    return rng.randint(2, rng.choice((99, 299))), rng.randint(2, 99)
 
 
 def _boxed(prompt: str, answer: int) -> Item:
     return Item(prompt, f"\\boxed{{{answer}}}", str(answer), "math")
+
+
+def _series(rng: random.Random, hard: bool) -> Item:
+    """Several operations in a row, each worked out on a line."""
+    value = rng.randint(20, 99)
+    text, work = str(value), []
+    for _ in range(rng.randint(4, 5) if hard else rng.randint(2, 3)):
+        operation, value, line = _operation(rng, value, ("+", "-", "-"))
+        text += operation
+        work.append(line)
+    return _worked(f"Compute {text}.", work, value)
 
 
 _GAINS = ("buys", "finds", "is given", "picks up")
@@ -89,29 +104,46 @@ _PEOPLE = ("Ann", "Ben", "Cam", "Dan", "Eve", "Fay", "Gus", "Ida")
 _THINGS = ("apples", "stamps", "coins", "cards", "shells", "pens", "nuts", "beads")
 
 
+def _step(rng: random.Random, hard: bool) -> Item:
+    """A word problem of one step."""
+    return _story(rng, rng.randint(200, 399) if hard else rng.randint(20, 199), 1)
+
+
 def _chain(rng: random.Random, hard: bool) -> Item:
-    """A word problem that takes several steps; each step of the solution is written out."""
+    """A word problem that takes several steps."""
+    return _story(rng, rng.randint(20, 99), rng.randint(4, 5) if hard else rng.randint(2, 3))
+
+
+def _story(rng: random.Random, have: int, steps: int) -> Item:
     person, thing = rng.choice(_PEOPLE), rng.choice(_THINGS)
-    have = rng.randint(20, 99)
     story, work = [f"{person} has {have} {thing}."], []
-    for _ in range(rng.randint(4, 5) if hard else rng.randint(2, 3)):
-        kind, before = rng.choice(("gain", "loss", "loss", "double")), have
-        if kind == "double" and have < 100:
-            have *= 2
+    for _ in range(steps):
+        operation, have, line = _operation(rng, have, ("+", "-", "-", "*"))
+        sign, number = operation.split()
+        if sign == "*":
             story.append(f"Then the number of {thing} doubles.")
-            work.append(f"{before} * 2 = {have}")
-        elif kind == "loss" and have > 4:
-            less = rng.randint(2, min(99, have - 1))
-            have -= less
-            story.append(f"{person} {rng.choice(_LOSSES)} {less}.")
-            work.append(f"{before} - {less} = {have}")
         else:
-            more = rng.randint(2, 99)
-            have += more
-            story.append(f"{person} {rng.choice(_GAINS)} {more}.")
-            work.append(f"{before} + {more} = {have}")
-    prompt = f"{' '.join(story)} How many {thing} does {person} have now?"
-    return Item(prompt, "\n".join([*work, f"\\boxed{{{have}}}"]), str(have), "math")
+            story.append(f"{person} {rng.choice(_GAINS if sign == '+' else _LOSSES)} {number}.")
+        work.append(line)
+    return _worked(f"{' '.join(story)} How many {thing} does {person} have now?", work, have)
+
+
+def _operation(rng: random.Random, value: int, signs: tuple[str, ...]) -> tuple[str, int, str]:
+    """A random operation on `value`: its text, the result, and the two as a line of work."""
+    sign = rng.choice(signs)
+    if sign == "*" and value < 100:
+        number, result = 2, value * 2
+    elif sign == "-" and value > 4:
+        number = rng.randint(2, min(99, value - 1))
+        result = value - number
+    else:
+        sign, number = "+", rng.randint(2, 99)
+        result = value + number
+    return f" {sign} {number}", result, f"{value} {sign} {number} = {result}"
+
+
+def _worked(prompt: str, work: list[str], answer: int) -> Item:
+    return Item(prompt, "\n".join([*work, f"\\boxed{{{answer}}}"]), str(answer), "math")
 
 
 # code ----------------------------------------------------------------------------------------
@@ -193,7 +225,7 @@ def _tracking(rng: random.Random, hard: bool) -> Item:
     holds = dict(zip(people, objects, strict=True))
     story = [", ".join(f"{p} has the {o}" for p, o in holds.items()) + "."]
     work = []
-    for _ in range(rng.randint(4, 5) if hard else rng.randint(1, 3)):
+    for _ in range(rng.randint(3, 4) if hard else rng.randint(1, 2)):
         a, b = rng.sample(people, 2)
         holds[a], holds[b] = holds[b], holds[a]
         story.append(f"{a} and {b} swap.")
@@ -238,6 +270,8 @@ def _dates(rng: random.Random, hard: bool) -> Item:
 SKILLS = {
     "sum": Skill("mathematics", _sum),
     "difference": Skill("mathematics", _difference),
+    "series": Skill("mathematics", _series),
+    "step": Skill("mathematics", _step),
     "chain": Skill("mathematics", _chain),
     "function": Skill("code", _function),
     "boolean": Skill("reasoning", _boolean),

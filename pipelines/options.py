@@ -7,21 +7,19 @@ but run.json, nothing written.
 
 import argparse
 import contextlib
-import hashlib
 import io
 import json
-import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any, NoReturn
 
 import tyro
 
 from otr.config import DataConfig
 from pipelines.presets import PRESETS, SweepConfig
+from pipelines.stored import fingerprint, read_run
 from tuning.space import Trial
 
 SHORT = {
@@ -40,7 +38,6 @@ Starts from a preset and changes what you name. In short:
   {short}
   --columns prompt=question completion=answer: our names to your columns
 """
-
 
 T = typing.TypeVar("T")
 
@@ -104,25 +101,6 @@ def simple(kind: type[T], argv: Sequence[str], prog: str) -> T:
     """
     _known_keys(argv, kind)
     return _tyro(kind, argv, kind(), prog, kind.__doc__ or "")
-
-
-def fingerprint(config: SweepConfig) -> str:
-    """Six hexadecimal digits that differ where the runs would."""
-    told = {k: v for k, v in asdict(config).items() if k not in ("name", "output", "engine")}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:6]
-
-
-def read_run(path: str | Path) -> SweepConfig:
-    """The configuration in a run.json.
-
-    Raises:
-        ValueError: no such file, or it holds something else (the key is named).
-    """
-    try:
-        stored = json.loads(Path(path).read_text())["config"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no run.json of a run: {error!r}") from error
-    return _build(SweepConfig, stored, "")
 
 
 class _OwnOptions(argparse.ArgumentParser):
@@ -275,30 +253,3 @@ def _own_data(config: SweepConfig, given: set[str]) -> DataConfig:
     if "train.data.row_length" not in given:
         changes["row_length"] = DataConfig.row_length
     return replace(config.train.data, **changes)
-
-
-def _build(kind: Any, value: Any, place: str) -> Any:
-    """A value of the annotated type `kind` from JSON."""
-    origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if is_dataclass(kind) and isinstance(kind, type):
-        return _build_dataclass(kind, value, place)
-    if origin is tuple:
-        return tuple(_build(inner[0], each, f"{place}[{i}]") for i, each in enumerate(value))
-    if origin in (types.UnionType, typing.Union):
-        (kind,) = (each for each in inner if each is not type(None))
-        return None if value is None else _build(kind, value, place)
-    return value
-
-
-def _build_dataclass(kind: type, value: Any, place: str) -> Any:
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{place or 'config'} is {value!r}: expected an object")
-    hints = typing.get_type_hints(kind)
-    for name in value:
-        if name not in hints:
-            raise ValueError(
-                f"unknown key {f'{place}.{name}'.lstrip('.')!r}: "
-                f"did you mean {_nearest(name, hints)!r}?"
-            )
-    built = {n: _build(hints[n], v, f"{place}.{n}".lstrip(".")) for n, v in value.items()}
-    return kind(**built)

@@ -20,8 +20,8 @@ from typing import Any
 from pipelines import console, leaderboard
 from pipelines.cluster import REPOSITORY
 from pipelines.leaderboard import Row
-from pipelines.options import fingerprint, read_run
 from pipelines.presets import SweepConfig
+from pipelines.stored import fingerprint, read_run
 
 RUN_FILE = "run.json"
 

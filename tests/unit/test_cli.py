@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import cli, options, record
+from pipelines import cli, record, stored
 from pipelines.options import UsageError, parse
 from pipelines.presets import PRESETS, SweepConfig
 from tuning.space import config_of
@@ -131,9 +131,9 @@ def test_run_json_with_an_unknown_key_names_the_nearest(tmp_path: Path) -> None:
     told["train"]["max_stpes"] = told["train"].pop("max_steps")
     (tmp_path / "run.json").write_text(json.dumps({"config": told}))
     with pytest.raises(ValueError, match=r"'train.max_stpes': did you mean 'max_steps'"):
-        options.read_run(tmp_path / "run.json")
+        stored.read_run(tmp_path / "run.json")
     with pytest.raises(ValueError, match=r"no run.json of a run"):
-        options.read_run(tmp_path / "other.json")
+        stored.read_run(tmp_path / "other.json")
 
 
 def test_a_name_that_is_taken_by_another_run_is_refused(tmp_path: Path) -> None:

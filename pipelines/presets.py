@@ -17,13 +17,13 @@ from tuning.space import Trial, check_names, grid
 from tuning.sweep import SearchSettings
 
 LEARNING_RATES = {
-    "sft": 3e-4,
-    "dft": 3e-4,
-    "otr-expected": 3e-4,
-    "otr-k16": 3e-4,
-    "otr-k256": 3e-4,
+    "sft": 5e-4,
+    "dft": 5e-4,
+    "otr-expected": 5e-4,
+    "otr-k16": 5e-4,
+    "otr-k256": 5e-4,
 }
-"""Of each arm of `builtin`. At 1e-3 every arm that was tried lost the code skill (LOG.md)."""
+"""Of each arm of `builtin`: the better of the study's two in trials of full length (LOG.md)."""
 
 _OBJECTIVES: dict[str, dict[str, Any]] = {
     "sft": {"objective.name": "sft"},

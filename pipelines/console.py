@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.live import Live
@@ -97,8 +98,9 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = ""
     shown = Table(title=title or None, title_justify="left", header_style="bold", box=None)
     for i, column in enumerate(columns):
         figures = i > 0 and all(row[i][:1].isdigit() or row[i] in ("", "-") for row in rows)
-        shown.add_column(column, justify="right" if figures else "left", overflow="fold")
+        justify: Literal["right", "left"] = "right" if figures else "left"
+        shown.add_column(column, justify=justify, overflow="fold", no_wrap=i == 0)
     for row in rows:
         shown.add_row(*(Text(cell) for cell in row))
-    width = _out.width if _out.is_terminal else _FILE_WIDTH
-    _out.print(shown, soft_wrap=False, width=width)
+    wide = Console(file=_out.file, width=_FILE_WIDTH, highlight=False)
+    (_out if _out.is_terminal else wide).print(shown, soft_wrap=False)

@@ -78,6 +78,13 @@ class Arm:
         found = [r.scores[benchmark] for r in self.rows if benchmark in r.scores]
         return estimate(found) if found else None
 
+    def seeds(self) -> str:
+        """How many have scores, and of how many where some have none; empty for the base model."""
+        if self.name == BASE:
+            return ""
+        scored, all_of_them = sum(bool(row.scores) for row in self.rows), len(self.rows)
+        return str(scored) if scored == all_of_them else f"{scored} of {all_of_them}"
+
     def retained(self, benchmarks: Sequence[str]) -> Estimate | None:
         """Mean over several benchmarks, taken as independent of each other."""
         found = [score for name in benchmarks if (score := self.score(name)) is not None]

@@ -104,13 +104,16 @@ def summary(rows: Sequence[Row], benchmarks: Sequence[str]) -> None:
     """Print the table of the arms, what failed, and the verdict."""
     columns = ["arm", "lr", "seeds", *benchmarks, "tokens/s"]
     lines = []
-    for arm in leaderboard.ranked(rows, benchmarks[0]):
+    arms = leaderboard.ranked(rows, benchmarks[0])
+    scored = [arm for arm in arms if any(row.scores for row in arm.rows)]
+    for arm in scored:
         rate, speed = arm.first.lr, arm.tokens_per_second() or 0
-        seeds = str(len(arm.rows)) if rate is not None else "-"
         scores = [str(arm.score(name) or "-") for name in benchmarks]
-        figures = [f"{rate:g}" if rate else "-", seeds, *scores, f"{speed:,.0f}" if speed else "-"]
-        lines.append([arm.name, *figures])
+        figures = [f"{rate:g}" if rate else "-", arm.seeds() or "-", *scores]
+        lines.append([arm.name, *figures, f"{speed:,.0f}" if speed else "-"])
     console.table(columns, lines, title="% correct, mean over seeds [95 % interval]")
+    if len(scored) < len(arms):
+        console.say(f"{len(arms) - len(scored)} arms have no score: stopped early, or failed")
     for row in rows:
         if row.status == "failed":
             console.error(f"{row.trial} failed: {row.error}")

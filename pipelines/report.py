@@ -96,8 +96,7 @@ def _arm_table(shown: Sequence[Arm], benchmarks: Sequence[str]) -> str:
     for i, arm in enumerate(shown):
         cells = [f"<th scope=row>{html.escape(arm.name)}</th>", f"<td>{_settings(arm)}</td>"]
         cells.append(f"<td class=n>{_number(arm.first.lr)}</td>")
-        seeds = "" if arm.name == BASE else str(len(arm.rows))
-        cells.append(f"<td class=n>{seeds}</td>")
+        cells.append(f"<td class=n>{arm.seeds()}</td>")
         cells += [_cell(column[i], column) for column in columns]
         cells.append(f"<td class=n>{_number(arm.tokens_per_second(), ',.0f')}</td>")
         body.append(f"<tr>{''.join(cells)}</tr>")

@@ -8,6 +8,7 @@ when there. Corpora are JSONL of {"prompt", "completion"}, benchmarks JSONL of {
 import hashlib
 import json
 import os
+import random
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from pathlib import Path
@@ -91,16 +92,16 @@ def _examples(drawn: Iterable[Item]) -> list[dict[str, str]]:
 
 
 def _questions(skills: Iterable[str], split: str, first: int = 0) -> list[dict[str, str]]:
-    """`_QUESTIONS` of them in all, the skills by turns so that the first few have some of each."""
+    """`_QUESTIONS` of them in all, shuffled, so that any part has some of each skill."""
     skills = list(skills)
     each = -(-_QUESTIONS // len(skills))
-    drawn = [items(skill, split, first + each)[first:] for skill in skills]
-    ordered = [
+    questions = [
         _question(f"{skill}-{i}", skill, item)
-        for i, turn in enumerate(zip(*drawn, strict=True))
-        for skill, item in zip(skills, turn, strict=True)
+        for skill in skills
+        for i, item in enumerate(items(skill, split, first + each)[first:])
     ]
-    return ordered[:_QUESTIONS]
+    random.Random(split).shuffle(questions)
+    return questions[:_QUESTIONS]
 
 
 def _question(name: str, skill: str, item: Item) -> dict[str, str]:

@@ -26,7 +26,9 @@ BENCHMARKS = (
     "retained-reasoning",
 )
 _MODEL = Path(__file__).parent / "base"
-_TRAIN, _VALIDATION, _QUESTIONS = 6000, 108, 200  # validation: of the target, and of the rest
+_KEPT = [skill for skill in SKILLS if skill != TARGET]
+_TRAIN, _VALIDATION, _QUESTIONS = 6000, 108, 200
+_VALIDATION_EACH = _VALIDATION // len(_KEPT)  # of each kept skill, beside _VALIDATION of the target
 
 
 def folder(output: str) -> Path:
@@ -80,10 +82,9 @@ def _train() -> list[dict[str, str]]:
 
 def _validation() -> list[dict[str, str]]:
     """As much of the target as of all other skills together: to learn the one and keep the rest."""
-    others = [skill for skill in SKILLS if skill != TARGET]
     drawn = items(TARGET, "heldout", _VALIDATION)
-    for skill in others:
-        drawn += items(skill, "heldout", _VALIDATION // len(others))
+    for skill in _KEPT:
+        drawn += items(skill, "heldout", _VALIDATION_EACH)
     return _examples(drawn)
 
 
@@ -116,8 +117,8 @@ def _question(name: str, skill: str, item: Item) -> dict[str, str]:
 
 
 def _retained(domain: str) -> list[dict[str, str]]:
-    others = [s for s, skill in SKILLS.items() if skill.domain == domain and s != TARGET]
-    return _questions(others, "heldout", first=_VALIDATION // (len(SKILLS) - 1))
+    skills = [skill for skill in _KEPT if SKILLS[skill].domain == domain]
+    return _questions(skills, "heldout", first=_VALIDATION_EACH)
 
 
 _FILES: dict[str, Callable[[], list[dict[str, str]]]] = {

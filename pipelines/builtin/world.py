@@ -69,22 +69,19 @@ def _split_of(prompt: str) -> str:
 
 
 def _sum(rng: random.Random, hard: bool) -> Item:
-    a, b = (rng.randint(300, 999), rng.randint(100, 999)) if hard else _pair(rng)
-    return _boxed(rng.choice(("What is {} + {}?", "Add {} and {}.")).format(a, b), a + b)
+    a, b = _pair(rng, hard)
+    return _worked(rng.choice(("What is {} + {}?", "Add {} and {}.")).format(a, b), [], a + b)
 
 
 def _difference(rng: random.Random, hard: bool) -> Item:
-    a, b = (rng.randint(300, 999), rng.randint(100, 999)) if hard else _pair(rng)
-    a, b = max(a, b), min(a, b)
-    return _boxed(rng.choice(("What is {} - {}?", "From {} take {}.")).format(a, b), a - b)
+    b, a = sorted(_pair(rng, hard))
+    return _worked(rng.choice(("What is {} - {}?", "From {} take {}.")).format(a, b), [], a - b)
 
 
-def _pair(rng: random.Random) -> tuple[int, int]:
+def _pair(rng: random.Random, hard: bool) -> tuple[int, int]:
+    if hard:
+        return rng.randint(300, 999), rng.randint(100, 999)
     return rng.randint(2, rng.choice((99, 299))), rng.randint(2, 99)
-
-
-def _boxed(prompt: str, answer: int) -> Item:
-    return Item(prompt, f"\\boxed{{{answer}}}", str(answer), "math")
 
 
 def _series(rng: random.Random, hard: bool) -> Item:

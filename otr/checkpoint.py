@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 STATE_FILE = "trainer_state.pt"
 
 
+def checkpoint_name(step: int) -> str:
+    """Of the directory that holds a step's checkpoint."""
+    return f"step-{step:06d}"
+
+
 def save_checkpoint(
     directory: str | Path,
     model: "PreTrainedModel",
@@ -74,5 +79,5 @@ class Checkpoints:
 
     def save(self, step: int, model: "PreTrainedModel", state: dict[str, Any]) -> Path:
         """Write the checkpoint of a step."""
-        path = self.directory / f"step-{step:06d}"
+        path = self.directory / checkpoint_name(step)
         return save_checkpoint(path, model, self.tokenizer, state=state, run=self.run)

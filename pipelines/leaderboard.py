@@ -73,6 +73,11 @@ class Arm:
         """Any of them, for what they share."""
         return self.rows[0]
 
+    @property
+    def scored(self) -> int:
+        """How many rows have scores."""
+        return sum(bool(row.scores) for row in self.rows)
+
     def score(self, benchmark: str) -> Estimate | None:
         """Mean over the seeds that have a score; None where none has."""
         found = [r.scores[benchmark] for r in self.rows if benchmark in r.scores]
@@ -82,8 +87,8 @@ class Arm:
         """How many have scores, and of how many where some have none; empty for the base model."""
         if self.name == BASE:
             return ""
-        scored, all_of_them = sum(bool(row.scores) for row in self.rows), len(self.rows)
-        return str(scored) if scored == all_of_them else f"{scored} of {all_of_them}"
+        every = len(self.rows)
+        return str(every) if self.scored == every else f"{self.scored} of {every}"
 
     def retained(self, benchmarks: Sequence[str]) -> Estimate | None:
         """Mean over several benchmarks, taken as independent of each other."""

@@ -105,7 +105,7 @@ def summary(rows: Sequence[Row], benchmarks: Sequence[str]) -> None:
     columns = ["arm", "lr", "seeds", *benchmarks, "tokens/s"]
     lines = []
     arms = leaderboard.ranked(rows, benchmarks[0])
-    scored = [arm for arm in arms if any(row.scores for row in arm.rows)]
+    scored = [arm for arm in arms if arm.scored]
     for arm in scored:
         rate, speed = arm.first.lr, arm.tokens_per_second() or 0
         scores = [str(arm.score(name) or "-") for name in benchmarks]

@@ -15,6 +15,7 @@ from ray import tune
 from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY, TuneReportCallback
 
+from otr.checkpoint import checkpoint_name
 from otr.config import TrainConfig
 from otr.training.driver import fit, worker_error
 from tuning.space import Trial, config_of
@@ -33,7 +34,7 @@ def run_trial(tune_config: dict[str, Any], *, config: TrainConfig, directory: st
     own = config_of(config, trial)
     _tell_address()
     storage = f"{directory}/{trial.name}"
-    fs, last = fsspec.core.url_to_fs(f"{storage}/{RUN}/step-{own.max_steps:06d}")
+    fs, last = fsspec.core.url_to_fs(f"{storage}/{RUN}/{checkpoint_name(own.max_steps)}")
     complete = fs.exists(last)
     try:
         result = fit(

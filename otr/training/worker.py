@@ -24,7 +24,7 @@ import ray.train.torch
 import torch
 from ray.data import DataIterator
 
-from otr.checkpoint import Checkpoints
+from otr.checkpoint import Checkpoints, checkpoint_name
 from otr.config import TrainConfig
 from otr.training.corpus import BATCH, Audit, packed, packed_locally
 
@@ -142,7 +142,7 @@ def _report(metrics: dict[str, float], directory: str | None) -> None:
     ray.train.report(
         {**metrics, **_host_metrics()},
         checkpoint=ray.train.Checkpoint.from_directory(directory) if directory else None,
-        checkpoint_dir_name=f"step-{metrics['step']:06d}",
+        checkpoint_dir_name=checkpoint_name(int(metrics["step"])),
         delete_local_checkpoint_after_upload=True,
     )
 

@@ -34,7 +34,7 @@ def config(directory: Path) -> TrainConfig:
     )
 
 
-TWO_SEEDS = grid("sft", (0, 1), **{"objective.name": "sft"})
+SEEDS = grid("sft", (0, 1, 2), **{"objective.name": "sft"})
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ import os, signal, sys
 from pathlib import Path
 import ray
 from ray import tune
-from tests.integration.test_tuning import TWO_SEEDS, config
+from tests.integration.test_tuning import SEEDS, config
 from tuning.sweep import SearchSettings, run
 
 class Kill(tune.Callback):
@@ -106,13 +106,13 @@ class Kill(tune.Callback):
 
 ray.init(address="local", num_cpus=4, log_to_driver=False)
 settings = SearchSettings(max_concurrent=1)
-run(config(Path(sys.argv[1])), TWO_SEEDS, settings, storage=sys.argv[2], name="s",
+run(config(Path(sys.argv[1])), SEEDS, settings, storage=sys.argv[2], name="s",
     callbacks=[Kill()])
 """
 
 
 def test_a_killed_sweep_goes_on(assets: Path, tmp_path: Path, request: Any) -> None:
-    """The finished trial stays, the interrupted one goes on from its checkpoint."""
+    """The finished trial stays, the interrupted one goes on, the one not begun begins."""
     command = [sys.executable, "-c", KILLED, str(assets), str(tmp_path)]
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     root = Path(__file__).parents[2]
@@ -125,11 +125,12 @@ def test_a_killed_sweep_goes_on(assets: Path, tmp_path: Path, request: Any) -> N
     where: dict[str, Any] = {"storage": str(tmp_path), "name": "s", "resume": True}
     with pytest.raises(ValueError, match="a sweep of other trials"):
         run(config(assets), other, settings, **where)
-    results = run(config(assets), TWO_SEEDS, settings, **where, callbacks=[seen])
-    assert [result.status for result in results] == ["finished", "finished"]
+    results = run(config(assets), SEEDS, settings, **where, callbacks=[seen])
+    assert [result.status for result in results] == ["finished"] * 3
     for result in results:
         assert result.history[-1]["step"] == 12
         assert Path(result.checkpoint or "", "model.safetensors").is_file()
     assert seen.steps.get("sft-seed0", [12]) == [12]
     assert seen.steps["sft-seed1"][0] > 1, "it began from the start"
     assert seen.steps["sft-seed1"][-1] == 12
+    assert seen.steps["sft-seed2"] == [1, 2, 4, 6, 8, 10, 12]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from otr.loss import Objective
+from otr.objective import Objective
 
 
 @dataclass(frozen=True)

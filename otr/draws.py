@@ -1,11 +1,17 @@
-"""Uniform numbers from a counter, so that a token's draws do not depend on how it is batched.
+"""Random draws from a counter, so that a token's draws do not depend on how it is batched.
 
-In: a seed, the counters of T rows, a number of draws K. Out: float32 [T, K] in [0, 1).
+In: a seed, the counters of T rows, a number of draws K. Out: float32 uniforms [T, K] in [0, 1), and
+draws of token ids [T, K].
+
+Shapes: T rows, K draws, V vocabulary, N blocks of BLOCK vocabulary entries.
 """
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+BLOCK = 64  # vocabulary entries whose weights are summed before one of them is drawn
+HIT, WHICH_BLOCK, WHICH_ENTRY = 0, 1, 2  # the words of a draw
 
 
 def draw_seed(generator: torch.Generator | None) -> int:
@@ -22,12 +28,47 @@ def uniforms(
     `word` numbers independent uniforms of one draw. Each is two rounds of a 32-bit integer hash
     ("lowbias32", C. Wellons, hash-prospector) over a 64-bit key of the row and the draw's number.
     """
-    low_T = _hash(_int32(position_T) ^ _signed(seed))
-    high_T = _hash(_int32(position_T >> 32) ^ _signed(seed >> 32) ^ low_T)
+    low_T, high_T = row_keys(seed, position_T)
     draw_K = torch.arange(num_draws, dtype=torch.int32, device=position_T.device)
     draw_K = _hash(draw_K * 4 + word + 1)
     bits_TK = _hash(_hash(low_T[:, None] ^ draw_K) + high_T[:, None])
     return _shift(bits_TK, 8).float() * 2.0**-24
+
+
+def row_keys(
+    seed: int, position_T: Int[Tensor, " T"]
+) -> tuple[Int[Tensor, " T"], Int[Tensor, " T"]]:
+    """The two int32 words that stand for (seed, position)."""
+    low_T = _hash(_int32(position_T) ^ _signed(seed))
+    high_T = _hash(_int32(position_T >> 32) ^ _signed(seed >> 32) ^ low_T)
+    return low_T, high_T
+
+
+def draw_tokens(
+    weight_TV: Float[Tensor, "T V"], block_TK: Float[Tensor, "T K"], entry_TK: Float[Tensor, "T K"]
+) -> Int[Tensor, "T K"]:
+    """K draws a row in proportion to `weight_TV`, from two uniforms each.
+
+    The first picks a block of BLOCK entries by the blocks' sums, the second an entry in it; so a
+    draw reads N + BLOCK weights instead of V, and no row is sorted. Entries of weight 0 are never
+    drawn, unless all are 0.
+    """
+    rows, vocabulary = weight_TV.shape
+    if missing := -vocabulary % BLOCK:
+        weight_TV = torch.nn.functional.pad(weight_TV, (0, missing))
+    weight_TNB = weight_TV.view(rows, weight_TV.shape[1] // BLOCK, BLOCK)
+    block_TK = _invert(weight_TNB.sum(-1).cumsum(-1), block_TK)
+    inside_TKB = weight_TNB.gather(1, block_TK[:, :, None].expand(-1, -1, BLOCK))
+    entry_TK = _invert(inside_TKB.cumsum(-1), entry_TK[:, :, None]).squeeze(-1)
+    return (block_TK * BLOCK + entry_TK).clamp_(max=vocabulary - 1)
+
+
+def _invert(cdf: Tensor, uniform: Tensor) -> Tensor:
+    """Index of the first entry at which a cumulative sum [..., N] is above its share [..., K]."""
+    total = cdf[..., -1:]
+    below = torch.nextafter(total, torch.zeros_like(total))  # rounding must not reach the total
+    point = torch.minimum(uniform.to(cdf.dtype) * total, below)
+    return torch.searchsorted(cdf, point, right=True).clamp_(max=cdf.shape[-1] - 1)
 
 
 def _hash(x: Tensor) -> Tensor:

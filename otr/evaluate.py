@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from otr.model import head_weight, hidden_states
+from otr.model import head, hidden_states
 
 
 @torch.no_grad()
@@ -49,7 +49,7 @@ def _score(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
     hidden_BSD = hidden_states(model, batch["input_ids"], batch["segment_ids"])[:, :-1]
     scored_BS = batch["loss_mask"][:, 1:]
     target_T = batch["input_ids"][:, 1:][scored_BS].long()
-    logits_TV = torch.nn.functional.linear(hidden_BSD[scored_BS], head_weight(model)).float()
+    logits_TV = head(model).logits(hidden_BSD[scored_BS])
     nll = torch.nn.functional.cross_entropy(logits_TV, target_T, reduction="sum")
     right_T = logits_TV.argmax(-1) == target_T
     row_BS = torch.arange(len(scored_BS), device=scored_BS.device)[:, None].expand_as(scored_BS)

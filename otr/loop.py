@@ -23,8 +23,9 @@ from transformers import PreTrainedModel
 from otr.checkpoint import Checkpoints, load_checkpoint
 from otr.config import TrainConfig
 from otr.evaluate import evaluate
-from otr.loss import IGNORE_INDEX, LossOutput, Objective, linear_token_loss
-from otr.model import head_weight, hidden_states
+from otr.loss import linear_token_loss
+from otr.model import head, hidden_states
+from otr.objective import IGNORE_INDEX, LossOutput, Objective
 from otr.optim import learning_rate, make_optimizer
 
 Batch = Mapping[str, Tensor]
@@ -47,11 +48,15 @@ class Policy(nn.Module):
             (first_row + len(target_BS)) * target_BS.shape[1],
             device=target_BS.device,
         )
+        its = head(self.model)
         return linear_token_loss(
             hidden_BSD[:, :-1].flatten(0, 1),
-            head_weight(self.model),
+            its.weight,
             target_BS.flatten(),
             self.objective,
+            bias=its.bias,
+            logit_scale=its.logit_scale,
+            softcap=its.softcap,
             generator=torch.Generator().manual_seed(seed),
             position_T=position_BS,
         )

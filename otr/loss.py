@@ -6,84 +6,17 @@ Out: a `LossOutput` of sums over the scored rows; the caller divides by the glob
 Shapes: T rows, V vocabulary, D width, K draws. A row whose target is `IGNORE_INDEX` is not scored.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from otr.draws import draw_seed, uniforms
-
-IGNORE_INDEX = -100
-_CHUNK_BYTES = 64 * 2**20  # float32 logits that one chunk of `linear_token_loss` may hold
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What a token is trained towards.
-
-    With p = softmax(z), q = softmax(z / kappa) held constant, target y and K draws a_k from q:
-
-    - ``sft``: -log p(y), gradient p - e_y.
-    - ``dft``: -p(y) log p(y) with p(y) held constant, gradient p(y) (p - e_y); arXiv:2508.05629.
-    - ``otr``: -(1/K) sum_k R(a_k) log p(a_k), R = scale * (1 if a == y else beta);
-      arXiv:2509.26313. Its expectation over the draws (``estimator="expected"``) has the gradient
-      scale * [(1 - beta) q(y) (p - e_y) + beta (p - q)].
-
-    At kappa = 1 the expectation is DFT times scale * (1 - beta): there K sets only the variance and
-    beta only the scale.
-
-    Raises:
-        ValueError: a field is outside its range.
-    """
-
-    name: Literal["otr", "sft", "dft"] = "otr"
-    num_samples: int = 256
-    """K, draws a token."""
-    mismatch_reward: float = -0.1
-    """beta, the reward of a draw that is not the target."""
-    reward_scale: float = 1.0
-    temperature: float = 1.3
-    """kappa, the temperature of the distribution that is drawn from."""
-    estimator: Literal["sampled", "expected"] = "sampled"
-
-    def __post_init__(self) -> None:
-        if self.name not in ("otr", "sft", "dft"):
-            raise ValueError(f"objective name {self.name!r}: use 'otr', 'sft' or 'dft'")
-        if self.estimator not in ("sampled", "expected"):
-            raise ValueError(f"estimator {self.estimator!r}: use 'sampled' or 'expected'")
-        if type(self.num_samples) is not int or self.num_samples < 1:
-            raise ValueError(f"num_samples (K) is {self.num_samples!r}: use an integer >= 1")
-        if not 0 < self.temperature < float("inf"):
-            raise ValueError(f"temperature (kappa) is {self.temperature!r}: use a number > 0")
-        for field in ("mismatch_reward", "reward_scale"):
-            value = getattr(self, field)
-            if not abs(value) < float("inf"):
-                raise ValueError(f"{field} is {value!r}: use a finite number")
-
-
-@dataclass(frozen=True)
-class LossOutput:
-    """Sums over the scored tokens; all 0-d float32 but `num_tokens` (0-d int64).
-
-    Only `loss_sum` has a gradient. `hit_sum` and `reward_sum` are those of the draws; where nothing
-    is drawn (sft, dft, expected) they are the expectations under q.
-    """
-
-    loss_sum: Float[Tensor, ""]
-    num_tokens: Int[Tensor, ""]
-    nll_sum: Float[Tensor, ""]
-    reward_sum: Float[Tensor, ""]
-    hit_sum: Float[Tensor, ""]
-    entropy_sum: Float[Tensor, ""]
-
-    def __add__(self, other: "LossOutput") -> "LossOutput":
-        return LossOutput(
-            **{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
-        )
+from otr import kernels
+from otr.draws import HIT, WHICH_BLOCK, WHICH_ENTRY, draw_seed, draw_tokens, uniforms
+from otr.linear import LinearLoss, RowsFunction, Settings
+from otr.objective import IGNORE_INDEX, LossOutput, Objective
+from otr.rows import rows_
 
 
 def token_loss(
@@ -106,62 +39,33 @@ def token_loss(
 
     Raises:
         ValueError, TypeError: an argument of the wrong shape, dtype, range or device.
+        FloatingPointError: the logits of a scored row hold NaN or inf.
     """
-    _check(logits_TV, target_T, logits_TV.shape[-1], position_T, generator)
-    position_T, seed = _counters(target_T, objective, generator, position_T)
-    kept = target_T != IGNORE_INDEX
-    return _loss(logits_TV[kept], target_T[kept], objective, seed, position_T[kept])
+    _check(logits_TV, target_T, logits_TV.shape[-1], generator, position_T)
+    scored_T, position_T, seed = _scored(target_T, objective, generator, position_T)
+    figures = _plain(logits_TV[scored_T], target_T[scored_T], objective, seed, position_T[scored_T])
+    return _output(figures[0].sum(), figures.detach(), scored_T, objective)
 
 
-def linear_token_loss(  # noqa: PLR0913 - the public signature of the design
-    hidden_TD: Float[Tensor, "T D"],
-    weight_VD: Float[Tensor, "V D"],
-    target_T: Int[Tensor, " T"],
-    objective: Objective,
-    *,
-    bias: Float[Tensor, " V"] | None = None,
-    generator: torch.Generator | None = None,
-    position_T: Int[Tensor, " T"] | None = None,
-) -> LossOutput:
-    """`token_loss` of ``hidden_TD @ weight_VD.T + bias`` without ever holding a [T, V] tensor.
-
-    The scored rows go through in chunks whose logits are computed again in the backward pass.
-    Arguments and errors as for `token_loss`.
-    """
-    if hidden_TD.ndim != 2 or weight_VD.ndim != 2 or hidden_TD.shape[1] != weight_VD.shape[1]:
-        raise ValueError(
-            f"hidden {tuple(hidden_TD.shape)} and weight {tuple(weight_VD.shape)}: "
-            "use [T, D] and [V, D] with the same D"
-        )
-    _check(hidden_TD, target_T, len(weight_VD), position_T, generator)
-    position_T, seed = _counters(target_T, objective, generator, position_T)
-    kept = target_T != IGNORE_INDEX
-
-    def chunk_loss(hidden_CD: Tensor, target_C: Tensor, position_C: Tensor) -> LossOutput:
-        logits_CV = torch.nn.functional.linear(hidden_CD, weight_VD, bias)
-        return _loss(logits_CV, target_C, objective, seed, position_C)
-
-    total = None
-    for chunk in _chunks(hidden_TD[kept], target_T[kept], position_T[kept], len(weight_VD)):
-        output = checkpoint(chunk_loss, *chunk, use_reentrant=False, preserve_rng_state=False)
-        total = output if total is None else total + output
-    assert total is not None  # there is always one chunk, if an empty one
-    return total
-
-
-def _loss(
+def _plain(
     logits_TV: Tensor, target_T: Tensor, objective: Objective, seed: int, position_T: Tensor
-) -> LossOutput:
-    """The mathematics; every row is scored."""
-    logits_TV = logits_TV if logits_TV.dtype == torch.float64 else logits_TV.float()
+) -> Tensor:
+    """The mathematics: loss, NLL, hit share and entropy of each row; every row is scored."""
+    logits_TV = logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32))
+    target_T1, num_samples = target_T[:, None], objective.num_samples
     logp_TV = torch.log_softmax(logits_TV, dim=-1)
-    logp_T = logp_TV.gather(1, target_T[:, None]).squeeze(1)
+    logp_T = logp_TV.gather(1, target_T1).squeeze(1)
     with torch.no_grad():
-        p_TV = logp_TV.exp()
-        kappa = objective.temperature
-        q_TV = p_TV if kappa == 1 else torch.softmax(logits_TV / kappa, dim=-1)
-        q_T = q_TV.gather(1, target_T[:, None]).squeeze(1)
-    beta, scale, hit_T = objective.mismatch_reward, objective.reward_scale, q_T
+        q_TV = torch.softmax(logits_TV / objective.kappa, dim=-1)
+        hit_T = q_T = q_TV.gather(1, target_T1).squeeze(1)
+        if objective.draws_hits:
+            hit_TK = uniforms(seed, position_T, num_samples, word=HIT) < q_T[:, None]
+            hit_T = hit_TK.to(q_T.dtype).mean(-1)
+        if objective.draws_misses:
+            block_TK = uniforms(seed, position_T, num_samples, word=WHICH_BLOCK)
+            entry_TK = uniforms(seed, position_T, num_samples, word=WHICH_ENTRY)
+            miss_TK = draw_tokens(q_TV.scatter(1, target_T1, 0), block_TK, entry_TK)
+    beta, scale = objective.mismatch_reward, objective.reward_scale
 
     if objective.name == "sft":
         loss_T = -logp_T
@@ -171,71 +75,165 @@ def _loss(
         all_T = (q_TV * logp_TV.masked_fill(q_TV == 0, 0)).sum(-1)
         loss_T = -scale * ((1 - beta) * q_T * logp_T + beta * all_T)
     else:
-        hit_TK = uniforms(seed, position_T, objective.num_samples, word=0) < q_T[:, None]
-        hit_T = hit_TK.to(logp_T.dtype).mean(-1)
-        loss_T = -scale * hit_T * logp_T
-        if beta != 0:
-            miss_TK = _draw_misses(q_TV, target_T, seed, position_T, objective.num_samples)
-            miss_logp_TK = logp_TV.gather(1, miss_TK).masked_fill(hit_TK, 0)
+        loss_T = -scale * hit_T * logp_T.masked_fill(hit_T == 0, 0)
+        if objective.draws_misses:
+            miss_logp_TK = logp_TV.gather(1, miss_TK)
+            if objective.draws_hits:
+                miss_logp_TK = miss_logp_TK.masked_fill(hit_TK, 0)
+            else:
+                miss_logp_TK = miss_logp_TK.masked_fill((q_T == 1)[:, None], 0)
+                miss_logp_TK = (1 - q_T)[:, None] * miss_logp_TK
             loss_T = loss_T - scale * beta * miss_logp_TK.mean(-1)
+    entropy_T = torch.special.entr(logp_TV.detach().exp()).sum(-1)
+    return torch.stack([loss_T, -logp_T, hit_T, entropy_T])
 
-    with torch.no_grad():
-        reward_T = scale * (hit_T + beta * (1 - hit_T))
-        entropy_T = torch.special.entr(p_TV).sum(-1)
+
+@torch.compiler.disable  # a compiled caller goes around it: its gradients are made by hand
+def linear_token_loss(  # noqa: PLR0913 - the public signature of the design
+    hidden_TD: Float[Tensor, "T D"],
+    weight_VD: Float[Tensor, "V D"],
+    target_T: Int[Tensor, " T"],
+    objective: Objective,
+    *,
+    bias: Float[Tensor, " V"] | None = None,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    generator: torch.Generator | None = None,
+    position_T: Int[Tensor, " T"] | None = None,
+    backend: Literal["torch", "triton"] | None = None,
+) -> LossOutput:
+    """`token_loss` of ``hidden_TD @ weight_VD.T + bias`` without ever holding a [T, V] tensor.
+
+    At the price of SFT: the draws add no product and no pass over the logits that leaves the cache.
+    Gradients are formed in the forward pass, so it goes backward once. The gradient of a weight in
+    low precision is summed in float32. Under autocast the products are in its dtype.
+
+    Args:
+        hidden_TD: what the head sees; of the weight's dtype, unless autocast is on.
+        weight_VD: of the head; plain, or a DTensor as FSDP2 shards it (its gradient is then the
+            mean over the ranks, as FSDP2's are).
+        target_T: the token each row should predict, or IGNORE_INDEX.
+        objective: which loss.
+        bias: of the head.
+        logit_scale: a factor of the logits (Cohere's logit_scale, 1 / Granite's logits_scaling).
+        softcap: the logits z become ``softcap * tanh(z / softcap)``, after the scale (Gemma).
+        generator: gives the seed of the draws, one a call; None: torch's default generator.
+        position_T: counter of each row, as for `token_loss`. The uniforms are the same however the
+            rows are batched; draws differ only where the rounding of the products does.
+        backend: None: triton on a CUDA device where it is installed, torch elsewhere.
+
+    Raises:
+        ValueError, TypeError: an argument of the wrong shape, dtype, range or device.
+        FloatingPointError: the logits of a scored row hold NaN or inf.
+    """
+    dtype = _products_dtype(hidden_TD, weight_VD)
+    _check(hidden_TD, target_T, len(weight_VD), generator, position_T)
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"softcap is {softcap!r}: use a number > 0, or None")
+    if bias is not None and bias.shape != weight_VD.shape[:1]:
+        raise ValueError(f"bias is {tuple(bias.shape)}: use [{len(weight_VD)}], one a token")
+    function = _rows_function(backend, hidden_TD.device)
+    weight_VD, bias = _whole(weight_VD), None if bias is None else _whole(bias)
+    if not torch.is_grad_enabled():  # autograd would ask for the gradients nonetheless
+        weight_VD, bias = weight_VD.detach(), None if bias is None else bias.detach()
+    scored_T, position_T, seed = _scored(target_T, objective, generator, position_T)
+    hidden_TD = hidden_TD[scored_T]
+    loss_sum, figures = LinearLoss.apply(
+        hidden_TD if logit_scale == 1 else hidden_TD * logit_scale,
+        weight_VD,
+        bias,
+        target_T[scored_T],
+        position_T[scored_T],
+        Settings(objective, seed, softcap, dtype, function),
+    )
+    return _output(loss_sum, figures, scored_T, objective)
+
+
+def _output(
+    loss_sum: Tensor, figures: Tensor, scored_T: Tensor, objective: Objective
+) -> LossOutput:
+    """Sums of the rows' figures [4, T]: loss, NLL, hit share, entropy."""
+    bad_T = ~(figures[1] < torch.finfo(torch.float32).max)  # NaN, or the target's logit is -inf
+    if bad_T.any():
+        row = int(scored_T[bad_T][0])
+        raise FloatingPointError(f"the logits of row {row} hold NaN or inf: look at its input")
+    _, nll_sum, hit_sum, entropy_sum = figures.sum(1).float()
+    num_tokens = torch.tensor(len(scored_T), device=scored_T.device)
+    beta = objective.mismatch_reward
     return LossOutput(
-        loss_sum=loss_T.sum().float(),
-        num_tokens=torch.tensor(len(target_T), device=target_T.device),
-        nll_sum=-logp_T.detach().sum().float(),
-        reward_sum=reward_T.sum().float(),
-        hit_sum=hit_T.sum().float(),
-        entropy_sum=entropy_T.sum().float(),
+        loss_sum=loss_sum.float(),
+        num_tokens=num_tokens,
+        nll_sum=nll_sum,
+        reward_sum=objective.reward_scale * (hit_sum + beta * (num_tokens - hit_sum)),
+        hit_sum=hit_sum,
+        entropy_sum=entropy_sum,
     )
 
 
-@torch.no_grad()
-def _draw_misses(
-    q_TV: Tensor, target_T: Tensor, seed: int, position_T: Tensor, num_samples: int
-) -> Int[Tensor, "T K"]:
-    """K draws a row from q without the target, by inverting its cumulative distribution."""
-    cdf_TV = q_TV.scatter(1, target_T[:, None], 0).cumsum(-1)
-    total_T1 = cdf_TV[:, -1:]
-    point_TK = uniforms(seed, position_T, num_samples, word=1).to(cdf_TV.dtype) * total_T1
-    below_T1 = torch.nextafter(total_T1, torch.zeros_like(total_T1))  # rounding must not reach 1
-    index_TK = torch.searchsorted(cdf_TV, torch.minimum(point_TK, below_T1), right=True)
-    return index_TK.clamp_(max=q_TV.shape[1] - 1)
-
-
-def _chunks(
-    hidden_TD: Tensor, target_T: Tensor, position_T: Tensor, vocabulary: int
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    rows = max(1, _CHUNK_BYTES // (4 * vocabulary))
-    yield from zip(hidden_TD.split(rows), target_T.split(rows), position_T.split(rows), strict=True)
-
-
-def _counters(
+def _scored(
     target_T: Tensor,
     objective: Objective,
     generator: torch.Generator | None,
     position_T: Tensor | None,
-) -> tuple[Tensor, int]:
+) -> tuple[Tensor, Tensor, int]:
+    """Indices of the scored rows, the counters of all, and the seed of the draws."""
     if position_T is None:
         position_T = torch.arange(len(target_T), device=target_T.device)
-    draws = objective.name == "otr" and objective.estimator == "sampled"
-    return position_T, draw_seed(generator) if draws else 0
+    draws = objective.draws_hits or objective.draws_misses
+    seed = draw_seed(generator) if draws else 0
+    return (target_T != IGNORE_INDEX).nonzero().squeeze(1), position_T, seed
+
+
+def _rows_function(backend: str | None, device: torch.device) -> RowsFunction:
+    if backend not in (None, "torch", "triton"):
+        raise ValueError(f"backend {backend!r}: use 'torch', 'triton' or None")
+    triton = kernels.available(device)
+    if backend == "triton" and not triton:
+        raise ValueError(f"backend 'triton' can't run on {device}: use 'torch', or install triton")
+    if backend == "triton" or (backend is None and triton and device.type == "cuda"):
+        from otr.kernels.rows import rows_ as rows_of_triton_
+
+        return rows_of_triton_
+    return rows_
+
+
+def _whole(weight_VD: Tensor) -> Tensor:
+    """The weight with all of its rows, where FSDP2 keeps a part of it on each rank."""
+    mesh = getattr(weight_VD, "device_mesh", None)  # of a DTensor, a class slow to import
+    if mesh is None:
+        return weight_VD
+    from torch.distributed.tensor import DTensor, Partial
+
+    return cast(DTensor, weight_VD).full_tensor(grad_placements=[Partial("avg")] * mesh.ndim)
+
+
+def _products_dtype(hidden_TD: Tensor, weight_VD: Tensor) -> torch.dtype:
+    if hidden_TD.ndim != 2 or weight_VD.ndim != 2 or hidden_TD.shape[1] != weight_VD.shape[1]:
+        raise ValueError(
+            f"hidden {tuple(hidden_TD.shape)} and weight {tuple(weight_VD.shape)}: "
+            "use [T, D] and [V, D] with the same D"
+        )
+    if torch.is_autocast_enabled(hidden_TD.device.type):
+        return torch.get_autocast_dtype(hidden_TD.device.type)
+    if hidden_TD.dtype != weight_VD.dtype:
+        raise TypeError(
+            f"hidden is {hidden_TD.dtype}, weight {weight_VD.dtype}: use one dtype, or autocast"
+        )
+    return weight_VD.dtype
 
 
 def _check(
     rows: Tensor,
     target_T: Tensor,
     vocabulary: int,
-    position_T: Tensor | None,
     generator: torch.Generator | None,
+    position_T: Tensor | None,
 ) -> None:
     if rows.ndim != 2 or not rows.is_floating_point():
         raise TypeError(f"logits or hidden is {rows.dtype} {tuple(rows.shape)}: use a float matrix")
-    if target_T.dtype != torch.int64:
-        raise TypeError(f"target is {target_T.dtype}: use int64")
     for name, vector in (("target", target_T), ("position", position_T)):
+        if vector is not None and vector.dtype != torch.int64:
+            raise TypeError(f"{name} is {vector.dtype}: use int64")
         if vector is not None and vector.shape != rows.shape[:1]:
             raise ValueError(f"{name} is {tuple(vector.shape)}: use [{len(rows)}], one a row")
     bad = (target_T != IGNORE_INDEX) & ((target_T < 0) | (target_T >= vocabulary))

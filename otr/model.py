@@ -3,6 +3,7 @@
 Shapes: B rows, S row length, D width, V vocabulary.
 """
 
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -88,6 +89,33 @@ def hidden_states(
     ).last_hidden_state
 
 
-def head_weight(model: PreTrainedModel) -> Float[Tensor, "V D"]:
-    """The weight of the language-model head (tied or not)."""
-    return model.get_output_embeddings().weight
+@dataclass(frozen=True)
+class Head:
+    """How a model makes logits of what its head sees, in the words of `linear_token_loss`."""
+
+    weight: Float[Tensor, "V D"]
+    bias: Float[Tensor, " V"] | None
+    logit_scale: float
+    softcap: float | None
+
+    def logits(self, hidden_TD: Float[Tensor, "T D"]) -> Float[Tensor, "T V"]:
+        """All of them, in float32."""
+        logits_TV = torch.nn.functional.linear(hidden_TD, self.weight, self.bias).float()
+        logits_TV = logits_TV * self.logit_scale
+        if self.softcap is None:
+            return logits_TV
+        return self.softcap * torch.tanh(logits_TV / self.softcap)
+
+
+def head(model: PreTrainedModel) -> Head:
+    """The language-model head (tied or not) with what the model's config does to its logits."""
+    layer = model.get_output_embeddings()
+    config = model.config.get_text_config()
+    return Head(
+        weight=layer.weight,
+        bias=getattr(layer, "bias", None),
+        # Cohere multiplies by the one, Granite divides by the other.
+        logit_scale=(getattr(config, "logit_scale", None) or 1.0)
+        / (getattr(config, "logits_scaling", None) or 1.0),
+        softcap=getattr(config, "final_logit_softcapping", None),  # Gemma
+    )

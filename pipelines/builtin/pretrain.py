@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from otr.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 from otr.data import pack, tokenize
 from otr.loop import Batch, train
-from otr.loss import Objective
+from otr.objective import Objective
 from pipelines.builtin.world import SKILLS, items
 
 TARGET = "chain"

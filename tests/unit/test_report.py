@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from otr.loss import Objective
+from otr.objective import Objective
 from pipelines import leaderboard, plot_settings, plots, report
 from pipelines.leaderboard import BASE, Row
 from pipelines.presets import PRESETS

@@ -1,0 +1,12 @@
+"""Kernels for devices on which torch's own operations are too slow."""
+
+import os
+from importlib.util import find_spec
+
+import torch
+
+
+def available(device: torch.device) -> bool:
+    """Whether Triton's kernels run there: on CUDA, or in its interpreter anywhere."""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    return find_spec("triton") is not None and (device.type == "cuda" or interpreted)

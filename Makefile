@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --no-deps --disable-pip-version-check
 TORCH := 2.13.0
 
-.PHONY: setup sweep test test-quick check lock
+.PHONY: setup sweep test test-quick check bench-loss
 sweep: setup
 	@$(BIN)/python pipelines/full_sweep.py --preset builtin
 
@@ -14,6 +14,9 @@ test: setup
 
 test-quick: setup
 	@$(BIN)/python -m pytest -m "not integration"
+
+bench-loss: setup
+	@$(BIN)/python -m tests.benchmarks.loss --json docs/loss/benchmark.json
 
 check: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -133,7 +133,7 @@ def _step(
     count = _count(micro, lambda batch: batch["loss_mask"][:, 1:])
     if count == 0:
         raise ValueError(f"step {step + 1} has no token to predict: its rows are empty")
-    seed = (config.seed << 32) + step
+    seed = config.seed * 1_000_003 + step  # torch's CPU generators keep 32 bits of it
     rank, world = _rank(), _world()
     totals = torch.zeros(5, dtype=torch.float64, device=device)
     for i, batch in enumerate(micro):

@@ -138,8 +138,10 @@ def linear_token_loss(  # noqa: PLR0913 - the public signature of the design
         weight_VD, bias = weight_VD.detach(), None if bias is None else bias.detach()
     scored_T, position_T, seed = _scored(target_T, objective, generator, position_T)
     hidden_TD = hidden_TD[scored_T]
+    if logit_scale != 1:
+        hidden_TD, bias = hidden_TD * logit_scale, None if bias is None else bias * logit_scale
     loss_sum, figures = LinearLoss.apply(
-        hidden_TD if logit_scale == 1 else hidden_TD * logit_scale,
+        hidden_TD,
         weight_VD,
         bias,
         target_T[scored_T],

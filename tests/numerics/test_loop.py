@@ -7,16 +7,16 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from otr import DataConfig, ModelConfig, Objective, OptimConfig, TrainConfig, Workers
+from otr import ModelConfig, Objective, Workers
 from otr.checkpoint import Checkpoints
 from otr.data import pack
 from otr.evaluate import evaluate
 from otr.loop import train
-from otr.model import head_weight, hidden_states, load_model, load_tokenizer
+from otr.model import head, hidden_states, load_model, load_tokenizer
 from tests.assets.tiny import make_tiny_model
+from tests.numerics.runs import LENGTH, ROWS, batches, config, examples, join_ranks
 
 OBJECTIVES = [Objective("sft"), Objective("dft"), Objective(num_samples=8)]
-ROWS, LENGTH = 8, 48
 
 
 @pytest.fixture(scope="module")
@@ -24,35 +24,6 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("model") / "tiny"
     make_tiny_model(directory)
     return directory
-
-
-def examples(count: int, seed: int = 0) -> list[tuple[list[int], list[bool]]]:
-    generator = torch.Generator().manual_seed(seed)
-    made = []
-    for _ in range(count):
-        length = int(torch.randint(6, 20, (), generator=generator))
-        ids = torch.randint(0, 250, (length,), generator=generator).tolist()
-        made.append((ids, [i >= length // 2 for i in range(length)]))
-    return made
-
-
-def batches(steps: int) -> list[dict[str, torch.Tensor]]:
-    packed = pack(examples(ROWS * steps * 4), LENGTH)
-    columns = {name: torch.from_numpy(column) for name, column in packed.items()}
-    assert len(columns["input_ids"]) >= ROWS * steps
-    return [{k: v[i * ROWS : (i + 1) * ROWS] for k, v in columns.items()} for i in range(steps)]
-
-
-def config(model_dir: Path, objective: Objective, steps: int, **change: object) -> TrainConfig:
-    return TrainConfig(
-        model=ModelConfig(str(model_dir)),
-        data=DataConfig(("none",), row_length=LENGTH),
-        objective=objective,
-        optim=OptimConfig(lr=1e-2, warmup_steps=2),
-        max_steps=steps,
-        log_every=1,
-        **{"step_rows": ROWS, "micro_rows": ROWS} | change,
-    )
 
 
 def weights(model: torch.nn.Module) -> torch.Tensor:
@@ -66,7 +37,7 @@ def test_packed_examples_do_not_see_each_other(model_dir: Path) -> None:
     ids, segments = packed["input_ids"], packed["segment_ids"]
     assert segments.max() >= 3
     with torch.no_grad():
-        logits = hidden_states(model, ids, segments) @ head_weight(model).T
+        logits = head(model).logits(hidden_states(model, ids, segments))
     compared = 0
     for row in range(len(ids)):
         for segment in range(1, int(segments[row].max()) + 1):
@@ -98,11 +69,17 @@ def test_accumulation_equals_one_batch(model_dir: Path, objective: Objective) ->
     torch.testing.assert_close(w1, w2, rtol=1e-4, atol=1e-5)
 
 
+def test_each_seed_and_step_draws_anew(model_dir: Path) -> None:
+    made = []
+    for seed in (0, 1, 2**20):
+        model = load_model(ModelConfig(str(model_dir)))
+        run = config(model_dir, Objective(num_samples=8, reward_scale=0.0), 2, seed=seed)
+        train(model, batches(1) * 2, run, lambda metrics, _: made.append(metrics["hit_rate"]))
+    assert len(set(made)) == len(made)  # of one batch and, as no reward moves it, one model
+
+
 def _rank(rank: int, model_dir: Path, objective: Objective, directory: Path) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{directory}/meet", rank=rank, world_size=2
-    )
+    join_ranks(rank, directory)
     model, log = load_model(ModelConfig(str(model_dir))), []
     half = slice(rank * ROWS // 2, (rank + 1) * ROWS // 2)
     parts = [{k: v[half] for k, v in batch.items()} for batch in batches(2)]
@@ -160,7 +137,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(model_dir: Pa
     batch = copy.deepcopy(batches(1)[0])
     batch["input_ids"][0, :4] = 3
     before = weights(model)
-    with pytest.raises(FloatingPointError, match="step 1"):
+    with pytest.raises(FloatingPointError, match=r"row \d+ hold NaN"):
         train(model, [batch], config(model_dir, Objective("sft"), 1), lambda *_: None)
     torch.testing.assert_close(weights(model), before, rtol=0, atol=0, equal_nan=True)
 

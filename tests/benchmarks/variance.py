@@ -1,0 +1,120 @@
+"""How noisy each estimator's gradient is: ``python -m tests.benchmarks.variance --out docs/loss``.
+
+In: the built-in base model on the validation rows of its world. Out: variance.svg and
+variance.json: the variance of the gradient with respect to the logits, summed over the vocabulary
+and averaged over tokens, divided by the mean squared length of its expectation; against K.
+
+Besides `sampled` and `half` it draws what a baseline would give: R - E[R] in place of R, with
+E[R] (p - q) added, as it is biased without where q is not p. `expected` has no variance.
+
+Shapes: T tokens, V vocabulary, K draws.
+"""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+from torch import Tensor
+
+from otr import Objective, load_model
+from otr.model import head, hidden_states
+from otr.rows import rows_
+from otr.training.corpus import packed_locally
+from pipelines.presets import builtin
+from pipelines.resolve import resolved
+
+SAMPLES = (1, 4, 16, 64, 256)
+REPEATS = 128
+Slope = Callable[[Objective, int], Tensor]
+"""(objective, seed) -> gradient [T, V]."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.variance")
+    parser.add_argument("--out", type=Path, required=True, help="directory of the two files")
+    options = parser.parse_args()
+    logits_TV, target_T = tokens()
+
+    def slope(objective: Objective, seed: int) -> Tensor:
+        slope_TV = logits_TV.clone()
+        rows_(slope_TV, target_T, torch.arange(len(target_T)), objective, seed)
+        return slope_TV
+
+    def with_baseline(objective: Objective, seed: int) -> Tensor:
+        """The same draws rewarded with R - E[R], and E[R] (p - q) added."""
+        kappa, beta = objective.temperature, objective.mismatch_reward
+        hit_T = torch.softmax(logits_TV / kappa, 1).gather(1, target_T[:, None])
+        reward_T1 = hit_T + beta * (1 - hit_T)
+        every_reward_1 = replace(objective, mismatch_reward=1.0)
+        expectation = slope(replace(every_reward_1, estimator="expected"), seed)
+        return slope(objective, seed) - reward_T1 * (slope(every_reward_1, seed) - expectation)
+
+    figures = {}
+    for kappa in (1.0, 1.3):
+        for beta in (-0.1, -1.0):
+            objective = Objective(temperature=kappa, mismatch_reward=beta)
+            figures[f"kappa {kappa:g}, beta {beta:g}"] = {
+                "sampled": curve(slope, objective, slope),
+                "sampled, with a baseline": curve(with_baseline, objective, slope),
+                "half": curve(slope, replace(objective, estimator="half"), slope),
+            }
+    options.out.mkdir(parents=True, exist_ok=True)
+    report = {"tokens": len(target_T), "repeats": REPEATS, "K": SAMPLES, "variance": figures}
+    (options.out / "variance.json").write_text(json.dumps(report, indent=2) + "\n")
+    draw(figures, options.out / "variance.svg")
+    for title, curves in figures.items():
+        for name, values in curves.items():
+            print(f"{title}: {name:26}" + "".join(f"{value:12.4g}" for value in values))
+
+
+def tokens(most: int = 600) -> tuple[Tensor, Tensor]:
+    """Logits and targets of the built-in model on validation rows."""
+    with tempfile.TemporaryDirectory() as scratch, torch.no_grad():
+        config = resolved(builtin(), Path(scratch)).train
+        columns = packed_locally(config.data, config.model, config.data.validation, limit=100)
+        model = load_model(config.model).eval()
+        batch = {name: torch.from_numpy(column) for name, column in columns.items()}
+        scored_BS = batch["loss_mask"][:, 1:]
+        hidden_BSD = hidden_states(model, batch["input_ids"], batch["segment_ids"])[:, :-1]
+        target_T = batch["input_ids"][:, 1:][scored_BS].long()
+        logits_TV = head(model).logits(hidden_BSD[scored_BS])
+    chosen = torch.randperm(len(target_T), generator=torch.Generator().manual_seed(0))[:most]
+    return logits_TV[chosen], target_T[chosen]
+
+
+def curve(estimate: Slope, objective: Objective, exact: Slope) -> list[float]:
+    """Relative variance at each K; raises where the mean is not the expectation."""
+    expectation = exact(replace(objective, estimator="expected"), 0)
+    values = []
+    for num_samples in SAMPLES:
+        drawn = replace(objective, num_samples=num_samples)
+        error = torch.stack([estimate(drawn, seed) - expectation for seed in range(REPEATS)])
+        variance = error.square().sum(2).mean()
+        bias = error.mean(0).square().sum(1).mean()
+        if not bias < 2 * variance / REPEATS:
+            raise AssertionError(f"biased: {bias:.3g} against {variance / REPEATS:.3g}, {drawn}")
+        values.append(float(variance / expectation.square().sum(1).mean()))
+    return values
+
+
+def draw(figures: dict[str, dict[str, list[float]]], path: Path) -> None:
+    plt.rcParams["svg.hashsalt"] = "otr"
+    grid, axes = plt.subplots(1, len(figures), figsize=(3 * len(figures), 3.2), sharey=True)
+    for axis, (title, curves) in zip(axes, figures.items(), strict=True):
+        for (name, values), marker in zip(curves.items(), "osx", strict=True):
+            axis.loglog(SAMPLES, values, marker=marker, label=name)
+        axis.set(title=title, xlabel="K, draws a token")
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("variance / |mean gradient|²")
+    axes[0].legend(fontsize=8)
+    grid.tight_layout()
+    grid.savefig(path, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main()

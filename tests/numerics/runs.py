@@ -1,0 +1,47 @@
+"""Small runs of the training loop, and ranks that meet: what the tests of this folder share."""
+
+from pathlib import Path
+
+import torch
+
+from otr import DataConfig, ModelConfig, Objective, OptimConfig, TrainConfig
+from otr.data import pack
+
+ROWS, LENGTH = 8, 48
+
+
+def examples(count: int, seed: int = 0) -> list[tuple[list[int], list[bool]]]:
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for _ in range(count):
+        length = int(torch.randint(6, 20, (), generator=generator))
+        ids = torch.randint(0, 250, (length,), generator=generator).tolist()
+        made.append((ids, [i >= length // 2 for i in range(length)]))
+    return made
+
+
+def batches(steps: int) -> list[dict[str, torch.Tensor]]:
+    packed = pack(examples(ROWS * steps * 4), LENGTH)
+    columns = {name: torch.from_numpy(column) for name, column in packed.items()}
+    assert len(columns["input_ids"]) >= ROWS * steps
+    return [{k: v[i * ROWS : (i + 1) * ROWS] for k, v in columns.items()} for i in range(steps)]
+
+
+def config(model_dir: Path, objective: Objective, steps: int, **change: object) -> TrainConfig:
+    return TrainConfig(
+        model=ModelConfig(str(model_dir)),
+        data=DataConfig(("none",), row_length=LENGTH),
+        objective=objective,
+        optim=OptimConfig(lr=1e-2, warmup_steps=2),
+        max_steps=steps,
+        log_every=1,
+        **{"step_rows": ROWS, "micro_rows": ROWS} | change,
+    )
+
+
+def join_ranks(rank: int, directory: Path, world: int = 2) -> None:
+    """Called by each process of a test of several ranks, before anything else."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{directory}/meet", rank=rank, world_size=world
+    )

@@ -41,7 +41,7 @@ def token_loss(
         ValueError, TypeError: an argument of the wrong shape, dtype, range or device.
         FloatingPointError: the logits of a scored row hold NaN or inf.
     """
-    _check(logits_TV, target_T, logits_TV.shape[-1], generator, position_T)
+    _check(objective, logits_TV, target_T, logits_TV.shape[-1], generator, position_T)
     scored_T, position_T, seed = _scored(target_T, objective, generator, position_T)
     figures = _plain(logits_TV[scored_T], target_T[scored_T], objective, seed, position_T[scored_T])
     return _output(figures[0].sum(), figures.detach(), scored_T, objective)
@@ -127,7 +127,7 @@ def linear_token_loss(  # noqa: PLR0913 - the public signature of the design
         FloatingPointError: the logits of a scored row hold NaN or inf.
     """
     dtype = _products_dtype(hidden_TD, weight_VD)
-    _check(hidden_TD, target_T, len(weight_VD), generator, position_T)
+    _check(objective, hidden_TD, target_T, len(weight_VD), generator, position_T)
     if softcap is not None and not softcap > 0:
         raise ValueError(f"softcap is {softcap!r}: use a number > 0, or None")
     if bias is not None and bias.shape != weight_VD.shape[:1]:
@@ -225,12 +225,15 @@ def _products_dtype(hidden_TD: Tensor, weight_VD: Tensor) -> torch.dtype:
 
 
 def _check(
+    objective: Objective,
     rows: Tensor,
     target_T: Tensor,
     vocabulary: int,
     generator: torch.Generator | None,
     position_T: Tensor | None,
 ) -> None:
+    if not isinstance(objective, Objective):
+        raise TypeError(f"objective is {objective!r}: use an otr.Objective")
     if rows.ndim != 2 or not rows.is_floating_point():
         raise TypeError(f"logits or hidden is {rows.dtype} {tuple(rows.shape)}: use a float matrix")
     for name, vector in (("target", target_T), ("position", position_T)):

@@ -121,11 +121,11 @@ def _settings(arm: Arm) -> str:
         return "before training"
     if objective["name"] != "otr":
         return html.escape(objective["name"].upper())
-    draws = (
-        "in expectation"
-        if objective["estimator"] == "expected"
-        else f"K&nbsp;{objective['num_samples']}"
-    )
+    draws = {
+        "sampled": f"K&nbsp;{objective['num_samples']}",
+        "half": f"K&nbsp;{objective['num_samples']} (misses only)",
+        "expected": "in expectation",
+    }[objective["estimator"]]
     scale = f", scale&nbsp;{objective['reward_scale']:g}" if objective["reward_scale"] != 1 else ""
     return (
         f"OTR {draws}, β&nbsp;{objective['mismatch_reward']:g}, "

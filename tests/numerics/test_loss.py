@@ -400,3 +400,9 @@ def test_bad_arguments(function, change: dict, words: str) -> None:
     call(**good)
     with pytest.raises((ValueError, TypeError), match=words):
         call(**good | change)
+
+
+@both
+def test_an_objective_by_its_name_alone_is_refused(function) -> None:
+    with pytest.raises(TypeError, match=r"objective is 'otr': use an otr.Objective"):
+        function(torch.zeros(4, 9), torch.zeros(4).long(), "otr")

@@ -29,7 +29,6 @@ from pipelines.presets import builtin
 from pipelines.resolve import resolved
 
 SAMPLES = (1, 4, 16, 64, 256)
-REPEATS = 128
 Slope = Callable[[Objective, int], Tensor]
 """(objective, seed) -> gradient [T, V]."""
 
@@ -37,6 +36,7 @@ Slope = Callable[[Objective, int], Tensor]
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.variance")
     parser.add_argument("--out", type=Path, required=True, help="directory of the two files")
+    parser.add_argument("--repeats", type=int, default=128, help="gradients a point")
     options = parser.parse_args()
     logits_TV, target_T = tokens()
 
@@ -54,17 +54,27 @@ def main() -> None:
         expectation = slope(replace(every_reward_1, estimator="expected"), seed)
         return slope(objective, seed) - reward_T1 * (slope(every_reward_1, seed) - expectation)
 
+    def curve(objective: Objective, estimate: Slope) -> list[float]:
+        expectation = slope(replace(objective, estimator="expected"), 0)
+        drawn = (replace(objective, num_samples=number) for number in SAMPLES)
+        return [relative_variance(o, estimate, expectation, options.repeats) for o in drawn]
+
     figures = {}
     for kappa in (1.0, 1.3):
         for beta in (-0.1, -1.0):
             objective = Objective(temperature=kappa, mismatch_reward=beta)
             figures[f"kappa {kappa:g}, beta {beta:g}"] = {
-                "sampled": curve(slope, objective, slope),
-                "sampled, with a baseline": curve(with_baseline, objective, slope),
-                "half": curve(slope, replace(objective, estimator="half"), slope),
+                "sampled": curve(objective, slope),
+                "sampled, with a baseline": curve(objective, with_baseline),
+                "half": curve(replace(objective, estimator="half"), slope),
             }
     options.out.mkdir(parents=True, exist_ok=True)
-    report = {"tokens": len(target_T), "repeats": REPEATS, "K": SAMPLES, "variance": figures}
+    report = {
+        "tokens": len(target_T),
+        "repeats": options.repeats,
+        "K": SAMPLES,
+        "variance": figures,
+    }
     (options.out / "variance.json").write_text(json.dumps(report, indent=2) + "\n")
     draw(figures, options.out / "variance.svg")
     for title, curves in figures.items():
@@ -87,19 +97,16 @@ def tokens(most: int = 600) -> tuple[Tensor, Tensor]:
     return logits_TV[chosen], target_T[chosen]
 
 
-def curve(estimate: Slope, objective: Objective, exact: Slope) -> list[float]:
-    """Relative variance at each K; raises where the mean is not the expectation."""
-    expectation = exact(replace(objective, estimator="expected"), 0)
-    values = []
-    for num_samples in SAMPLES:
-        drawn = replace(objective, num_samples=num_samples)
-        error = torch.stack([estimate(drawn, seed) - expectation for seed in range(REPEATS)])
-        variance = error.square().sum(2).mean()
-        bias = error.mean(0).square().sum(1).mean()
-        if not bias < 2 * variance / REPEATS:
-            raise AssertionError(f"biased: {bias:.3g} against {variance / REPEATS:.3g}, {drawn}")
-        values.append(float(variance / expectation.square().sum(1).mean()))
-    return values
+def relative_variance(
+    objective: Objective, estimate: Slope, expectation: Tensor, repeats: int
+) -> float:
+    """Variance over squared mean; raises where the mean is not the expectation."""
+    error = torch.stack([estimate(objective, seed) - expectation for seed in range(repeats)])
+    variance = error.square().sum(2).mean()
+    bias = error.mean(0).square().sum(1).mean()
+    if not bias < 2 * variance / repeats:
+        raise AssertionError(f"biased: {bias:.3g} against {variance / repeats:.3g}, {objective}")
+    return float(variance / expectation.square().sum(1).mean())
 
 
 def draw(figures: dict[str, dict[str, list[float]]], path: Path) -> None:

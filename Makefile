@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --no-deps --disable-pip-version-check
 TORCH := 2.13.0
+FOUND := $(if $(wildcard $(VENV)/.ready),reuses,made)
 
 .PHONY: setup sweep test test-quick check bench-loss
 sweep: setup
@@ -22,7 +23,7 @@ check: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 setup: $(VENV)/.ready
-	@echo "environment: $$(cat $(VENV)/.ready)"
+	@echo "$(FOUND) $(VENV): $$(cat $(VENV)/.ready)"
 
 $(VENV)/.ready: requirements.txt requirements-cpu.txt requirements-gpu.txt pyproject.toml
 	@echo "setting up $(VENV): some minutes, about 5 GB"

@@ -15,9 +15,10 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
+import torch
 import tyro
 
-from otr.config import DataConfig
+from otr.config import DataConfig, OptimConfig
 from pipelines.presets import PRESETS, SweepConfig
 from pipelines.stored import fingerprint, read_run
 from tuning.space import Trial
@@ -88,6 +89,10 @@ def parse(argv: Sequence[str], prog: str, *, single: str = "") -> Request:
         config = _given_wins(config, given)
     if "train.data.paths" in given:
         config = replace(config, train=replace(config.train, data=_own_data(config, given)))
+    if "train.model.path" in given and "train.optim.lr" not in given:
+        config = _own_rate(config)
+    if not own.config:
+        config = _on_gpu(config, given)
     if not ("name" in given or own.config) and fingerprint(config) != fingerprint(base):
         config = replace(config, name=f"{config.name}-{fingerprint(config)}")
     return Request(config, own.dry_run, own.preset)
@@ -253,3 +258,27 @@ def _own_data(config: SweepConfig, given: set[str]) -> DataConfig:
     if "train.data.row_length" not in given:
         changes["row_length"] = DataConfig.row_length
     return replace(config.train.data, **changes)
+
+
+def _own_rate(config: SweepConfig) -> SweepConfig:
+    """Without the learning rates that the preset has for its own model, unless it searches them."""
+    trials = [
+        replace(t, overrides={k: v for k, v in t.overrides.items() if k != "optim.lr"})
+        for t in config.trials
+    ]
+    if len({json.dumps([t.overrides, t.seed], sort_keys=True) for t in trials}) < len(trials):
+        return config
+    optim = replace(config.train.optim, lr=OptimConfig.lr)
+    return replace(config, trials=tuple(trials), train=replace(config.train, optim=optim))
+
+
+def _on_gpu(config: SweepConfig, given: set[str]) -> SweepConfig:
+    """A GPU for each worker and for the engine, where this machine has one."""
+    if not torch.cuda.is_available():
+        return config
+    if "train.workers.gpus" not in given:
+        workers = replace(config.train.workers, gpus=1)
+        config = replace(config, train=replace(config.train, workers=workers))
+    if "engine.gpus" not in given:
+        config = replace(config, engine=replace(config.engine, gpus=1))
+    return config

@@ -116,7 +116,7 @@ def run(  # noqa: PLR0913 - a sweep is what, how and where; all but the what by 
         tune.with_parameters(run_trial, config=config, directory=directory), {"CPU": DRIVER_CPUS}
     )
     if begun and _has_state(directory):
-        tuner = _restored(trainable, trials, directory, here)
+        tuner = _restored(trainable, trials, directory, here, fitting)
     else:
         concurrent = min(fitting, settings.max_concurrent or fitting)
         tuner = tune.Tuner(
@@ -201,16 +201,27 @@ def _has_state(directory: str) -> bool:
 
 
 def _restored(
-    trainable: Any, trials: Sequence[Trial], directory: str, callbacks: list[tune.Callback]
+    trainable: Any,
+    trials: Sequence[Trial],
+    directory: str,
+    callbacks: list[tune.Callback],
+    fitting: int,
 ) -> tune.Tuner:
     """The interrupted sweep.
 
     Raises:
-        ValueError: it has other trials.
+        ValueError: it has other trials, or ran more of them at once than are `fitting` now: Tune
+            would begin them all, and none would leave Ray Data a CPU.
     """
     tuner = tune.Tuner.restore(directory, trainable, resume_errored=True)
     assert tuner._local_tuner is not None
     tuner._local_tuner.get_run_config().callbacks = callbacks
+    before = tuner._local_tuner._tune_config.max_concurrent_trials or 1
+    if fitting < before:
+        raise ValueError(
+            f"{directory} ran {before} trials at once, and {fitting} fit here: start Ray with a "
+            "larger num_cpus and name it in RAY_ADDRESS, or take another name"
+        )
     begun = {_name_of(result) for result in _each(tuner.get_results())}
     if unknown := begun - {trial.name for trial in trials}:
         some = ", ".join(sorted(unknown)[:3])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from otr.config import OptimConfig
 from pipelines import cli, record, stored
 from pipelines.options import UsageError, parse
 from pipelines.presets import PRESETS, SweepConfig
@@ -51,6 +52,23 @@ def test_what_is_given_wins_over_the_arms() -> None:
     config = sweep("--train.optim.lr 1e-5")  # also where it is TrainConfig's own default
     assert {config_of(config.train, t).optim.lr for t in config.trials} == {1e-5}
     assert len(config.trials) == len(PRESETS["builtin"]().trials)
+
+
+def test_another_model_has_no_use_for_the_presets_learning_rates() -> None:
+    config = sweep("--model m")
+    assert {config_of(config.train, t).optim.lr for t in config.trials} == {OptimConfig.lr}
+    given = sweep("--model m --train.optim.lr 2e-6")
+    assert {config_of(given.train, t).optim.lr for t in given.trials} == {2e-6}
+    searched = sweep("--preset study --model m")
+    assert searched.trials == PRESETS["study"]().trials
+
+
+def test_what_has_a_gpu_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    config = sweep("")
+    assert (config.train.workers.gpus, config.engine.gpus) == (1, 1)
+    config = sweep("--train.workers.gpus 0 --engine.gpus 0.5")
+    assert (config.train.workers.gpus, config.engine.gpus) == (0, 0.5)
 
 
 def test_options_that_make_two_arms_the_same_are_refused() -> None:

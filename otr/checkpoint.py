@@ -1,7 +1,11 @@
 """Checkpoints: a Hugging Face directory (contract 2) plus what training needs to go on.
 
 A checkpoint directory holds the model's safetensors, config, tokenizer and chat template, and
-`trainer_state.pt` {"step", "optimizer"}. It appears whole or not at all.
+`trainer_state.pt` {"step", "optimizer"}. `save_checkpoint` makes it appear whole or not at all.
+
+Under Ray Train that is a scratch directory of the worker, which Ray copies file by file into the
+run's storage: a `step-N` there may be cut off. Ray records a checkpoint only once its copy is
+complete, and a run goes on from the last recorded one; it writes a cut-off directory anew.
 """
 
 import json

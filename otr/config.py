@@ -57,6 +57,12 @@ class OptimConfig:
     def __post_init__(self) -> None:
         if not self.lr > 0:
             raise ValueError(f"optim.lr is {self.lr}: use a number > 0")
+        if self.warmup_steps < 0:
+            raise ValueError(f"optim.warmup_steps is {self.warmup_steps}: use 0 or more")
+        if not 0 <= self.final_lr <= 1:
+            raise ValueError(f"optim.final_lr is {self.final_lr}: use 0 to 1, a share of optim.lr")
+        if not self.weight_decay >= 0:
+            raise ValueError(f"optim.weight_decay is {self.weight_decay}: use 0 or more")
         if not self.max_grad_norm > 0:
             raise ValueError(f"optim.max_grad_norm is {self.max_grad_norm}: use a number > 0")
 
@@ -69,6 +75,14 @@ class Workers:
     cpus: float = 1
     gpus: float = 0
     """Each; 0 trains on the CPU."""
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"workers.count is {self.count}: use at least 1")
+        if not self.cpus > 0:
+            raise ValueError(f"workers.cpus is {self.cpus}: use a number > 0")
+        if not self.gpus >= 0:
+            raise ValueError(f"workers.gpus is {self.gpus}: use 0 (the CPU) or more")
 
 
 @dataclass(frozen=True)
@@ -94,8 +108,17 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.max_steps < 1:
             raise ValueError(f"max_steps is {self.max_steps}: use at least 1")
+        if self.log_every < 1:
+            raise ValueError(f"log_every is {self.log_every}: use at least 1")
+        if self.eval_every < 1:
+            raise ValueError(
+                f"eval_every is {self.eval_every}: use at least 1; the last step always measures, "
+                "and an empty data.validation never"
+            )
+        if self.save_every < 0:
+            raise ValueError(f"save_every is {self.save_every}: use 0 (only the last step) or more")
         rows = self.micro_rows * self.workers.count
-        if rows < 1 or self.step_rows % rows:
+        if self.micro_rows < 1 or self.step_rows < 1 or self.step_rows % rows:
             raise ValueError(
                 f"step_rows is {self.step_rows}: use a multiple of micro_rows x workers.count "
                 f"= {self.micro_rows} x {self.workers.count}"

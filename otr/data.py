@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+FORMS = (("messages",), ("prompt", "completion"), ("instruction", "input", "output"))
+"""The columns a row may have."""
+
 Example = tuple[list[int], list[bool]]
 """Token ids and, for each, whether it is to be predicted."""
 
@@ -42,14 +45,17 @@ def messages_of(row: Any, columns: Mapping[str, str]) -> list[dict[str, str]]:
 
     Args:
         row: the row as read.
-        columns: our name of a column to the corpus's, where they differ.
+        columns: our name of a column to the corpus's, where they differ. The forms they belong to
+            are then the only ones looked for, whatever else the corpus has.
 
     Raises:
         Rejected: "broken" or "empty".
     """
     if not isinstance(row, Mapping):
         raise Rejected("broken", f"{type(row).__name__} instead of an object")
-    row = {**row, **{ours: row.get(theirs) for ours, theirs in columns.items()}}
+    if columns:
+        wanted = [form for form in FORMS if not columns.keys().isdisjoint(form)]
+        row = {name: row.get(columns.get(name, name)) for form in wanted for name in form}
     if row.get("messages") is not None:
         messages = row["messages"]
     elif row.get("instruction") is not None:

@@ -83,7 +83,7 @@ def train(
         report: called by every rank with metrics of all ranks, and on rank 0 with the directory of
             a new checkpoint, None otherwise.
         checkpoints: where they go and which one to continue (None: nothing is saved).
-        validation: this rank's micro-batches to measure on.
+        validation: this rank's micro-batches to measure on, if `config.data.validation` names any.
 
     Raises:
         FloatingPointError: the loss or its gradient is not finite; the weights are untouched.
@@ -113,7 +113,8 @@ def train(
             directory = str(checkpoints.save(step, model, state))
         if saves or step == 1 or step % config.log_every == 0:
             metrics["tokens_per_second"] = tokens / (time.perf_counter() - clock)
-            if validation and (last or step % config.eval_every == 0):
+            # By the config and not by the rows: a rank without any must meet the others as well.
+            if config.data.validation and (last or step % config.eval_every == 0):
                 metrics |= evaluate(model, validation, config.model.dtype)
             report({"step": step, "lr": lr, **metrics}, directory)
             clock, tokens = time.perf_counter(), 0.0

@@ -8,7 +8,6 @@ import json
 import math
 import os
 import shutil
-import socket
 import struct
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -16,10 +15,12 @@ from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 if __name__ == "__main__" and not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from otr.config import ModelConfig
 from pipelines.presets import SweepConfig
 
 GIB = 2**30
@@ -51,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def require(config: SweepConfig, *, without: Sequence[str] = ()) -> None:
-    """Run the checks, and stop at the first that fails.
+    """Run the checks but those named in `without`, and stop at the first that fails.
 
     Raises:
         ValueError: what it found.
@@ -59,13 +60,13 @@ def require(config: SweepConfig, *, without: Sequence[str] = ()) -> None:
     from pipelines import console
 
     with console.stage("check") as stage:
-        for finding in check(config, with_ray=False):
-            if not finding.ok and finding.check not in without:
+        for finding in check(config, with_ray=False, without=without):
+            if not finding.ok:
                 raise ValueError(finding.text)
             stage.say(f"{finding.check}: {finding.text}")
 
 
-def check(config: SweepConfig, *, with_ray: bool) -> Iterator[Finding]:
+def check(config: SweepConfig, *, with_ray: bool, without: Sequence[str] = ()) -> Iterator[Finding]:
     """Run the checks in order of cost; `with_ray` connects to the cluster at RAY_ADDRESS too."""
     checks: dict[str, Callable[[SweepConfig], str]] = {
         "packages": _packages,
@@ -75,11 +76,14 @@ def check(config: SweepConfig, *, with_ray: bool) -> Iterator[Finding]:
         "MLflow store": _store,
         "benchmarks": _benchmarks,
         "model": _model,
+        "engine": _engine,
         "data": _data,
     }
     if with_ray:
         checks["Ray"] = _ray
     for name, run in checks.items():
+        if name in without:
+            continue
         try:
             yield Finding(name, True, run(config))
         except (ValueError, OSError) as error:
@@ -117,19 +121,25 @@ def _disk(config: SweepConfig) -> str:
         there = there.parent
     if not os.access(there, os.W_OK):
         raise ValueError(f"{there} can't be written to: give another --output")
-    parameters = _parameters(Path(config.train.model.path))
-    needed = _SPARE_BYTES + (len(config.trials) + 1) * _BYTES_A_PARAMETER * parameters
+    parameters = _parameters(config.train.model.path)
+    needed = _SPARE_BYTES + (len(config.trials) + 1) * _BYTES_A_PARAMETER * (parameters or 0)
     free = shutil.disk_usage(there).free
-    text = f"{free / GIB:.1f} GiB free at {there}, about {needed / GIB:.1f} GiB needed"
+    about = f"about {needed / GIB:.1f} GiB needed" if parameters else "needed: unknown"
+    text = f"{free / GIB:.1f} GiB free at {there}, {about}"
     if free < needed:
         raise ValueError(f"disk too small: {text}; give another --output or fewer trials")
     return text
 
 
-def _parameters(model: Path) -> int:
-    """Of the safetensors files of a directory, from their headers; 0 for a model on the hub."""
+def _parameters(model: str) -> int | None:
+    """Of a model directory, from the headers of its safetensors files, or as the hub says.
+
+    None where the hub can't be asked or does not say.
+    """
+    if not Path(model).is_dir():
+        return _parameters_on_hub(model)
     count = 0
-    for path in model.glob("*.safetensors"):
+    for path in Path(model).glob("*.safetensors"):
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(length))
@@ -137,16 +147,21 @@ def _parameters(model: Path) -> int:
     return count
 
 
+def _parameters_on_hub(model: str) -> int | None:
+    from httpx import HTTPError
+    from huggingface_hub import model_info
+
+    try:
+        weights = model_info(model, timeout=10).safetensors
+    except (OSError, ValueError, HTTPError):  # offline, or no such model: the next check says so
+        return None
+    return weights.total if weights else None
+
+
 def _port(config: SweepConfig) -> str:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", config.engine.port))
-        except OSError as error:
-            raise ValueError(
-                f"port {config.engine.port} of 127.0.0.1 can't be used ({error.strerror}): "
-                "give another --engine.port"
-            ) from error
+    from evals.deployment import check_port
+
+    check_port(config.engine.port)
     return f"127.0.0.1:{config.engine.port} is free"
 
 
@@ -167,19 +182,13 @@ def _benchmarks(config: SweepConfig) -> str:
 
 
 def _model(config: SweepConfig) -> str:
-    from transformers import AutoConfig
-
     from otr.model import load_tokenizer
 
     model = config.train.model
     tokenizer = load_tokenizer(model)
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers made one of nothing
         raise ValueError(f"no tokenizer at {model.path!r}: it holds no vocabulary")
-    try:
-        shape = AutoConfig.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"no model config at {model.path!r}: {reason}") from error
+    shape = _shape(model)
     rows = shape.get_text_config().vocab_size
     if len(tokenizer) > rows:
         raise ValueError(
@@ -189,6 +198,35 @@ def _model(config: SweepConfig) -> str:
     if Path(model.path).is_dir() and not any(Path(model.path).glob("*.safetensors")):
         raise ValueError(f"no weights at {model.path!r}: there is no .safetensors file")
     return f"{shape.model_type}, {rows} embeddings, {len(tokenizer)} tokens, a chat template"
+
+
+def _shape(model: ModelConfig) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"no model config at {model.path!r}: {reason}") from error
+
+
+def _engine(config: SweepConfig) -> str:
+    model, wanted = config.train.model, config.engine.max_model_len
+    if model.trust_remote_code:
+        raise ValueError(
+            "train.model.trust_remote_code is set, but scoring never runs code that comes with a "
+            "model: use a model whose architecture transformers has; `otr train` alone can take it"
+        )
+    shape = _shape(model).get_text_config()
+    most = getattr(shape, "max_position_embeddings", None)
+    # A stretched rope has its own bound: vLLM knows it.
+    stretched = "factor" in (getattr(shape, "rope_parameters", None) or {})
+    if most and wanted > most and not stretched:
+        raise ValueError(
+            f"engine.max_model_len is {wanted}, but {model.path!r} has {most} positions: give "
+            f"--engine.max-model-len {most} or less"
+        )
+    return f"{wanted} of {most or 'any number of'} positions, {config.engine.dtype}"
 
 
 def _data(config: SweepConfig) -> str:

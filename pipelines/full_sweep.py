@@ -1,8 +1,8 @@
 """The main job: train every arm of a preset, score what comes out, say which objective did best.
 
 In: a preset and what is to be changed in it. Out: `<output>/<name>/` with run.json,
-leaderboard.json, report.html, checkpoints, scores and logs; runs in MLflow; a table. The
-same name again continues. Exit code 1 when a trial failed.
+leaderboard.json, report.html and its parts, checkpoints, scores and logs; runs in MLflow; a table.
+The same name again continues. Exit code 1 when a trial failed.
 
     python pipelines/full_sweep.py --preset builtin
 """
@@ -48,31 +48,35 @@ def run(config: SweepConfig) -> int:
     local = resolved(config, corpus.folder(config.output))
     doctor.require(local)
     told = record.begin(config, directory)
-    tracker = Tracker(store_uri(config.output), config.name)
+    tracker = Tracker(store_uri(config.output), config.name, told["id"])
     with (
         record.errors_to(directory),
         tracker.run(record.params(config), record.tags(told)) as outcome,
     ):
         rows = _train_and_score(local, directory, tracker)
-        outcome.ok = all(row.status != "failed" for row in rows)
         benchmarks = list(rows[0].scores)
-        leaderboard.write(rows, directory / "leaderboard.json")
-        page = report.render(rows, benchmarks, told, config.search.metric)
-        (directory / "report.html").write_text(page)
-        tracker.keep([directory / n for n in ("leaderboard.json", "report.html", "run.json")])
-        tracker.describe(leaderboard.verdict(rows, benchmarks[0]))
+        files = report.write(rows, benchmarks, told, directory)
         winner = leaderboard.best_trial(rows, benchmarks[0])
-        best = Path(local.train.model.path)
+        # What is there already is told before anything that the store can refuse.
+        record.summary(rows, benchmarks)
+        _next(config, directory, winner)
+        tracker.keep([*files, directory / record.RUN_FILE])
+        tracker.describe(leaderboard.verdict(rows, benchmarks[0]))
         if winner is not None and winner.checkpoint is not None:
-            best = Path(winner.checkpoint)
-            tracker.register(winner.trial, best)
-    record.summary(rows, benchmarks)
+            tracker.register(winner.trial, Path(winner.checkpoint))
+        outcome.ok = all(row.status != "failed" for row in rows)
+    return 0 if outcome.ok else 1
+
+
+def _next(config: SweepConfig, directory: Path, winner: Row | None) -> None:
+    best: str | Path = config.train.model.path
+    if winner is not None and winner.checkpoint is not None:
+        best = Path(winner.checkpoint)
     record.next_commands(
-        ("the report, in a browser", f"open {record.shown(directory / 'report.html')}"),
+        ("the report, in a browser", record.browser(directory / "report.html")),
         ("every metric of every trial", record.command("ui", "--output", config.output)),
         ("score a checkpoint", record.command("score_checkpoint", best)),
     )
-    return 0 if outcome.ok else 1
 
 
 def _train_and_score(config: SweepConfig, directory: Path, tracker: Tracker) -> list[Row]:

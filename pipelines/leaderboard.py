@@ -16,6 +16,7 @@ from typing import Any
 from evals.benchmark import TaskScore
 
 BASE = "base"
+CAPTION = "% correct, mean over seeds [95 % interval]"
 Score = dict[str, Any]
 """The fields of a `TaskScore`."""
 
@@ -182,6 +183,26 @@ def best_trial(rows: Sequence[Row], target: str) -> Row | None:
     return None
 
 
+def table(rows: Sequence[Row], benchmarks: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """The heads, and a line for each arm that has a score, the best first."""
+    lines = []
+    for arm in ranked(rows, benchmarks[0]):
+        rate, speed = arm.first.lr, arm.tokens_per_second() or 0
+        scores = [str(arm.score(name) or "-") for name in benchmarks]
+        figures = [f"{rate:g}" if rate else "-", arm.seeds() or "-", *scores]
+        if arm.scored:
+            lines.append([arm.name, *figures, f"{speed:,.0f}" if speed else "-"])
+    return ["arm", "lr", "seeds", *benchmarks, "tokens/s"], lines
+
+
+def markdown(rows: Sequence[Row], benchmarks: Sequence[str]) -> str:
+    """The table, what it shows, and the verdict."""
+    columns, lines = table(rows, benchmarks)
+    every = [columns, ["-"] * len(columns), *lines]
+    body = "\n".join(f"| {' | '.join(line)} |" for line in every)
+    return f"{verdict(rows, benchmarks[0])}\n\n{CAPTION}\n\n{body}\n"
+
+
 def scores_of(scores: Sequence[TaskScore]) -> dict[str, Score]:
     """As a row keeps them."""
     return {score.task: asdict(score) for score in scores}
@@ -191,11 +212,6 @@ def write(rows: Sequence[Row], path: Path) -> None:
     """Write leaderboard.json, whole or not at all."""
     told = [{k: v for k, v in asdict(row).items() if k != "history"} for row in rows]
     write_json(path, told)
-
-
-def read(path: Path) -> list[Row]:
-    """The rows of a leaderboard.json."""
-    return [Row(**row) for row in json.loads(path.read_text())]
 
 
 def write_json(path: Path, value: Mapping[str, Any] | Sequence[Any]) -> None:

@@ -53,7 +53,6 @@ class Request:
 
     config: SweepConfig
     dry_run: bool
-    preset: str
 
 
 def parse(argv: Sequence[str], prog: str, *, single: str = "") -> Request:
@@ -95,7 +94,7 @@ def parse(argv: Sequence[str], prog: str, *, single: str = "") -> Request:
         config = _on_gpu(config, given)
     if not ("name" in given or own.config) and fingerprint(config) != fingerprint(base):
         config = replace(config, name=f"{config.name}-{fingerprint(config)}")
-    return Request(config, own.dry_run, own.preset)
+    return Request(config, own.dry_run)
 
 
 def simple(kind: type[T], argv: Sequence[str], prog: str) -> T:

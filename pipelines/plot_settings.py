@@ -70,11 +70,15 @@ def against(
 
 
 def at_best_rate(rows: Sequence[Row], metric: str) -> list[Arm]:
-    """Of arms that differ in the learning rate alone, the one with the best validation metric."""
+    """Of arms that differ in the learning rate alone, the one with the best validation metric.
+
+    Of trials that went to their end: what was stopped early was measured at another step.
+    """
     best: dict[str, tuple[float, Arm]] = {}
     sign = -1 if metric.endswith(("nll", "loss")) else 1
     for arm in arms(rows):
-        values = [sign * r.validation[metric] for r in arm.rows if metric in r.validation]
+        ended = [r for r in arm.rows if r.status == "finished" and metric in r.validation]
+        values = [sign * r.validation[metric] for r in ended]
         value = sum(values) / len(values) if values else float("-inf")
         key = str(arm.first.objective)
         if key not in best or value > best[key][0]:

@@ -1,6 +1,6 @@
 """What a run leaves behind besides its results: run.json, and words on the terminal.
 
-In: a configuration. Out: `run.json` in the run's directory {name, command, created, git_commit,
+In: a configuration. Out: `run.json` in the run's directory {id, name, command, created, git_commit,
 versions, config}, from which `--config` repeats the run.
 """
 
@@ -16,6 +16,7 @@ from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from pipelines import console, leaderboard
 from pipelines.cluster import REPOSITORY
@@ -42,8 +43,9 @@ def begin(config: SweepConfig, directory: Path) -> dict[str, Any]:
         console.say(f"continues {shown(directory)}")
         return json.loads(path.read_text())
     run = {
+        "id": uuid4().hex,
         "name": config.name,
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join([python(), *sys.argv]),
         "created": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         "git_commit": _git_commit(),
         "versions": _versions(),
@@ -102,18 +104,10 @@ def dry_run(config: SweepConfig, local: SweepConfig) -> None:
 
 def summary(rows: Sequence[Row], benchmarks: Sequence[str]) -> None:
     """Print the table of the arms, what failed, and the verdict."""
-    columns = ["arm", "lr", "seeds", *benchmarks, "tokens/s"]
-    lines = []
-    arms = leaderboard.ranked(rows, benchmarks[0])
-    scored = [arm for arm in arms if arm.scored]
-    for arm in scored:
-        rate, speed = arm.first.lr, arm.tokens_per_second() or 0
-        scores = [str(arm.score(name) or "-") for name in benchmarks]
-        figures = [f"{rate:g}" if rate else "-", arm.seeds() or "-", *scores]
-        lines.append([arm.name, *figures, f"{speed:,.0f}" if speed else "-"])
-    console.table(columns, lines, title="% correct, mean over seeds [95 % interval]")
-    if len(scored) < len(arms):
-        console.say(f"{len(arms) - len(scored)} arms have no score: stopped early, or failed")
+    columns, lines = leaderboard.table(rows, benchmarks)
+    console.table(columns, lines, title=leaderboard.CAPTION)
+    if without := len(leaderboard.arms(rows)) - len(lines):
+        console.say(f"{without} arms have no score: stopped early, or failed")
     for row in rows:
         if row.status == "failed":
             console.error(f"{row.trial} failed: {row.error}")
@@ -131,7 +125,17 @@ def command(name: str, *arguments: str | Path) -> str:
     """How to run one of our commands from where this one was."""
     words = [shown(a) if isinstance(a, Path) else a for a in arguments]
     script = shown(REPOSITORY / "pipelines" / f"{name}.py")
-    return shlex.join(["python", script, *words])
+    return shlex.join([python(), script, *words])
+
+
+def python() -> str:
+    """The interpreter that runs now; its environment need not be the active one."""
+    return shown(Path(sys.executable))
+
+
+def browser(page: Path) -> str:
+    """How to open a page in the browser, on any system."""
+    return shlex.join([python(), "-m", "webbrowser", shown(page)])
 
 
 def shown(path: Path) -> str:

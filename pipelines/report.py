@@ -1,17 +1,20 @@
-"""The report of a sweep: one HTML file that needs nothing else.
+"""What a sweep leaves to be read: a report, one HTML file that needs nothing else, and its parts.
 
-In: the rows of a leaderboard and what was run. Out: HTML text with the table, the figures as SVG,
-the settings and the command that repeats the run.
+In: the rows of a leaderboard and what was run. Out: in the run's directory report.html with the
+table, the figures, the settings and the command that repeats the run; leaderboard.json, table.md
+and figures/*.svg.
 """
 
 import html
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import Path
 from string import Template
 from typing import Any
 
-from pipelines import plot_settings, plots
+from pipelines import leaderboard, plot_settings, plots
 from pipelines.leaderboard import (
     BASE,
     Arm,
@@ -23,8 +26,43 @@ from pipelines.leaderboard import (
 )
 
 
+@dataclass(frozen=True)
+class Figure:
+    """An SVG with what it shows; an empty one with the reason."""
+
+    title: str
+    caption: str
+    svg: str
+    otherwise: str = "Nothing to show."
+
+    @property
+    def file(self) -> str:
+        """Its name as a file."""
+        return f"{self.title.lower().replace(' ', '-')}.svg"
+
+
+def write(
+    rows: Sequence[Row], benchmarks: Sequence[str], run: Mapping[str, Any], directory: Path
+) -> list[Path]:
+    """Write the report and its parts; returns where they are."""
+    drawn = figures(rows, benchmarks, run["config"]["search"]["metric"])
+    page, table, folder = (directory / n for n in ("report.html", "table.md", "figures"))
+    board = directory / "leaderboard.json"
+    leaderboard.write(rows, board)
+    page.write_text(render(rows, benchmarks, run, drawn))
+    table.write_text(leaderboard.markdown(rows, benchmarks))
+    folder.mkdir(exist_ok=True)
+    for figure in drawn:
+        if figure.svg:
+            (folder / figure.file).write_text(figure.svg)
+    return [page, table, folder, board]
+
+
 def render(
-    rows: Sequence[Row], benchmarks: Sequence[str], run: Mapping[str, Any], metric: str
+    rows: Sequence[Row],
+    benchmarks: Sequence[str],
+    run: Mapping[str, Any],
+    drawn: Sequence[Figure],
 ) -> str:
     """The report as HTML.
 
@@ -32,7 +70,7 @@ def render(
         rows: of all trials and the base model, with their histories.
         benchmarks: names of the scores, the target first.
         run: what run.json says: name, command, created, git_commit, versions, config.
-        metric: of the validation set, by which learning rates are chosen.
+        drawn: its figures.
     """
     template = Template(files("pipelines").joinpath("report.html").read_text())
     return template.substitute(
@@ -40,7 +78,7 @@ def render(
         verdict=html.escape(verdict(rows, benchmarks[0])),
         facts=_facts(rows, benchmarks, run),
         arms=_arms(rows, benchmarks),
-        figures="".join(_figures(rows, benchmarks, metric)),
+        figures="".join(map(_section, drawn)),
         trials=_trial_table(rows, benchmarks),
         failures=_failures(rows),
         command=html.escape(run["command"]),
@@ -133,30 +171,31 @@ def _settings(arm: Arm) -> str:
     )
 
 
-def _figures(rows: Sequence[Row], benchmarks: Sequence[str], metric: str) -> list[str]:
+def figures(rows: Sequence[Row], benchmarks: Sequence[str], metric: str) -> list[Figure]:
+    """The figures of a report; `metric` of the validation set chooses the learning rates."""
     target = benchmarks[0]
     retained = ", ".join(retained_benchmarks(benchmarks))
     few = "This sweep has a single value of it, so there is nothing to compare."
     return [
-        _figure(
+        Figure(
             "Scores",
             "Mean over seeds with its 95 % interval; ticks are single trials.",
             plots.scores(rows, benchmarks),
         ),
-        _figure(
+        Figure(
             "Target against forgetting",
             f"Up: better on {target}. Right: more retained of what the model could do before "
             f"({retained or 'no benchmark measures it'}).",
             plots.trade_off(rows, benchmarks),
         ),
-        _figure(
+        Figure(
             "Score against K",
             "Sampled OTR by draws a token; dashed: the other objectives, shaded: their intervals. "
             f"Each setting at the learning rate with the best {metric}.",
             plot_settings.against(rows, "num_samples", "K (draws a token)", benchmarks, metric),
             few,
         ),
-        _figure(
+        Figure(
             "Score against the mismatch reward",
             "Sampled OTR by β, the reward of a draw that is not the target. "
             f"Each setting at the learning rate with the best {metric}.",
@@ -165,7 +204,7 @@ def _figures(rows: Sequence[Row], benchmarks: Sequence[str], metric: str) -> lis
             ),
             few,
         ),
-        _figure(
+        Figure(
             "Training",
             "Each trial a line. Losses of different objectives are different quantities; NLL, hit "
             "rate and validation compare.",
@@ -174,9 +213,9 @@ def _figures(rows: Sequence[Row], benchmarks: Sequence[str], metric: str) -> lis
     ]
 
 
-def _figure(title: str, caption: str, svg: str, otherwise: str = "Nothing to show.") -> str:
-    body = svg or f"<p class=none>{otherwise}</p>"
-    head = f"<h2>{title}</h2><p>{html.escape(caption)}</p>"
+def _section(figure: Figure) -> str:
+    body = figure.svg or f"<p class=none>{figure.otherwise}</p>"
+    head = f"<h2>{figure.title}</h2><p>{html.escape(figure.caption)}</p>"
     return f"<section>{head}<figure>{body}</figure></section>"
 
 

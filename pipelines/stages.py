@@ -16,7 +16,7 @@ from pipelines import console
 from pipelines.presets import SweepConfig
 from pipelines.resolve import load_benchmarks, local_model
 from pipelines.tracking import Tracker
-from pipelines.watch import Watcher
+from pipelines.watch import Watcher, settle
 from tuning import sweep
 from tuning.sweep import TrialResult
 
@@ -36,8 +36,7 @@ def train(config: SweepConfig, directory: Path, tracker: Tracker) -> list[TrialR
             resume=True,
         )
         for result in results:
-            if result.checkpoint:
-                tracker.tag(result.trial.name, "checkpoint", result.checkpoint)
+            settle(tracker, config.train, result)
         states = [result.status for result in results]
         stage.say(", ".join(f"{states.count(s)} trials {s}" for s in dict.fromkeys(states)))
         return results

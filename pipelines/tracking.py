@@ -2,7 +2,8 @@
 
 In: the address of a store, then what happens in a sweep. Out: a parent run for the sweep, a child
 run for each trial, the winner in the model registry. Only the driver writes. A sweep that goes on
-after an interruption goes on in the same runs: they are found by their tags.
+after an interruption goes on in the same runs: they are found by a tag with the id of its run.json,
+since another sweep of the store may have the same name.
 """
 
 import logging
@@ -10,7 +11,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 from evals.benchmark import TaskScore
 
 EXPERIMENT = "otr"
-_SWEEP_TAG, _TRIAL_TAG = "otr.sweep", "otr.trial"
+_ID_TAG, _SWEEP_TAG, _TRIAL_TAG = "otr.id", "otr.sweep", "otr.trial"
 _KIND_TAG, _KIND = "mlflow.experimentKind", "custom_model_development"  # which page the UI opens
 _LOCK_SECONDS = 5
 
@@ -27,6 +28,11 @@ def store_uri(output: str) -> str:
     """MLFLOW_TRACKING_URI, or the sqlite store in the output directory."""
     path = Path(output).absolute() / "mlflow.db"
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{path}"
+
+
+def is_server(uri: str) -> bool:
+    """Whether another process, perhaps on another machine, stands between us and the store."""
+    return uri.startswith(("http://", "https://", "databricks"))
 
 
 def check_store(uri: str) -> str:
@@ -41,7 +47,7 @@ def check_store(uri: str) -> str:
     if not path.exists():
         return f"{path} will be made"
     try:
-        with sqlite3.connect(path, timeout=_LOCK_SECONDS) as store:
+        with closing(sqlite3.connect(path, timeout=_LOCK_SECONDS)) as store:
             store.execute("BEGIN IMMEDIATE")
             tables = {row[0] for row in store.execute("SELECT name FROM sqlite_master")}
             version = (
@@ -77,10 +83,10 @@ class Outcome:
 
 
 class Tracker:
-    """The runs of one sweep."""
+    """The runs of one sweep: of its name, and of the id that no other sweep has."""
 
-    def __init__(self, uri: str, sweep: str) -> None:
-        self.uri, self.sweep = uri, sweep
+    def __init__(self, uri: str, sweep: str, sweep_id: str) -> None:
+        self.uri, self.sweep, self.sweep_id = uri, sweep, sweep_id
         self._client: Any = None
         self._runs: dict[str, str] = {}
 
@@ -115,14 +121,17 @@ class Tracker:
         """The id of a trial's run, or of the sweep's.
 
         Raises:
-            KeyError: it was never opened.
+            KeyError: the store has none.
         """
-        if trial not in self._runs:
-            found = self._find(trial)
-            if found is None:
-                raise KeyError(f"no MLflow run of {self.sweep}/{trial}")
-            self._runs[trial] = found
+        if not self.has(trial):
+            raise KeyError(f"no MLflow run of {self.sweep}/{trial}")
         return self._runs[trial]
+
+    def has(self, trial: str) -> bool:
+        """Whether the store has a run of the trial: not if it never started, or was deleted."""
+        if trial not in self._runs and (found := self._find(trial)) is not None:
+            self._runs[trial] = found
+        return trial in self._runs
 
     def log(self, trial: str, metrics: Mapping[str, float], step: int = 0) -> None:
         """Write the metrics of a step in one batch."""
@@ -150,19 +159,29 @@ class Tracker:
         self.tag("", "mlflow.note.content", text)
 
     def end(self, trial: str = "", *, ok: bool) -> None:
-        """Close a run."""
-        self.client.set_terminated(self.run_id(trial), "FINISHED" if ok else "FAILED")
+        """Close a run, if it is open."""
+        run_id = self.run_id(trial)
+        if self.client.get_run(run_id).info.status == "RUNNING":
+            self.client.set_terminated(run_id, "FINISHED" if ok else "FAILED")
 
-    def keep(self, files: Sequence[Path]) -> None:
-        """Store files as artifacts of the sweep's run."""
-        for path in files:
-            self.client.log_artifact(self.run_id(), str(path))
+    def keep(self, paths: Sequence[Path]) -> None:
+        """Store files, and directories by their name, as artifacts of the sweep's run."""
+        for path in paths:
+            if path.is_dir():
+                self.client.log_artifacts(self.run_id(), str(path), path.name)
+            else:
+                self.client.log_artifact(self.run_id(), str(path))
 
     def register(self, trial: str, checkpoint: Path) -> str:
-        """Register a trial's checkpoint as the newest version of the sweep's model, once."""
+        """Register a trial's checkpoint as the newest version of the sweep's model, once.
+
+        A server takes only a source that is among the run's artifacts: there the model is uploaded.
+        """
         from mlflow.exceptions import MlflowException
 
-        name, source, run_id = f"otr-{self.sweep}", checkpoint.as_uri(), self.run_id(trial)
+        name, run_id = f"otr-{self.sweep}", self.run_id(trial)
+        uploads = is_server(self.uri)
+        source = f"runs:/{run_id}/{checkpoint.name}" if uploads else checkpoint.as_uri()
         try:
             self.client.create_registered_model(name)
         except MlflowException as error:
@@ -172,15 +191,26 @@ class Tracker:
         for version in versions:
             if version.run_id == run_id and version.source == source:
                 return f"{name} version {version.version}"
+        if uploads:
+            self._upload(run_id, checkpoint)
         version = self.client.create_model_version(name, source, run_id)
         return f"{name} version {version.version}"
+
+    def _upload(self, run_id: str, checkpoint: Path) -> None:
+        """The model of a checkpoint, without what only further training needs."""
+        from otr.checkpoint import STATE_FILE
+
+        for path in sorted(checkpoint.iterdir()):
+            if path.is_file() and path.name != STATE_FILE:
+                self.client.log_artifact(run_id, str(path), checkpoint.name)
 
     def _open(
         self, trial: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]
     ) -> str:
         run_id = self._find(trial)
         if run_id is None:
-            tags = {_SWEEP_TAG: self.sweep, _TRIAL_TAG: trial, **tags}
+            own = {_ID_TAG: self.sweep_id, _SWEEP_TAG: self.sweep, _TRIAL_TAG: trial}
+            tags = {**own, **tags}
             run_id = self.client.create_run(
                 self._experiment(), run_name=name, tags=tags
             ).info.run_id
@@ -198,7 +228,7 @@ class Tracker:
             self.client.log_batch(run_id, params=batch[start : start + 100])
 
     def _find(self, trial: str) -> str | None:
-        query = f"tags.`{_SWEEP_TAG}` = '{self.sweep}' and tags.`{_TRIAL_TAG}` = '{trial}'"
+        query = f"tags.`{_ID_TAG}` = '{self.sweep_id}' and tags.`{_TRIAL_TAG}` = '{trial}'"
         found = self.client.search_runs([self._experiment()], query, max_results=1)
         return found[0].info.run_id if found else None
 

@@ -39,9 +39,9 @@ def run(config: SweepConfig) -> int:
     """
     directory = Path(config.output).absolute() / config.name
     local = resolved(config, corpus.folder(config.output))
-    doctor.require(local, without=("benchmarks", "port"))
+    doctor.require(local, without=("benchmarks", "engine", "port"))
     told = record.begin(config, directory)
-    tracker = Tracker(store_uri(config.output), config.name)
+    tracker = Tracker(store_uri(config.output), config.name, told["id"])
     with (
         record.errors_to(directory),
         tracker.run(record.params(config), record.tags(told)) as outcome,

@@ -27,8 +27,9 @@ def main(argv: Sequence[str]) -> int:
     """Replace this process by MLflow's server.
 
     Raises:
-        ValueError: there is no store yet.
+        ValueError: there is no store yet, or the port is taken.
     """
+    from evals.deployment import check_port
     from pipelines import options
     from pipelines.tracking import store_uri
 
@@ -36,6 +37,7 @@ def main(argv: Sequence[str]) -> int:
     uri = store_uri(ui.output)
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
         raise ValueError(f"no MLflow store in {ui.output!r}: run a sweep first, or give --output")
+    check_port(ui.port)
     words = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri]
     os.execv(sys.executable, [*words, "--host", ui.host, "--port", str(ui.port)])
 

@@ -15,7 +15,7 @@ from otr.config import TrainConfig
 from pipelines.console import Stage
 from pipelines.tracking import Tracker
 from tuning.space import Trial, config_of
-from tuning.sweep import TUNE_KEYS
+from tuning.sweep import TUNE_KEYS, TrialResult
 
 
 class Watcher(Callback):
@@ -29,7 +29,7 @@ class Watcher(Callback):
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
     ) -> None:
         ours = _ours(trial)
-        self.tracker.start_trial(ours.name, params(config_of(self.config, ours), ours))
+        _open(self.tracker, self.config, ours)
         self._say(f"{ours.name} starts")
 
     def on_trial_result(
@@ -57,12 +57,31 @@ class Watcher(Callback):
 
     def _end(self, trial: TuneTrial, *, ok: bool) -> None:
         name = _ours(trial).name
+        if not self.tracker.has(name):  # it failed before it could start
+            _open(self.tracker, self.config, _ours(trial))
         self.tracker.end(name, ok=ok)
         self._ended.add(name)
         self._say(f"{name} {'is done' if ok else 'failed'}")
 
     def _say(self, text: str) -> None:
         self.stage.say(f"{len(self._ended)} of {self.trials} trials done · {text}")
+
+
+def settle(tracker: Tracker, config: TrainConfig, result: TrialResult) -> None:
+    """See that the run of a trial says how it ended; in a store that has none, write it anew."""
+    name = result.trial.name
+    if not tracker.has(name):
+        _open(tracker, config, result.trial)
+        for report in result.history:
+            tracker.log(name, metrics_of(report), int(report["step"]))
+    tracker.tag(name, "status", result.status)
+    if result.checkpoint:
+        tracker.tag(name, "checkpoint", result.checkpoint)
+    tracker.end(name, ok=result.status != "failed")
+
+
+def _open(tracker: Tracker, config: TrainConfig, trial: Trial) -> None:
+    tracker.start_trial(trial.name, params(config_of(config, trial), trial))
 
 
 def params(config: TrainConfig, trial: Trial) -> dict[str, Any]:

@@ -11,14 +11,13 @@ what was rejected is known where it matters, without another process.
 import functools
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import chain, groupby, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 
 from otr.config import DataConfig, ModelConfig
 from otr.training.sources import Piece, pieces, rows
@@ -28,6 +27,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BATCH = 1000  # examples that are packed together
+TASKS = 256  # at most, that read the pieces of a corpus
+BLOCK_BYTES = 4 * 2**20  # of packed rows; Ray's 128 MiB would keep a run waiting for its first ones
 TASK_CPUS = 0.9  # less than one: next to a worker and a trial's driver, two cores hold one task
 SAMPLES = 5  # rejected rows of a cause that are kept of each batch
 FORMS = (("messages",), ("prompt", "completion"), ("instruction", "output"))
@@ -51,35 +52,27 @@ class CorpusReport:
     """The first usable row as the model sees it: stretches of text, and whether each is trained."""
 
 
-def read(config: DataConfig, paths: Sequence[str]) -> "ray.data.Dataset":
-    """The rows as JSON text: one column `row`, bytes; a broken line is a row like any other.
+def packed(config: DataConfig, model: ModelConfig) -> "ray.data.Dataset":
+    """The training corpus as packed rows with their audit, in the same order each time.
 
     Raises:
         ValueError: a path that is not there, or holds nothing that can be read.
     """
     import ray.data
 
-    found = pieces(paths, config.split)
-    listed = ray.data.from_items(
-        [{"piece": number} for number in range(len(found))], override_num_blocks=len(found)
+    found = pieces(config.paths, config.split)
+    numbers = [{"piece": number} for number in range(len(found))]
+    stream = ray.data.from_items(numbers, override_num_blocks=min(len(found), TASKS)).map_batches(
+        _read_and_pack,  # type: ignore[arg-type]
+        batch_size=None,  # a task's pieces, all of them
+        fn_args=(found, config, model),
+        num_cpus=TASK_CPUS,
     )
-    listed.context.enable_progress_bars = False
-    return listed.map_batches(_read, batch_size=1, fn_args=(found,), num_cpus=TASK_CPUS)  # type: ignore[arg-type]
-
-
-def packed(config: DataConfig, model: ModelConfig) -> "ray.data.Dataset":
-    """The training corpus as packed rows with their audit.
-
-    Raises:
-        ValueError: a path that is not there, or holds nothing that can be read.
-    """
-    return read(config, config.paths).map_batches(
-        _pack,  # type: ignore[arg-type]
-        batch_size=BATCH,
-        batch_format="pyarrow",
-        fn_args=(config, model),
-        num_cpus=TASK_CPUS,  # as above, so that Ray reads and packs in one task
-    )
+    options = stream.context
+    options.enable_progress_bars = False
+    options.execution_options.preserve_order = True  # a resumed run skips what it has seen
+    options.target_max_block_size = BLOCK_BYTES
+    return stream
 
 
 def packed_locally(
@@ -130,11 +123,13 @@ def inspect(config: DataConfig, model: ModelConfig, *, limit: int = 20_000) -> C
 
 
 class Audit:
-    """What was read and what was rejected, summed over the batches of one pass."""
+    """What was read and what was rejected, summed over the batches of the first pass."""
 
     def __init__(self, max_rejected: float) -> None:
         self.max_rejected = max_rejected
         self.rows = 0
+        self.complete = False
+        """The pass is over."""
         self.rejected: Counter[str] = Counter()
         self.samples: list[dict[str, str]] = []
 
@@ -154,26 +149,26 @@ class Audit:
         bad = self.rejected.total()
         if bad and (bad == self.rows or bad > self.max_rejected * self.rows):
             causes = ", ".join(f"{count} {cause}" for cause, count in self.rejected.most_common())
-            first = self.samples[0]
+            first = [f"{s['cause']}, {s['detail']}: {s['row'][:120]}" for s in self.samples[:1]]
             raise ValueError(
                 f"{bad} of {self.rows} rows can't be used ({causes}), allowed are "
-                f"{self.max_rejected:.0%} (data.max_rejected); the first: {first['cause']}, "
-                f"{first['detail']}: {first['row'][:120]}"
+                f"{self.max_rejected:.0%} (data.max_rejected); the first: "
+                f"{''.join(first) or 'another worker has it'}"
             )
 
 
-def _read(batch: Any, found: Sequence[Piece]) -> Iterator[pa.Table]:
-    for number in batch["piece"]:
-        texts = rows(found[number])
-        while some := list(islice(texts, BATCH)):
-            yield pa.table({"row": pa.array(some, pa.binary())})
+def _read_and_pack(
+    batch: Mapping[str, np.ndarray], found: Sequence[Piece], config: DataConfig, model: ModelConfig
+) -> Iterator[dict[str, np.ndarray]]:
+    texts = chain.from_iterable(rows(found[number]) for number in batch["piece"])
+    while some := list(islice(texts, BATCH)):
+        yield _pack(some, config, model)
 
 
-def _pack(batch: pa.Table, config: DataConfig, model: ModelConfig) -> dict[str, np.ndarray]:
+def _pack(texts: Sequence[bytes], config: DataConfig, model: ModelConfig) -> dict[str, np.ndarray]:
     """Packed rows of a batch; one empty row where nothing of it can be used."""
     from otr.data import pack, tokenize
 
-    texts = batch["row"].to_pylist()
     done = tokenize(
         map(_parsed, texts),
         _tokenizer(model),

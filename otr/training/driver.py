@@ -53,10 +53,10 @@ def fit(
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", str(int(several_hosts)))
     storage = storage if "://" in storage else os.path.abspath(storage)
     split: dict[str, Any] = {}
+    options = None
     if config.workers.count > 1:
         split["train"] = packed(config.data, config.model)
-    options = DataConfig.default_ingest_options()
-    options.preserve_order = True  # a resumed run skips the micro-batches that it has seen
+        options = split["train"].context.execution_options  # Train would set its defaults
     trainer = TorchTrainer(
         train_loop,
         train_loop_config={"config": config, "run": run, "directory": f"{storage}/{name}"},

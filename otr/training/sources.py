@@ -9,13 +9,14 @@ a text that does not parse.
 
 import io
 import json
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import fsspec
-import zstandard
+import pyarrow as pa
 
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
 PIECE_BYTES = 16 * 2**20
@@ -49,11 +50,20 @@ def pieces(paths: Sequence[str], split: str = "train") -> list[Piece]:
 
 
 def rows(piece: Piece) -> Iterator[bytes]:
-    """The rows of a piece as JSON text; blank lines are left out."""
-    if piece.kind == "json":
-        return _json_lines(piece)
-    read = {"parquet": _parquet, "arrow": _arrow, "hub": _hub_shard}[piece.kind]
-    return (json.dumps(row, default=str).encode() for row in read(piece))
+    """The rows of a piece as JSON text; blank lines are left out.
+
+    Raises:
+        ValueError: it can't be read to its end.
+    """
+    try:
+        if piece.kind == "json":
+            yield from _json_lines(piece)
+        else:
+            read = {"parquet": _parquet, "arrow": _arrow, "hub": _hub_shard}[piece.kind]
+            for row in read(piece):
+                yield json.dumps(row, default=str).encode()
+    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+        raise ValueError(f"can't read {piece.path}: {error}: check or replace the file") from error
 
 
 def _stored(path: str, split: str) -> Iterator[Piece]:
@@ -138,9 +148,10 @@ def _json_lines(piece: Piece) -> Iterator[bytes]:
 def _opened(path: str) -> Iterator[io.BufferedReader]:
     """The file's bytes, decompressed."""
     if path.endswith(".zst"):
-        # fsspec's own reader ends after the first frame, without a word; pzstd writes many.
+        # fsspec's own reader ends after the first of several frames, and zstandard's where a file
+        # is cut off, both without a word; Arrow's goes on, and raises.
         with fsspec.open(path, "rb") as file:
-            reader = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
+            reader = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd")
             yield io.BufferedReader(reader)
     else:
         with fsspec.open(path, "rb", compression="infer") as file:

@@ -1,16 +1,18 @@
 """What every Ray Train worker runs.
 
 In: {"config": TrainConfig, "run": dict | None, "directory": of the run} and a share of the packed
-corpus. Out: reports to Ray Train, with a checkpoint where one was saved, and on rank 0 a sample of
-the rejected rows in `<directory>/rejected.jsonl`.
+corpus. Out: reports to Ray Train, with a checkpoint where one was saved, and a sample of the
+rejected rows in `<directory>/rejected.jsonl` (of ranks other than 0 in rejected-RANK.jsonl).
 
 Shapes: N rows, S row length.
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +24,7 @@ import psutil
 import ray.train
 import ray.train.torch
 import torch
+import torch.distributed as dist
 from ray.data import DataIterator
 
 from otr.checkpoint import Checkpoints, checkpoint_name
@@ -58,7 +61,7 @@ def train_loop(job: Mapping[str, Any]) -> None:
                 model,
                 micro_batches(_share(config), config, audit),
                 config,
-                _report,
+                functools.partial(_report, audit),
                 checkpoints=Checkpoints(Path(scratch), tokenizer, job["run"], resume_from),
                 validation=_validation(config),
             )
@@ -72,7 +75,7 @@ def micro_batches(share: DataIterator, config: TrainConfig, audit: Audit) -> Ite
     What a window leaves over goes into the next batch, so that the smallest corpus fills one.
 
     Raises:
-        ValueError: no row can be used, or the first epoch has too many rejected ones.
+        ValueError: no row of this share can be used.
     """
     size = config.micro_rows
     left: Arrays | None = None
@@ -93,13 +96,12 @@ def _windows(share: DataIterator, seed: int, audit: Audit) -> Iterator[Arrays]:
         for window in share.iter_batches(batch_size=WINDOW):
             if epoch == 0:
                 audit.add(window["audit"])
-                if audit.rows >= BATCH:
-                    audit.check()
             rows = order.permutation(np.flatnonzero(window["segment_ids"][:, 0]))
             used += len(rows)
             yield {name: window[name][rows] for name in COLUMNS}
-        audit.check()
+        audit.complete = True
         if not used:
+            audit.check()  # says why
             raise ValueError("no row for this worker: add data or take fewer workers")
 
 
@@ -117,6 +119,8 @@ def _validation(config: TrainConfig) -> list[Batch]:
     columns = packed_locally(
         config.data, config.model, config.data.validation, limit=VALIDATION_EXAMPLES
     )
+    if not len(columns["input_ids"]):
+        raise ValueError(f"no row of data.validation {config.data.validation} can be used")
     context = ray.train.get_context()
     mine = {n: c[context.get_world_rank() :: context.get_world_size()] for n, c in columns.items()}
     starts = range(0, len(mine["input_ids"]), config.micro_rows)
@@ -137,14 +141,39 @@ def _last_checkpoint() -> Iterator[Path | None]:
             yield Path(directory)
 
 
-def _report(metrics: dict[str, float], directory: str | None) -> None:
-    """To Ray Train, which moves the checkpoint to the run's storage."""
+def _report(audit: Audit, metrics: dict[str, float], directory: str | None) -> None:
+    """To Ray Train, which moves the checkpoint to the run's storage.
+
+    Raises:
+        ValueError: too many rows are rejected; on every rank, as all report at the same step.
+    """
+    whole = of_all_ranks(audit, ray.train.torch.get_device())
+    if whole.rows >= BATCH or whole.complete:
+        whole.check()
+    rejected = {f"rejected/{cause}": count for cause, count in whole.rejected.items()}
     ray.train.report(
-        {**metrics, **_host_metrics()},
+        {**metrics, **rejected, **_host_metrics()},
         checkpoint=ray.train.Checkpoint.from_directory(directory) if directory else None,
         checkpoint_dir_name=checkpoint_name(int(metrics["step"])),
         delete_local_checkpoint_after_upload=True,
     )
+
+
+def of_all_ranks(audit: Audit, device: torch.device) -> Audit:
+    """What all ranks have read and rejected so far; the samples are this rank's."""
+    from otr.data import Rejected
+
+    causes = Rejected.CAUSES
+    counts = [audit.rows, not audit.complete, *(audit.rejected[cause] for cause in causes)]
+    sums = torch.tensor(counts, dtype=torch.int64, device=device)
+    if dist.is_initialized():
+        dist.all_reduce(sums)
+    whole = Audit(audit.max_rejected)
+    whole.rows, reading, *rejected = sums.tolist()
+    whole.complete = reading == 0
+    whole.rejected = +Counter(dict(zip(causes, rejected, strict=True)))
+    whole.samples = audit.samples
+    return whole
 
 
 def _host_metrics() -> dict[str, float]:
@@ -160,6 +189,8 @@ def _host_metrics() -> dict[str, float]:
 
 
 def _write_rejected(audit: Audit, directory: str) -> None:
-    if audit.samples and ray.train.get_context().get_world_rank() == 0:
-        with fsspec.open(f"{directory}/rejected.jsonl", "w") as file:
+    rank = ray.train.get_context().get_world_rank()
+    if audit.samples:
+        name = f"rejected-{rank}.jsonl" if rank else "rejected.jsonl"
+        with fsspec.open(f"{directory}/{name}", "w") as file:
             file.writelines(json.dumps(sample) + "\n" for sample in audit.samples)

@@ -1,7 +1,11 @@
 """Corpora on disk, in every form that users have, become packed rows."""
 
 import gzip
+import itertools
 import json
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +16,10 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from otr.config import DataConfig, ModelConfig
+from otr.config import DataConfig, ModelConfig, TrainConfig
+from otr.model import load_tokenizer
 from otr.training import corpus, sources
+from otr.training.worker import micro_batches
 from tests.assets.tiny import make_tiny_model
 
 ROWS = [{"prompt": f"What is {i} + {i}?", "completion": str(2 * i)} for i in range(50)]
@@ -94,6 +100,32 @@ def test_what_is_not_there_is_refused(tmp_path: Path, path: str, message: str) -
         sources.pieces([str(tmp_path / path)])
 
 
+GZ, ZST = gzip.compress(TEXT), zstandard.compress(TEXT)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("cut.jsonl.gz", GZ[:-20]),
+        ("cut.jsonl.zst", ZST[:-20]),
+        ("second-frame-cut.jsonl.zst", ZST + ZST[:-20]),
+        ("bad.jsonl.gz", b"no gzip at all"),
+        ("garbled.jsonl.gz", GZ[:30] + b"garbage" + GZ[37:]),
+        ("bad.jsonl.zst", b"no zstandard at all"),
+        ("bad.parquet", b"PAR1 no parquet at all PAR1"),
+        ("directory.jsonl", None),
+    ],
+)
+def test_a_file_that_can_not_be_read_is_named(
+    tmp_path: Path, model: ModelConfig, name: str, content: bytes | None
+) -> None:
+    path = tmp_path / name
+    path.mkdir() if content is None else path.write_bytes(content)
+    glob = str(tmp_path / f"*.{name.split('.', 1)[1]}")
+    with pytest.raises(ValueError, match=rf"can't read .*/{name}: .*replace the file"):
+        corpus.inspect(DataConfig((glob,), row_length=64), model)
+
+
 def test_an_unknown_split_names_those_there_are(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no split 'test': use one of \['train'\]"):
         sources.pieces([str(write(tmp_path, "saved_splits"))], split="test")
@@ -149,21 +181,72 @@ def test_an_empty_corpus_is_refused(tmp_path: Path, model: ModelConfig) -> None:
 
 @pytest.mark.integration
 def test_ray_packs_every_usable_example(
-    ray_cluster: None, tmp_path: Path, model: ModelConfig, monkeypatch: pytest.MonkeyPatch
+    ray_cluster: None, tmp_path: Path, model: ModelConfig
 ) -> None:
-    """What Ray Data yields holds just the examples that plain Python finds, twice in one order."""
+    """What Ray Data yields holds just the examples that plain Python finds."""
     for part in range(3):
         (tmp_path / f"{part}.jsonl").write_bytes(TEXT + b"broken\n")
     config = DataConfig((str(tmp_path),), row_length=128)
-    stream = corpus.packed(config, model)
-    stream.context.execution_options.preserve_order = True
-    first, again = stream.take_all(), stream.take_all()
+    first = corpus.packed(config, model).take_all()
     local = corpus.packed_locally(config, model, config.paths, limit=1000)
     assert examples(first) == examples(rows_of(local))
-    assert all((a["input_ids"] == b["input_ids"]).all() for a, b in zip(first, again, strict=True))
     audit = corpus.Audit(0.05)
     audit.add(row["audit"] for row in first)
     assert (audit.rows, audit.rejected) == (153, {"broken": 3})
+
+
+@pytest.mark.integration
+def test_files_read_at_once_come_in_their_order(
+    ray_cluster: None, tmp_path: Path, model: ModelConfig
+) -> None:
+    """The first file takes longest: whatever came as it was ready would come before it."""
+    for file, count in enumerate((3000, 1, 1, 200, 1, 1)):
+        row = json.dumps({"prompt": "Which?", "completion": f"file {file}"})
+        (tmp_path / f"{file}.jsonl").write_text(f"{row}\n" * count)
+    stream = corpus.packed(DataConfig((str(tmp_path),), row_length=64), model)
+    tokenizer = load_tokenizer(model)
+    orders = []
+    for _ in range(2):
+        batches = stream.iterator().iter_batches(batch_size=100)
+        ids = np.concatenate([batch["input_ids"] for batch in batches])
+        texts = tokenizer.batch_decode(ids)
+        orders.append([text.split("file ")[1][0] for text in texts])
+    assert orders[0] == orders[1] == sorted(orders[0])
+    assert set(orders[0]) == set("012345")
+
+
+@pytest.mark.integration
+def test_training_begins_before_the_corpus_is_read(
+    ray_cluster: None, tmp_path: Path, model: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last file is withheld until the first micro-batch has come."""
+    for file in range(4):
+        lines = [json.dumps({"prompt": f"{i:06}?", "completion": "1"}) for i in range(1200)]
+        (tmp_path / f"{file}.jsonl").write_text("\n".join(lines))
+    came, given_up = tmp_path / "came", tmp_path / "given up"
+    real = corpus._read_and_pack
+
+    def withholding(batch: Any, found: Any, *rest: Any) -> Iterator[Any]:  # runs in Ray's tasks
+        for number in batch["piece"]:
+            while number == 3 and not (came.exists() or given_up.exists()):
+                time.sleep(0.05)
+            yield from real({"piece": [number]}, found, *rest)
+
+    monkeypatch.setattr(corpus, "_read_and_pack", withholding)
+    timer = threading.Timer(60, given_up.touch)
+    timer.start()
+    data = DataConfig((str(tmp_path / "*.jsonl"),), row_length=48)
+    run = TrainConfig(model, data, step_rows=8, micro_rows=8)
+    audit = corpus.Audit(0.0)
+    stream = micro_batches(corpus.packed(data, model).iterator(), run, audit)
+    next(stream)
+    timer.cancel()
+    assert not given_up.exists(), "nothing came before the whole corpus was read"
+    assert audit.rows < 4800
+    came.touch()
+    rest = itertools.takewhile(lambda _: not audit.complete, stream)
+    assert sum(len(batch["input_ids"]) for batch in rest) >= 4792 - 8
+    assert audit.rows == 4800
 
 
 @pytest.mark.integration

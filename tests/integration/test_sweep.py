@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -72,8 +73,12 @@ def test_the_table_and_the_next_commands_are_printed(finished: tuple[Path, str])
     _, said = finished
     for name in ("base", "sft", "otr-k16", *BENCHMARKS, "tokens/s"):
         assert name in said
-    for command in ("report.html", "pipelines/ui.py", "pipelines/score_checkpoint.py"):
-        assert command in said
+    lines = [line for line in said.splitlines() if line.startswith("  ") and "  # " in line]
+    commands = [shlex.split(line.partition("  # ")[0]) for line in lines]
+    assert [Path(words[0]).absolute() for words in commands] == [Path(sys.executable)] * 3
+    assert commands[0][1:3] == ["-m", "webbrowser"] and Path(commands[0][3]).is_file()
+    assert [Path(words[1]).name for words in commands[1:]] == ["ui.py", "score_checkpoint.py"]
+    assert (Path(commands[2][2]) / "model.safetensors").is_file()
 
 
 def test_the_leaderboard_has_a_row_for_each_trial_and_the_base(finished: tuple[Path, str]) -> None:
@@ -112,7 +117,7 @@ def test_mlflow_holds_the_sweep(finished: tuple[Path, str]) -> None:
     for name in TRIALS:
         run = runs[name]
         assert run.data.tags["mlflow.parentRunId"] == parent
-        assert run.info.status == "FINISHED"
+        assert (run.info.status, run.data.tags["status"]) == ("FINISHED", "finished")
         assert run.data.params["max_steps"] == "6"
         assert Path(run.data.tags["checkpoint"]).is_dir()
         steps = {m.step for m in client.get_metric_history(run.info.run_id, "nll")}
@@ -123,7 +128,8 @@ def test_mlflow_holds_the_sweep(finished: tuple[Path, str]) -> None:
             low, value, high = (metrics[f"score/{task}{end}"] for end in ("_low", "", "_high"))
             assert low <= value <= high
     kept = {artifact.path for artifact in client.list_artifacts(parent)}
-    assert kept == {"leaderboard.json", "report.html", "run.json"}
+    assert kept == {"leaderboard.json", "report.html", "table.md", "figures", "run.json"}
+    assert "figures/scores.svg" in {a.path for a in client.list_artifacts(parent, "figures")}
     (winner,) = client.search_model_versions("name = 'otr-debug'")
     assert winner.run_id in {runs[name].info.run_id for name in TRIALS}
 

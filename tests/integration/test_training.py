@@ -3,6 +3,7 @@
 import itertools
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from otr.checkpoint import load_checkpoint
 from otr.config import DataConfig, ModelConfig, TrainConfig, Workers
-from otr.training import worker
+from otr.training import driver, worker
 from otr.training.corpus import Audit
 from otr.training.driver import fit, worker_error
 from tests.assets.tiny import make_tiny_model
+from tests.numerics.runs import join_ranks
 
 
 class Share:
@@ -84,12 +86,58 @@ def test_no_usable_row_is_an_error_and_not_an_endless_loop() -> None:
         numbers(Share(rows=0), config(Path("model"), Path("data")), 1)
 
 
-def test_rejected_rows_are_counted_once_and_stop_the_run() -> None:
+def test_rejected_rows_are_counted_once() -> None:
     run, audit = config(Path("model"), Path("data")), Audit(0.05)
-    numbers(Share(rejected=20), run, 30, audit)
-    assert (audit.rows, audit.rejected) == (2000, {"broken": 80})
-    with pytest.raises(ValueError, match=r"60 of 1000 rows can't be used \(60 broken\).*why: {"):
-        numbers(Share(rejected=30), run, 30)
+    numbers(Share(rejected=20), run, 2, audit)
+    assert (audit.rows, audit.complete) == (500, False)
+    numbers(Share(rejected=20), run, 30, audit := Audit(0.05))
+    assert (audit.rows, audit.rejected, audit.complete) == (2000, {"broken": 80}, True)
+
+
+def _audit_of_rank(rank: int, directory: Path) -> None:
+    """Both read 1,000 rows; one in ten of rank 1's can't be used."""
+    join_ranks(rank, directory)
+    said = []
+    for allowed in (0.06, 0.04):
+        audit = Audit(allowed)
+        bad = 100 * rank
+        sample = {"cause": "broken", "detail": "why", "row": "{"}
+        part = {"rows": 1000, "rejected": {"broken": bad}, "samples": [sample] if bad else []}
+        audit.add([json.dumps(part)])
+        audit.complete = rank == 0
+        whole = worker.of_all_ranks(audit, torch.device("cpu"))
+        assert (whole.rows, whole.rejected, whole.complete) == (2000, {"broken": 100}, False)
+        try:
+            whole.check()
+        except ValueError as error:
+            said.append(str(error))
+    (directory / f"rank-{rank}.json").write_text(json.dumps(said))
+    torch.distributed.destroy_process_group()
+
+
+def test_the_share_of_rejected_rows_is_judged_over_all_ranks(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_audit_of_rank, (tmp_path,), nprocs=2)
+    for rank, first in ((0, "another worker has it"), (1, "broken, why: {")):
+        [said] = json.loads((tmp_path / f"rank-{rank}.json").read_text())
+        assert said.startswith("100 of 2000 rows can't be used (100 broken), allowed are 4%")
+        assert said.endswith(first)
+
+
+def test_a_report_counts_the_rejected_rows_or_stops_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Once there is enough to judge by: a batch of rows, or the whole corpus."""
+    reports: list[dict[str, float]] = []
+    monkeypatch.setattr(ray.train, "report", lambda metrics, **_: reports.append(metrics))
+    monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
+    audit = Audit(0.05)
+    audit.add([json.dumps({"rows": 10, "rejected": {"empty": 1}, "samples": []})])
+    worker._report(audit, {"step": 1}, None)
+    assert reports[0].items() >= {"step": 1, "rejected/empty": 1}.items()
+    audit.complete = True
+    with pytest.raises(ValueError, match=r"1 of 10 rows can't be used \(1 empty\)"):
+        worker._report(audit, {"step": 2}, None)
+    assert len(reports) == 1
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +157,8 @@ def test_two_workers_train_a_model_that_transformers_loads(
     result = fit(run, storage=str(tmp_path), name="run", run={"arm": "otr"})
     assert result.metrics["step"] == 6
     assert 0 < result.metrics["val_nll"] < 10
+    rejected = {n: v for n, v in result.metrics.items() if n.startswith("rejected/")}
+    assert rejected == {"rejected/broken": 1}, "of all ranks, and of one epoch"
     directory = tmp_path / "run" / "step-000006"
     assert result.checkpoint.path == str(directory)
     assert json.loads((directory / "run.json").read_text()) == {"arm": "otr"}
@@ -120,6 +170,42 @@ def test_two_workers_train_a_model_that_transformers_loads(
     assert AutoTokenizer.from_pretrained(directory).chat_template
     [sample] = (tmp_path / "run" / "rejected.jsonl").read_text().splitlines()
     assert json.loads(sample)["cause"] == "broken"
+
+
+class Built(Exception):
+    """Carries what a trainer would have been built of."""
+
+
+@pytest.mark.integration
+def test_each_of_two_workers_finds_its_rows_in_the_same_order_again(
+    ray_cluster: None,
+    tmp_path: Path,
+    paths: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for file, count in enumerate((2000, 1, 200, 1)):  # those that are ready first come last
+        rows = [{"prompt": f"{file}, {i}", "completion": "1"} for i in range(count)]
+        (tmp_path / f"{file}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    def build(*_: Any, **built: Any) -> None:
+        raise Built(built)
+
+    monkeypatch.setattr(driver, "TorchTrainer", build)
+    with pytest.raises(Built) as caught:
+        run = config(paths[0], tmp_path, workers=Workers(count=2))
+        fit(run, storage=str(tmp_path), name="run")
+    built = caught.value.args[0]
+    shards = built["dataset_config"].configure(built["datasets"], 2, None, None)
+    with ThreadPoolExecutor(2) as pool:
+        first, again = (list(pool.map(_ids, shards)) for _ in range(2))
+    for one, two in zip(first, again, strict=True):
+        assert len(one) > 100
+        np.testing.assert_array_equal(one, two)
+
+
+def _ids(shard: dict[str, Any]) -> np.ndarray:
+    batches = shard["train"].iter_batches(batch_size=100)
+    return np.concatenate([batch["input_ids"] for batch in batches])
 
 
 @pytest.mark.integration
@@ -136,6 +222,10 @@ def test_the_same_name_again_goes_on_and_an_error_says_why(
     with pytest.raises(ray.train.TrainingFailedError, match="the power failed"):
         fit(run, storage=str(tmp_path), name="parts", callbacks=[PowerCut()])
     assert (tmp_path / "parts" / "step-000004").is_dir()
+    # As of a host that died while Ray copied into it; the worker may have gone on to it or not.
+    cut_off = tmp_path / "parts" / "step-000006"
+    cut_off.mkdir(exist_ok=True)
+    (cut_off / "trainer_state.pt").write_bytes(b"half")
     parts = fit(run, storage=str(tmp_path), name="parts")
     assert parts.metrics["step"] == 6
     weights = [torch.load(Path(r.checkpoint.path) / "trainer_state.pt") for r in (whole, parts)]

@@ -127,7 +127,8 @@ def test_a_killed_sweep_goes_on(
     where: dict[str, Any] = {"storage": str(tmp_path), "name": "s", "resume": True}
     with pytest.raises(ValueError, match="a sweep of other trials"):
         run(config(assets), other, settings, **where)
-    with monkeypatch.context() as smaller, pytest.raises(ValueError, match="1 trials at once, and 0"):
+    crowded = pytest.raises(ValueError, match="1 trials at once, and 0")
+    with monkeypatch.context() as smaller, crowded:
         smaller.setattr("tuning.sweep.concurrency", lambda workers, resources: 0)
         run(config(assets), SEEDS, settings, **where)
     results = run(config(assets), SEEDS, settings, **where, callbacks=[seen])

@@ -1,17 +1,18 @@
 """Packing, accumulation and ranks change nothing; resuming goes on where it stopped."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.multiprocessing as mp
 
-from otr import ModelConfig, Objective, Workers
+from otr import ModelConfig, Objective, OptimConfig, TrainConfig, Workers
 from otr.checkpoint import Checkpoints
 from otr.data import pack
 from otr.evaluate import evaluate
-from otr.loop import train
+from otr.loop import Policy, train
 from otr.model import head, hidden_states, load_model, load_tokenizer
 from tests.assets.tiny import make_tiny_model
 from tests.numerics.runs import LENGTH, ROWS, batches, config, examples, join_ranks
@@ -78,13 +79,23 @@ def test_each_seed_and_step_draws_anew(model_dir: Path) -> None:
     assert len(set(made)) == len(made)  # of one batch and, as no reward moves it, one model
 
 
+def measured(run: TrainConfig) -> TrainConfig:
+    """The run, with held-out rows that are handed to the loop."""
+    return replace(run, data=replace(run.data, validation=("held out",)))
+
+
+def held_out() -> list[dict[str, torch.Tensor]]:
+    return [{name: column[-1:] for name, column in batches(2)[1].items()}]
+
+
 def _rank(rank: int, model_dir: Path, objective: Objective, directory: Path) -> None:
     join_ranks(rank, directory)
     model, log = load_model(ModelConfig(str(model_dir))), []
     half = slice(rank * ROWS // 2, (rank + 1) * ROWS // 2)
     parts = [{k: v[half] for k, v in batch.items()} for batch in batches(2)]
-    run = config(model_dir, objective, 2, micro_rows=ROWS // 2, workers=Workers(count=2))
-    train(model, parts, run, lambda metrics, _: log.append(metrics))
+    run = measured(config(model_dir, objective, 2, micro_rows=ROWS // 2, workers=Workers(count=2)))
+    mine = held_out() if rank == 0 else []
+    train(model, parts, run, lambda metrics, _: log.append(metrics), validation=mine)
     torch.save({"log": log, "weights": weights(model)}, directory / f"rank-{rank}.pt")
 
 
@@ -93,9 +104,10 @@ def test_two_ranks_equal_one(model_dir: Path, objective: Objective, tmp_path: Pa
     mp.spawn(_rank, (model_dir, objective, tmp_path), nprocs=2)
     ranks = [torch.load(tmp_path / f"rank-{r}.pt", weights_only=True) for r in (0, 1)]
     model, log = load_model(ModelConfig(str(model_dir))), []
-    run = config(model_dir, objective, 2)
-    train(model, batches(2), run, lambda metrics, _: log.append(metrics))
+    run = measured(config(model_dir, objective, 2))
+    train(model, batches(2), run, lambda metrics, _: log.append(metrics), validation=held_out())
     for rank in ranks:
+        assert rank["log"][-1]["val_nll"] == pytest.approx(log[-1]["val_nll"], rel=1e-4)
         for ours, alone in zip(rank["log"], log, strict=True):
             for name in ("loss", "nll", "reward", "hit_rate", "entropy"):
                 assert ours[name] == pytest.approx(alone[name], rel=1e-6)
@@ -128,6 +140,25 @@ def test_it_learns_and_evaluate_sees_it(model_dir: Path) -> None:
     assert before["val_exact"] == 0 < after["val_exact"]
     assert after["val_nll"] < before["val_nll"] / 3
     assert after["val_token_accuracy"] > 0.7
+
+
+def test_the_weights_move_as_the_clipped_gradient_says(model_dir: Path) -> None:
+    """Adam's first step is lr g / (|g| + 1e-8): g is clipped to where the 1e-8 matters."""
+    optim = OptimConfig(lr=1e-2, warmup_steps=0, max_grad_norm=1e-6)
+    run = replace(config(model_dir, Objective("sft"), 1), optim=optim)
+    model, log = load_model(run.model), []
+    before = weights(model)
+    (batch,) = batches(1)
+    Policy(model, run.objective)(batch, 0, 0).loss_sum.backward()
+    summed = torch.cat([p.grad.flatten() for p in model.parameters()])
+    gradient = summed / batch["loss_mask"][:, 1:].sum()
+    clipped = gradient * (1e-6 / gradient.norm())
+    model.zero_grad()
+    train(model, [batch], run, lambda metrics, _: log.append(metrics))
+    assert log[0]["grad_norm"] == pytest.approx(gradient.norm().item(), rel=1e-5)
+    moved = before - weights(model)
+    torch.testing.assert_close(moved, 1e-2 * clipped / (clipped.abs() + 1e-8), rtol=0, atol=1e-6)
+    assert 1e-4 < moved.abs().mean() < 9e-3, "neither nothing nor the whole learning rate"
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change(model_dir: Path) -> None:

@@ -2,8 +2,12 @@
 
 import json
 import os
+import shlex
+import shutil
+import socket
 import subprocess
 import sys
+import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -160,6 +164,56 @@ def test_a_name_that_is_taken_by_another_run_is_refused(tmp_path: Path) -> None:
     assert record.begin(config, tmp_path / "builtin") == first, "the same run goes on"
     with pytest.raises(ValueError, match="holds a run with other settings"):
         record.begin(replace(config, max_items=3), tmp_path / "builtin")
+
+
+def test_a_run_has_an_id_that_no_other_run_has(tmp_path: Path) -> None:
+    config = replace(sweep(""), output=str(tmp_path))
+    first = record.begin(config, tmp_path / "builtin")
+    shutil.rmtree(tmp_path / "builtin")
+    assert record.begin(config, tmp_path / "builtin")["id"] != first["id"]
+
+
+def test_a_dry_run_shows_the_run_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    line = ["--preset", "debug", "--max-steps", "5", "--output", str(tmp_path / "runs")]
+    assert cli.main(["sweep", *line, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    told, _ = json.JSONDecoder().raw_decode(said)
+    assert told["train"]["max_steps"] == 5 and told["engine"]["dtype"] == "float32"
+    assert "2 trials on " in said and "trial otr-k16, seed 0: " in said
+    example = said.partition("one example; [trained tokens] are in brackets:\n")[2]
+    prompt, _, rest = example.partition("[")
+    assert "user" in prompt and rest.partition("]")[0].strip(), "what is asked, then what is learnt"
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_the_next_commands_name_an_interpreter_that_exists(tmp_path: Path) -> None:
+    page = tmp_path / "a page.html"
+    score = shlex.split(record.command("score_checkpoint", tmp_path))
+    assert Path(score[0]).absolute() == Path(sys.executable) and score[2] == str(tmp_path)
+    done = subprocess.run([*score[:2], "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "--benchmarks" in done.stdout
+    opened = shlex.split(record.browser(page))
+    assert opened[1:] == ["-m", "webbrowser", str(page)] and opened[0] == score[0]
+
+
+def test_the_ui_without_a_store_or_a_port_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert cli.main(["ui", "--output", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "no MLflow store" in said and "run a sweep first" in said
+    (tmp_path / "mlflow.db").touch()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        assert cli.main(["ui", "--output", str(tmp_path), "--port", port]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and f"port {port} of 127.0.0.1 can't be used" in said
 
 
 def test_an_error_of_the_machine_is_one_line_with_its_log(

@@ -31,6 +31,15 @@ def test_every_layout_becomes_messages(row: dict, columns: dict) -> None:
     assert messages_of(row, columns) == TURNS
 
 
+@pytest.mark.parametrize(
+    "columns", [{"prompt": "question", "completion": "answer"}, {"completion": "answer"}]
+)
+def test_named_columns_win_over_what_else_the_corpus_has(columns: dict) -> None:
+    other = {"messages": [{"role": "user", "content": "no"}], "instruction": "no", "output": "no"}
+    row = {**other, "question": "2 + 2?", "prompt": "2 + 2?", "answer": "4", "completion": "no"}
+    assert messages_of(row, columns) == TURNS
+
+
 def test_alpaca_input_joins_the_instruction() -> None:
     row = {"instruction": "Add.", "input": "2 and 2", "output": "4"}
     assert messages_of(row, {})[0]["content"] == "Add.\n\n2 and 2"

@@ -4,8 +4,10 @@ import json
 import shutil
 import socket
 import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -141,7 +143,56 @@ def test_disk_too_small(config: SweepConfig, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_disk_counts_each_trials_checkpoint(config: SweepConfig, model: Path) -> None:
     count = sum(p.numel() for p in __import__("otr").load_model(config.train.model).parameters())
-    assert doctor._parameters(model) == count
+    assert doctor._parameters(str(model)) == count
+
+
+def test_disk_counts_a_model_on_the_hub_where_the_hub_answers(
+    config: SweepConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_hub = with_model(config, Path("someone/large"))
+    assert disk(on_hub).ok and "needed: unknown" in disk(on_hub).text  # tests are offline
+    large = SimpleNamespace(safetensors=SimpleNamespace(total=10**13))
+    monkeypatch.setattr("huggingface_hub.model_info", lambda name, timeout: large)
+    assert not disk(on_hub).ok and "disk too small" in disk(on_hub).text
+
+
+def disk(config: SweepConfig) -> Finding:
+    return next(f for f in doctor.check(config, with_ray=False) if f.check == "disk")
+
+
+def test_what_is_left_out_does_not_run(config: SweepConfig) -> None:
+    broken = with_data(config, paths=("nothing.jsonl",))
+    names = [f.check for f in doctor.check(broken, with_ray=False, without=("data",))]
+    assert names and "data" not in names
+    doctor.require(broken, without=("data",))
+
+
+def test_an_engine_with_more_positions_than_the_model(config: SweepConfig, model: Path) -> None:
+    engine = replace(config.engine, max_model_len=1025)
+    bad = failed(replace(config, engine=engine))
+    assert bad.check == "engine" and "max_model_len is 1025" in bad.text
+    assert "1024 positions" in bad.text and "--engine.max-model-len 1024" in bad.text
+
+
+def test_a_stretched_rope_has_more_positions(
+    config: SweepConfig, model: Path, tmp_path: Path
+) -> None:
+    stretched = tmp_path / "stretched"
+    shutil.copytree(model, stretched)
+    shape = json.loads((stretched / "config.json").read_text())
+    shape["rope_parameters"] |= {"rope_type": "linear", "factor": 4.0}
+    (stretched / "config.json").write_text(json.dumps(shape))
+    longer = replace(config, engine=replace(config.engine, max_model_len=2048))
+    assert [
+        f for f in doctor.check(with_model(longer, stretched), with_ray=False) if not f.ok
+    ] == []
+
+
+def test_scoring_never_runs_a_models_own_code(config: SweepConfig) -> None:
+    trusting = replace(config.train.model, trust_remote_code=True)
+    trusting_config = replace(config, train=replace(config.train, model=trusting))
+    bad = failed(trusting_config)
+    assert bad.check == "engine" and "trust_remote_code" in bad.text
 
 
 def test_port_in_use(config: SweepConfig) -> None:
@@ -166,7 +217,7 @@ def test_store_that_is_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_store_of_another_schema(tmp_path: Path) -> None:
     path = tmp_path / "mlflow.db"
-    with sqlite3.connect(path) as store:
+    with closing(sqlite3.connect(path, isolation_level=None)) as store:
         store.execute("CREATE TABLE alembic_version (version_num TEXT)")
         store.execute("INSERT INTO alembic_version VALUES ('from_the_future')")
     with pytest.raises(ValueError, match="has schema from_the_future, this MLflow writes"):

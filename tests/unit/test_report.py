@@ -1,5 +1,7 @@
 """The leaderboard says what the scores allow to be said, and the report shows it by itself."""
 
+import html
+import json
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -107,13 +109,23 @@ def test_retained_leaves_out_the_target(rows: list[Row]) -> None:
     assert retained is not None and retained.value == pytest.approx(0.5)
 
 
-def test_leaderboard_json_comes_back_without_histories(rows: list[Row], tmp_path: Path) -> None:
+def test_leaderboard_json_holds_the_rows_without_histories(rows: list[Row], tmp_path: Path) -> None:
     path = tmp_path / "leaderboard.json"
     leaderboard.write(rows, path)
-    again = leaderboard.read(path)
-    assert [r.trial for r in again] == [r.trial for r in rows]
-    assert again[1].scores == rows[1].scores and again[1].history == []
+    again = [Row(**told) for told in json.loads(path.read_text())]
+    assert again == [replace(row, history=[]) for row in rows]
     assert [p.name for p in tmp_path.iterdir()] == ["leaderboard.json"]
+
+
+def test_the_table_in_markdown(rows: list[Row]) -> None:
+    failed = replace(row("sft", 2, 0, 0, status="failed", scores={}), arm="broken")
+    lines = leaderboard.markdown([*rows, failed], BENCHMARKS).splitlines()
+    assert lines[0] == leaderboard.verdict(rows, BENCHMARKS[0])
+    heads, rule, *body = [line.strip("| ").split(" | ") for line in lines if line[:1] == "|"]
+    assert heads == ["arm", "lr", "seeds", *BENCHMARKS, "tokens/s"]
+    assert {len(line) for line in (rule, *body)} == {len(heads)}
+    assert [line[0] for line in body] == ["otr-k256", "otr-k16", "sft", "base"]
+    assert body[0][:3] == ["otr-k256", "0.0003", "2"] and body[0][3].startswith("83.0 [")
 
 
 def test_of_two_learning_rates_the_better_validation_counts(rows: list[Row]) -> None:
@@ -125,6 +137,30 @@ def test_of_two_learning_rates_the_better_validation_counts(rows: list[Row]) -> 
         [*rows, slow], "val_nll"
     )  # nobody has it: the first one stays
     assert "sft-slow" not in {arm.name for arm in by_loss}
+
+
+def test_a_trial_that_was_stopped_early_does_not_speak_for_its_rate() -> None:
+    """It was measured at step 40, the others at the end."""
+    stopped = row("otr-k16", 1, 0.6, 0.8, status="stopped", validation={"val_exact": 0.1})
+    fast = [replace(r, arm="fast") for r in (row("otr-k16", 0, 0.6, 0.8), stopped)]
+    slow = [replace(row("otr-k16", seed, 0.5, 0.8), arm="slow") for seed in (0, 1)]
+    never = replace(stopped, arm="never", validation={"val_exact": 0.9})
+    (best,) = plot_settings.at_best_rate([never, *fast, *slow], "val_exact")
+    assert best.name == "fast"
+
+
+def test_the_figure_of_the_reward_has_a_line_for_each_number_of_draws(rows: list[Row]) -> None:
+    penalised = [
+        replace(r, arm=f"{r.arm}-b1", objective={**r.objective, "mismatch_reward": -1.0})
+        for r in rows
+        if r.objective and r.objective["name"] == "otr"
+    ]
+    svg = plot_settings.against(
+        [*rows, *penalised], "mismatch_reward", "beta", BENCHMARKS, "val_exact"
+    )
+    assert ElementTree.fromstring(svg).tag.endswith("svg")
+    for text in (">beta<", ">K 16<", ">K 256<", ">sft<", ">base<"):
+        assert text in svg, text
 
 
 def test_figures_are_svg_and_empty_where_there_is_nothing_to_compare(rows: list[Row]) -> None:
@@ -141,20 +177,35 @@ def test_figures_are_svg_and_empty_where_there_is_nothing_to_compare(rows: list[
     assert plots.curves(rows[:1], BENCHMARKS) == ""
 
 
+RUN = {
+    "name": "a & b",
+    "command": "python pipelines/full_sweep.py --name 'a & b'",
+    "created": "today",
+    "git_commit": "abc",
+    "versions": {"ray": "2.60.0"},
+    "config": asdict(PRESETS["debug"]()),
+}
+
+
+def test_the_report_and_its_parts_are_files(rows: list[Row], tmp_path: Path) -> None:
+    written = report.write(rows, BENCHMARKS, RUN, tmp_path)
+    assert {p.name for p in written} == {p.name for p in tmp_path.iterdir()}
+    drawn = {p.name: p.read_text() for p in (tmp_path / "figures").iterdir()}
+    names = ("scores", "target-against-forgetting", "score-against-k", "training")
+    assert set(drawn) == {f"{name}.svg" for name in names}
+    page = (tmp_path / "report.html").read_text()
+    assert all(ElementTree.fromstring(svg) is not None and svg in page for svg in drawn.values())
+    assert (tmp_path / "table.md").read_text() == leaderboard.markdown(rows, BENCHMARKS)
+
+
 def test_the_report_stands_alone_and_escapes_what_it_shows(rows: list[Row]) -> None:
     failed = row("sft", 2, 0, 0, status="failed", scores={}, error="<loss> is nan", checkpoint=None)
-    run = {
-        "name": "a & b",
-        "command": "python pipelines/full_sweep.py --name 'a & b'",
-        "created": "today",
-        "git_commit": "abc",
-        "versions": {"ray": "2.60.0"},
-        "config": asdict(PRESETS["debug"]()),
-    }
-    page = report.render([*rows, failed], BENCHMARKS, run, "val_exact")
+    rows = [*rows, failed]
+    page = report.render(rows, BENCHMARKS, RUN, report.figures(rows, BENCHMARKS, "val_exact"))
     assert not re.search(r"""(src|href)=["']?(http|//)|@import|<script|<link""", page)
     assert "a &amp; b" in page and "&lt;loss&gt; is nan" in page and "<loss>" not in page
     assert page.count("<svg") == 4
+    assert f"<pre>{html.escape(RUN['command'])}</pre>" in page
     assert leaderboard.verdict(rows, BENCHMARKS[0]) in page
     # 82 and 84 %: the mean, bold, as is what overlaps with it; SFT's 61 % is not
     assert re.search(r"class='n best'>83.0<small>", page)

@@ -1,7 +1,11 @@
 """The built-in world: splits that do not overlap, answers that are right."""
 
+import json
+from pathlib import Path
+
 import pytest
 
+from pipelines.builtin import corpus
 from pipelines.builtin.world import SKILLS, SPLITS, items
 
 COUNT = 300
@@ -67,3 +71,20 @@ def test_bad_arguments() -> None:
         items("chain", "validation", 1)
     with pytest.raises(ValueError, match="no 50000 different"):
         items("sum", "train", 50_000)
+
+
+def test_the_files_share_no_prompt(tmp_path: Path) -> None:
+    """But for target-train, which asks what was trained on."""
+    prompts = {}
+    for name in corpus._FILES:
+        lines = Path(corpus.materialise(corpus.PREFIX + name, tmp_path)).read_text().splitlines()
+        prompts[name] = [json.loads(line)["prompt"] for line in lines]
+        assert len(set(prompts[name])) == len(prompts[name])
+    assert {*prompts.pop("target-train")} < {*prompts["train"]}
+    every = [prompt for each in prompts.values() for prompt in each]
+    assert len(set(every)) == len(every)
+
+
+def test_an_unknown_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no built-in file builtin:trian: did you mean builtin:tr"):
+        corpus.materialise("builtin:trian", tmp_path)

@@ -1,0 +1,55 @@
+"""The two commands for a single model, as a person runs them: train, then what it says to do next.
+
+The second command is the one that the first prints, with fewer items.
+"""
+
+import json
+import os
+import shlex
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+
+
+def run(words: list[str]) -> str:
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "RAY_ADDRESS")}
+    done = subprocess.run(words, capture_output=True, text=True, cwd=REPOSITORY, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout
+
+
+def test_train_on_a_file_and_score_what_comes_out(tmp_path: Path) -> None:
+    rows = [{"question": f"What is {i} + 1?", "answer": str(i + 1)} for i in range(64)]
+    data = tmp_path / "train.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    output = tmp_path / "runs"
+    line = ["--data", str(data), "--columns", "prompt=question", "completion=answer"]
+    line += ["--train.data.row-length", "256", "--max-steps", "2", "--output", str(output)]
+    said = run([sys.executable, "pipelines/train_one.py", *line, "--name", "mine"])
+    checkpoint = output / "mine" / "trials" / "train-seed0" / "train" / "step-000002"
+    assert str(checkpoint) in said and "step 2: nll " in said
+    assert (checkpoint / "model.safetensors").is_file()
+    told = json.loads((output / "mine" / "run.json").read_text())
+    assert told["config"]["train"]["max_steps"] == 2 and len(told["id"]) == 32
+
+    (score,) = (s for s in said.splitlines() if "score_checkpoint.py" in s)
+    words = shlex.split(score.partition("  # ")[0])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = ["--preset", "debug", "--max-items", "2", "--engine.port", str(port)]
+    said = run([*words, *options, "--output", str(output), "--name", "scored"])
+    scores = json.loads((output / "scored" / "scores.json").read_text())
+    assert [s["task"] for s in scores] == ["target-heldout", "retained-code"]
+    for each in scores:
+        assert each["task"] in said and each["num_examples"] == 2
+        answers = output / "scored" / "scores" / "model" / f"{each['task']}.jsonl"
+        assert len(answers.read_text().splitlines()) == 2

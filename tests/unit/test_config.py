@@ -1,0 +1,51 @@
+"""Settings that can't be are refused when a config is made, with a remedy."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from otr import DataConfig, ModelConfig, OptimConfig, TrainConfig, Workers
+
+RUN = TrainConfig(ModelConfig("model"), DataConfig(("data",)))
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value", "remedy"),
+    [
+        ("", "max_steps", 0, "at least 1"),
+        ("", "log_every", 0, "at least 1"),
+        ("", "eval_every", 0, "at least 1"),
+        ("", "save_every", -1, "use 0"),
+        ("", "step_rows", 0, "a multiple of"),
+        ("", "step_rows", 33, "a multiple of"),
+        ("", "micro_rows", -32, "a multiple of"),
+        ("optim", "lr", 0.0, "a number > 0"),
+        ("optim", "lr", float("nan"), "a number > 0"),
+        ("optim", "warmup_steps", -1, "0 or more"),
+        ("optim", "final_lr", -0.1, "0 to 1"),
+        ("optim", "final_lr", 1.1, "0 to 1"),
+        ("optim", "weight_decay", -0.1, "0 or more"),
+        ("optim", "max_grad_norm", 0.0, "a number > 0"),
+        ("workers", "count", 0, "at least 1"),
+        ("workers", "cpus", 0.0, "a number > 0"),
+        ("workers", "gpus", -1.0, "use 0"),
+        ("data", "paths", (), "name a file"),
+        ("data", "row_length", 7, "at least 8"),
+        ("data", "max_rejected", 1.1, "0 to 1"),
+    ],
+)
+def test_settings_that_can_not_be(part: str, name: str, value: Any, remedy: str) -> None:
+    with pytest.raises(ValueError, match=remedy) as error:
+        replace(getattr(RUN, part) if part else RUN, **{name: value})
+    said = str(error.value)
+    whole = f"{part}.{name}" if part else name
+    assert whole in said
+    if value != ():
+        assert str(value) in said
+
+
+def test_the_least_that_is_allowed() -> None:
+    optim = OptimConfig(warmup_steps=0, final_lr=0.0, weight_decay=0.0)
+    least = {"max_steps": 1, "step_rows": 1, "micro_rows": 1, "log_every": 1, "eval_every": 1}
+    assert replace(RUN, optim=optim, workers=Workers(1, 0.5, 0.0), **least).accumulation == 1

@@ -23,7 +23,9 @@ LEARNING_RATES = {
     "otr-k16": 5e-4,
     "otr-k256": 5e-4,
 }
-"""Of each arm of `builtin`: the better of the study's two in trials of full length (LOG.md)."""
+"""Of each arm of `builtin`: the better of the study's two where trials of full length tell, which
+they do for sampled OTR; for the others checked for SFT alone, taken over for DFT and expected (LOG.md).
+"""
 
 _OBJECTIVES: dict[str, dict[str, Any]] = {
     "sft": {"objective.name": "sft"},
@@ -69,7 +71,7 @@ class SweepConfig:
 
 
 def builtin() -> SweepConfig:
-    """The main job on the built-in world: each arm at its own best learning rate."""
+    """The main job on the built-in world: each arm at its own learning rate."""
     return SweepConfig(
         name="builtin",
         train=TrainConfig(

@@ -23,8 +23,9 @@ LEARNING_RATES = {
     "otr-k16": 5e-4,
     "otr-k256": 5e-4,
 }
-"""Of each arm of `builtin`: the better of the study's two where trials of full length tell, which
-they do for sampled OTR; for the others checked for SFT alone, taken over for DFT and expected (LOG.md).
+"""Of each arm of `builtin`: the better of the study's two, as far as trials of full length tell.
+
+They do for sampled OTR; SFT was checked apart, DFT and expected take it over (LOG.md).
 """
 
 _OBJECTIVES: dict[str, dict[str, Any]] = {

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from evals import tasks
 from evals.benchmark import Benchmark
+from otr.training.sources import absolute
 from pipelines.builtin import corpus
 from pipelines.presets import SweepConfig
 
@@ -21,7 +22,7 @@ def resolved(config: SweepConfig, builtin_files: Path) -> SweepConfig:
     """
 
     def place(name: str) -> str:
-        return _absolute(corpus.materialise(name, builtin_files))
+        return absolute(corpus.materialise(name, builtin_files))
 
     def benchmark(name: str) -> str:
         path = corpus.materialise(name, builtin_files)
@@ -70,9 +71,3 @@ def local_model(path: str) -> Path:
     except (OSError, HfHubHTTPError, HFValidationError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"no model at {path!r}, neither here nor on the hub: {reason}") from error
-
-
-def _absolute(path: str) -> str:
-    if "://" in path or path.startswith("hf:"):
-        return path
-    return str(Path(path).absolute())

@@ -6,6 +6,7 @@ checkpoint is a Hugging Face directory. The same storage and name again continue
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -21,6 +22,7 @@ from ray.train.torch import TorchTrainer
 
 from otr.config import TrainConfig
 from otr.training.corpus import packed
+from otr.training.sources import absolute
 from otr.training.worker import train_loop
 
 HOST_FAILURES = 3
@@ -51,7 +53,7 @@ def fit(
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     # The watcher is one more process to start, and sees nothing where no other host can be lost.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", str(int(several_hosts)))
-    storage = storage if "://" in storage else os.path.abspath(storage)
+    storage, config = absolute(storage), _with_absolute_paths(config)
     split: dict[str, Any] = {}
     options = None
     if config.workers.count > 1:
@@ -76,6 +78,18 @@ def fit(
         dataset_config=DataConfig(execution_options=options),
     )
     return trainer.fit()
+
+
+def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """As a worker of Ray Train, which has a working directory of its own, finds them."""
+    model, data = config.model, config.data
+    path = absolute(model.path) if os.path.isdir(model.path) else model.path
+    paths, validation = (tuple(map(absolute, some)) for some in (data.paths, data.validation))
+    return replace(
+        config,
+        model=replace(model, path=path),
+        data=replace(data, paths=paths, validation=validation),
+    )
 
 
 def scaling(config: TrainConfig) -> ScalingConfig:

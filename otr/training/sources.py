@@ -9,6 +9,7 @@ a text that does not parse.
 
 import io
 import json
+import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,11 @@ class Piece:
     """Byte after the last one (None: the file's end); number of shards."""
     split: str = ""
     """Of a hub data set."""
+
+
+def absolute(path: str) -> str:
+    """A local path from the root, so that it means the same in every process; a URI as it is."""
+    return path if "://" in path or path.startswith("hf:") else os.path.abspath(path)
 
 
 def pieces(paths: Sequence[str], split: str = "train") -> list[Piece]:

@@ -120,7 +120,10 @@ def _validation(config: TrainConfig) -> list[Batch]:
         config.data, config.model, config.data.validation, limit=VALIDATION_EXAMPLES
     )
     if not len(columns["input_ids"]):
-        raise ValueError(f"no row of data.validation {config.data.validation} can be used")
+        raise ValueError(
+            f"no row of data.validation {config.data.validation} can be used: compare its columns "
+            "with data.columns, its lengths with data.row_length"
+        )
     context = ray.train.get_context()
     mine = {n: c[context.get_world_rank() :: context.get_world_size()] for n, c in columns.items()}
     starts = range(0, len(mine["input_ids"]), config.micro_rows)

@@ -66,7 +66,7 @@ def test_a_bad_trial_fails_alone_and_a_worse_one_stops_early(
     cpus = ray.cluster_resources()["CPU"]
     trials = [
         Trial("good", {"optim.lr": 1e-2}),
-        Trial("bad", {"data.columns": {"prompt": "nothing"}}),
+        Trial("bad", {"data.columns": {"prompt": "nothing"}, "data.validation": ()}),
         Trial("worse", {"optim.lr": 1e-9}),
     ]
     settings = SearchSettings("asha", "val_nll", "min", grace_steps=4, max_concurrent=1)

@@ -1,6 +1,6 @@
 """The head and the loss as one differentiable function that never holds a [T, V] tensor.
 
-In: scored rows of hidden states [T, D] and the head's weight [V, D]. Out: the summed loss and five
+In: scored rows of hidden states [T, D] and the head's weight [V, D]. Out: the summed loss and four
 figures a row. The rows go through in chunks: logits, their gradient in the same place, its products
 with the weight and the hidden states. The backward pass only hands out what then lies ready.
 

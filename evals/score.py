@@ -1,7 +1,7 @@
 """Scores of one Hugging Face directory on benchmarks.
 
-In: a running engine, a model directory, benchmarks. Out: one `TaskScore` a benchmark and, in
-`results_dir`, every prompt as the model saw it, every answer and every verdict:
+In: a model directory, benchmarks, an engine for those that have no score yet. Out: one `TaskScore`
+a benchmark and, in `results_dir`, every prompt as the model saw it, every answer and every verdict:
 
     <benchmark>.jsonl  one line an item: id, prompt, answer, rendered, samples
     <benchmark>.json   the score, and what identifies it; written last, so it marks completeness
@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -57,17 +57,23 @@ class _Job:
 
 
 def score(
-    engine: ServesModels,
+    engine: Callable[[], ServesModels],
+    settings: EngineSettings,
     model_dir: str | Path,
     benchmarks: Sequence[Benchmark],
     *,
     results_dir: str | Path | None = None,
 ) -> list[TaskScore]:
-    """Score the model in `model_dir`, which the engine is made to serve if it does not yet.
+    """Score the model in `model_dir`, each item as one user turn with its own chat template.
 
-    Each item is rendered as one user turn with the model's own chat template. A score that
-    `results_dir` holds for the same weights, prompts and settings is returned from there; when
-    all are, the engine is not touched.
+    Args:
+        engine: gives the running engine, which is made to serve the model; called only where there
+            is something to compute, so that it can start the engine when it is first called.
+        settings: of that engine.
+        model_dir: a Hugging Face directory.
+        benchmarks: of different names.
+        results_dir: a score that it holds for the same weights, prompts and settings is returned
+            from there, a new one written there.
 
     Raises:
         ValueError: no tokenizer or chat template in `model_dir`, a benchmark without items, two
@@ -76,25 +82,16 @@ def score(
     """
     path = Path(model_dir).absolute()
     scores = []
-    for job in _jobs(path, benchmarks, engine.settings):
+    for job in _jobs(path, benchmarks, settings):
         found = _stored(job, results_dir)
         if found is None:
-            if engine.model_dir != path:
-                engine.swap(path)
-            found = _run(engine, job, results_dir)
+            serving = engine()
+            assert serving.settings == settings, "scores would be stored under other settings"
+            if serving.model_dir != path:
+                serving.swap(path)
+            found = _run(serving, job, results_dir)
         scores.append(found)
     return scores
-
-
-def stored_scores(
-    model_dir: str | Path,
-    benchmarks: Sequence[Benchmark],
-    settings: EngineSettings,
-    results_dir: str | Path,
-) -> list[TaskScore | None]:
-    """Return what `score` would take from `results_dir`, None for what it would compute."""
-    jobs = _jobs(Path(model_dir).absolute(), benchmarks, settings)
-    return [_stored(job, results_dir) for job in jobs]
 
 
 def _jobs(model_dir: Path, benchmarks: Sequence[Benchmark], settings: EngineSettings) -> list[_Job]:

@@ -7,11 +7,12 @@ Ray must be running. What is already there from an interrupted run is taken from
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from evals.benchmark import TaskScore
 from evals.engine import Engine
-from evals.score import score, stored_scores
+from evals.score import score
 from pipelines import console
 from pipelines.presets import SweepConfig
 from pipelines.resolve import load_benchmarks, local_model
@@ -61,20 +62,24 @@ def score_models(
         benchmarks = load_benchmarks(config.benchmarks, config.benchmark_dir, config.max_items)
         settings = replace(config.engine, log_dir=str(directory / "logs" / "engine"))
         paths = {name: local_model(path) for name, path in models.items()}
-        engine: Engine | None = None
         scores: Scores = {}
+
+        def say_progress() -> None:
+            name = list(paths)[len(scores)]
+            stage.say(f"{len(scores)} of {len(paths)} models scored · {name}")
+
+        @cache
+        def engine() -> Engine:
+            stage.say("starting vLLM")
+            first = next(iter(paths.values()))
+            started = stack.enter_context(Engine.start(first, settings=settings))
+            say_progress()
+            return started
+
         for name, path in paths.items():
+            say_progress()
             folder = directory / "scores" / name
-            stored = stored_scores(path, benchmarks, settings, folder)
-            found = [s for s in stored if s is not None]
-            if len(found) < len(benchmarks):
-                if engine is None:
-                    stage.say("starting vLLM")
-                    first = next(iter(paths.values()))
-                    engine = stack.enter_context(Engine.start(first, settings=settings))
-                stage.say(f"{len(scores)} of {len(paths)} models scored · {name}")
-                found = score(engine, path, benchmarks, results_dir=folder)
-            scores[name] = found
-            done(name, found)
+            scores[name] = score(engine, settings, path, benchmarks, results_dir=folder)
+            done(name, scores[name])
         stage.say(f"{len(scores)} models on {len(benchmarks)} benchmarks")
         return scores

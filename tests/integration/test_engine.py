@@ -138,7 +138,8 @@ def test_score_of_a_file_benchmark_is_stored_and_reused(engine, checkpoints, tmp
     benchmark = tasks.load(f"file:{questions}", None)
     results = tmp_path / "results"
 
-    [first] = score(engine, checkpoints[3], [benchmark], results_dir=results)
+    asked = (lambda: engine, engine.settings, checkpoints[3], [benchmark])
+    [first] = score(*asked, results_dir=results)
     assert engine.model_dir == checkpoints[3]
     assert first.num_examples == 6
     assert 0 <= first.low <= first.value <= first.high <= 1
@@ -147,5 +148,5 @@ def test_score_of_a_file_benchmark_is_stored_and_reused(engine, checkpoints, tmp
     assert stored[2]["samples"][0]["num_tokens"] > 0
 
     engine.swap(checkpoints[0])
-    assert score(engine, checkpoints[3], [benchmark], results_dir=results) == [first]
+    assert score(*asked, results_dir=results) == [first]
     assert engine.model_dir == checkpoints[0]

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from evals.benchmark import Benchmark, Decoding, Item
+from evals.benchmark import Benchmark, Decoding, Item, TaskScore
 from evals.deployment import EngineSettings
 from evals.engine import Completion
-from evals.score import score, stored_scores
+from evals.score import score
 from tests.assets.tiny import TURN_END, make_tiny_model
 
 
@@ -38,6 +38,18 @@ class Calculator:
         return answers
 
 
+class Started(Exception):
+    """The engine was asked for."""
+
+
+def no_engine() -> Calculator:
+    raise Started
+
+
+def score_on(engine: Calculator, model_dir: Path, benchmarks, **more) -> list[TaskScore]:
+    return score(lambda: engine, engine.settings, model_dir, benchmarks, **more)
+
+
 def right(item: Item, text: str) -> bool:
     return text == f"It is {item.answer}"
 
@@ -56,7 +68,7 @@ def sums() -> Benchmark:
 
 def test_value_prompts_and_files(model, sums, tmp_path):
     engine = Calculator(model)
-    [result] = score(engine, model, [sums], results_dir=tmp_path / "results")
+    [result] = score_on(engine, model, [sums], results_dir=tmp_path / "results")
     # 8 answers; wrong: the second of items 1 and 3, of which the last also timed out
     assert result.value == 6 / 8
     assert result.low < result.value < result.high
@@ -74,10 +86,8 @@ def test_value_prompts_and_files(model, sums, tmp_path):
 
 def test_reused_only_for_same_weights_items_and_settings(model, sums, tmp_path):
     engine, results = Calculator(model), tmp_path / "results"
-    first = score(engine, model, [sums], results_dir=results)
-    assert score(engine, model, [sums], results_dir=results) == first
-    assert stored_scores(model, [sums], engine.settings, results) == first
-    assert len(engine.generated) == 1
+    first = score_on(engine, model, [sums], results_dir=results)
+    assert score(no_engine, engine.settings, model, [sums], results_dir=results) == first
 
     other = make_tiny_model(tmp_path / "other", seed=1)
     warmer = dataclasses.replace(sums, decoding=dataclasses.replace(sums.decoding, temperature=1.0))
@@ -89,8 +99,9 @@ def test_reused_only_for_same_weights_items_and_settings(model, sums, tmp_path):
         (model, fewer, engine.settings),
         (model, sums, shorter),
     ):
-        assert stored_scores(directory, [benchmark], settings, results) == [None]
-    score(engine, other, [sums], results_dir=results)
+        with pytest.raises(Started):
+            score(no_engine, settings, directory, [benchmark], results_dir=results)
+    score_on(engine, other, [sums], results_dir=results)
     assert engine.model_dir == other
     assert len(engine.generated) == 2
 
@@ -101,7 +112,7 @@ def test_turn_end_stops_where_the_model_ends_sequences_with_another_token(model,
     tokenizer.save_pretrained(model)
     (model / "generation_config.json").unlink()
     engine = Calculator(model)
-    score(engine, model, [sums])
+    score_on(engine, model, [sums])
     expected = tokenizer.convert_tokens_to_ids(["<|endoftext|>", TURN_END])
     assert engine.generated[0]["stop"] == sorted(expected)
 
@@ -109,12 +120,12 @@ def test_turn_end_stops_where_the_model_ends_sequences_with_another_token(model,
 def test_bad_input_is_named(model, sums, tmp_path):
     engine = Calculator(model)
     with pytest.raises(ValueError, match="same name"):
-        score(engine, model, [sums, sums])
+        score_on(engine, model, [sums, sums])
     with pytest.raises(ValueError, match="'sums' has no items"):
-        score(engine, model, [dataclasses.replace(sums, items=())])
+        score_on(engine, model, [dataclasses.replace(sums, items=())])
     (model / "chat_template.jinja").unlink()
     with pytest.raises(ValueError, match="no chat template"):
-        score(engine, model, [sums])
+        score_on(engine, model, [sums])
     with pytest.raises(ValueError, match="no tokenizer"):
-        score(engine, tmp_path / "nowhere", [sums])
+        score_on(engine, tmp_path / "nowhere", [sums])
     assert engine.generated == []

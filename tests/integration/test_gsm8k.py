@@ -1,0 +1,48 @@
+"""The main job on a published data set and its benchmark, as the README has it: GSM8K."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
+
+
+def test_the_base_and_the_arm_are_scored(benchmark_dir: Path, tmp_path: Path) -> None:
+    """The benchmark's column names, its own directory, few items and steps."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    line = ["--data", f"{benchmark_dir}/gsm8k/train.jsonl"]
+    line += ["--columns", "prompt=question", "completion=answer"]
+    line += ["--benchmarks", "gsm8k", "--benchmark-dir", str(benchmark_dir), "--max-items", "8"]
+    line += ["--max-steps", "20", "--arms", "sft", "--seeds", "0"]
+    line += ["--output", str(tmp_path), "--engine.port", str(port)]
+    done = subprocess.run(
+        [sys.executable, "pipelines/full_sweep.py", *line],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        env={k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "RAY_ADDRESS")},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    (board,) = tmp_path.glob("*/leaderboard.json")
+    rows = {row["trial"]: row for row in json.loads(board.read_text())}
+    assert {name: row["status"] for name, row in rows.items()} == {
+        "base": "base",
+        "sft-seed0": "finished",
+    }
+    for name, row in rows.items():
+        assert list(row["scores"]) == ["gsm8k"]
+        score = row["scores"]["gsm8k"]
+        assert score["num_examples"] == 8
+        assert 0 <= score["low"] <= score["value"] <= score["high"] <= 1
+        answers = (board.parent / "scores" / name / "gsm8k.jsonl").read_text().splitlines()
+        assert len(answers) == 8

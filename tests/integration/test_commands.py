@@ -4,23 +4,19 @@ The second command is the one that the first prints, with fewer items.
 """
 
 import json
-import os
 import shlex
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
+from tests.assets.newcomer import free_port, run
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 
-def run(words: list[str]) -> str:
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "RAY_ADDRESS")}
-    done = subprocess.run(words, capture_output=True, text=True, cwd=REPOSITORY, env=environment)
+def said_by(words: list[str]) -> str:
+    done = run(words)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout
@@ -33,7 +29,7 @@ def test_train_on_a_file_and_score_what_comes_out(tmp_path: Path) -> None:
     output = tmp_path / "runs"
     line = ["--data", str(data), "--columns", "prompt=question", "completion=answer"]
     line += ["--train.data.row-length", "256", "--max-steps", "2", "--output", str(output)]
-    said = run([sys.executable, "pipelines/train_one.py", *line, "--name", "mine"])
+    said = said_by([sys.executable, "pipelines/train_one.py", *line, "--name", "mine"])
     checkpoint = output / "mine" / "trials" / "train-seed0" / "train" / "step-000002"
     assert str(checkpoint) in said and "step 2: nll " in said
     assert (checkpoint / "model.safetensors").is_file()
@@ -42,11 +38,8 @@ def test_train_on_a_file_and_score_what_comes_out(tmp_path: Path) -> None:
 
     (score,) = (s for s in said.splitlines() if "score_checkpoint.py" in s)
     words = shlex.split(score.partition("  # ")[0])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = ["--preset", "debug", "--max-items", "2", "--engine.port", str(port)]
-    said = run([*words, *options, "--output", str(output), "--name", "scored"])
+    options = ["--preset", "debug", "--max-items", "2", "--engine.port", str(free_port())]
+    said = said_by([*words, *options, "--output", str(output), "--name", "scored"])
     scores = json.loads((output / "scored" / "scores.json").read_text())
     assert [s["task"] for s in scores] == ["target-heldout", "retained-code"]
     for each in scores:

@@ -1,7 +1,6 @@
 """The engine on real parts: Ray Serve, vLLM, a tiny random Qwen3 with tied embeddings."""
 
 import json
-import socket
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from evals import tasks
 from evals.benchmark import Decoding
 from evals.engine import Engine, EngineSettings
 from evals.score import score
+from tests.assets.newcomer import free_port
 from tests.assets.tiny import make_tiny_model
 
 pytestmark = pytest.mark.integration
@@ -29,13 +29,10 @@ def checkpoints(tmp_path_factory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def started(checkpoints, tmp_path_factory):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     settings = EngineSettings(
         max_model_len=512,
         kv_cache_gib=0.25,
-        port=port,
+        port=free_port(),
         log_dir=str(tmp_path_factory.mktemp("logs")),
     )
     ray.init(address="local", num_cpus=2, log_to_driver=False)

@@ -1,36 +1,24 @@
 """The main job on a published data set and its benchmark, as the README has it: GSM8K."""
 
 import json
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
+from tests.assets.newcomer import free_port, run
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
 
 
 def test_the_base_and_the_arm_are_scored(benchmark_dir: Path, tmp_path: Path) -> None:
     """The benchmark's column names, its own directory, few items and steps."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     line = ["--data", f"{benchmark_dir}/gsm8k/train.jsonl"]
     line += ["--columns", "prompt=question", "completion=answer"]
     line += ["--benchmarks", "gsm8k", "--benchmark-dir", str(benchmark_dir), "--max-items", "8"]
     line += ["--max-steps", "20", "--arms", "sft", "--seeds", "0"]
-    line += ["--output", str(tmp_path), "--engine.port", str(port)]
-    done = subprocess.run(
-        [sys.executable, "pipelines/full_sweep.py", *line],
-        capture_output=True,
-        text=True,
-        cwd=REPOSITORY,
-        env={k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "RAY_ADDRESS")},
-    )
+    line += ["--output", str(tmp_path), "--engine.port", str(free_port())]
+    done = run([sys.executable, "pipelines/full_sweep.py", *line])
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     (board,) = tmp_path.glob("*/leaderboard.json")

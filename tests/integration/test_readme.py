@@ -1,7 +1,6 @@
 """What the README shows from Python, run to the letter; its loss for trainers is in numerics."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -9,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.assets.newcomer import REPOSITORY, environment
+
 pytestmark = pytest.mark.integration
-REPOSITORY = Path(__file__).parents[2]
 
 
 def test_one_local_job(tmp_path: Path) -> None:
@@ -19,11 +19,10 @@ def test_one_local_job(tmp_path: Path) -> None:
     rows = [{"prompt": f"{i} + 1?", "completion": str(i + 1)} for i in range(200)]
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "pipelines").symlink_to(REPOSITORY / "pipelines")
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     done = subprocess.run(
         [sys.executable, "-c", source],
         cwd=tmp_path,
-        env={**environment, "PYTHONPATH": str(REPOSITORY)},
+        env={**environment(), "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
     )

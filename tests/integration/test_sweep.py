@@ -1,9 +1,7 @@
 """The main job, as a newcomer runs it: real Ray, Train, Tune, Serve, vLLM and MLflow."""
 
 import json
-import os
 import shlex
-import socket
 import subprocess
 import sys
 import time
@@ -12,7 +10,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-REPOSITORY = Path(__file__).parents[2]
+from tests.assets.newcomer import REPOSITORY, environment, free_port, run
+
 TRIALS = ["sft-seed0", "otr-k16-seed0"]
 BENCHMARKS = ["target-heldout", "retained-code"]
 
@@ -20,26 +19,12 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
 
 
 def command(how: list[str], output: Path, *options: str) -> list[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    line = ["--preset", "debug", "--output", str(output), "--engine.port", str(port), *options]
-    return [sys.executable, *how, *line]
-
-
-def environment() -> dict[str, str]:
-    """Without what a newcomer would not have set."""
-    return {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "RAY_ADDRESS")}
+    line = ["--preset", "debug", "--output", str(output), "--engine.port", str(free_port())]
+    return [sys.executable, *how, *line, *options]
 
 
 def sweep(how: list[str], output: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(how, output, *options),
-        capture_output=True,
-        text=True,
-        cwd=REPOSITORY,
-        env=environment(),
-    )
+    return run(command(how, output, *options))
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """What is written to MLflow comes back through its own client."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from pipelines import console
 from pipelines.presets import PRESETS
 from pipelines.tracking import EXPERIMENT, Tracker, store_uri
 from pipelines.watch import Watcher, settle
+from tests.assets.newcomer import free_port
 from tuning.space import Trial
 from tuning.sweep import TrialResult
 
@@ -37,9 +37,7 @@ def runs_of(uri: str) -> dict[str, Any]:
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
     """The address of an MLflow server on this machine."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     store, artifacts = f"sqlite:///{tmp_path}/server.db", f"{tmp_path}/artifacts"
     words = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     words += ["--backend-store-uri", store, "--artifacts-destination", artifacts, "--workers", "1"]

@@ -92,7 +92,7 @@ def test_sums_are_over_the_scored_rows(function, objective: Objective) -> None:
     assert out.reward_sum.item() == pytest.approx(hits + beta * (4 - hits), rel=1e-6)
     got = torch.autograd.grad(out.loss_sum, logits)[0]
     assert not got[[0, 4]].any()
-    torch.testing.assert_close(got, oracle.gradient(logits, terms), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(got, oracle.gradient(logits, terms), **EXACT)
 
 
 @pytest.mark.parametrize("objective", [SFT, SAMPLED], ids=["sft", "sampled"])

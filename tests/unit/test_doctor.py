@@ -16,6 +16,7 @@ from pipelines import cli, doctor
 from pipelines.doctor import Finding
 from pipelines.presets import PRESETS, SweepConfig
 from pipelines.tracking import check_store
+from tests.assets.newcomer import free_port
 from tests.assets.tiny import make_tiny_model
 from tuning.space import Trial
 
@@ -34,13 +35,10 @@ def config(model: Path, tmp_path: Path) -> SweepConfig:
     benchmark.write_text(json.dumps({"prompt": "1 + 1?", "answer": "2"}) + "\n")
     start = PRESETS["debug"]()
     columns = {"prompt": "question", "completion": "answer"}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     return replace(
         start,
         output=str(tmp_path / "runs"),
-        engine=replace(start.engine, port=port),
+        engine=replace(start.engine, port=free_port()),
         benchmarks=(f"file:{benchmark}",),
         train=replace(
             start.train,

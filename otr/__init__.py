@@ -3,14 +3,24 @@
 from typing import Any
 
 from otr.checkpoint import load_checkpoint, save_checkpoint
-from otr.config import DataConfig, ModelConfig, OptimConfig, TrainConfig, Workers
+from otr.config import (
+    DataConfig,
+    LoraConfig,
+    MemoryConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+    Workers,
+)
 from otr.loss import linear_token_loss, token_loss
 from otr.objective import IGNORE_INDEX, LossOutput, Objective
 
 __all__ = [
     "IGNORE_INDEX",
     "DataConfig",
+    "LoraConfig",
     "LossOutput",
+    "MemoryConfig",
     "ModelConfig",
     "Objective",
     "OptimConfig",

@@ -15,6 +15,40 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the forward and backward pass; the weights that are trained stay float32."""
     trust_remote_code: bool = False
+    attention: str = "auto"
+    """``auto``: ours, without padding, where the model can take it; or one of transformers'
+    (``sdpa``, ``flash_attention_2``, ``flex_attention``, ``eager``), on padded rows."""
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters (arXiv:2106.09685) instead of all weights."""
+
+    rank: int = 0
+    """Of each adapter; 0 trains the whole model."""
+    alpha: float = 32.0
+    """An adapter's product is multiplied by alpha / rank."""
+    targets: tuple[str, ...] = ()
+    """Ends of the names of the linear layers that get one; empty: all but the head."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 0:
+            raise ValueError(f"lora.rank is {self.rank}: use 0 (the whole model) or more")
+        if not self.alpha > 0:
+            raise ValueError(f"lora.alpha is {self.alpha}: use a number > 0")
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """How a run fits on its devices; none of it changes what is learned."""
+
+    strategy: Literal["auto", "single", "ddp", "fsdp", "fsdp_offload"] = "auto"
+    """``ddp``: the whole model on every worker; ``fsdp``: a share of it, fetched layer by layer
+    (FSDP2); ``fsdp_offload``: that share in host memory. ``auto``: the first that fits."""
+    gradient_checkpointing: bool = False
+    """Compute each layer's activations a second time instead of keeping them."""
+    compile: bool = False
+    """Each decoder layer by torch.compile; pays on a GPU, on long runs."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +67,9 @@ class DataConfig:
     """S, tokens a packed row."""
     max_rejected: float = 0.05
     """Share of examples that may be unusable."""
+    skip_bad: bool = False
+    """Leave out and count what would end the run: files that can't be read, and steps whose loss
+    or gradient is not finite."""
 
     def __post_init__(self) -> None:
         if not self.paths:
@@ -93,6 +130,8 @@ class TrainConfig:
     data: DataConfig
     objective: Objective = field(default_factory=Objective)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
     workers: Workers = field(default_factory=Workers)
     max_steps: int = 100
     step_rows: int = 32
@@ -122,6 +161,11 @@ class TrainConfig:
             raise ValueError(
                 f"step_rows is {self.step_rows}: use a multiple of micro_rows x workers.count "
                 f"= {self.micro_rows} x {self.workers.count}"
+            )
+        if self.memory.strategy == "single" and self.workers.count > 1:
+            raise ValueError(
+                f"memory.strategy is 'single' with {self.workers.count} workers: use 'ddp' or "
+                "'fsdp', or workers.count 1"
             )
 
     @property

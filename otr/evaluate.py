@@ -2,7 +2,7 @@
 
 In: a model and micro-batches (contract 1). Out: a dict of means over all ranks.
 
-Shapes: B rows, S row length, T tokens.
+Shapes: B rows, S row length, N tokens that are no padding, T scored ones.
 """
 
 from collections.abc import Iterable, Mapping
@@ -10,9 +10,12 @@ from collections.abc import Iterable, Mapping
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from otr.model import head, hidden_states
+
+CHUNK = 1024  # scored tokens that have logits at a time
 
 
 @torch.no_grad()
@@ -46,17 +49,22 @@ def evaluate(
 
 def _score(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
     """[nll, tokens right, tokens, examples right, examples] of one micro-batch."""
-    hidden_BSD = hidden_states(model, batch["input_ids"], batch["segment_ids"])[:, :-1]
-    scored_BS = batch["loss_mask"][:, 1:]
-    target_T = batch["input_ids"][:, 1:][scored_BS].long()
-    logits_TV = head(model).logits(hidden_BSD[scored_BS])
-    nll = torch.nn.functional.cross_entropy(logits_TV, target_T, reduction="sum")
-    right_T = logits_TV.argmax(-1) == target_T
-    row_BS = torch.arange(len(scored_BS), device=scored_BS.device)[:, None].expand_as(scored_BS)
-    key_BS = row_BS * batch["segment_ids"].shape[1] + batch["segment_ids"][:, 1:]
+    real_BS = batch["segment_ids"] > 0
+    scored_BS = torch.zeros_like(real_BS)
+    scored_BS[:, :-1] = batch["loss_mask"][:, 1:]
+    hidden_ND = hidden_states(model, batch["input_ids"], batch["segment_ids"])
+    hidden_TD = hidden_ND[scored_BS[real_BS]]
+    target_T = batch["input_ids"][:, 1:][scored_BS[:, :-1]].long()
+    row_BS = torch.arange(len(real_BS), device=real_BS.device)[:, None].expand_as(real_BS)
+    key_BS = row_BS * real_BS.shape[1] + batch["segment_ids"]
     examples, example_T = key_BS[scored_BS].unique(return_inverse=True)
-    wrong = torch.zeros(len(examples), device=right_T.device).index_add_(
-        0, example_T, (~right_T).float()
-    )
-    counts = [nll, right_T.sum(), len(target_T), (wrong == 0).sum(), len(examples)]
-    return torch.stack([torch.as_tensor(c, device=right_T.device).double() for c in counts])
+    wrong = torch.zeros(len(examples), device=hidden_TD.device)
+    nll = hidden_TD.new_zeros((), dtype=torch.double)
+    for part in torch.arange(len(target_T), device=wrong.device).split(CHUNK):
+        logits_TV = head(model).logits(hidden_TD[part])
+        nll += cross_entropy(logits_TV, target_T[part], reduction="sum")
+        wrong_T = (logits_TV.argmax(-1) != target_T[part]).float()
+        wrong.index_add_(0, example_T[part], wrong_T)
+    right = len(target_T) - wrong.sum()
+    counts = [nll, right, len(target_T), (wrong == 0).sum(), len(examples)]
+    return torch.stack([torch.as_tensor(c, device=wrong.device).double() for c in counts])

@@ -10,7 +10,7 @@ Shapes: B rows, S row length, T tokens, D width.
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, cast
 
@@ -23,43 +23,10 @@ from transformers import PreTrainedModel
 from otr.checkpoint import Checkpoints, load_checkpoint
 from otr.config import TrainConfig
 from otr.evaluate import evaluate
-from otr.loss import linear_token_loss
-from otr.model import head, hidden_states
-from otr.objective import IGNORE_INDEX, LossOutput, Objective
 from otr.optim import learning_rate, make_optimizer
+from otr.policy import Batch, Policy
 
-Batch = Mapping[str, Tensor]
 Report = Callable[[dict[str, float], str | None], Any]
-
-
-class Policy(nn.Module):
-    """The model and its loss in one module, so that DDP sees a forward pass."""
-
-    def __init__(self, model: PreTrainedModel, objective: Objective) -> None:
-        super().__init__()
-        self.model, self.objective = model, objective
-
-    def forward(self, batch: Batch, seed: int, first_row: int) -> LossOutput:
-        """The loss of a micro-batch whose first row is number `first_row` of its step."""
-        hidden_BSD = hidden_states(self.model, batch["input_ids"], batch["segment_ids"])
-        target_BS = batch["input_ids"].long().masked_fill(~batch["loss_mask"], IGNORE_INDEX)[:, 1:]
-        position_BS = torch.arange(
-            first_row * target_BS.shape[1],
-            (first_row + len(target_BS)) * target_BS.shape[1],
-            device=target_BS.device,
-        )
-        its = head(self.model)
-        return linear_token_loss(
-            hidden_BSD[:, :-1].flatten(0, 1),
-            its.weight,
-            target_BS.flatten(),
-            self.objective,
-            bias=its.bias,
-            logit_scale=its.logit_scale,
-            softcap=its.softcap,
-            generator=torch.Generator().manual_seed(seed),
-            position_T=position_BS,
-        )
 
 
 def train(

@@ -1,9 +1,10 @@
 """A Hugging Face causal language model and its tokenizer, ready to train on packed rows.
 
-Shapes: B rows, S row length, D width, V vocabulary.
+Shapes: B rows, S row length, N tokens that are no padding, D width, V vocabulary.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import cast
 
 import torch
@@ -16,6 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from otr.attention import PACKED, no_mask, register
 from otr.config import ModelConfig
 
 
@@ -49,12 +51,14 @@ def load_model(
     Raises:
         ValueError: it can't be loaded, or `tokenizer` has ids that the model has no row for.
     """
+    register()
     try:
         model = AutoModelForCausalLM.from_pretrained(
             config.path,
             dtype=torch.float32,
             trust_remote_code=config.trust_remote_code,
             use_safetensors=True,
+            attn_implementation=PACKED if config.attention == "auto" else config.attention,
         )
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().split("\n")[0]
@@ -82,11 +86,27 @@ def position_ids(segment_ids_BS: Int[Tensor, "B S"]) -> Int[Tensor, "B S"]:
 
 def hidden_states(
     model: PreTrainedModel, input_ids_BS: Int[Tensor, "B S"], segment_ids_BS: Int[Tensor, "B S"]
-) -> Float[Tensor, "B S D"]:
-    """What the head sees, each packed example on its own."""
+) -> Float[Tensor, "N D"]:
+    """What the head sees of the tokens with a segment, row by row, each example on its own.
+
+    Padding never reaches a model that has the attention PACKED.
+    """
+    real_BS = segment_ids_BS > 0
+    position_BS = position_ids(segment_ids_BS)
+    if model.config._attn_implementation != PACKED:
+        inside = model.base_model(
+            input_ids=input_ids_BS, position_ids=position_BS, use_cache=False
+        ).last_hidden_state
+        return inside[real_BS]
+    position_N = position_BS[real_BS]
+    ends = [*(position_N == 0).nonzero().flatten().tolist(), len(position_N)]
     return model.base_model(
-        input_ids=input_ids_BS, position_ids=position_ids(segment_ids_BS), use_cache=False
-    ).last_hidden_state
+        input_ids=input_ids_BS[real_BS][None],
+        position_ids=position_N[None],
+        attention_mask=no_mask(position_N.device),
+        use_cache=False,
+        lengths=[end - start for start, end in pairwise(ends)],
+    ).last_hidden_state[0]
 
 
 @dataclass(frozen=True)

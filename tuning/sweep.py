@@ -35,8 +35,7 @@ class SearchSettings:
     scheduler: Literal["none", "asha"] = "none"
     """asha stops the worse trials early."""
     metric: str = "val_exact"
-    """That asha compares; a key of what training reports."""
-    mode: Literal["min", "max"] = "max"
+    """That asha compares; a key of what training reports. Less is better of ...loss and ...nll."""
     grace_steps: int = 100
     """Steps that every trial may take under asha."""
     max_concurrent: int = 0
@@ -45,8 +44,6 @@ class SearchSettings:
     def __post_init__(self) -> None:
         if self.scheduler not in ("none", "asha"):
             raise ValueError(f"scheduler {self.scheduler!r}: use 'none' or 'asha'")
-        if self.mode not in ("min", "max"):
-            raise ValueError(f"mode {self.mode!r}: use 'min' or 'max'")
         if self.grace_steps < 1 or self.max_concurrent < 0:
             raise ValueError(
                 f"grace_steps is {self.grace_steps}, max_concurrent {self.max_concurrent}: "
@@ -169,7 +166,7 @@ def _tune_config(settings: SearchSettings, max_steps: int, concurrent: int) -> t
         scheduler = ASHAScheduler(
             time_attr="step",
             metric=settings.metric,
-            mode=settings.mode,
+            mode="min" if settings.metric.endswith(("loss", "nll")) else "max",
             max_t=max_steps,
             grace_period=min(settings.grace_steps, max_steps),
         )

@@ -21,8 +21,9 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from otr.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 from otr.data import pack, tokenize
-from otr.loop import Batch, train
+from otr.loop import train
 from otr.objective import Objective
+from otr.policy import Batch
 from pipelines.builtin.world import SKILLS, items
 
 TARGET = "chain"

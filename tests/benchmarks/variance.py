@@ -89,10 +89,11 @@ def tokens(most: int = 600) -> tuple[Tensor, Tensor]:
         columns = packed_locally(config.data, config.model, config.data.validation, limit=100)
         model = load_model(config.model).eval()
         batch = {name: torch.from_numpy(column) for name, column in columns.items()}
-        scored_BS = batch["loss_mask"][:, 1:]
-        hidden_BSD = hidden_states(model, batch["input_ids"], batch["segment_ids"])[:, :-1]
-        target_T = batch["input_ids"][:, 1:][scored_BS].long()
-        logits_TV = head(model).logits(hidden_BSD[scored_BS])
+        target_BS = batch["loss_mask"]
+        before_BS = target_BS.roll(-1, dims=1)  # a row's first token is never a target
+        hidden_ND = hidden_states(model, batch["input_ids"], batch["segment_ids"])
+        target_T = batch["input_ids"][target_BS].long()
+        logits_TV = head(model).logits(hidden_ND[before_BS[batch["segment_ids"] > 0]])
     chosen = torch.randperm(len(target_T), generator=torch.Generator().manual_seed(0))[:most]
     return logits_TV[chosen], target_T[chosen]
 

@@ -70,7 +70,10 @@ def by_our_loss(model_dir: Path, objective: Objective, seed: int) -> dict[str, t
     model = load_model(ModelConfig(str(model_dir)))
     generator = torch.Generator().manual_seed(seed)
     for _ in range(STEPS):
-        hidden_BSD = hidden_states(model, batch["input_ids"], torch.ones_like(batch["input_ids"]))
+        ids_BS = batch["input_ids"]
+        hidden_BSD = hidden_states(model, ids_BS, torch.ones_like(ids_BS)).unflatten(
+            0, ids_BS.shape
+        )
         out = linear_token_loss(
             hidden_BSD[:, :-1].flatten(0, 1),
             head(model).weight,

@@ -51,7 +51,7 @@ def test_the_loss_is_that_of_the_models_own_logits(
         torch.nn.init.normal_(parameter, std=0.3)
     ids_BS = torch.randint(3, 61, (2, 12))
     logits_BSV = model(ids_BS, use_cache=False).logits
-    hidden_BSD = hidden_states(model, ids_BS, torch.ones_like(ids_BS))
+    hidden_BSD = hidden_states(model, ids_BS, torch.ones_like(ids_BS)).unflatten(0, ids_BS.shape)
     its = head(model)
     torch.testing.assert_close(its.logits(hidden_BSD), logits_BSV)
     ours = linear_token_loss(

@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --no-deps --disable-pip-version-chec
 TORCH := 2.13.0
 FOUND := $(if $(wildcard $(VENV)/.ready),reuses,made)
 
-.PHONY: setup sweep test test-quick check bench-loss
+.PHONY: setup sweep test test-quick check bench-loss bench-train
 sweep: setup
 	@$(BIN)/python pipelines/full_sweep.py --preset builtin
 
@@ -18,6 +18,9 @@ test-quick: setup
 
 bench-loss: setup
 	@$(BIN)/python -m tests.benchmarks.loss --json docs/loss/benchmark.json
+
+bench-train: setup
+	@$(BIN)/python -m tests.benchmarks.train --json docs/train/benchmark.json
 
 check: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

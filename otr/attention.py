@@ -5,18 +5,22 @@ a micro-batch one after another, and the examples' lengths. Out: what each token
 example. transformers' models find it under the name PACKED, once `register` has been called, and
 hand on the keyword `lengths` of their forward pass; without that they attend as with SDPA.
 
-Shapes: N tokens, H heads, d width of a head, L tokens of an example.
+Shapes: N tokens, H heads, G heads of keys and values, d width of a head, L tokens of an example.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 PACKED = "otr_packed"
+_LOOK = "otr_look"
 
 
 def no_mask(device: torch.device) -> Tensor:
@@ -31,6 +35,41 @@ def register() -> None:
 
     AttentionInterface.register(PACKED, packed_attention)
     AttentionMaskInterface.register(PACKED, sdpa_mask)
+
+
+class _Looked(Exception):
+    """A model's first layer asks for its attention."""
+
+
+def hands_on_lengths(model: "PreTrainedModel") -> bool:
+    """Whether the `lengths` that a model is given reach its attention; needs no weights.
+
+    Tried: of a forward pass, all that comes before the first attention.
+    """
+    from transformers import AttentionInterface
+
+    def look(*_: Any, lengths: Sequence[int] | None = None, **__: Any) -> None:
+        raise _Looked(lengths)
+
+    before = model.config._attn_implementation
+    AttentionInterface.register(_LOOK, look)
+    model.set_attn_implementation(_LOOK)
+    ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
+    try:
+        model.base_model(
+            input_ids=ids,
+            position_ids=ids,
+            attention_mask=no_mask(ids.device),
+            use_cache=False,
+            lengths=[1, 1],
+        )
+    except _Looked as found:
+        return found.args[0] is not None
+    except TypeError:  # it takes no such argument
+        return False
+    finally:
+        model.set_attn_implementation(before)
+    return False
 
 
 def packed_attention(  # noqa: PLR0913 - transformers' signature
@@ -48,6 +87,8 @@ def packed_attention(  # noqa: PLR0913 - transformers' signature
 ) -> tuple[Float[Tensor, "1 N H d"], None]:
     """Causal attention in each example; `sliding_window` and `softcap` as the model's config has.
 
+    Attention weights are not dropped out, whatever the config says.
+
     On a GPU in bfloat16 or float16 it is torch's flash attention for examples of several lengths,
     elsewhere one call of SDPA an example.
     """
@@ -61,8 +102,8 @@ def packed_attention(  # noqa: PLR0913 - transformers' signature
     if query.is_cuda and half and softcap is None:
         return _flash(query, key, value, lengths, scaling, sliding_window), None
     parts = zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
-    seen = [_one(q, k, v, scaling, sliding_window, softcap) for q, k, v in parts]
-    return torch.cat(seen, dim=2).transpose(1, 2), None
+    seen = [_one(q, k, v, scaling, sliding_window, softcap).transpose(1, 2) for q, k, v in parts]
+    return torch.cat(seen, dim=1).contiguous(), None
 
 
 def _one(
@@ -101,8 +142,11 @@ def _flash(
 
     ends = torch.tensor([0, *lengths], device=q.device).cumsum(0, dtype=torch.int32)
     longest = max(lengths)
+    q_NHd, k_NGd, v_NGd = (x[0].transpose(0, 1) for x in (q, k, v))
     seen = varlen_attn(
-        *(x[0].transpose(0, 1) for x in (q, k, v)),
+        q_NHd,
+        k_NGd,
+        v_NGd,
         ends,
         ends,
         longest,

@@ -16,7 +16,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 FORMS = (("messages",), ("prompt", "completion"), ("instruction", "input", "output"))
-"""The columns a row may have."""
+"""The columns a row may have; `input` may lack."""
 
 Example = tuple[list[int], list[bool]]
 """Token ids and, for each, whether it is to be predicted."""
@@ -25,7 +25,7 @@ Example = tuple[list[int], list[bool]]
 class Rejected(ValueError):
     """An example that can't be trained on; `cause` is one of CAUSES."""
 
-    CAUSES = ("broken", "empty", "template", "over-long", "untrained")
+    CAUSES = ("broken", "empty", "template", "over-long", "untrained", "unreadable")
 
     def __init__(self, cause: str, detail: str) -> None:
         super().__init__(f"{cause}: {detail}")
@@ -149,9 +149,15 @@ def tokenize(
     columns: Mapping[str, str],
     row_length: int,
 ) -> Tokenized:
-    """Encode each row of a corpus; what can't be used comes back with its cause."""
+    """Encode each row of a corpus; what can't be used comes back with its cause.
+
+    A ValueError in the place of a row says why a file, or the rest of it, can't be read.
+    """
     done = Tokenized([], [])
     for row in rows:
+        if isinstance(row, ValueError):
+            done.rejected.append(("", "unreadable", str(row)))
+            continue
         try:
             done.examples.append(encode(messages_of(row, columns), tokenizer, row_length))
         except Rejected as error:

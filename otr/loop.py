@@ -1,8 +1,8 @@
 """The training loop: the seam between the method and whatever feeds and watches it.
 
 In: a model, an iterable of micro-batches (contract 1, [B, S] each) and a `TrainConfig`. Out:
-metrics and checkpoint directories, through `report`. In a test the batches are a list and `report`
-appends; under Ray they are a shard's iterator and `ray.train.report`.
+metrics and snapshots, through `report`. In a test the batches are a list and `report` appends;
+under Ray they come from a `Reader` and `report` is `ray.train.report`.
 
 Shapes: B rows, S row length, T tokens, D width.
 """
@@ -11,118 +11,180 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
-from typing import Any, cast
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
-from otr.checkpoint import Checkpoints, load_checkpoint
+from otr import parallel
+from otr.checkpoint import Snapshot, load_checkpoint
 from otr.config import TrainConfig
 from otr.evaluate import evaluate
 from otr.optim import learning_rate, make_optimizer
 from otr.policy import Batch, Policy
 
-Report = Callable[[dict[str, float], str | None], Any]
+Report = Callable[[dict[str, float], Snapshot | None], Any]
 
 
-def train(
+@dataclass(frozen=True)
+class BadStep:
+    """A step whose loss or gradient is not finite; the weights are untouched by it."""
+
+    step: int
+    loss: float
+    grad_norm: float
+    rows: list[int]
+    """Numbers within the step, from 0, of rows whose own loss is not finite; on all ranks."""
+    batches: Sequence[Batch]
+    """This rank's micro-batches of the step."""
+
+    def numbered(self) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """This rank's rows: number, input_ids [S], segment_ids [S]."""
+        for i, batch in enumerate(self.batches):
+            numbers = itertools.count(_first_row(i, batch))
+            yield from zip(numbers, batch["input_ids"], batch["segment_ids"], strict=False)
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What may happen in a run besides its steps; each is called on every rank."""
+
+    should_stop: Callable[[], bool] = lambda: False
+    """Asked once a step, on every rank; where any says so, all save and end the run."""
+    on_bad_step: Callable[[BadStep], str] = lambda bad: ""
+    """Keeps the rows; returns where, for the message."""
+
+
+def train(  # noqa: PLR0913 - all but what a run is made of by keyword
     model: PreTrainedModel,
     batches: Iterable[Batch],
     config: TrainConfig,
     report: Report,
     *,
-    checkpoints: Checkpoints | None = None,
+    resume_from: Path | None = None,
     validation: Sequence[Batch] = (),
+    hooks: Hooks | None = None,
 ) -> None:
-    """Take `config.max_steps` optimiser steps.
+    """Take optimiser steps up to `config.max_steps`. Every rank calls this.
 
-    Every rank calls this with its own micro-batches; each step takes `config.accumulation` of them.
     The loss is the sum over targets divided by their number over all ranks and micro-batches.
 
     Args:
-        model: on its device; trained in place.
-        batches: this rank's micro-batches in order, the same ones again on resume.
+        model: trained in place (but for fsdp), on this process's GPU if there is one.
+        batches: this rank's micro-batches, `config.accumulation` a step, from the first one that is
+            still to be taken.
         config: the run.
-        report: called by every rank with metrics of all ranks, and on rank 0 with the directory of
-            a new checkpoint, None otherwise.
-        checkpoints: where they go and which one to continue (None: nothing is saved).
+        report: called by every rank with metrics of all ranks, and with a snapshot where one is to
+            be written: every `config.save_every` steps, and at the end.
+        resume_from: a checkpoint, whose weights the model already has.
         validation: this rank's micro-batches to measure on, if `config.data.validation` names any.
+        hooks: see there.
 
     Raises:
-        FloatingPointError: the loss or its gradient is not finite; the weights are untouched.
+        FloatingPointError: the loss or its gradient is not finite and `config.data.skip_bad` is
+            off; the weights are untouched.
         ValueError: the batches end before `max_steps`.
     """
-    optimizer = make_optimizer(model, config.optim)
-    step = 0
-    if checkpoints is not None and checkpoints.resume_from is not None:
-        state = load_checkpoint(checkpoints.resume_from)
-        optimizer.load_state_dict(state["optimizer"])
-        step = state["step"]
-    policy: nn.Module = Policy(model, config.objective)
-    policy = DistributedDataParallel(policy) if _world() > 1 else policy
-    steps = _steps(batches, config, skip=step)
-    model.train()
-    clock, tokens = time.perf_counter(), 0.0
-    while step < config.max_steps:
+    hooks = hooks or Hooks()
+    policy = parallel.wrap(Policy(model, config.objective), config)
+    optimizer = make_optimizer(policy, config.optim)
+    step, skipped = 0, 0
+    if resume_from is not None:
+        state = load_checkpoint(resume_from)
+        step, skipped = state["step"], state.get("skipped_steps", 0)
+        parallel.load_optimizer(policy, optimizer, resume_from)
+    steps = _Steps(batches, config, step)
+    policy.train()
+    clock, tokens, stop = time.perf_counter(), 0.0, False
+    while step < config.max_steps and not stop:
         lr = learning_rate(config.optim, step, config.max_steps)
-        metrics = _step(policy, next(steps), optimizer, config, step, lr)
+        metrics = _step(policy, next(steps), optimizer, (config, step, lr), hooks)
         step += 1
         tokens += metrics.pop("tokens")
+        skipped += int(metrics.pop("skipped"))
+        stop = metrics.pop("stop") > 0
         last = step == config.max_steps
-        directory = None
-        saves = last or (config.save_every > 0 and step % config.save_every == 0)
-        if saves and _rank() == 0 and checkpoints is not None:
-            state = {"step": step, "optimizer": optimizer.state_dict()}
-            directory = str(checkpoints.save(step, model, state))
+        saves = last or stop or (config.save_every > 0 and step % config.save_every == 0)
         if saves or step == 1 or step % config.log_every == 0:
-            metrics["tokens_per_second"] = tokens / (time.perf_counter() - clock)
+            seconds = time.perf_counter() - clock
+            metrics |= {"tokens_per_second": tokens / seconds, "data_wait": steps.wait / seconds}
+            metrics |= {"skipped_steps": skipped} if skipped else {}
             # By the config and not by the rows: a rank without any must meet the others as well.
             if config.data.validation and (last or step % config.eval_every == 0):
-                metrics |= evaluate(model, validation, config.model.dtype)
-            report({"step": step, "lr": lr, **metrics}, directory)
-            clock, tokens = time.perf_counter(), 0.0
+                metrics |= evaluate(parallel.plain(policy), validation, config.model.dtype)
+            snapshot = None
+            if saves:
+                snapshot = _snapshot(policy, optimizer, (step, skipped))
+                snapshot.probe = _probe(policy, steps.micro[0], config) if last else None
+            report({"step": step, "lr": lr, **metrics}, snapshot)
+            clock, tokens, steps.wait = time.perf_counter(), 0.0, 0.0
+
+
+def _snapshot(
+    policy: nn.Module, optimizer: torch.optim.Optimizer, done: tuple[int, int]
+) -> Snapshot:
+    """After so many steps, of which so many were skipped."""
+    step, skipped = done
+    return Snapshot(
+        step=step,
+        model=parallel.plain(policy).model,
+        weights=parallel.whole_weights(policy),
+        optimizer=parallel.optimizer_part(policy, optimizer),
+        progress={"skipped_steps": skipped},
+    )
+
+
+def _probe(policy: nn.Module, batch: Batch, config: TrainConfig) -> tuple[Batch, float, float]:
+    """The NLL of a micro-batch by the trained model, and how closely it can be repeated."""
+    own, half = parallel.plain(policy), config.model.dtype == "bfloat16"
+    own.eval()
+    with torch.no_grad(), torch.autocast(own.device.type, torch.bfloat16, enabled=half):
+        there = {name: column.to(own.device) for name, column in batch.items()}
+        nll = float(own.score(there)[0])
+    own.train()
+    return batch, nll, 0.05 if half else 1e-3
 
 
 def _step(
     policy: nn.Module,
     micro: Sequence[Batch],
     optimizer: torch.optim.Optimizer,
-    config: TrainConfig,
-    step: int,
-    lr: float,
+    place: tuple[TrainConfig, int, float],
+    hooks: Hooks,
 ) -> dict[str, float]:
     """One optimiser step; the metrics are means over the step's targets on all ranks."""
-    device = next(policy.parameters()).device
+    config, step, lr = place
+    device = parallel.plain(policy).device
     micro = [{k: v.to(device, non_blocking=True) for k, v in batch.items()} for batch in micro]
-    count = _count(micro, lambda batch: batch["loss_mask"][:, 1:])
+    marked = [(batch["loss_mask"][:, 1:], batch["segment_ids"] > 0) for batch in micro]
+    numbers = [sum(mask.sum() for mask in masks) for masks in zip(*marked, strict=True)]
+    counts = [*map(float, numbers), float(hooks.should_stop())]
+    count, tokens, stop = _sum(torch.tensor(counts, dtype=torch.float64, device=device)).tolist()
     if count == 0:
         raise ValueError(f"step {step + 1} has no token to predict: its rows are empty")
     seed = config.seed * 1_000_003 + step  # torch's CPU generators keep 32 bits of it
-    rank, world = _rank(), _world()
+    rank, world = parallel.rank(), parallel.world()
+    torch.manual_seed(seed * world + rank)  # of dropout; a resumed run goes on with the same
     totals = torch.zeros(5, dtype=torch.float64, device=device)
     for i, batch in enumerate(micro):
-        sync = i == len(micro) - 1 or world == 1
-        first_row = (i * world + rank) * len(batch["input_ids"])
         bf16 = torch.autocast(device.type, torch.bfloat16, enabled=config.model.dtype == "bfloat16")
-        no_sync = nullcontext() if sync else cast(DistributedDataParallel, policy).no_sync()
-        with no_sync, bf16:
-            out = policy(batch, seed, first_row)
-            # DDP averages the gradients of the ranks; their sum is what the step wants.
+        with parallel.accumulates(policy, last=i == len(micro) - 1), bf16:
+            out = policy(batch, seed, _first_row(i, batch))
+            # The gradients of the ranks are averaged; their sum is what the step wants.
             (out.loss_sum * (world / count)).backward()
         sums = [out.loss_sum, out.nll_sum, out.reward_sum, out.hit_sum, out.entropy_sum]
         totals += torch.stack([s.detach().double() for s in sums])
-    norm = nn.utils.clip_grad_norm_(policy.parameters(), config.optim.max_grad_norm)
+    grad_norm = parallel.clip(policy, config.optim.max_grad_norm)
     loss, nll, reward, hits, entropy = (_sum(totals) / count).tolist()
-    grad_norm = float(norm)
+    counted = {"tokens": tokens, "stop": stop}
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-        raise FloatingPointError(
-            f"step {step + 1}: loss {loss}, gradient norm {grad_norm}; lower optim.lr "
-            f"(now {lr:.2g}) or look at the data"
-        )
+        optimizer.zero_grad(set_to_none=True)
+        _meet_bad_step(policy, micro, (config, step, loss, grad_norm), hooks)
+        return {**counted, "skipped": 1}
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()
@@ -134,38 +196,80 @@ def _step(
         "hit_rate": hits,
         "entropy": entropy,
         "grad_norm": grad_norm,
-        "tokens": _count(micro, lambda batch: batch["segment_ids"] > 0),
+        **counted,
+        "skipped": 0,
     }
 
 
-def _steps(batches: Iterable[Batch], config: TrainConfig, *, skip: int) -> Iterator[list[Batch]]:
-    """The micro-batches of each optimiser step, after the first `skip` steps."""
-    remaining = itertools.islice(batches, skip * config.accumulation, None)
-    for step in range(skip, config.max_steps):
-        micro = list(itertools.islice(remaining, config.accumulation))
-        if len(micro) < config.accumulation:
+def _meet_bad_step(
+    policy: nn.Module,
+    micro: Sequence[Batch],
+    what: tuple[TrainConfig, int, float, float],
+    hooks: Hooks,
+) -> None:
+    """Find the rows, hand them over; raise unless such steps are skipped."""
+    config, step, loss, grad_norm = what
+    rows = _bad_rows(policy, micro, config)
+    kept = hooks.on_bad_step(BadStep(step + 1, loss, grad_norm, rows, micro))
+    if config.data.skip_bad:
+        return
+    numbers = ", ".join(map(str, rows))
+    whose = f"its rows {numbers} (from 0)" if rows else "no row alone"
+    raise FloatingPointError(
+        f"step {step + 1}: loss {loss}, gradient norm {grad_norm}, from {whose}; "
+        f"{f'see {kept}; ' if kept else ''}lower optim.lr (now {config.optim.lr:.2g}), mend the "
+        "data, or set data.skip_bad"
+    )
+
+
+@torch.no_grad()
+def _bad_rows(policy: nn.Module, micro: Sequence[Batch], config: TrainConfig) -> list[int]:
+    """Numbers within the step of the rows whose own loss is not finite, on all ranks."""
+    alone, world = parallel.plain(policy), parallel.world()
+    bad = []
+    for i, batch in enumerate(micro):
+        first = _first_row(i, batch)
+        for row in range(len(batch["input_ids"])):
+            one = {name: column[row : row + 1] for name, column in batch.items()}
+            kind = one["input_ids"].device.type
+            with torch.autocast(kind, torch.bfloat16, enabled=config.model.dtype == "bfloat16"):
+                if not math.isfinite(float(alone(one, 0, 0).nll_sum)):
+                    bad.append(first + row)
+    everyone: list[Any] = [bad]
+    if world > 1:
+        everyone = [None] * world
+        dist.all_gather_object(everyone, bad)
+    return sorted(itertools.chain.from_iterable(everyone))
+
+
+def _first_row(i: int, batch: Batch) -> int:
+    """Number within the step of the first row of this rank's micro-batch i."""
+    return (i * parallel.world() + parallel.rank()) * len(batch["input_ids"])
+
+
+class _Steps(Iterator[list[Batch]]):
+    """The micro-batches of each optimiser step, and the seconds that were waited for them."""
+
+    def __init__(self, batches: Iterable[Batch], config: TrainConfig, step: int) -> None:
+        self.batches, self.config, self.step = iter(batches), config, step
+        self.wait = 0.0
+        self.micro: list[Batch] = []
+
+    def __next__(self) -> list[Batch]:
+        clock = time.perf_counter()
+        micro = list(itertools.islice(self.batches, self.config.accumulation))
+        if len(micro) < self.config.accumulation:
             raise ValueError(
-                f"the data ended after step {step} of {config.max_steps}: "
+                f"the data ended after step {self.step} of {self.config.max_steps}: "
                 "add data or lower max_steps"
             )
-        yield micro
-
-
-def _count(micro: Sequence[Batch], marked: Callable[[Batch], Tensor]) -> float:
-    """Tokens marked in a step, over its micro-batches and all ranks."""
-    return _sum(torch.stack([marked(batch).sum() for batch in micro]).sum().double()).item()
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def _world() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
+        self.step, self.micro = self.step + 1, micro
+        self.wait += time.perf_counter() - clock
+        return micro
 
 
 def _sum(value: Tensor) -> Tensor:
     """Over all ranks."""
-    if _world() > 1:
+    if parallel.world() > 1:
         dist.all_reduce(value)
     return value

@@ -1,4 +1,4 @@
-"""The command line: ``otr sweep | train | score | doctor | ui``.
+"""The command line: ``otr sweep | train | score | merge | doctor | ui``.
 
 In: argv. Out: an exit code: 0, 1 where something failed, 2 for a command line that can't be
 understood. An error is one line on stderr; its traceback is in the log of the run.
@@ -16,6 +16,7 @@ COMMANDS = {
     "sweep": ("full_sweep", "train and score the arms of a preset; a table says which won"),
     "train": ("train_one", "fine-tune one model"),
     "score": ("score_checkpoint", "score any Hugging Face directory"),
+    "merge": ("merge_adapter", "make a full model of a LoRA adapter"),
     "doctor": ("doctor", "check everything that a sweep would need"),
     "ui": ("ui", "open the MLflow UI on the runs"),
 }

@@ -83,6 +83,11 @@ def others_to(log: Path) -> Iterator[None]:
         _out.file = _err.file = None  # type: ignore[assignment]  # again what sys.stdout is then
 
 
+def note(text: str) -> None:
+    """A line on stderr that stays, above the live one."""
+    _err.print(Text(text))
+
+
 def say(text: str) -> None:
     """A line of the result."""
     _out.print(text, markup=False)

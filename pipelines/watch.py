@@ -12,6 +12,7 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial as TuneTrial
 
 from otr.config import TrainConfig
+from pipelines import console
 from pipelines.console import Stage
 from pipelines.tracking import Tracker
 from tuning.space import Trial, config_of
@@ -23,13 +24,15 @@ class Watcher(Callback):
 
     def __init__(self, tracker: Tracker, config: TrainConfig, stage: Stage, trials: int) -> None:
         self.tracker, self.config, self.stage, self.trials = tracker, config, stage, trials
+        self._started: set[str] = set()
         self._ended: set[str] = set()
+        self._notes: set[str] = set()
 
     def on_trial_start(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
     ) -> None:
         ours = _ours(trial)
-        _open(self.tracker, self.config, ours)
+        self._open(ours)
         self._say(f"{ours.name} starts")
 
     def on_trial_result(
@@ -42,6 +45,9 @@ class Watcher(Callback):
     ) -> None:
         ours = _ours(trial)
         self.tracker.log(ours.name, metrics_of(result), int(result["step"]))
+        if (note := result.get("note", "")) not in self._notes | {""}:
+            self._notes.add(note)
+            console.note(f"{ours.name}: {note}")
         text = f"{ours.name} step {result['step']} of {self.config.max_steps}"
         self._say(f"{text}, NLL {result['nll']:.3f}" if "nll" in result else text)
 
@@ -56,12 +62,17 @@ class Watcher(Callback):
         self._end(trial, ok=False)
 
     def _end(self, trial: TuneTrial, *, ok: bool) -> None:
-        name = _ours(trial).name
-        if not self.tracker.has(name):  # it failed before it could start
-            _open(self.tracker, self.config, _ours(trial))
+        ours = _ours(trial)
+        name = ours.name
+        if name not in self._started:  # it failed before it could start
+            self._open(ours)
         self.tracker.end(name, ok=ok)
         self._ended.add(name)
         self._say(f"{name} {'is done' if ok else 'failed'}")
+
+    def _open(self, trial: Trial) -> None:
+        self.tracker.start_trial(trial.name, params(config_of(self.config, trial), trial))
+        self._started.add(trial.name)
 
     def _say(self, text: str) -> None:
         self.stage.say(f"{len(self._ended)} of {self.trials} trials done · {text}")
@@ -70,18 +81,12 @@ class Watcher(Callback):
 def settle(tracker: Tracker, config: TrainConfig, result: TrialResult) -> None:
     """See that the run of a trial says how it ended; in a store that has none, write it anew."""
     name = result.trial.name
-    if not tracker.has(name):
-        _open(tracker, config, result.trial)
-        for report in result.history:
-            tracker.log(name, metrics_of(report), int(report["step"]))
+    history = ((int(report["step"]), metrics_of(report)) for report in result.history)
+    tracker.restore(name, params(config_of(config, result.trial), result.trial), history)
     tracker.tag(name, "status", result.status)
     if result.checkpoint:
         tracker.tag(name, "checkpoint", result.checkpoint)
     tracker.end(name, ok=result.status != "failed")
-
-
-def _open(tracker: Tracker, config: TrainConfig, trial: Trial) -> None:
-    tracker.start_trial(trial.name, params(config_of(config, trial), trial))
 
 
 def params(config: TrainConfig, trial: Trial) -> dict[str, Any]:

@@ -76,6 +76,7 @@ def run(  # noqa: PLR0913 - a sweep is what, how and where; all but the what by 
     name: str,
     callbacks: Sequence[tune.Callback] = (),
     resume: bool = False,
+    stop_file: str | None = None,
 ) -> list[TrialResult]:
     """Run every trial; with `resume` go on with a sweep that was interrupted.
 
@@ -90,15 +91,14 @@ def run(  # noqa: PLR0913 - a sweep is what, how and where; all but the what by 
         resume: continue the sweep of this storage and name; where there is none, begin it.
             Finished trials stay, interrupted ones go on from their last checkpoint, failed ones are
             tried again.
+        stop_file: where it exists, each trial saves and fails, to be continued by `resume`.
 
     Raises:
         ValueError: the sweep is there and `resume` is off, its trials are others, or the cluster
             is too small for one trial.
     """
     check_names(trials)
-    validates = settings.scheduler == "asha" and settings.metric.startswith("val_")
-    if validates and not config.data.validation:
-        raise ValueError(f"asha compares {settings.metric}: set data.validation")
+    _check_metric(config, settings)
     _settle_tune()
     storage = storage if "://" in storage else os.path.abspath(storage)
     directory = f"{storage}/{name}"
@@ -110,7 +110,8 @@ def run(  # noqa: PLR0913 - a sweep is what, how and where; all but the what by 
         raise ValueError(f"{directory} holds a sweep already: resume it, or take another name")
     here: list[tune.Callback] = [ThisProcess(list(callbacks))]
     trainable = tune.with_resources(
-        tune.with_parameters(run_trial, config=config, directory=directory), {"CPU": DRIVER_CPUS}
+        tune.with_parameters(run_trial, config=config, directory=directory, stop_file=stop_file),
+        {"CPU": DRIVER_CPUS},
     )
     if begun and _has_state(directory):
         tuner = _restored(trainable, trials, directory, here, fitting)
@@ -127,6 +128,12 @@ def run(  # noqa: PLR0913 - a sweep is what, how and where; all but the what by 
         _outcome(trial, results[trial.name], f"{directory}/{trial.name}", own.max_steps)
         for trial, own in zip(trials, configs.values(), strict=True)
     ]
+
+
+def _check_metric(config: TrainConfig, settings: SearchSettings) -> None:
+    validates = settings.scheduler == "asha" and settings.metric.startswith("val_")
+    if validates and not config.data.validation:
+        raise ValueError(f"asha compares {settings.metric}: set data.validation")
 
 
 def _settle_tune() -> None:

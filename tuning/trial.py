@@ -24,12 +24,20 @@ RUN = "train"  # of the Ray Train run below the trial's directory
 DRIVER_CPUS = 0.01  # a trial's own process only waits; Ray Train's workers come on top
 
 
-def run_trial(tune_config: dict[str, Any], *, config: TrainConfig, directory: str) -> None:
+def run_trial(
+    tune_config: dict[str, Any],
+    *,
+    config: TrainConfig,
+    directory: str,
+    stop_file: str | None = None,
+) -> None:
     """Train one trial.
 
     Raises:
-        RuntimeError: it failed; the message is the line that says why.
+        RuntimeError: it failed, or was told to stop before its end; the message is the line that
+            says why.
     """
+    _check_stop(stop_file)
     trial = Trial(**tune_config["trial"])
     own = config_of(config, trial)
     _tell_address()
@@ -43,12 +51,21 @@ def run_trial(tune_config: dict[str, Any], *, config: TrainConfig, directory: st
             name=RUN,
             callbacks=[TuneReportCallback()],
             run={"trial": asdict(trial), "config": asdict(own)},
+            stop_file=stop_file,
         )
     except Exception as error:
         raise RuntimeError(worker_error(error)) from error
+    _check_stop(stop_file)
     if complete and result.checkpoint is not None:
         # The sweep was killed after the last step, perhaps before Tune heard of it.
         tune.report({**(result.metrics or {}), CHECKPOINT_PATH_KEY: result.checkpoint.path})
+
+
+def _check_stop(stop_file: str | None) -> None:
+    if stop_file is not None:
+        fs, inner = fsspec.core.url_to_fs(stop_file)
+        if fs.exists(inner):
+            raise RuntimeError("stopped before its end, as told")
 
 
 def _tell_address() -> None:

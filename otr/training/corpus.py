@@ -3,35 +3,39 @@
 In: a `DataConfig` and the model's tokenizer. Out: contract-1 rows {input_ids int32[S], loss_mask
 bool[S], segment_ids int32[S]} as they are made; the corpus is never held as a whole.
 
-Each packed row has a fourth column, `audit`: on the first row of a batch JSON {"rows": read,
-"rejected": {cause: count}, "samples": [...]}, empty on the others. It travels with the rows, so
-what was rejected is known where it matters, without another process.
+Each packed row has two more columns. `place` int32[3] is (part, batch, row): the corpus is read in
+parts, a task each, whose examples are packed BATCH together; a stream can start at any batch.
+`audit` (see audit.py) says on a batch's first row what was rejected; it travels with the rows, so
+that is known where it matters, without another process.
 """
 
 import functools
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from itertools import chain, groupby, islice
+from itertools import count, groupby, islice, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from otr.config import DataConfig, ModelConfig
-from otr.training.sources import Piece, pieces, rows
+from otr.training.audit import Audit, audit_of
+from otr.training.sources import Piece, Unreadable, pieces, rows
 
 if TYPE_CHECKING:
     import ray.data
     from transformers import PreTrainedTokenizerBase
 
+    from otr.data import Tokenized
+
 BATCH = 1000  # examples that are packed together
 TASKS = 256  # at most, that read the pieces of a corpus
 BLOCK_BYTES = 4 * 2**20  # of packed rows; Ray's 128 MiB would keep a run waiting for its first ones
 TASK_CPUS = 0.9  # less than one: next to a worker and a trial's driver, two cores hold one task
-SAMPLES = 5  # rejected rows of a cause that are kept of each batch
-FORMS = (("messages",), ("prompt", "completion"), ("instruction", "output"))
+
+Text = bytes | Unreadable
+"""A row as it was read, or why the rest of a file can't be."""
 
 
 @dataclass(frozen=True)
@@ -52,25 +56,38 @@ class CorpusReport:
     """The first usable row as the model sees it: stretches of text, and whether each is trained."""
 
 
-def packed(config: DataConfig, model: ModelConfig) -> "ray.data.Dataset":
-    """The training corpus as packed rows with their audit, in the same order each time.
+def packed(
+    config: DataConfig, model: ModelConfig, *, part: int = 0, batch: int = 0
+) -> "ray.data.Dataset":
+    """The training corpus as packed rows with their audit and place, the same ones each time.
+
+    A file that can't be read stands in the audit: `Audit.add` raises, so give it every row's. An
+    error of Ray Data itself would bury the reason in two hundred lines.
+
+    Args:
+        config: the corpus.
+        model: whose tokenizer it is for.
+        part: where the stream starts; what comes before it is not read,
+        batch: and what comes before it in its part is read but not tokenized.
 
     Raises:
-        ValueError: a path that is not there, or holds nothing that can be read.
+        ValueError: a path that is not there or holds nothing that can be read, or fewer parts.
     """
     import ray.data
 
-    found = pieces(config.paths, config.split)
-    numbers = [{"piece": number} for number in range(len(found))]
-    stream = ray.data.from_items(numbers, override_num_blocks=min(len(found), TASKS)).map_batches(
+    parts = _parts(pieces(config.paths, config.split))
+    if part >= len(parts):
+        raise ValueError(f"the corpus ends before part {part}, it has {len(parts)}: did it change?")
+    numbers = [{"part": number} for number in range(part, len(parts))]
+    stream = ray.data.from_items(numbers, override_num_blocks=len(numbers)).map_batches(
         _read_and_pack,  # type: ignore[arg-type]
-        batch_size=None,  # a task's pieces, all of them
-        fn_args=(found, config, model),
+        batch_size=None,
+        fn_args=(parts, (part, batch), config, model),
         num_cpus=TASK_CPUS,
     )
     options = stream.context
     options.enable_progress_bars = False
-    options.execution_options.preserve_order = True  # a resumed run skips what it has seen
+    options.execution_options.preserve_order = True  # a resumed run goes on where it was
     options.target_max_block_size = BLOCK_BYTES
     return stream
 
@@ -79,125 +96,107 @@ def packed_locally(
     config: DataConfig, model: ModelConfig, paths: Sequence[str], *, limit: int
 ) -> dict[str, np.ndarray]:
     """The first `limit` rows of `paths` as the columns of contract 1, [N, S] each."""
-    from otr.data import pack, tokenize
+    from otr.data import pack
 
-    texts = islice(chain.from_iterable(map(rows, pieces(paths, config.split))), limit)
-    done = tokenize(
-        map(_parsed, texts),
-        _tokenizer(model),
-        columns=config.columns,
-        row_length=config.row_length,
-    )
-    return pack(done.examples, config.row_length)
+    texts = islice(_texts(pieces(paths, config.split), config.skip_bad), limit)
+    return pack(_tokenized(texts, config, model).examples, config.row_length)
 
 
 def inspect(config: DataConfig, model: ModelConfig, *, limit: int = 20_000) -> CorpusReport:
     """Read up to `limit` rows in this process and judge them, before anything expensive.
 
     Raises:
-        ValueError: a missing file, columns that are not there (with the nearest), no usable
-            row, or a larger share of rejected rows than `config.max_rejected`.
+        ValueError: a missing or broken file, columns that are not there (with the nearest), no
+            usable row, or a larger share of rejected rows than `config.max_rejected`.
     """
-    from otr.data import tokenize
-
-    texts = chain.from_iterable(map(rows, pieces(config.paths, config.split)))
-    read_rows = [_parsed(text) for text in islice(texts, limit)]
+    texts = _texts(pieces(config.paths, config.split), config.skip_bad)
+    read = list(islice(texts, limit))
     complete = next(texts, None) is None
-    _check_columns(config, read_rows)
-    tokenizer = _tokenizer(model)
-    done = tokenize(read_rows, tokenizer, columns=config.columns, row_length=config.row_length)
-    audit = Audit(config.max_rejected)
-    audit.add([_audit(len(read_rows), done.rejected)])
+    _check_columns(config, map(_parsed, read))
+    done = _tokenized(read, config, model)
+    audit = Audit(config.max_rejected, config.skip_bad)
+    audit.add([audit_of(len(read), done.rejected)])
     audit.check()
-    if not read_rows:
+    if not audit.rows:
         raise ValueError(f"the corpus is empty: {', '.join(config.paths)} hold no row")
     return CorpusReport(
-        rows=len(read_rows),
+        rows=audit.rows,
         complete=complete,
         rejected=dict(audit.rejected),
         samples=audit.samples,
         tokens=sum(len(ids) for ids, _ in done.examples),
         trained_tokens=sum(sum(mask) for _, mask in done.examples),
-        example=_rendered(done.examples[0], tokenizer),
+        example=_rendered(done.examples[0], _tokenizer(model)),
     )
 
 
-class Audit:
-    """What was read and what was rejected, summed over the batches of the first pass."""
-
-    def __init__(self, max_rejected: float) -> None:
-        self.max_rejected = max_rejected
-        self.rows = 0
-        self.complete = False
-        """The pass is over."""
-        self.rejected: Counter[str] = Counter()
-        self.samples: list[dict[str, str]] = []
-
-    def add(self, audits: Iterable[str]) -> None:
-        """Count an `audit` column; empty ones say nothing."""
-        for batch in map(json.loads, filter(None, audits)):
-            self.rows += batch["rows"]
-            self.rejected.update(batch["rejected"])
-            kept = Counter(sample["cause"] for sample in self.samples)
-            for sample in batch["samples"]:
-                kept[sample["cause"]] += 1
-                if kept[sample["cause"]] <= 10 * SAMPLES:
-                    self.samples.append(sample)
-
-    def check(self) -> None:
-        """Raise ValueError where too many rows were rejected, or all of them."""
-        bad = self.rejected.total()
-        if bad and (bad == self.rows or bad > self.max_rejected * self.rows):
-            causes = ", ".join(f"{count} {cause}" for cause, count in self.rejected.most_common())
-            first = [f"{s['cause']}, {s['detail']}: {s['row'][:120]}" for s in self.samples[:1]]
-            raise ValueError(
-                f"{bad} of {self.rows} rows can't be used ({causes}), allowed are "
-                f"{self.max_rejected:.0%} (data.max_rejected); the first: "
-                f"{''.join(first) or 'another worker has it'}"
-            )
+def _parts(found: Sequence[Piece]) -> list[Sequence[Piece]]:
+    """The pieces that each task reads, one after another."""
+    parts = min(len(found), TASKS)
+    bounds = [len(found) * part // parts for part in range(parts + 1)]
+    return [found[start:end] for start, end in pairwise(bounds)]
 
 
 def _read_and_pack(
-    batch: Mapping[str, np.ndarray], found: Sequence[Piece], config: DataConfig, model: ModelConfig
+    task: Mapping[str, np.ndarray],
+    parts: Sequence[Sequence[Piece]],
+    start: tuple[int, int],
+    config: DataConfig,
+    model: ModelConfig,
 ) -> Iterator[dict[str, np.ndarray]]:
-    texts = chain.from_iterable(rows(found[number]) for number in batch["piece"])
-    while some := list(islice(texts, BATCH)):
-        yield _pack(some, config, model)
+    """Packed rows of the parts of a task, from the batch `start` = (part, batch)."""
+    for part in task["part"]:
+        first = start[1] if part == start[0] else 0
+        texts = islice(_texts(parts[part], True), first * BATCH, None)
+        for batch in count(first):
+            if not (some := list(islice(texts, BATCH))):
+                break
+            columns = _pack(some, config, model)
+            rows = [(part, batch, row) for row in range(len(columns["audit"]))]
+            yield {**columns, "place": np.array(rows, np.int32)}
 
 
-def _pack(texts: Sequence[bytes], config: DataConfig, model: ModelConfig) -> dict[str, np.ndarray]:
+def _pack(texts: Sequence[Text], config: DataConfig, model: ModelConfig) -> dict[str, np.ndarray]:
     """Packed rows of a batch; one empty row where nothing of it can be used."""
-    from otr.data import pack, tokenize
+    from otr.data import pack
 
-    done = tokenize(
-        map(_parsed, texts),
-        _tokenizer(model),
-        columns=config.columns,
-        row_length=config.row_length,
-    )
+    done = _tokenized(texts, config, model)
     columns = pack(done.examples, config.row_length)
     if not done.examples:
         columns = {
             name: np.zeros((1, config.row_length), column.dtype) for name, column in columns.items()
         }
-    audit = [_audit(len(texts), done.rejected)]
+    audit = [audit_of(len(texts), done.rejected)]
     audit += [""] * (len(columns["input_ids"]) - 1)
     return {**columns, "audit": np.array(audit, dtype=object)}
 
 
-def _audit(count: int, rejected: Sequence[tuple[Any, str, str]]) -> str:
-    kept: Counter[str] = Counter()
-    samples = []
-    for row, cause, detail in rejected:
-        kept[cause] += 1
-        if kept[cause] <= SAMPLES:
-            shown = row if isinstance(row, str) else json.dumps(row, default=str)
-            samples.append({"cause": cause, "detail": detail, "row": shown[:2000]})
-    return json.dumps({"rows": count, "rejected": kept, "samples": samples})
+def _tokenized(texts: Iterable[Text], config: DataConfig, model: ModelConfig) -> "Tokenized":
+    from otr.data import tokenize
+
+    return tokenize(
+        map(_parsed, texts),
+        _tokenizer(model),
+        columns=config.columns,
+        row_length=config.row_length,
+    )
 
 
-def _parsed(text: bytes) -> Any:
+def _texts(found: Iterable[Piece], skip_bad: bool) -> Iterator[Text]:
+    """The rows of pieces; with `skip_bad` the error stands for what can't be read of a piece."""
+    for piece in found:
+        try:
+            yield from rows(piece)
+        except Unreadable as error:
+            if not skip_bad:
+                raise
+            yield error
+
+
+def _parsed(text: Text) -> Any:
     """The row, or its text where it is no JSON; `otr.data` counts that as broken."""
+    if isinstance(text, Unreadable):
+        return text
     try:
         return json.loads(text)
     except ValueError:  # also what is no UTF-8
@@ -214,9 +213,11 @@ def _tokenizer(model: ModelConfig) -> "PreTrainedTokenizerBase":
 
 def _check_columns(config: DataConfig, read_rows: Iterable[Any]) -> None:
     """Raise ValueError where no row can have what is wanted, whatever it holds."""
+    from otr.data import FORMS
+
     there = dict.fromkeys(key for row in read_rows if isinstance(row, dict) for key in row)
-    known = [name for form in FORMS for name in form] + ["input"]
-    for ours, theirs in config.columns.items():
+    known = [name for form in FORMS for name in form]
+    for ours, theirs in config.columns.items() if there else ():
         for name, names, what in (
             (ours, known, "name"),
             (theirs, [*there], "column of the corpus"),
@@ -226,7 +227,7 @@ def _check_columns(config: DataConfig, read_rows: Iterable[Any]) -> None:
                 hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
                 raise ValueError(f"data.columns {ours}={theirs}: {name!r} is no {what}; {hint}")
     had = set(config.columns) | set(there)
-    if there and not any(had.issuperset(form) for form in FORMS):
+    if there and not any(had.issuperset({*form} - {"input"}) for form in FORMS):
         raise ValueError(
             f"the corpus has the columns {', '.join(there)}: map them with data.columns to "
             "messages, to prompt and completion, or to instruction and output"

@@ -4,28 +4,31 @@ In: a `TrainConfig`, a storage path (local or a URI) and a name. Out: Ray Train'
 checkpoint is a Hugging Face directory. The same storage and name again continue the run.
 """
 
+import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
+import fsspec
 import ray
-from ray.train import (
-    CheckpointConfig,
-    DataConfig,
-    FailureConfig,
-    Result,
-    RunConfig,
-    ScalingConfig,
-)
-from ray.train.torch import TorchTrainer
+import ray.train
+from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 
 from otr.config import TrainConfig
-from otr.training.corpus import packed
-from otr.training.sources import absolute
-from otr.training.worker import train_loop
+from otr.identity import check_same, identity
+from otr.training.saved import settle
+from otr.training.sources import absolute, corpus_identity
+from otr.training.worker import Job, train_loop
 
-HOST_FAILURES = 3
+RETRIES = 3
+KEPT = 2  # checkpoints; the one before the last is there for when the last is damaged
+_LOST_PEER = re.compile("Connection (closed|reset) by peer|NCCL|[Tt]imed out waiting")
+IDENTITY = "identity.json"
 
 
 def fit(
@@ -35,8 +38,12 @@ def fit(
     name: str,
     callbacks: Sequence[Any] = (),
     run: dict[str, Any] | None = None,
+    stop_file: str | None = None,
 ) -> Result:
-    """Train to `config.max_steps`, from the run's last checkpoint if it has one.
+    """Train to `config.max_steps`, from the run's newest whole checkpoint if it has one.
+
+    A run whose worker, controller or host died is begun again up to RETRIES times; one that raised
+    an error is not.
 
     Args:
         config: the run.
@@ -44,40 +51,70 @@ def fit(
         name: of the run below `storage`; checkpoints are `<storage>/<name>/step-000100`.
         callbacks: `ray.train.UserCallback`s, called in its controller.
         run: what a checkpoint's run.json says.
+        stop_file: path or URI; where it exists, the run saves and returns before its last step.
 
     Raises:
+        ValueError: `storage` can't be written, or holds a run of this name with another model,
+            data or objective.
         ray.train.TrainingFailedError: a worker failed; `worker_error` gives its own error.
     """
+    storage, config = absolute(storage), _with_absolute_paths(config)
+    _check_identity(config, f"{storage}/{name}")
     several_hosts = len([node for node in ray.nodes() if node["Alive"]]) > 1
     # How often the controller looks at its workers: Ray's 2 s add that much to each end of a run.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     # The watcher is one more process to start, and sees nothing where no other host can be lost.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", str(int(several_hosts)))
-    storage, config = absolute(storage), _with_absolute_paths(config)
-    split: dict[str, Any] = {}
-    options = None
-    if config.workers.count > 1:
-        split["train"] = packed(config.data, config.model)
-        options = split["train"].context.execution_options  # Train would set its defaults
-    trainer = TorchTrainer(
-        train_loop,
-        train_loop_config={"config": config, "run": run, "directory": f"{storage}/{name}"},
-        scaling_config=scaling(config),
-        run_config=RunConfig(
-            name=name,
-            storage_path=storage,
-            callbacks=[*callbacks],
-            checkpoint_config=CheckpointConfig(num_to_keep=1),
-            failure_config=FailureConfig(  # type: ignore[call-arg]  # Ray types it as its old one
-                # A lost host is worth another try; on a single one a failure would come again.
-                max_failures=HOST_FAILURES if several_hosts else 0,
-                controller_failure_limit=1,
+    for attempt in range(RETRIES + 1):
+        newest, notes = settle(f"{storage}/{name}")
+        job = Job(config, f"{storage}/{name}", run, stop_file, newest, tuple(notes))
+        trainer = TorchTrainer(
+            partial(train_loop, job),
+            # gloo too, as what is read and what is saved lies in the host's memory.
+            torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if config.workers.gpus else None),
+            scaling_config=scaling(config),
+            run_config=RunConfig(
+                name=name,
+                storage_path=storage,
+                callbacks=[*callbacks],
+                checkpoint_config=CheckpointConfig(num_to_keep=KEPT),
+                failure_config=FailureConfig(  # type: ignore[call-arg]  # Ray types its old one
+                    max_failures=0, controller_failure_limit=0
+                ),
             ),
-        ),
-        datasets=split,
-        dataset_config=DataConfig(execution_options=options),
+        )
+        try:
+            return trainer.fit()
+        except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
+            if attempt == RETRIES or not _died(error):
+                raise
+    raise AssertionError("unreachable")
+
+
+def _died(error: BaseException) -> bool:
+    """Whether a process was lost, here or on another host, and not one of ours raised an error."""
+    failures = getattr(error, "worker_failures", None)
+    if failures is None:
+        return not isinstance(getattr(error, "controller_failure", None), ValueError)
+    return any(
+        not isinstance(failure, UserExceptionWithTraceback) or _LOST_PEER.search(str(failure))
+        for failure in failures.values()
     )
-    return trainer.fit()
+
+
+def _check_identity(config: TrainConfig, directory: str) -> None:
+    """Compare the run with the one that the directory began with; write it down where none did."""
+    now = identity(config, corpus_identity(config.data))
+    fs, inner = fsspec.core.url_to_fs(f"{directory}/{IDENTITY}")
+    if fs.exists(inner):
+        check_same(json.loads(fs.cat_file(inner)), now, directory)
+        return
+    try:
+        fs.makedirs(inner.rpartition("/")[0], exist_ok=True)
+        with fs.transaction, fs.open(inner, "w") as file:  # whole or not at all
+            json.dump(now, file, indent=2)
+    except OSError as error:
+        raise ValueError(f"{directory} can't be written to ({error}): give another one") from error
 
 
 def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
@@ -106,5 +143,8 @@ def scaling(config: TrainConfig) -> ScalingConfig:
 def worker_error(error: BaseException) -> str:
     """One line that says why a run failed: the error that a worker raised, if it was one."""
     failures = list(getattr(error, "worker_failures", {}).values())
+    failures.sort(key=lambda failure: _LOST_PEER.search(str(failure)) is not None)
     text = str(failures[0] if failures else error).strip()
-    return text.splitlines()[-1] if text else type(error).__name__
+    advice = ("Failed to apply UDF", "To change retry attempts")  # Ray Data's, after the reason
+    lines = [line for line in text.splitlines() if not line.startswith(advice)]
+    return lines[-1] if lines else type(error).__name__

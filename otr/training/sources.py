@@ -10,14 +10,18 @@ a text that does not parse.
 import io
 import json
 import os
+import sys
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import fsspec
 import pyarrow as pa
+
+from otr.config import DataConfig
 
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
 PIECE_BYTES = 16 * 2**20
@@ -31,11 +35,15 @@ class Piece:
     """json, parquet, arrow or hub."""
     path: str
     start: int = 0
-    """First byte of a plain JSONL file; number of a hub data set's shard."""
+    """First byte: lines and row groups that begin from here on; number of a hub's shard."""
     end: int | None = None
     """Byte after the last one (None: the file's end); number of shards."""
     split: str = ""
     """Of a hub data set."""
+
+
+class Unreadable(ValueError):
+    """A file, or the rest of it, can't be read."""
 
 
 def absolute(path: str) -> str:
@@ -51,7 +59,30 @@ def pieces(paths: Sequence[str], split: str = "train") -> list[Piece]:
     """
     found: list[Piece] = []
     for path in paths:
-        found += _hub(path, split) if path.startswith("hf:") else _stored(path, split)
+        if path.startswith("hf:"):
+            found += _hub(path, split)
+        else:
+            found += chain.from_iterable(_pieces(*file) for file in _stored(path, split))
+    return found
+
+
+def corpus_identity(config: DataConfig) -> list[tuple[str, int]]:
+    """What tells that the training files are others: base name and bytes of each, in order.
+
+    A hub data set gives its name with its split, and its number of shards.
+
+    Raises:
+        ValueError: as `pieces`.
+    """
+    found: list[tuple[str, int]] = []
+    for path in config.paths:
+        if path.startswith("hf:"):
+            count = _hub_dataset(path, config.split).num_shards
+            found.append((f"{path} {config.split}", count))
+        else:
+            for fs, name, _ in _stored(path, config.split):
+                size = fs.size(name) if fs.exists(name) else None
+                found.append((os.path.basename(name), size or 0))
     return found
 
 
@@ -59,7 +90,7 @@ def rows(piece: Piece) -> Iterator[bytes]:
     """The rows of a piece as JSON text; blank lines are left out.
 
     Raises:
-        ValueError: it can't be read to its end.
+        Unreadable: it can't be read to its end.
     """
     try:
         if piece.kind == "json":
@@ -68,12 +99,16 @@ def rows(piece: Piece) -> Iterator[bytes]:
             read = {"parquet": _parquet, "arrow": _arrow, "hub": _hub_shard}[piece.kind]
             for row in read(piece):
                 yield json.dumps(row, default=str).encode()
-    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
-        raise ValueError(f"can't read {piece.path}: {error}: check or replace the file") from error
+    except (OSError, EOFError, ValueError, zlib.error, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())
+        raise Unreadable(
+            f"can't read {piece.path}: {reason}: replace the file, or leave it out with "
+            "data.skip_bad"
+        ) from error
 
 
-def _stored(path: str, split: str) -> Iterator[Piece]:
-    """The files that a path, glob or directory names."""
+def _stored(path: str, split: str) -> list[tuple[Any, str, str]]:
+    """File system, name and kind of the files that a path, glob or directory names."""
     try:
         fs, inner = fsspec.core.url_to_fs(path)
     except (ValueError, ImportError) as error:
@@ -84,13 +119,12 @@ def _stored(path: str, split: str) -> Iterator[Piece]:
         names = [inner] if fs.exists(inner) else _visible(sorted(fs.glob(inner)))
         if not names:
             raise ValueError(f"{path!r} is not there: no such file, directory or glob")
-    known = [(name, kind) for name in names if (kind := _kind(name))]
+    known = [(fs, name, kind) for name in names if (kind := _kind(name))]
     if not known:
         raise ValueError(
             f"{path!r} holds no corpus: use .jsonl, .json, .ndjson (also .gz, .zst) or .parquet"
         )
-    for name, kind in known:
-        yield from _file(fs, name, kind)
+    return known
 
 
 def _inside(fs: Any, directory: str) -> list[str]:
@@ -110,10 +144,10 @@ def _kind(name: str) -> str:
     return {"parquet": "parquet", "arrow": "arrow"}.get(name.rsplit(".", 1)[-1], "")
 
 
-def _file(fs: Any, name: str, kind: str) -> Iterator[Piece]:
-    """One piece, or several of a plain JSONL file, which can be entered anywhere."""
+def _pieces(fs: Any, name: str, kind: str) -> Iterator[Piece]:
+    """One piece, or several of a plain JSONL or Parquet file, which can be entered anywhere."""
     url = fs.unstrip_protocol(name)
-    if kind != "json" or name.endswith((".gz", ".zst")):
+    if kind == "arrow" or name.endswith((".gz", ".zst")):
         yield Piece(kind, url)
         return
     size = fs.size(name) or 0
@@ -165,11 +199,20 @@ def _opened(path: str) -> Iterator[io.BufferedReader]:
 
 
 def _parquet(piece: Piece) -> Iterator[dict[str, Any]]:
+    """Rows of the row groups that begin inside the piece."""
     import pyarrow.parquet
 
     with fsspec.open(piece.path, "rb") as file:
-        for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=1000):
+        whole = pyarrow.parquet.ParquetFile(file, page_checksum_verification=True)
+        mine = range(piece.start, piece.end or sys.maxsize)
+        groups = [n for n in range(whole.num_row_groups) if _first_byte(whole.metadata, n) in mine]
+        for batch in whole.iter_batches(batch_size=1000, row_groups=groups) if groups else ():
             yield from batch.to_pylist()
+
+
+def _first_byte(metadata: Any, group: int) -> int:
+    column = metadata.row_group(group).column(0)
+    return column.dictionary_page_offset or column.data_page_offset
 
 
 def _arrow(piece: Piece) -> Iterator[dict[str, Any]]:
@@ -196,5 +239,9 @@ def _hub(path: str, split: str) -> Iterable[Piece]:
     return [Piece("hub", path, shard, count, split) for shard in range(count)]
 
 
-def _hub_shard(piece: Piece) -> Iterable[dict[str, Any]]:
-    return _hub_dataset(piece.path, piece.split).shard(num_shards=piece.end, index=piece.start)
+def _hub_shard(piece: Piece) -> Iterator[dict[str, Any]]:
+    whole = _hub_dataset(piece.path, piece.split)
+    try:
+        yield from whole.shard(num_shards=piece.end, index=piece.start)
+    except Exception as error:  # as many kinds as above
+        raise ValueError(f"shard {piece.start} of {piece.end}: {error}") from error

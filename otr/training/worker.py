@@ -1,115 +1,169 @@
 """What every Ray Train worker runs.
 
-In: {"config": TrainConfig, "run": dict | None, "directory": of the run} and a share of the packed
-corpus. Out: reports to Ray Train, with a checkpoint where one was saved, and a sample of the
-rejected rows in `<directory>/rejected.jsonl` (of ranks other than 0 in rejected-RANK.jsonl).
+In: a `Job`. Out: reports to Ray Train, with a checkpoint where one was saved, a sample of the
+rejected rows in `<directory>/rejected.jsonl`, and the rows of a step whose loss is not finite in
+`<directory>/bad-STEP-RANK.jsonl`.
 
 Shapes: N rows, S row length.
 """
 
-import dataclasses
-import functools
-import itertools
 import json
-import tempfile
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from time import monotonic
+from typing import TYPE_CHECKING, Any
 
 import fsspec
-import numpy as np
 import psutil
 import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
-from ray.data import DataIterator
 
-from otr.checkpoint import Checkpoints, checkpoint_name
+from otr.checkpoint import Snapshot, load_checkpoint
 from otr.config import TrainConfig
-from otr.training.corpus import BATCH, Audit, packed, packed_locally
+from otr.training.audit import Audit
+from otr.training.corpus import BATCH, packed_locally
+from otr.training.reader import COLUMNS, Batch, Reader, corpus_stream, micro_batches
+from otr.training.saved import Storage
 
-COLUMNS = ("input_ids", "loss_mask", "segment_ids")
-WINDOW = 1024  # packed rows that are shuffled together
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from otr.loop import BadStep
+
 VALIDATION_EXAMPLES = 2000
 MEBIBYTE = 2**20
-
-Arrays = dict[str, np.ndarray]
-Batch = dict[str, torch.Tensor]
+LOOK_SECONDS = 1.0  # between two looks at the stop file
 
 
-def train_loop(job: Mapping[str, Any]) -> None:
-    """Train on this worker's share, from the run's last checkpoint if there is one."""
-    from otr.loop import train
-    from otr.model import load_model, load_tokenizer
+@dataclass(frozen=True)
+class Job:
+    """What a worker is to do."""
 
-    config: TrainConfig = job["config"]
+    config: TrainConfig
+    directory: str
+    """Of the run, a path or URI."""
+    run: dict[str, Any] | None = None
+    """What a checkpoint's run.json says."""
+    stop_file: str | None = None
+    """Where it exists, the run saves and ends."""
+    resume_from: str | None = None
+    """Name of the checkpoint to go on from."""
+    notes: tuple[str, ...] = ()
+    """To be told with the first report."""
+
+
+def train_loop(job: Job) -> None:
+    """Train on this worker's share."""
+    from otr.loop import Hooks, train
+    from otr.parallel import resolved
+
+    config = job.config
     torch.set_num_threads(max(1, int(config.workers.cpus)))
-    torch.manual_seed(config.seed)
-    audit = Audit(config.data.max_rejected)
-    with _last_checkpoint() as resume_from, tempfile.TemporaryDirectory() as scratch:
-        source = config.model
-        if resume_from is not None:
-            source = dataclasses.replace(source, path=str(resume_from))
-        tokenizer = load_tokenizer(source)
-        model = load_model(source, tokenizer)
-        torch.nn.Module.to(model, ray.train.torch.get_device())
-        try:
+    several = config.workers.count > 1
+    group = dist.new_group(backend="gloo") if several else None
+    storage = Storage(group)
+    with storage.directory_of(job.resume_from) as resume_from:
+        state = load_checkpoint(resume_from) if resume_from is not None else {}
+        config = resolved(config)
+        note = "; ".join([*job.notes, *_notes(config, state)])
+        if job.resume_from is not None:
+            storage.remind(job.resume_from, {**state["metrics"], "note": note})
+        model, tokenizer = _model(config, resume_from)
+        audit = Audit(config.data.max_rejected, config.data.skip_bad)
+        with _rejected_to(job.directory, audit):
+            reader = None
+            if _rank() == 0:
+                reader = Reader(corpus_stream(config), config.seed, audit, state.get("reader"))
+            reports = _Reports(storage, tokenizer, job.run, reader, note)
             train(
                 model,
-                micro_batches(_share(config), config, audit),
+                micro_batches(reader, config),
                 config,
-                functools.partial(_report, audit),
-                checkpoints=Checkpoints(Path(scratch), tokenizer, job["run"], resume_from),
+                reports,
+                resume_from=resume_from,
                 validation=_validation(config),
+                hooks=Hooks(
+                    should_stop=_StopFile(job.stop_file),
+                    on_bad_step=partial(_keep_rows, job.directory, tokenizer),
+                ),
             )
-        finally:
-            _write_rejected(audit, job["directory"])
 
 
-def micro_batches(share: DataIterator, config: TrainConfig, audit: Audit) -> Iterator[Batch]:
-    """`config.micro_rows` packed rows at a time, epoch after epoch.
+class _Reports:
+    """Called by the loop on every rank; only what rank 0 says is kept."""
 
-    What a window leaves over goes into the next batch, so that the smallest corpus fills one.
+    def __init__(
+        self,
+        storage: Storage,
+        tokenizer: "PreTrainedTokenizerBase",
+        run: dict[str, Any] | None,
+        reader: Reader | None,
+        note: str,
+    ) -> None:
+        self.storage, self.tokenizer, self.run, self.reader = storage, tokenizer, run, reader
+        self.note = note
 
-    Raises:
-        ValueError: no row of this share can be used.
-    """
-    size = config.micro_rows
-    left: Arrays | None = None
-    for window in _windows(share, config.seed, audit):
-        if left is not None:
-            window = {name: np.concatenate([left[name], window[name]]) for name in COLUMNS}
-        whole = len(window["input_ids"]) // size * size
-        for start in range(0, whole, size):
-            yield _tensors(window, slice(start, start + size))
-        left = {name: column[whole:] for name, column in window.items()}
+    def __call__(self, metrics: dict[str, float], snapshot: Snapshot | None) -> None:
+        """Report to Ray Train.
 
-
-def _windows(share: DataIterator, seed: int, audit: Audit) -> Iterator[Arrays]:
-    """Stretches of the packed corpus, for ever, in an order that differs from epoch to epoch."""
-    for epoch in itertools.count():
-        order = np.random.default_rng([seed, epoch])
-        used = 0
-        for window in share.iter_batches(batch_size=WINDOW):
-            if epoch == 0:
-                audit.add(window["audit"])
-            rows = order.permutation(np.flatnonzero(window["segment_ids"][:, 0]))
-            used += len(rows)
-            yield {name: window[name][rows] for name in COLUMNS}
-        audit.complete = True
-        if not used:
-            audit.check()  # says why
-            raise ValueError("no row for this worker: add data or take fewer workers")
+        Raises:
+            ValueError: too many rows are rejected.
+        """
+        told: dict[str, Any] = {**metrics, **_host_metrics()}
+        if self.reader is not None:
+            audit = self.reader.audit
+            if audit.rows >= BATCH or audit.complete:
+                audit.check()
+            told |= {f"rejected/{cause}": count for cause, count in audit.rejected.items()}
+        if snapshot is not None and self.reader is not None:
+            snapshot.progress |= {"reader": asdict(self.reader.place), "metrics": {**told}}
+        if self.note:
+            told["note"], self.note = self.note, ""
+        self.storage.report(told, snapshot, self.tokenizer, self.run)
 
 
-def _share(config: TrainConfig) -> DataIterator:
-    """Of the packed corpus; a single worker reads it itself, which saves two processes."""
-    if config.workers.count > 1:
-        return ray.train.get_dataset_shard("train")
-    return packed(config.data, config.model).iterator()
+def _model(
+    config: TrainConfig, resume_from: Path | None
+) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+    """The model to train, proven; under fsdp only rank 0 reads its weights."""
+    from otr.checks import check_head, check_packing
+    from otr.lora import add_adapters, load_adapters
+    from otr.model import empty_model, load_model, load_tokenizer
+
+    source = config.model
+    if resume_from is not None:
+        source = replace(source, path=str(resume_from))
+    tokenizer = load_tokenizer(source)
+    empty = config.memory.strategy.startswith("fsdp") and _rank() != 0
+    if config.lora.rank:
+        if resume_from is not None and not empty:
+            return load_adapters(resume_from, config.model), tokenizer  # type: ignore[return-value]
+        source = config.model
+    model = empty_model(source) if empty else load_model(source, tokenizer)
+    if not empty and not config.memory.strategy.startswith("fsdp"):
+        torch.nn.Module.to(model, ray.train.torch.get_device())
+    if resume_from is None and not empty:
+        check_head(model)
+        check_packing(model)
+    if config.lora.rank:
+        model = add_adapters(model, config.lora, seed=config.seed)  # type: ignore[assignment]
+    return model, tokenizer
+
+
+def _notes(config: TrainConfig, state: dict[str, Any]) -> list[str]:
+    """What a person should know of how the run begins."""
+    workers = config.workers.count
+    notes = [f"{config.memory.strategy} on {workers} worker{'s' if workers > 1 else ''}"]
+    if state:
+        notes.append(f"goes on from step {state['step']}")
+        if state["world"] != workers:
+            notes.append(f"had {state['world']} workers, has {workers}: the same rows in each step")
+    return notes
 
 
 def _validation(config: TrainConfig) -> list[Batch]:
@@ -124,59 +178,45 @@ def _validation(config: TrainConfig) -> list[Batch]:
             f"no row of data.validation {config.data.validation} can be used: compare its columns "
             "with data.columns, its lengths with data.row_length"
         )
-    context = ray.train.get_context()
-    mine = {n: c[context.get_world_rank() :: context.get_world_size()] for n, c in columns.items()}
-    starts = range(0, len(mine["input_ids"]), config.micro_rows)
-    return [_tensors(mine, slice(start, start + config.micro_rows)) for start in starts]
+    mine = {n: torch.from_numpy(columns[n][_rank() :: config.workers.count]) for n in COLUMNS}
+    parts = zip(*(column.split(config.micro_rows) for column in mine.values()), strict=True)
+    return [dict(zip(COLUMNS, part, strict=True)) for part in parts if len(part[0])]
 
 
-def _tensors(columns: Arrays, rows: slice) -> Batch:
-    return {name: torch.from_numpy(column[rows]) for name, column in columns.items()}
+class _StopFile:
+    """Whether it is there, by rank 0 and no more than once in LOOK_SECONDS."""
+
+    def __init__(self, path: str | None) -> None:
+        self.path = path if _rank() == 0 else None
+        self.looked, self.there = 0.0, False
+
+    def __call__(self) -> bool:
+        if self.path and not self.there and monotonic() - self.looked >= LOOK_SECONDS:
+            fs, inner = fsspec.core.url_to_fs(self.path)
+            self.looked, self.there = monotonic(), fs.exists(inner)
+        return self.there
+
+
+def _keep_rows(directory: str, tokenizer: "PreTrainedTokenizerBase", bad: "BadStep") -> str:
+    """Write this rank's rows of a bad step; returns the file."""
+    path = f"{directory}/bad-{bad.step:06d}-{_rank()}.jsonl"
+    with fsspec.open(path, "w") as file:
+        for number, ids, segments in bad.numbered():
+            real = ids[segments > 0].tolist()
+            row = {"row": number, "bad": number in bad.rows, "input_ids": real}
+            file.write(json.dumps({**row, "text": tokenizer.decode(real)}) + "\n")
+    return path
 
 
 @contextmanager
-def _last_checkpoint() -> Iterator[Path | None]:
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        yield None
-    else:
-        with checkpoint.as_directory() as directory:
-            yield Path(directory)
-
-
-def _report(audit: Audit, metrics: dict[str, float], directory: str | None) -> None:
-    """To Ray Train, which moves the checkpoint to the run's storage.
-
-    Raises:
-        ValueError: too many rows are rejected; on every rank, as all report at the same step.
-    """
-    whole = of_all_ranks(audit, ray.train.torch.get_device())
-    if whole.rows >= BATCH or whole.complete:
-        whole.check()
-    rejected = {f"rejected/{cause}": count for cause, count in whole.rejected.items()}
-    ray.train.report(
-        {**metrics, **rejected, **_host_metrics()},
-        checkpoint=ray.train.Checkpoint.from_directory(directory) if directory else None,
-        checkpoint_dir_name=checkpoint_name(int(metrics["step"])),
-        delete_local_checkpoint_after_upload=True,
-    )
-
-
-def of_all_ranks(audit: Audit, device: torch.device) -> Audit:
-    """What all ranks have read and rejected so far; the samples are this rank's."""
-    from otr.data import Rejected
-
-    causes = Rejected.CAUSES
-    counts = [audit.rows, not audit.complete, *(audit.rejected[cause] for cause in causes)]
-    sums = torch.tensor(counts, dtype=torch.int64, device=device)
-    if dist.is_initialized():
-        dist.all_reduce(sums)
-    whole = Audit(audit.max_rejected)
-    whole.rows, reading, *rejected = sums.tolist()
-    whole.complete = reading == 0
-    whole.rejected = +Counter(dict(zip(causes, rejected, strict=True)))
-    whole.samples = audit.samples
-    return whole
+def _rejected_to(directory: str, audit: Audit) -> Iterator[None]:
+    """Write the sample of the rejected rows, however the run ends."""
+    try:
+        yield
+    finally:
+        if audit.samples:
+            with fsspec.open(f"{directory}/rejected.jsonl", "w") as file:
+                file.writelines(json.dumps(sample) + "\n" for sample in audit.samples)
 
 
 def _host_metrics() -> dict[str, float]:
@@ -191,9 +231,5 @@ def _host_metrics() -> dict[str, float]:
     return metrics
 
 
-def _write_rejected(audit: Audit, directory: str) -> None:
-    rank = ray.train.get_context().get_world_rank()
-    if audit.samples:
-        name = f"rejected-{rank}.jsonl" if rank else "rejected.jsonl"
-        with fsspec.open(f"{directory}/{name}", "w") as file:
-            file.writelines(json.dumps(sample) + "\n" for sample in audit.samples)
+def _rank() -> int:
+    return ray.train.get_context().get_world_rank()

@@ -1,25 +1,21 @@
 """Corpora on disk, in every form that users have, become packed rows."""
 
 import gzip
-import itertools
+import io
 import json
-import threading
-import time
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import pyarrow as pa
+import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 import zstandard
 
-from otr.config import DataConfig, ModelConfig, TrainConfig
-from otr.model import load_tokenizer
+from otr.config import DataConfig, ModelConfig
 from otr.training import corpus, sources
-from otr.training.worker import micro_batches
 from tests.assets.tiny import make_tiny_model
 
 ROWS = [{"prompt": f"What is {i} + {i}?", "completion": str(2 * i)} for i in range(50)]
@@ -62,6 +58,37 @@ def write(directory: Path, form: str) -> Path | str:
     return path
 
 
+def parquet() -> bytes:
+    """ROWS in groups of ten."""
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(pa.Table.from_pylist(ROWS), file, row_group_size=10)
+    return file.getvalue()
+
+
+def damaged(content: bytes) -> bytes:
+    """A Parquet file with one page's header overwritten."""
+    groups = pyarrow.parquet.ParquetFile(io.BytesIO(content)).metadata
+    place = groups.row_group(3).column(0).data_page_offset
+    return content[:place] + b"\xff" * 20 + content[place + 20 :]
+
+
+def falsified() -> bytes:
+    """A Parquet file with checksums of its pages, and a digit changed in one."""
+    file = io.BytesIO()
+    plain = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    table = pa.Table.from_pylist(ROWS)
+    pyarrow.parquet.write_table(table, file, write_page_checksum=True, **plain)
+    return file.getvalue().replace(b"What is 7", b"What is 9")
+
+
+def arrow() -> bytes:
+    file = io.BytesIO()
+    table = pa.Table.from_pylist(ROWS)
+    with pyarrow.ipc.new_stream(file, table.schema) as stream:
+        stream.write_table(table)
+    return file.getvalue()
+
+
 FORMS = ["jsonl", "jsonl.gz", "jsonl.zst", "parquet", "saved", "saved_splits", "hub"]
 
 
@@ -81,13 +108,16 @@ def test_directories_and_globs_in_order_without_hidden_files(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("size", [1, 7, 100, 10_000])
-def test_pieces_of_a_file_hold_each_line_once(
+def test_pieces_of_a_file_hold_each_row_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     monkeypatch.setattr(sources, "PIECE_BYTES", size)
     path = tmp_path / "rows.jsonl"
     path.write_bytes(TEXT.replace(b"\n", b"\r\n\n").rstrip())
     assert every_row(path) == ROWS
+    (path := tmp_path / "rows.parquet").write_bytes(parquet())
+    assert every_row(path) == ROWS
+    assert size > 100 or max(len(list(sources.rows(p))) for p in sources.pieces([str(path)])) == 10
 
 
 @pytest.mark.parametrize(
@@ -101,29 +131,72 @@ def test_what_is_not_there_is_refused(tmp_path: Path, path: str, message: str) -
 
 
 GZ, ZST = gzip.compress(TEXT), zstandard.compress(TEXT)
+BAD = {
+    "cut.jsonl.gz": GZ[:-20],
+    "cut.jsonl.zst": ZST[:-20],
+    "second-frame-cut.jsonl.zst": ZST + ZST[:-20],
+    "bad.jsonl.gz": b"no gzip at all",
+    "garbled.jsonl.gz": GZ[:30] + b"garbage" + GZ[37:],
+    "bad.jsonl.zst": b"no zstandard at all",
+    "bad.parquet": b"PAR1 no parquet at all PAR1",
+    "page.parquet": damaged(parquet()),
+    "falsified.parquet": falsified(),
+    "cut.arrow": arrow()[:-600],
+    "directory.jsonl": None,
+}
 
 
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("cut.jsonl.gz", GZ[:-20]),
-        ("cut.jsonl.zst", ZST[:-20]),
-        ("second-frame-cut.jsonl.zst", ZST + ZST[:-20]),
-        ("bad.jsonl.gz", b"no gzip at all"),
-        ("garbled.jsonl.gz", GZ[:30] + b"garbage" + GZ[37:]),
-        ("bad.jsonl.zst", b"no zstandard at all"),
-        ("bad.parquet", b"PAR1 no parquet at all PAR1"),
-        ("directory.jsonl", None),
-    ],
-)
-def test_a_file_that_can_not_be_read_is_named(
-    tmp_path: Path, model: ModelConfig, name: str, content: bytes | None
+@pytest.mark.parametrize("name", BAD)
+def test_a_file_that_can_not_be_read_is_named_or_left_out(
+    tmp_path: Path, model: ModelConfig, name: str
 ) -> None:
-    path = tmp_path / name
+    (tmp_path / "good.jsonl").write_bytes(TEXT)
+    path, content = tmp_path / name, BAD[name]
     path.mkdir() if content is None else path.write_bytes(content)
-    glob = str(tmp_path / f"*.{name.split('.', 1)[1]}")
-    with pytest.raises(ValueError, match=rf"can't read .*/{name}: .*replace the file"):
-        corpus.inspect(DataConfig((glob,), row_length=64), model)
+    # A directory's name is taken for a file's only where it comes from a glob.
+    config = DataConfig((str(tmp_path / "good.jsonl"), f"{path}*"), row_length=64)
+    message = rf"can't read .*/{name}: .*replace the file, or leave it out with data\.skip_bad$"
+    with pytest.raises(ValueError, match=message) as raised:
+        corpus.inspect(config, model)
+    assert "\n" not in str(raised.value)
+    report = corpus.inspect(replace(config, skip_bad=True, max_rejected=0.0), model)
+    assert report.rejected == {"unreadable": 1} and report.rows >= len(ROWS)
+    [sample] = report.samples
+    assert sample["detail"] == str(raised.value) and sample["cause"] == "unreadable"
+    columns = corpus.packed_locally(
+        replace(config, skip_bad=True), model, config.paths, limit=len(ROWS) + 1
+    )
+    assert sum(columns["segment_ids"].max(axis=1)) >= len(ROWS)
+
+
+def test_a_corpus_of_which_nothing_can_be_read_is_refused(
+    tmp_path: Path, model: ModelConfig
+) -> None:
+    path = tmp_path / "bad.parquet"
+    path.write_bytes(BAD[path.name] or b"")
+    config = DataConfig((str(path),), {"prompt": "question"}, skip_bad=True, max_rejected=1.0)
+    with pytest.raises(ValueError, match=r"no file of the corpus can be read.*/bad\.parquet"):
+        corpus.inspect(config, model)
+
+
+def test_identity_tells_that_files_are_others(tmp_path: Path) -> None:
+    def identity(*paths: Path | str) -> list[tuple[str, int]]:
+        return sources.corpus_identity(DataConfig(tuple(map(str, paths))))
+
+    before = tmp_path / "before"
+    before.mkdir()
+    path = write(before, "jsonl")
+    write(before, "parquet")
+    first = identity(before)
+    assert first[0] == ("rows.jsonl", len(TEXT)) and first[1][0] == "rows.parquet"
+    assert identity(before.rename(tmp_path / "after")) == first, "a moved corpus is the same"
+    path = tmp_path / "after" / "rows.jsonl"
+    path.write_bytes(TEXT + b"{}\n")
+    assert identity(tmp_path / "after") == [("rows.jsonl", len(TEXT) + 3), first[1]]
+    (hub := tmp_path / "hub").mkdir()
+    assert identity(name := write(hub, "hub")) == [(f"{name} train", 1)]
+    [(name, size)] = identity(write(tmp_path, "saved"))
+    assert name == "data-00000-of-00001.arrow" and size > 0
 
 
 def test_an_unknown_split_names_those_there_are(tmp_path: Path) -> None:
@@ -177,100 +250,3 @@ def test_an_empty_corpus_is_refused(tmp_path: Path, model: ModelConfig) -> None:
     path.write_text("\n")
     with pytest.raises(ValueError, match="the corpus is empty"):
         corpus.inspect(DataConfig((str(path),)), model)
-
-
-@pytest.mark.integration
-def test_ray_packs_every_usable_example(
-    ray_cluster: None, tmp_path: Path, model: ModelConfig
-) -> None:
-    """What Ray Data yields holds just the examples that plain Python finds."""
-    for part in range(3):
-        (tmp_path / f"{part}.jsonl").write_bytes(TEXT + b"broken\n")
-    config = DataConfig((str(tmp_path),), row_length=128)
-    first = corpus.packed(config, model).take_all()
-    local = corpus.packed_locally(config, model, config.paths, limit=1000)
-    assert examples(first) == examples(rows_of(local))
-    audit = corpus.Audit(0.05)
-    audit.add(row["audit"] for row in first)
-    assert (audit.rows, audit.rejected) == (153, {"broken": 3})
-
-
-@pytest.mark.integration
-def test_files_read_at_once_come_in_their_order(
-    ray_cluster: None, tmp_path: Path, model: ModelConfig
-) -> None:
-    """The first file takes longest: whatever came as it was ready would come before it."""
-    for file, count in enumerate((3000, 1, 1, 200, 1, 1)):
-        row = json.dumps({"prompt": "Which?", "completion": f"file {file}"})
-        (tmp_path / f"{file}.jsonl").write_text(f"{row}\n" * count)
-    stream = corpus.packed(DataConfig((str(tmp_path),), row_length=64), model)
-    tokenizer = load_tokenizer(model)
-    orders = []
-    for _ in range(2):
-        batches = stream.iterator().iter_batches(batch_size=100)
-        ids = np.concatenate([batch["input_ids"] for batch in batches])
-        texts = tokenizer.batch_decode(ids)
-        orders.append([text.split("file ")[1][0] for text in texts])
-    assert orders[0] == orders[1] == sorted(orders[0])
-    assert set(orders[0]) == set("012345")
-
-
-@pytest.mark.integration
-def test_training_begins_before_the_corpus_is_read(
-    ray_cluster: None, tmp_path: Path, model: ModelConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The last file is withheld until the first micro-batch has come."""
-    for file in range(4):
-        lines = [json.dumps({"prompt": f"{i:06}?", "completion": "1"}) for i in range(1200)]
-        (tmp_path / f"{file}.jsonl").write_text("\n".join(lines))
-    came, given_up = tmp_path / "came", tmp_path / "given up"
-    real = corpus._read_and_pack
-
-    def withholding(batch: Any, found: Any, *rest: Any) -> Iterator[Any]:  # runs in Ray's tasks
-        for number in batch["piece"]:
-            while number == 3 and not (came.exists() or given_up.exists()):
-                time.sleep(0.05)
-            yield from real({"piece": [number]}, found, *rest)
-
-    monkeypatch.setattr(corpus, "_read_and_pack", withholding)
-    timer = threading.Timer(60, given_up.touch)
-    timer.start()
-    data = DataConfig((str(tmp_path / "*.jsonl"),), row_length=48)
-    run = TrainConfig(model, data, step_rows=8, micro_rows=8)
-    audit = corpus.Audit(0.0)
-    stream = micro_batches(corpus.packed(data, model).iterator(), run, audit)
-    next(stream)
-    timer.cancel()
-    assert not given_up.exists(), "nothing came before the whole corpus was read"
-    assert audit.rows < 4800
-    came.touch()
-    rest = itertools.takewhile(lambda _: not audit.complete, stream)
-    assert sum(len(batch["input_ids"]) for batch in rest) >= 4792 - 8
-    assert audit.rows == 4800
-
-
-@pytest.mark.integration
-def test_a_batch_without_a_usable_row_still_reports(
-    ray_cluster: None, tmp_path: Path, model: ModelConfig
-) -> None:
-    (tmp_path / "rows.jsonl").write_text("broken\n" * 5)
-    [row] = corpus.packed(DataConfig((str(tmp_path),), row_length=64), model).take_all()
-    assert not row["segment_ids"].any()
-    assert json.loads(row["audit"])["rejected"] == {"broken": 5}
-
-
-def rows_of(columns: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-    return [
-        {name: column[n] for name, column in columns.items()}
-        for n in range(len(columns["input_ids"]))
-    ]
-
-
-def examples(rows: list[dict[str, Any]]) -> list[tuple[list[int], list[bool]]]:
-    """The examples in packed rows, wherever they lie."""
-    found = []
-    for row in rows:
-        for segment in range(1, row["segment_ids"].max() + 1):
-            place = row["segment_ids"] == segment
-            found.append((row["input_ids"][place].tolist(), row["loss_mask"][place].tolist()))
-    return sorted(found)

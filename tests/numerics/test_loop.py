@@ -9,11 +9,10 @@ import torch
 import torch.multiprocessing as mp
 
 from otr import ModelConfig, Objective, OptimConfig, TrainConfig, Workers
-from otr.checkpoint import Checkpoints
 from otr.data import pack
 from otr.evaluate import evaluate
-from otr.loop import train
-from otr.model import head, hidden_states, load_model, load_tokenizer
+from otr.loop import BadStep, Hooks, train
+from otr.model import head, hidden_states, load_model
 from otr.policy import Policy
 from tests.assets.tiny import make_tiny_model
 from tests.numerics.runs import LENGTH, ROWS, batches, config, examples, join_ranks
@@ -119,27 +118,12 @@ def test_two_ranks_equal_one(model_dir: Path, objective: Objective, tmp_path: Pa
     torch.testing.assert_close(ranks[0]["weights"], weights(model), rtol=1e-4, atol=1e-5)
 
 
-def test_resume_is_the_undisturbed_run(model_dir: Path, tmp_path: Path) -> None:
-    tokenizer = load_tokenizer(ModelConfig(str(model_dir)))
-    run = config(model_dir, Objective(num_samples=8), 4, save_every=2)
-    whole, saved = load_model(run.model), []
-    checkpoints = Checkpoints(tmp_path, tokenizer, run={"note": "kept"})
-    train(whole, batches(4), run, lambda _, d: saved.append(d), checkpoints=checkpoints)
-    half = tmp_path / "step-000002"
-    assert [d for d in saved if d] == [str(half), str(tmp_path / "step-000004")]
-    assert (half / "run.json").is_file() and not list(tmp_path.glob(".*"))
-    again = load_model(ModelConfig(str(half)))
-    resumed = Checkpoints(tmp_path / "again", tokenizer, resume_from=half)
-    train(again, batches(4), run, lambda *_: None, checkpoints=resumed)
-    assert torch.equal(weights(again), weights(whole))
-
-
 def test_it_learns_and_evaluate_sees_it(model_dir: Path) -> None:
     model = load_model(ModelConfig(str(model_dir)))
     same = batches(1) * 60
-    before = evaluate(model, same[:1])
+    before = evaluate(Policy(model, Objective("sft")), same[:1])
     train(model, same, config(model_dir, Objective("sft"), 60), lambda *_: None)
-    after = evaluate(model, same[:1])
+    after = evaluate(Policy(model, Objective("sft")), same[:1])
     assert before["val_exact"] == 0 < after["val_exact"]
     assert after["val_nll"] < before["val_nll"] / 3
     assert after["val_token_accuracy"] > 0.7
@@ -164,16 +148,44 @@ def test_the_weights_move_as_the_clipped_gradient_says(model_dir: Path) -> None:
     assert 1e-4 < moved.abs().mean() < 9e-3, "neither nothing nor the whole learning rate"
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_weights_change(model_dir: Path) -> None:
-    model = load_model(ModelConfig(str(model_dir)))
+@pytest.fixture(scope="module")
+def untied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A NaN in its embeddings reaches only the rows that hold that token."""
+    return make_tiny_model(tmp_path_factory.mktemp("untied") / "tiny", tied=False)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change(untied: Path) -> None:
+    model = load_model(ModelConfig(str(untied)))
     with torch.no_grad():
-        model.get_input_embeddings().weight[3] = float("nan")
+        model.get_input_embeddings().weight[254] = float("nan")
     batch = copy.deepcopy(batches(1)[0])
-    batch["input_ids"][0, :4] = 3
+    batch["input_ids"][0, :4] = 254
     before = weights(model)
-    with pytest.raises(FloatingPointError, match=r"row \d+ hold NaN"):
-        train(model, [batch], config(model_dir, Objective("sft"), 1), lambda *_: None)
+    kept: list[BadStep] = []
+    hooks = Hooks(on_bad_step=lambda bad: kept.append(bad) or "rows.jsonl")
+    run = config(untied, Objective("sft"), 1)
+    with pytest.raises(FloatingPointError, match=r"step 1: loss nan.* rows 0 .*see rows.jsonl"):
+        train(model, [batch], run, lambda *_: None, hooks=hooks)
+    assert (kept[0].step, kept[0].rows) == (1, [0])
+    torch.testing.assert_close(kept[0].batches[0]["input_ids"], batch["input_ids"])
     torch.testing.assert_close(weights(model), before, rtol=0, atol=0, equal_nan=True)
+
+
+def test_such_steps_can_be_skipped_and_are_counted(untied: Path) -> None:
+    """The good steps around a bad one are those of a run without it, but for the schedule."""
+    good, log = batches(2), []
+    bad = copy.deepcopy(good[0])
+    bad["input_ids"][1, :4] = 254
+    run = config(untied, Objective("sft"), 3)
+    run = replace(run, data=replace(run.data, skip_bad=True))
+    model = load_model(run.model)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[254] = float("nan")
+    before = weights(model)
+    train(model, [bad, *good], run, lambda metrics, _: log.append(metrics))
+    assert [m.get("skipped_steps") for m in log] == [1, 1, 1]
+    assert "loss" not in log[0] and log[1]["loss"] > 0
+    assert not torch.equal(weights(model), before)
 
 
 def test_data_that_ends_early_is_an_error(model_dir: Path) -> None:

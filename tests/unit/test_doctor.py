@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pipelines import cli, doctor
+from pipelines import cli, doctor, doctor_machine
 from pipelines.doctor import Finding
 from pipelines.presets import PRESETS, SweepConfig
 from pipelines.tracking import check_store
@@ -133,7 +133,7 @@ def test_an_arm_that_can_not_be(config: SweepConfig) -> None:
 
 def test_disk_too_small(config: SweepConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        doctor.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1)
+        doctor_machine.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1)
     )
     bad = failed(config)
     assert bad.check == "disk" and "disk too small: 0.0 GiB free" in bad.text
@@ -141,7 +141,7 @@ def test_disk_too_small(config: SweepConfig, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_disk_counts_each_trials_checkpoint(config: SweepConfig, model: Path) -> None:
     count = sum(p.numel() for p in __import__("otr").load_model(config.train.model).parameters())
-    assert doctor._parameters(str(model)) == count
+    assert doctor_machine.parameters(str(model)) == count
 
 
 def test_disk_counts_a_model_on_the_hub_where_the_hub_answers(

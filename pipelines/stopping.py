@@ -1,0 +1,41 @@
+"""SIGTERM, as a preempted machine or a job's owner sends it: save, then end.
+
+In: the file that tells the workers to stop. Out: exit code 143 once every trial has saved; the same
+command goes on from there. A second SIGTERM ends the process at once.
+"""
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from pipelines import console
+
+EXIT_CODE = 128 + signal.SIGTERM
+
+
+@contextmanager
+def stops_at_sigterm(stop_file: Path) -> Iterator[None]:
+    """While the body runs, SIGTERM writes `stop_file` first.
+
+    Raises:
+        SystemExit: after the body, where there was one.
+    """
+    stop_file.unlink(missing_ok=True)
+
+    def told(signum: int, frame: FrameType | None) -> None:
+        if stop_file.exists():
+            sys.exit(EXIT_CODE)
+        stop_file.touch()
+        console.note("told to stop: the trials save what they have; once more ends them at once")
+
+    before = signal.signal(signal.SIGTERM, told)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if stop_file.exists():
+        console.note("stopped: the same command goes on from here")
+        sys.exit(EXIT_CODE)

@@ -1,0 +1,181 @@
+"""How well the planner foresees the memory of a step: `python -m tests.benchmarks.memory [NAME..]`.
+
+In: nothing, or the names of cases. Out: a table of planned and measured peaks, and the error in %.
+Each case takes real steps in a process of its own, on the CPU; what is measured is the largest
+resident size during the second step over that after a small model's first. It is of the step
+alone: writing a checkpoint on a CPU takes a copy of weights and moments more.
+"""
+
+import gc
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from transformers import Qwen3Config
+
+from otr.config import DataConfig, LoraConfig, MemoryConfig, ModelConfig, TrainConfig
+from otr.model import empty_model
+from otr.objective import Objective
+from otr.planner import plan
+
+MIB = 2**20
+QUIET = {  # of glibc: memory that is freed goes back at once
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model of a made-up shape, and how a step of it is taken."""
+
+    name: str
+    rows: int
+    length: int
+    layers: int = 6
+    width: int = 512
+    vocabulary: int = 32_000
+    tied: bool = True
+    steps: int = 1
+    """Passes a step."""
+    dtype: str = "float32"
+    again: bool = False
+    """Gradient checkpointing."""
+    rank: int = 0
+    attention: str = "auto"
+    objective: str = "otr"
+
+
+CASES = (
+    Case("small", 16, 256, 4, 192, 1024),
+    Case("small bf16", 16, 256, 4, 192, 1024, dtype="bfloat16"),
+    Case("small checkpointed", 32, 512, 4, 192, 1024, again=True),
+    Case("few tokens", 2, 256, tied=False),
+    Case("few tokens, twice", 2, 256, tied=False, steps=2),
+    Case("untied", 4, 512, tied=False),
+    Case("bf16", 4, 512, tied=False, dtype="bfloat16"),
+    Case("bf16 checkpointed", 4, 512, steps=2, dtype="bfloat16", again=True),
+    Case("checkpointed", 4, 512, again=True),
+    Case("sft", 4, 512, objective="sft"),
+    Case("sdpa", 2, 512, attention="sdpa"),
+    Case("eager", 2, 512, attention="eager"),
+    Case("lora", 4, 512, rank=8),
+    Case("lora bf16 checkpointed", 4, 512, rank=8, dtype="bfloat16", again=True),
+    Case("deep", 2, 256, layers=12),
+)
+
+
+def written(case: Case, directory: Path) -> TrainConfig:
+    """The case's run; its model's config is written to `directory`, and no weights."""
+    Qwen3Config(
+        hidden_size=case.width,
+        intermediate_size=3 * case.width,
+        num_hidden_layers=case.layers,
+        num_attention_heads=case.width // 32,
+        num_key_value_heads=max(1, case.width // 64),
+        head_dim=32,
+        vocab_size=case.vocabulary,
+        tie_word_embeddings=case.tied,
+        max_position_embeddings=4096,
+        architectures=["Qwen3ForCausalLM"],
+    ).save_pretrained(directory)
+    return TrainConfig(
+        model=ModelConfig(str(directory), dtype=case.dtype, attention=case.attention),  # type: ignore[arg-type]
+        data=DataConfig(("-",), row_length=case.length),
+        objective=Objective(case.objective),  # type: ignore[arg-type]
+        lora=LoraConfig(rank=case.rank),
+        memory=MemoryConfig(gradient_checkpointing=case.again),
+        step_rows=case.rows * case.steps,
+        micro_rows=case.rows,
+    )
+
+
+def measured(case: Case) -> int:
+    """Bytes, in a process of its own."""
+    command = [sys.executable, "-m", "tests.benchmarks.memory", "--one", json.dumps(vars(case))]
+    done = subprocess.run(
+        command, env=os.environ | QUIET, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    return int(done.stdout.split()[-1])
+
+
+def planned(case: Case) -> int:
+    """Bytes."""
+    with TemporaryDirectory() as directory:
+        return plan(written(case, Path(directory)), 2**40).device.total
+
+
+def _take_steps(case: Case) -> int:
+    with TemporaryDirectory() as directory:
+        config = written(case, Path(directory))
+        small = replace(case, layers=1, width=64, vocabulary=300, length=16)
+        _train(written(small, Path(directory) / "small"), 300)
+        gc.collect()
+        before = _resident("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+        _train(config, case.vocabulary)
+    return _resident("VmHWM") - before
+
+
+def _train(config: TrainConfig, vocabulary: int) -> None:
+    """Two steps, without the checkpoint that would follow the last."""
+    from otr.loop import train
+    from otr.lora import add_adapters
+
+    torch.manual_seed(0)
+    model = empty_model(config.model)
+    if config.lora.rank:
+        model = add_adapters(model, config.lora)
+    model.to_empty(device="cpu")
+    (getattr(model, "get_base_model", lambda: model))().tie_weights()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    for buffer in model.buffers():
+        buffer.fill_(0.5)
+    try:
+        train(model, _batches(config, vocabulary), config, lambda *_: None)
+    except ValueError as error:
+        assert "the data ended" in str(error)
+
+
+def _batches(config: TrainConfig, vocabulary: int) -> Iterator[dict[str, torch.Tensor]]:
+    shape = config.micro_rows, config.data.row_length
+    for _ in range(2 * config.accumulation):
+        yield {
+            "input_ids": torch.randint(vocabulary, shape, dtype=torch.int32),
+            "loss_mask": torch.ones(shape, dtype=torch.bool),
+            "segment_ids": torch.ones(shape, dtype=torch.int32),
+        }
+
+
+def _resident(what: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(what))
+
+
+def main(argv: list[str]) -> None:
+    """Measure the cases named in `argv`, or all."""
+    if argv[:1] == ["--one"]:
+        print(_take_steps(Case(**json.loads(argv[1]))))
+        return
+    print(f"{'case':<24}{'planned':>12}{'measured':>12}{'error':>9}")
+    for case in CASES:
+        if argv and case.name not in argv:
+            continue
+        ours, real = planned(case), measured(case)
+        figures = f"{ours / MIB:>8.0f} MiB{real / MIB:>8.0f} MiB{100 * (ours / real - 1):>+8.1f}%"
+        print(f"{case.name:<24}{figures}", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

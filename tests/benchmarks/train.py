@@ -1,0 +1,176 @@
+"""Training beside TRL's, and all that belongs to it: ``python -m tests.benchmarks.train``.
+
+In: sizes as MODEL:SxRxB (row length, packed rows a step, packed rows a forward pass), and which
+parts to run. Out: each measure with its bar, and FILE (``--json``) with {"machine", "versions",
+"measures", and by part a list of results}, rewritten after every part.
+
+speed   all contenders alive, a step each in turns; medians after the warm-up
+memory  one contender after the other, each in a fresh process
+ranks   one process and two, of one thread each, in turns
+fit     a real run on Ray: how long its first step takes to come, how long a step waits for rows
+corpus  tokenize and pack a corpus: Ray Data, TRL's way, TRL's packing after one batched map
+mfu     a model of 1.7 B parameters, on a GPU only
+"""
+
+import argparse
+import dataclasses
+import tempfile
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks import loss, train_bars
+from tests.benchmarks.train_data import Case, write_corpus
+from tests.benchmarks.train_flow import measured
+from tests.benchmarks.train_turns import alone, in_turns
+
+WARM_UP = 2  # steps that are not timed: the first ones allocate
+PACKAGES = ("torch", "transformers", "trl", "datasets", "ray")
+CONTENDERS = ("otr", "sft", "trl-nll", "trl-nll-row")
+EQUAL_ROWS = ("otr", "sft", "trl-nll")  # a forward pass
+WAYS = ("ray_data", "trl_batched", "trl")
+NO_GPU = "no CUDA GPU on this machine"
+QUICK = {
+    "speed": ["tiny:64x4x2"],
+    "memory": ["tiny:64x4x2"],
+    "ranks": "tiny:64x4x2",
+    "fit": "base:128x4x4",
+    "mfu": "tiny:64x4x2",
+    "rounds": 1,
+    "fit_steps": 3,
+    "megabytes": [0.1],
+}
+
+
+def main() -> None:
+    options = parse_options()
+    report: dict[str, Any] = {
+        "machine": loss.describe_machine(options.device) | {"threads": options.threads},
+        "versions": {name: metadata.version(name) for name in PACKAGES},
+    }
+    for part in options.parts:
+        report[part] = RUN[part](options)
+        report["measures"] = train_bars.measures(report)
+        if options.json:
+            loss.write_json(options.json, report)
+    print(train_bars.tables(report, markdown=options.markdown))
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.train")
+    add = parser.add_argument
+    add("--parts", nargs="+", choices=RUN, default=list(RUN))
+    add("--speed", nargs="+", default=["base:256x32x32", "wide:1024x4x4"], metavar="MODEL:SxRxB")
+    add("--memory", nargs="+", default=["wide:1024x4x1", "wide:1024x4x4"], metavar="MODEL:SxRxB")
+    add("--ranks", default="base:256x32x16", metavar="MODEL:SxRxB")
+    add("--fit", default="base:256x32x32", metavar="MODEL:SxRxB")
+    add("--mfu", default="large:4096x8x2", metavar="MODEL:SxRxB")
+    add("--rounds", type=int, default=7, help="timed steps of each contender")
+    add("--fit-steps", type=int, default=50, help="steps of the run on Ray")
+    add("--megabytes", nargs="+", type=float, default=[10, 100], help="sizes of the corpus")
+    add("--full", action="store_true", help="also a corpus of 1000 MB")
+    add("--corpus-row-length", type=int, default=1024)
+    add("--processes", type=int, default=2, help="that tokenize and pack, in every way")
+    add("--threads", type=int, default=loss.describe_machine("cpu")["threads"])
+    add("--device", choices=("cpu", "cuda"))
+    add("--quick", action="store_true", help="sizes that say nothing: does it run?")
+    add("--json", type=Path, help="where the report goes")
+    add("--markdown", action="store_true", help="print the tables as Markdown")
+    options = parser.parse_args()
+    options.device = options.device or ("cuda" if loss.torch.cuda.is_available() else "cpu")
+    if options.quick:
+        vars(options).update(QUICK)
+    if options.full:
+        options.megabytes = [*options.megabytes, 1000]
+    return options
+
+
+def case(text: str, options: argparse.Namespace, *, steps: int | None = None) -> Case:
+    """Of "base:256x32x16"; bfloat16 on a GPU."""
+    model, _, sizes = text.partition(":")
+    row_length, step_rows, micro_rows = map(int, sizes.split("x"))
+    dtype = "bfloat16" if options.device == "cuda" else "float32"
+    steps = steps or WARM_UP + options.rounds
+    return Case(model, row_length, step_rows, micro_rows, steps, options.device, dtype)
+
+
+def result(name: str, one: Case, figures: dict[str, Any]) -> dict[str, Any]:
+    return {"name": name, **dataclasses.asdict(one), **train_bars.summary(figures, WARM_UP)}
+
+
+def speed(options: argparse.Namespace) -> list[dict[str, Any]]:
+    found = []
+    for text in options.speed:
+        one = case(text, options)
+        found.append(result(text, one, in_turns(CONTENDERS, one, options.threads)))
+    return found
+
+
+def memory(options: argparse.Namespace) -> list[dict[str, Any]]:
+    found = []
+    for text in options.memory:
+        one = case(text, options, steps=WARM_UP + 1)  # the second has the optimiser's state
+        found.append(result(text, one, alone(EQUAL_ROWS, one, options.threads)))
+    return found
+
+
+def ranks(options: argparse.Namespace) -> list[dict[str, Any]]:
+    if options.device != "cpu":
+        return [{"name": options.ranks, "skipped": "it compares processes on a CPU"}]
+    one = case(options.ranks, options)
+    return [result(options.ranks, one, in_turns(("otr-1-rank", "otr-2-ranks"), one, 1))]
+
+
+def mfu(options: argparse.Namespace) -> list[dict[str, Any]]:
+    if options.device != "cuda":
+        return [{"name": options.mfu, "skipped": NO_GPU}]
+    one = case(options.mfu, options)
+    found = result(options.mfu, one, alone(CONTENDERS, one, options.threads))
+    speed = found["tokens_per_second"]["otr"]
+    return [found | {"mfu": train_bars.mfu(speed, found, loss.torch.cuda.get_device_name())}]
+
+
+def fit(options: argparse.Namespace) -> list[dict[str, Any]]:
+    one = case(options.fit, options)
+    with tempfile.TemporaryDirectory() as directory:
+        write_corpus(Path(directory), 0.5, files=1)
+        ways = measured(
+            "fit",
+            directory=directory,
+            row_length=one.row_length,
+            step_rows=one.step_rows,
+            steps=options.fit_steps,
+            processes=options.processes,
+        )
+    return [{"name": options.fit} | ways]
+
+
+def corpus(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Every way at one size, then the next size.
+
+    Raises:
+        RuntimeError: a way finds other tokens than the others.
+    """
+    sizes = []
+    for megabytes in sorted(options.megabytes):
+        with tempfile.TemporaryDirectory() as directory:
+            examples = write_corpus(Path(directory), megabytes)
+            job = {"directory": directory, "processes": options.processes}
+            job["row_length"] = options.corpus_row_length
+            ways = {way: measured(way, **job) for way in WAYS}
+        tokens = {name: way["tokens"] for name, way in ways.items()}
+        if len(set(tokens.values())) > 1:
+            raise RuntimeError(f"unequal work: {megabytes} MB are {tokens} tokens")
+        sizes.append({"megabytes": megabytes, "examples": examples, "ways": ways})
+    texts = [f"{size['megabytes']:g}" for size in sizes]
+    return [{"name": f"{', '.join(texts)} MB, S {options.corpus_row_length}", "sizes": sizes}]
+
+
+RUN: dict[str, Callable[[argparse.Namespace], list[dict[str, Any]]]] = {
+    part.__name__: part for part in (speed, memory, ranks, fit, corpus, mfu)
+}
+
+
+if __name__ == "__main__":
+    main()

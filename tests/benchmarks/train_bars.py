@@ -1,0 +1,197 @@
+"""The bars that training has to clear, and the tables that say whether it does.
+
+In: the benchmark's report, as in its JSON; parts that were not run are missing, a part that could
+not run is {"skipped": why}. Out: `measures`, each value beside its bar; the tables as text.
+"""
+
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any
+
+from tests.benchmarks.train_data import SHAPES
+
+Report = dict[str, Any]
+Row = list[str]
+
+AT_LEAST = {
+    "tokens/s, otr / best TRL nll": 1.10,
+    "tokens/s, otr / our sft": 0.97,
+    "packing density": 0.98,
+    "tokens/s of packing, Ray Data / best of datasets": 1.0,
+    "tokens/s, 2 ranks / 1 rank": 1.7,
+    "MFU": 0.45,
+}
+AT_MOST = {
+    "peak memory, otr / TRL nll": 0.80,
+    "share of a step waiting for rows": 0.02,
+    "padding given to the model, share of tokens": 0.0,
+    "peak memory of packing, largest / smallest corpus": 1.10,
+}
+TERAFLOPS = {"H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200": 989, "A100": 312}
+"""Dense bfloat16 peaks by NVIDIA's data sheets; the first name that fits."""
+
+
+def summary(figures: dict[str, list[dict[str, Any]]], warm_up: int) -> Report:
+    """Of each contender: tokens/s as median, least and most over the steps after `warm_up`."""
+    found: Report = {"tokens_per_second": {}, "spread": {}, "peak_mib": {}, "padding": {}}
+    for name, steps in figures.items():
+        speeds = [step["tokens"] / step["seconds"] for step in steps[warm_up:]]
+        found["tokens_per_second"][name] = median(speeds)
+        found["spread"][name] = [min(speeds), max(speeds)]
+        found["peak_mib"][name] = max(step["peak"] for step in steps) / 2**20
+        fed, real = (sum(step[key] for step in steps) for key in ("fed", "tokens"))
+        found["padding"][name] = max(0.0, fed / real - 1)
+    return found
+
+
+def flops_per_token(shape: dict[str, int], row_length: int) -> float:
+    """Of forward and backward, every token trained, one causal example a row; nothing twice."""
+    D, L, wide = shape["hidden_size"], shape["num_hidden_layers"], shape["intermediate_size"]
+    queries = shape["num_attention_heads"] * shape["head_dim"]
+    keys = shape["num_key_value_heads"] * shape["head_dim"]
+    weights = L * D * (2 * queries + 2 * keys + 3 * wide) + shape["vocab_size"] * D
+    return 6.0 * weights + 6.0 * L * queries * row_length
+
+
+def mfu(tokens_per_second: float, case: Report, gpu: str) -> float | None:
+    """None where the card's peak is not known."""
+    peak = next((peak for name, peak in TERAFLOPS.items() if name in gpu), None)
+    done = tokens_per_second * flops_per_token(SHAPES[case["model"]], case["row_length"])
+    return None if peak is None else done / (peak * 1e12)
+
+
+def measures(report: Report) -> list[Report]:
+    """[{measure, case, value, bar, met}]; value and met are None where there is no figure."""
+    found = []
+    for part, values in PARTS.items():
+        for result in report.get(part, ()):
+            for name, value in ({} if "skipped" in result else values(result)).items():
+                least = name in AT_LEAST
+                bar = AT_LEAST.get(name, AT_MOST.get(name))
+                met = None
+                if value is not None and bar is not None:
+                    met = value >= bar if least else value <= bar
+                sign = "" if bar is None else f"{'>=' if least else '<='} {bar:g}"
+                found.append(
+                    {"measure": name, "case": result["name"], "value": value}
+                    | {"bar": sign, "met": met}
+                )
+    return found
+
+
+def _speed(result: Report) -> Report:
+    speeds = result["tokens_per_second"]
+    peers = [speed for name, speed in speeds.items() if name.startswith("trl")]
+    return {
+        "tokens/s, otr / best TRL nll": speeds["otr"] / max(peers),
+        "tokens/s, otr / our sft": speeds["otr"] / speeds["sft"],
+        "padding given to the model, share of tokens": result["padding"]["otr"],
+    }
+
+
+def _memory(result: Report) -> Report:
+    mib = result["peak_mib"]
+    return {"peak memory, otr / TRL nll": mib["otr"] / mib["trl-nll"]}
+
+
+def _ranks(result: Report) -> Report:
+    speeds = result["tokens_per_second"]
+    return {"tokens/s, 2 ranks / 1 rank": speeds["otr-2-ranks"] / speeds["otr-1-rank"]}
+
+
+def _fit(result: Report) -> Report:
+    return {
+        "share of a step waiting for rows": result["data_wait"],
+        "seconds from the command to the end of the first step": result["first_step_seconds"],
+    }
+
+
+def _corpus(result: Report) -> Report:
+    """Of the largest corpus, and for memory also of the smallest."""
+    first, last = result["sizes"][0]["ways"], result["sizes"][-1]["ways"]
+    speeds = {name: way["tokens"] / way["seconds"] for name, way in last.items()}
+    whole = {name: way["tokens"] / way["whole_seconds"] for name, way in last.items()}
+    best, quickest = (
+        max(v for name, v in s.items() if name != "ray_data") for s in (speeds, whole)
+    )
+    found = {
+        "packing density": last["ray_data"]["density"],
+        "tokens/s of packing, Ray Data / best of datasets": speeds["ray_data"] / best,
+        "the same with every start-up": whole["ray_data"] / quickest,
+    }
+    if len(result["sizes"]) > 1:
+        found["peak memory of packing, largest / smallest corpus"] = (
+            last["ray_data"]["peak_mib"] / first["ray_data"]["peak_mib"]
+        )
+    return found
+
+
+def _mfu(result: Report) -> Report:
+    return {"MFU": result["mfu"]} | _speed(result)
+
+
+PARTS: dict[str, Callable[[Report], Report]] = {
+    "speed": _speed,
+    "memory": _memory,
+    "ranks": _ranks,
+    "fit": _fit,
+    "corpus": _corpus,
+    "mfu": _mfu,
+}
+
+
+def tables(report: Report, *, markdown: bool = False) -> str:
+    """The measures with their bars, then what each contender reached."""
+    bars = [["measure", "case", "value", "bar", "met"]]
+    for one in measures(report):
+        met = {True: "yes", False: "NO", None: "-"}[one["met"]]
+        bars.append([one["measure"], one["case"], _number(one["value"]), one["bar"] or "-", met])
+    for part in PARTS:
+        for result in report.get(part, ()):
+            if "skipped" in result:
+                bars.append([part, result["name"], "-", "-", f"skipped: {result['skipped']}"])
+    parts = [bars, _contenders(report), _ways(report)]
+    return "\n\n".join(_table(rows, markdown) for rows in parts if len(rows) > 1) + "\n"
+
+
+def _contenders(report: Report) -> list[Row]:
+    """Peak memory where each had a process to itself from the start: in `memory` and `mfu`."""
+    rows = [["case", "contender", "tokens/s", "least", "most", "peak MiB"]]
+    for part in ("speed", "ranks", "mfu", "memory"):
+        for result in report.get(part, ()):
+            for name, speed in result.get("tokens_per_second", {}).items():
+                low, high = result["spread"][name]
+                figures = ["-"] * 3
+                if part != "memory":
+                    figures = [f"{value:,.0f}" for value in (speed, low, high)]
+                alone = part in ("memory", "mfu")
+                peak = f"{result['peak_mib'][name]:,.0f}" if alone else "-"
+                rows.append([f"{part}, {result['name']}", name, *figures, peak])
+    return rows
+
+
+def _ways(report: Report) -> list[Row]:
+    rows = [["corpus", "way", "tokens/s", "s", "s with start-up", "peak MiB", "density"]]
+    for result in report.get("corpus", ()):
+        for size in result["sizes"]:
+            for name, way in size["ways"].items():
+                speed, peak = way["tokens"] / way["seconds"], way["peak_mib"]
+                times = [f"{way[key]:.1f}" for key in ("seconds", "whole_seconds")]
+                figures = [f"{speed:,.0f}", *times, f"{peak:,.0f}", f"{way['density']:.3f}"]
+                rows.append([f"{size['megabytes']:g} MB", name, *figures])
+    return rows
+
+
+def _number(value: float | None) -> str:
+    return "not reported" if value is None else f"{value:.3f}"
+
+
+def _table(rows: Sequence[Row], markdown: bool) -> str:
+    if markdown:
+        lines = [f"| {' | '.join(row)} |" for row in rows]
+        return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )

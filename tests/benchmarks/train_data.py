@@ -1,0 +1,178 @@
+"""What the training benchmark trains: models, packed rows and corpora, all made from seeds.
+
+In: a `Case`. Out: a model; packed rows (contract 1, [N, S] each) that every contender takes in the
+same order; JSONL files of a wanted size.
+
+Shapes: N rows, S row length.
+"""
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import otr
+from otr import DataConfig, ModelConfig, Objective, TrainConfig, Workers
+
+BASE = str(Path(__file__).resolve().parents[2] / "pipelines" / "builtin" / "base")
+OTR = Objective("otr", num_samples=256, mismatch_reward=-0.1, temperature=1.3)
+SFT = Objective("sft")
+ROLES = ("user", "assistant")
+MEGABYTE = 10**6
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "tiny": {"vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 2}
+    | {
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "intermediate_size": 128,
+    },
+    # Narrow and shallow: the head does nearly all the work, as V asks for it.
+    "wide": {"vocab_size": 151936, "hidden_size": 512, "num_hidden_layers": 4}
+    | {
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 64,
+        "intermediate_size": 1536,
+    },
+    # Qwen3-1.7B's own.
+    "large": {"vocab_size": 151936, "hidden_size": 2048, "num_hidden_layers": 28}
+    | {"num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}
+    | {"intermediate_size": 6144},
+}
+"""Qwen3 with random weights and tied embeddings; `base` is the built-in model with its own."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What one comparison trains; the same for all contenders in it."""
+
+    model: str
+    """base, or one of SHAPES."""
+    row_length: int
+    step_rows: int
+    """Packed rows an optimiser step."""
+    micro_rows: int
+    """Packed rows a forward pass; a contender may take fewer."""
+    steps: int
+    device: str = "cpu"
+    dtype: str = "float32"
+
+    def config(self, objective: Objective, ranks: int = 1) -> TrainConfig:
+        """One step more than is taken: what a run does at its end is not a step's work."""
+        return TrainConfig(
+            model=ModelConfig(BASE, dtype=self.dtype),
+            data=DataConfig(("-",), row_length=self.row_length),
+            objective=objective,
+            workers=Workers(ranks),
+            max_steps=self.steps + 1,
+            step_rows=self.step_rows,
+            micro_rows=min(self.micro_rows, self.step_rows // ranks),
+            log_every=1,
+        )
+
+
+def make_model(case: Case, attention: str) -> torch.nn.Module:
+    """On the case's device, float32; the same weights each time."""
+    from otr.attention import PACKED, register
+
+    register()
+    if case.model == "base":
+        return otr.load_model(ModelConfig(BASE, attention=attention)).to(case.device)
+    from transformers import AutoModelForCausalLM, Qwen3Config
+
+    config = Qwen3Config(**SHAPES[case.model], tie_word_embeddings=True)
+    torch.manual_seed(0)
+    with torch.device(case.device):
+        return AutoModelForCausalLM.from_config(
+            config,
+            dtype=torch.float32,
+            attn_implementation=PACKED if attention == "auto" else attention,
+        )
+
+
+def make_rows(case: Case) -> dict[str, np.ndarray]:
+    """The rows of all steps; those of a small corpus come again."""
+    from otr.data import pack
+
+    wanted = case.step_rows * case.steps
+    columns = pack(list(_examples(case, wanted * case.row_length)), case.row_length)
+    count = len(columns["input_ids"])
+    # Packing puts the longest examples first; the rows that it fills worst come last.
+    order = np.resize(np.random.default_rng(0).permutation(count), wanted)
+    return {name: column[order] for name, column in columns.items()}
+
+
+def _examples(case: Case, tokens: int) -> Iterator[tuple[list[int], list[bool]]]:
+    """Examples with about so many tokens in all."""
+    source = _texts() if case.model == "base" else _random(case)
+    for ids, mask in source:
+        yield ids, mask
+        tokens -= len(ids)
+        if tokens <= 0:
+            return
+
+
+def _texts() -> Iterator[tuple[list[int], list[bool]]]:
+    """Of the built-in corpus."""
+    from otr.data import encode, messages_of
+
+    tokenizer = otr.load_tokenizer(ModelConfig(BASE))
+    for row in corpus_rows():
+        yield encode(messages_of(row, {}), tokenizer, 10**6)
+
+
+def _random(case: Case) -> Iterator[tuple[list[int], list[bool]]]:
+    """Log-normal lengths, 60 % of each the answer; for `large` whole rows, all of them trained."""
+    order = np.random.default_rng(0)
+    while True:
+        length, prompt = case.row_length, 0
+        if case.model != "large":
+            length = int(np.clip(order.lognormal(5.0, 0.8), 16, case.row_length))
+            prompt = int(0.4 * length)
+        ids = order.integers(SHAPES[case.model]["vocab_size"], size=length).tolist()
+        yield ids, [False] * prompt + [True] * (length - prompt)
+
+
+def corpus_rows() -> list[dict[str, str]]:
+    """The built-in training corpus."""
+    from pipelines.builtin.corpus import TARGET
+    from pipelines.builtin.world import items
+
+    drawn = items(TARGET, "train", 6000)
+    return [{"prompt": item.prompt, "completion": item.completion} for item in drawn]
+
+
+def write_corpus(directory: Path, megabytes: float, files: int = 8) -> int:
+    """The built-in corpus over and over, `megabytes` of text in `files` files; its examples.
+
+    `plain/` holds rows as they are, `chat/` the same ones as TRL wants conversations. Several files
+    and not one, so that a small corpus can be read by as many processes as a large one.
+    """
+    rows = corpus_rows()
+    random.Random(0).shuffle(rows)
+    source, count = cycle(rows), 0
+    for form in ("plain", "chat"):
+        (directory / form).mkdir(parents=True, exist_ok=True)
+    for number in range(files):
+        left = megabytes * MEGABYTE / files
+        name = f"{number}.jsonl"
+        with (
+            (directory / "plain" / name).open("w") as plain,
+            (directory / "chat" / name).open("w") as chat,
+        ):
+            while left > 0:
+                row = next(source)
+                count += 1
+                left -= plain.write(json.dumps(row) + "\n")
+                turns = zip(ROLES, row.items(), strict=True)
+                both = {key: [{"role": role, "content": text}] for role, (key, text) in turns}
+                chat.write(json.dumps(both) + "\n")
+    return count

@@ -1,0 +1,194 @@
+"""The data path of the training benchmark, each part in a fresh process.
+
+In: a directory of `train_data.write_corpus`. Out: a run of `otr.training.driver.fit` with what it
+reported; the time that Ray Data and TRL take to tokenize and pack, with the most memory that the
+process and all it started held (proportional share of shared pages, so an object store counts
+once).
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.benchmarks.train_data import BASE, OTR
+
+ROOT = Path(__file__).resolve().parents[2]
+MIB = 2**20
+PAUSE = 0.5  # seconds between two looks at the memory
+Figures = dict[str, Any]
+
+
+def measured(way: str, **job: Any) -> Figures:
+    """One of WAYS in a fresh process.
+
+    Returns:
+        its own figures, "whole_seconds" from command to exit, and "peak_mib".
+
+    Raises:
+        RuntimeError: it failed; its error is on stderr.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        started = time.time()
+        job |= {"started": started, "scratch": scratch}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.benchmarks.train_flow", way, json.dumps(job)],
+            cwd=ROOT,
+            env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        with _Watch(process.pid) as watch:
+            text, _ = process.communicate()
+        if process.returncode:
+            raise RuntimeError(f"{way} ended with {process.returncode}; its error is above")
+        found = json.loads(text.splitlines()[-1])
+        return found | {"whole_seconds": time.time() - started, "peak_mib": watch.peak / MIB}
+
+
+class _Watch:
+    """The most memory that a process and its descendants hold, while entered."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid, self.peak = pid, 0
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self._look)
+
+    def __enter__(self) -> "_Watch":
+        self.thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.over.set()
+        self.thread.join()
+
+    def _look(self) -> None:
+        while not self.over.wait(PAUSE):
+            self.peak = max(self.peak, _held(self.pid))
+
+
+def _held(pid: int) -> int:
+    """Bytes, or 0 where there is no such figure."""
+    try:
+        root = psutil.Process(pid)
+        pids = [pid, *(child.pid for child in root.children(recursive=True))]
+    except psutil.Error:
+        return 0
+    return sum(map(_share, pids))
+
+
+def _share(pid: int) -> int:
+    try:
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except OSError:  # gone, or no Linux
+        return 0
+    return next((int(line.split()[1]) << 10 for line in text.splitlines() if line[:4] == "Pss:"), 0)
+
+
+def ray_data(job: Figures) -> Figures:
+    """Our way, as a training worker reads it."""
+    import ray
+
+    from otr import DataConfig, ModelConfig
+    from otr.training.corpus import packed
+
+    ray.init(num_cpus=job["processes"], log_to_driver=False, logging_level="ERROR")
+    data = DataConfig((f"{job['directory']}/plain",), row_length=job["row_length"])
+    start, tokens, rows = time.perf_counter(), 0, 0
+    for batch in packed(data, ModelConfig(BASE)).iter_batches(batch_size=1024):
+        tokens += int((batch["segment_ids"] > 0).sum())
+        rows += len(batch["segment_ids"])
+    seconds = time.perf_counter() - start
+    return {"seconds": seconds, "tokens": tokens, "density": tokens / (rows * job["row_length"])}
+
+
+def trl(job: Figures) -> Figures:
+    """TRL's own way."""
+    from tests.benchmarks.train_peers import prepare
+
+    return _prepared(prepare, job)
+
+
+def trl_batched(job: Figures) -> Figures:
+    """TRL's packing after one pass of `datasets.map` over batches."""
+    from tests.benchmarks.train_peers import prepare_batched
+
+    return _prepared(prepare_batched, job)
+
+
+def _prepared(prepare: Callable[..., Any], job: Figures) -> Figures:
+    import datasets
+    import trl
+    from trl import SFTTrainer  # noqa: F401 - its import is start-up, not work
+
+    assert trl.pack_dataset
+    datasets.disable_progress_bars()
+    length, processes = job["row_length"], job["processes"]
+    start = time.perf_counter()
+    done = prepare(Path(job["directory"]), length, processes, job["scratch"])
+    seconds = time.perf_counter() - start
+    tokens = sum(map(sum, done["seq_lengths"]))
+    return {"seconds": seconds, "tokens": tokens, "density": tokens / (len(done) * length)}
+
+
+def fit(job: Figures) -> Figures:
+    """A run on Ray: seconds from the command to the end of its first step, and what it waited."""
+    import ray
+
+    from otr import DataConfig, ModelConfig, TrainConfig
+    from otr.training.driver import fit
+
+    ray.init(num_cpus=job["processes"] + 1, log_to_driver=False, logging_level="ERROR")
+    config = TrainConfig(
+        model=ModelConfig(BASE),
+        data=DataConfig((f"{job['directory']}/plain",), row_length=job["row_length"]),
+        objective=OTR,
+        max_steps=job["steps"],
+        step_rows=job["step_rows"],
+        micro_rows=job["step_rows"],
+        log_every=job["steps"] - 1,  # the second report is of all steps but the first and last
+    )
+    seen = Path(job["scratch"]) / "reports.jsonl"
+    fit(config, storage=job["scratch"], name="run", callbacks=[_callback(str(seen))])
+    first, between, *_ = (json.loads(line) for line in seen.read_text().splitlines())
+    return {
+        "first_step_seconds": first["time"] - job["started"],
+        "data_wait": between["data_wait"],
+        "tokens_per_second": between["tokens_per_second"],
+    }
+
+
+def _callback(path: str) -> Any:
+    """Writes down each report; it lives in the run's controller, another process."""
+    from ray.train import UserCallback
+
+    class Reports(UserCallback):
+        def after_report(self, run_context: Any, metrics: Any, checkpoint: Any) -> None:
+            kept = {name: metrics[0].get(name) for name in ("data_wait", "tokens_per_second")}
+            with open(path, "a") as file:
+                file.write(json.dumps(kept | {"time": time.time()}) + "\n")
+
+    return Reports()
+
+
+WAYS = {way.__name__: way for way in (ray_data, trl, trl_batched, fit)}
+
+
+def main() -> None:
+    # Other people's prints go to stderr.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    found = WAYS[sys.argv[1]](json.loads(sys.argv[2]))
+    print(json.dumps(found), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

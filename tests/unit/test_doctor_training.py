@@ -1,0 +1,127 @@
+"""A run that can't be trained as configured is refused at once, with what to pass instead."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from otr.config import LoraConfig, MemoryConfig, TrainConfig, Workers
+from pipelines import doctor, doctor_machine, doctor_memory, options
+from pipelines.presets import PRESETS, SweepConfig
+from tests.assets.tiny import make_tiny_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def config(model: Path, tmp_path: Path) -> SweepConfig:
+    start = PRESETS["debug"]()
+    train = replace(start.train, model=replace(start.train.model, path=str(model)))
+    return replace(start, output=str(tmp_path / "runs"), train=train)
+
+
+def with_train(config: SweepConfig, **changes: Any) -> SweepConfig:
+    return replace(config, train=replace(config.train, **changes))
+
+
+def test_all_is_well(config: SweepConfig) -> None:
+    assert doctor_memory.training(config) == "rows of 256 of 1024 positions"
+    adapted = with_train(config, lora=LoraConfig(rank=4), memory=MemoryConfig("fsdp"))
+    assert "in LoRA, split into 2 layers" in doctor_memory.training(adapted)
+    assert "GiB on each device with single, 2048 tokens a step" in doctor_memory.memory(config)
+
+
+def test_it_is_one_of_the_checks(config: SweepConfig) -> None:
+    wrong = with_train(config, data=replace(config.train.data, row_length=2048))
+    without = ("port", "benchmarks", "data", "packages")
+    bad = [f for f in doctor.check(wrong, with_ray=False, without=without) if not f.ok]
+    assert [f.check for f in bad] == ["training"]
+    assert "row_length is 2048" in bad[0].text and "1024 positions" in bad[0].text
+    assert "--train.data.row-length 1024" in bad[0].text
+
+
+def test_an_attention_that_does_not_exist(config: SweepConfig) -> None:
+    wrong = with_train(config, model=replace(config.train.model, attention="flash"))
+    with pytest.raises(ValueError, match=r"'flash': use one of auto, eager, .*flash_attention_2"):
+        doctor_memory.training(wrong)
+
+
+def test_adapters_for_no_layer(config: SweepConfig) -> None:
+    wrong = with_train(config, lora=LoraConfig(rank=4, targets=("q_prj",)))
+    with pytest.raises(ValueError, match=r"'q_prj'.*q_proj"):
+        doctor_memory.training(wrong)
+
+
+def test_more_workers_than_gpus(config: SweepConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    wrong = with_train(config, workers=Workers(4, gpus=1), micro_rows=1)
+    with pytest.raises(ValueError, match=r"count is 4 with 1 GPUs each, .* has 2: .*count 2 or"):
+        doctor_machine.devices(wrong)
+    assert doctor_machine.devices(with_train(wrong, workers=Workers(4, gpus=0.5))) == "2 of 2 GPUs"
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with pytest.raises(ValueError, match=r"--train\.workers\.gpus 0"):
+        doctor_machine.devices(wrong)
+    many = with_train(config, workers=Workers(8), micro_rows=1)
+    assert doctor_machine.devices(many).startswith("8 logical CPUs")
+
+
+def test_too_little_memory(
+    config: SweepConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    need = doctor_memory.plan(config.train, 2**40).device.total
+    monkeypatch.setattr(doctor_memory, "device_bytes", lambda workers: need)
+    with pytest.raises(ValueError, match=r"too little .*give --train\.memory\.gradient-check"):
+        doctor_memory.memory(config)
+    doctor_memory.tell(config.train)
+    table = capsys.readouterr().out
+    assert "as configured" in table and "suggested" in table and "passes a step" in table
+    assert "give --train.memory.gradient-checkpointing" in table
+    monkeypatch.setattr(doctor_memory, "device_bytes", lambda workers: 1000)
+    with pytest.raises(ValueError, match=r"nothing fits: .*--train\.lora\.rank"):
+        doctor_memory.memory(config)
+
+
+def test_what_is_suggested_can_be_passed(config: SweepConfig) -> None:
+    train: TrainConfig = config.train
+    other = replace(
+        train,
+        memory=MemoryConfig("single", True),
+        micro_rows=2,
+        data=replace(train.data, row_length=128),
+    )
+    flags = doctor_memory._flags(train, other, doctor_memory.plan(other, 2**40), 2**40)
+    words = " ".join(flags).split()
+    parsed = options.parse(["--preset", "debug", *words], "otr doctor").config.train
+    assert parsed.memory.gradient_checkpointing and parsed.micro_rows == 2
+    assert parsed.data.row_length == 128 and parsed.accumulation == 4
+
+
+def test_a_file_that_a_node_can_not_reach(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    assert "No such file" in doctor_machine._visit(str(mark))
+    mark.write_text("of another")
+    assert "another file" in doctor_machine._visit(str(mark))
+    mark.write_text("seen")
+    assert doctor_machine._visit(str(mark)) == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["mark"], "it cleans up"
+
+
+def test_every_node_of_a_cluster(config: SweepConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        found = doctor_machine.cluster(config)
+        assert found == f"1 nodes, {config.output} on each"
+        assert not Path(config.output).exists(), "it leaves nothing behind"
+        with pytest.raises(ValueError, match="count is 4 with 1 CPUs each, but the cluster has 2"):
+            doctor_machine.cluster(with_train(config, workers=Workers(4), micro_rows=1))
+        monkeypatch.setattr(doctor_machine, "_visit", lambda mark: "read-only")
+        with pytest.raises(ValueError, match=r"not the same on every node .*: read-only"):
+            doctor_machine.cluster(config)
+    finally:
+        ray.shutdown()

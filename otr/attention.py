@@ -9,10 +9,11 @@ Shapes: N tokens, H heads, G heads of keys and values, d width of a head, L toke
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -21,6 +22,23 @@ if TYPE_CHECKING:
 
 PACKED = "otr_packed"
 _LOOK = "otr_look"
+
+
+class Lengths:
+    """Of a row's examples. A class of its own, as torch.compile would make a program of each list.
+
+    Args:
+        each: one after another, of the whole row.
+    """
+
+    def __init__(self, each: Sequence[int]) -> None:
+        self.each = list(each)
+
+    @cached_property
+    def ends(self) -> Int[Tensor, " E"]:
+        """Where each example ends, after a 0; on the GPU if there is one."""
+        ends = torch.tensor([0, *self.each]).cumsum(0, dtype=torch.int32)
+        return ends.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def no_mask(device: torch.device) -> Tensor:
@@ -48,7 +66,7 @@ def hands_on_lengths(model: "PreTrainedModel") -> bool:
     """
     from transformers import AttentionInterface
 
-    def look(*_: Any, lengths: Sequence[int] | None = None, **__: Any) -> None:
+    def look(*_: Any, lengths: Lengths | None = None, **__: Any) -> None:
         raise _Looked(lengths)
 
     before = model.config._attn_implementation
@@ -61,7 +79,7 @@ def hands_on_lengths(model: "PreTrainedModel") -> bool:
             position_ids=ids,
             attention_mask=no_mask(ids.device),
             use_cache=False,
-            lengths=[1, 1],
+            lengths=Lengths([1, 1]),
         )
     except _Looked as found:
         return found.args[0] is not None
@@ -72,6 +90,7 @@ def hands_on_lengths(model: "PreTrainedModel") -> bool:
     return False
 
 
+@torch.compiler.disable  # its calls are as many as there are examples
 def packed_attention(  # noqa: PLR0913 - transformers' signature
     module: nn.Module,
     query: Float[Tensor, "1 H N d"],
@@ -79,7 +98,7 @@ def packed_attention(  # noqa: PLR0913 - transformers' signature
     value: Float[Tensor, "1 G N d"],
     attention_mask: Tensor | None,
     *,
-    lengths: Sequence[int] | None = None,
+    lengths: Lengths | None = None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
@@ -101,7 +120,7 @@ def packed_attention(  # noqa: PLR0913 - transformers' signature
     half = query.dtype in (torch.bfloat16, torch.float16)
     if query.is_cuda and half and softcap is None:
         return _flash(query, key, value, lengths, scaling, sliding_window), None
-    parts = zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
+    parts = zip(*(x.split(lengths.each, dim=2) for x in (query, key, value)), strict=True)
     seen = [_one(q, k, v, scaling, sliding_window, softcap).transpose(1, 2) for q, k, v in parts]
     return torch.cat(seen, dim=1).contiguous(), None
 
@@ -134,14 +153,14 @@ def _flash(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    lengths: Sequence[int],
+    lengths: Lengths,
     scale: float | None,
     window: int | None,
 ) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    ends = torch.tensor([0, *lengths], device=q.device).cumsum(0, dtype=torch.int32)
-    longest = max(lengths)
+    ends = lengths.ends
+    longest = max(lengths.each)
     q_NHd, k_NGd, v_NGd = (x[0].transpose(0, 1) for x in (q, k, v))
     seen = varlen_attn(
         q_NHd,

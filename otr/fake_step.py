@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from otr import linear
-from otr.attention import PACKED, no_mask, register
+from otr.attention import PACKED, Lengths, no_mask, register
 from otr.config import TrainConfig
 from otr.model import head, plain
 from otr.objective import Objective
@@ -285,6 +285,6 @@ def _hidden(model: Any, rows: int, length: int) -> Tensor:
         position_ids=position_BS.reshape(1, -1),
         attention_mask=no_mask(ids_BS.device),
         use_cache=False,
-        lengths=[length] * rows,
+        lengths=Lengths([length] * rows),
     )
     return cast(Tensor, seen.last_hidden_state[0])

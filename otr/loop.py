@@ -78,11 +78,10 @@ def train(  # noqa: PLR0913 - all but what a run is made of by keyword
         batches: this rank's micro-batches, `config.accumulation` a step, from the first one that is
             still to be taken.
         config: the run.
-        report: called by every rank with metrics of all ranks, and with a snapshot where one is to
-            be written: every `config.save_every` steps, and at the end.
+        report: called with metrics of all ranks, and with a snapshot where one is to be written.
         resume_from: a checkpoint, whose weights the model already has.
         validation: this rank's micro-batches to measure on, if `config.data.validation` names any.
-        hooks: see there.
+        hooks: what else is called.
 
     Raises:
         FloatingPointError: the loss or its gradient is not finite and `config.data.skip_bad` is
@@ -92,11 +91,7 @@ def train(  # noqa: PLR0913 - all but what a run is made of by keyword
     hooks = hooks or Hooks()
     policy = parallel.wrap(Policy(model, config.objective), config)
     optimizer = make_optimizer(policy, config.optim)
-    step, skipped = 0, 0
-    if resume_from is not None:
-        state = load_checkpoint(resume_from)
-        step, skipped = state["step"], state.get("skipped_steps", 0)
-        parallel.load_optimizer(policy, optimizer, resume_from)
+    step, skipped = _taken(policy, optimizer, resume_from)
     steps = _Steps(batches, config, step)
     policy.train()
     clock, tokens, stop = time.perf_counter(), 0.0, False
@@ -116,12 +111,22 @@ def train(  # noqa: PLR0913 - all but what a run is made of by keyword
             # By the config and not by the rows: a rank without any must meet the others as well.
             if config.data.validation and (last or step % config.eval_every == 0):
                 metrics |= evaluate(parallel.plain(policy), validation, config.model.dtype)
-            snapshot = None
-            if saves:
-                snapshot = _snapshot(policy, optimizer, (step, skipped))
-                snapshot.probe = _probe(policy, steps.micro[0], config) if last else None
+            snapshot = _snapshot(policy, optimizer, (step, skipped)) if saves else None
+            if snapshot is not None and last:
+                snapshot.probe = _probe(policy, steps.micro[0], config)
             report({"step": step, "lr": lr, **metrics}, snapshot)
             clock, tokens, steps.wait = time.perf_counter(), 0.0, 0.0
+
+
+def _taken(
+    policy: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Path | None
+) -> tuple[int, int]:
+    """Steps before this start, and how many of them were skipped."""
+    if checkpoint is None:
+        return 0, 0
+    parallel.load_optimizer(policy, optimizer, checkpoint)
+    state = load_checkpoint(checkpoint)
+    return state["step"], state["skipped_steps"]
 
 
 def _snapshot(

@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from otr.attention import PACKED, hands_on_lengths, no_mask, register
+from otr.attention import PACKED, Lengths, hands_on_lengths, no_mask, register
 from otr.config import ModelConfig
 
 
@@ -206,7 +206,7 @@ def hidden_states(
         position_ids=position_N[None],
         attention_mask=no_mask(position_N.device),
         use_cache=False,
-        lengths=[end - start for start, end in pairwise(ends)],
+        lengths=Lengths([end - start for start, end in pairwise(ends)]),
     ).last_hidden_state
     return inside[0, :count]
 

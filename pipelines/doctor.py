@@ -19,6 +19,8 @@ from pipelines import doctor_machine as machine
 from pipelines import doctor_memory as memory
 from pipelines.presets import SweepConfig
 
+_BEFORE_MEMORY = {"devices", "model", "training", "Ray"}  # without them it can't be counted
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -42,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
             ("check", "", "found"),
             [(f.check, "ok" if f.ok else "FAILED", f.text) for f in findings],
         )
-        if {"model", "training", "devices"}.isdisjoint(f.check for f in findings if not f.ok):
+        if any(f.check == "memory" for f in findings):
             memory.tell(config.train)
     return 0 if all(f.ok for f in findings) else 1
 
@@ -85,12 +87,14 @@ def check(config: SweepConfig, *, with_ray: bool, without: Sequence[str] = ()) -
     }
     if with_ray:
         checks |= {"Ray": machine.at_ray_address, "memory": memory.memory}
+    failed: set[str] = set()
     for name, run in checks.items():
-        if name in without:
+        if name in without or (name == "memory" and failed & _BEFORE_MEMORY):
             continue
         try:
             yield Finding(name, True, run(config))
         except (ValueError, OSError) as error:
+            failed.add(name)
             yield Finding(name, False, " ".join(str(error).split()))
 
 

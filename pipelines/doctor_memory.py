@@ -47,13 +47,16 @@ def training(config: SweepConfig) -> str:
             f"data.row_length is {length}, but {train.model.path!r} has {most} positions: give "
             f"--train.data.row-length {most} or less"
         )
-    model = empty_model(train.model)
     told = [f"rows of {length} of {most or 'any number of'} positions"]
+    if train.model.attention != "auto":
+        empty_model(train.model)  # which transformers refuses if it can't have it
+        told.append(train.model.attention)
     if train.lora.rank:
-        adapters = add_adapters(model, train.lora)
-        told.append(f"{sum(p.numel() for p in adapters.parameters() if p.requires_grad)} in LoRA")
+        adapters = add_adapters(empty_model(train.model), train.lora)
+        trained = sum(p.numel() for p in adapters.parameters() if p.requires_grad)
+        told.append(f"{trained} weights in adapters")
     if train.memory.strategy.startswith("fsdp"):
-        told.append(f"split into {len(decoder_layers(model))} layers")
+        told.append(f"split into {len(decoder_layers(empty_model(train.model)))} layers")
     return ", ".join(told)
 
 

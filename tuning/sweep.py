@@ -103,8 +103,7 @@ def run(  # noqa: PLR0913 - a sweep is what, how and where; all but the what by 
     storage = storage if "://" in storage else os.path.abspath(storage)
     directory = f"{storage}/{name}"
     configs = {trial.name: config_of(config, trial) for trial in trials}
-    free = ray.available_resources()
-    fitting = min(concurrency(own.workers, free) for own in configs.values())
+    fitting = min(concurrency(c.workers, ray.available_resources()) for c in configs.values())
     begun = tune.Tuner.can_restore(directory)
     if begun and not resume:
         raise ValueError(f"{directory} holds a sweep already: resume it, or take another name")

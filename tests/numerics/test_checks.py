@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from otr import LoraConfig, ModelConfig, load_model
-from otr.attention import PACKED, packed_attention
+from otr.attention import PACKED, Lengths, packed_attention
 from otr.checks import check_head, check_packing
 from otr.lora import add_adapters
 from otr.model import plain
@@ -81,7 +81,7 @@ def test_an_attention_over_all_examples(tmp_path: Path) -> None:
     model = loaded(tmp_path, Qwen3Config)
 
     def leaking(module: Any, *qkvm: Any, lengths: Any = None, **more: Any) -> Any:
-        return packed_attention(module, *qkvm, lengths=[sum(lengths)], **more)
+        return packed_attention(module, *qkvm, lengths=Lengths([sum(lengths.each)]), **more)
 
     AttentionInterface.register(PACKED, leaking)
     try:

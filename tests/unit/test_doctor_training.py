@@ -32,7 +32,7 @@ def with_train(config: SweepConfig, **changes: Any) -> SweepConfig:
 def test_all_is_well(config: SweepConfig) -> None:
     assert doctor_memory.training(config) == "rows of 256 of 1024 positions"
     adapted = with_train(config, lora=LoraConfig(rank=4), memory=MemoryConfig("fsdp"))
-    assert "in LoRA, split into 2 layers" in doctor_memory.training(adapted)
+    assert "weights in adapters, split into 2 layers" in doctor_memory.training(adapted)
     assert "GiB on each device with single, 2048 tokens a step" in doctor_memory.memory(config)
 
 

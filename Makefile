@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --no-deps --disable-pip-version-chec
 TORCH := 2.13.0
 FOUND := $(if $(wildcard $(VENV)/.ready),reuses,made)
 
-.PHONY: setup sweep test test-quick check bench-loss bench-train
+.PHONY: setup sweep test test-quick test-faults check bench-loss bench-train
 sweep: setup
 	@$(BIN)/python pipelines/full_sweep.py --preset builtin
 
@@ -14,7 +14,10 @@ test: setup
 	@$(BIN)/python -m pytest
 
 test-quick: setup
-	@$(BIN)/python -m pytest -m "not integration"
+	@$(BIN)/python -m pytest -m "not integration and not faults"
+
+test-faults: setup
+	@$(BIN)/python -m pytest -m faults
 
 bench-loss: setup
 	@$(BIN)/python -m tests.benchmarks.loss --json docs/loss/benchmark.json

@@ -64,8 +64,8 @@ def footprint(
             layer; else they have low copies besides, as under autocast.
 
     Returns:
-        The largest of the step's first part (until half of the gradients are there) and of its
-        second: each of the two grows evenly with the number of layers.
+        Of two moments, each of which grows evenly with the number of layers: when the first half
+        of the step holds most besides gradients, and when the second half holds most.
     """
     ledger = _Ledger()
     dtype = getattr(torch, config.model.dtype) if split else torch.float32
@@ -120,8 +120,12 @@ class _Ledger(TorchDispatchMode):
 
     def look(self) -> None:
         """Keep the sums of now, if they are the largest of this part."""
-        if sum(self.live.values()) > sum(self.peaks[self.part].values()):
+        if self._size(self.live) > self._size(self.peaks[self.part]):
             self.peaks[self.part] = dict(self.live)
+
+    def _size(self, sums: dict[str, int]) -> int:
+        """Gradients come as activations go, evenly: the first part's moment is where none are."""
+        return sum(sums.values()) - (sums["gradients"] if self.part == 0 else 0)
 
     @contextmanager
     def counting(self, kind: Kind) -> Iterator[None]:

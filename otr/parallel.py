@@ -126,11 +126,9 @@ def _sharded(policy: Policy, config: TrainConfig) -> nn.Module:
 
 @contextmanager
 def accumulates(policy: nn.Module, *, last: bool) -> Iterator[None]:
-    """A forward and backward pass whose gradients go to the other ranks only if it is the last."""
-    if isinstance(policy, FSDPModule):
-        policy.set_requires_gradient_sync(last)
-        yield
-    elif isinstance(policy, DistributedDataParallel) and not last:
+    """A forward and backward pass of several; under ddp the last one averages their gradients."""
+    # Under fsdp each pass hands on its gradients: whole ones are what no rank has room for.
+    if isinstance(policy, DistributedDataParallel) and not last:
         with policy.no_sync():
             yield
     else:

@@ -150,16 +150,13 @@ def _share(
     at_hand = size * (counted.root_weights + _AT_HAND * layer)
     # A layer's gradient, and its float32 form on the way to the other workers.
     passing = (size + 4) * layer * counted.trained_bytes // counted.parameter_bytes
-    if config.accumulation > 1:  # whole until the last of a step's passes
-        passing += counted.trained_bytes
-    kept = counted.parameter_bytes // workers
-    gradients, state = counted.trained_bytes // workers, 2 * counted.trained_bytes // workers
+    kept, state = counted.parameter_bytes // workers, 2 * counted.trained_bytes // workers
     if strategy == "fsdp_offload":
         device = replace(whole, parameters=at_hand, gradients=passing, optimizer=0)
-        return device, kept + gradients + state
-    return replace(
-        whole, parameters=kept + at_hand, gradients=gradients + passing, optimizer=state
-    ), 0
+        return device, kept + state + counted.trained_bytes // workers
+    shared = whole.gradients // workers
+    device = replace(whole, parameters=kept + at_hand, gradients=shared + passing, optimizer=state)
+    return device, 0
 
 
 @dataclass(frozen=True)

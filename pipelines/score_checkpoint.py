@@ -37,7 +37,8 @@ def run(config: SweepConfig) -> int:
     """
     directory = Path(config.output).absolute() / config.name
     local = resolved(config, corpus.folder(config.output))
-    doctor.require(local, without=("data", "arms", "disk", "MLflow store"))
+    training = ("data", "arms", "disk", "MLflow store", "training", "memory", "devices")
+    doctor.require(local, without=training)
     record.begin(config, directory)
     with record.errors_to(directory), cluster.running(directory / "logs", cluster.places(local)):
         models = {"model": local.train.model.path}

@@ -10,10 +10,12 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import ray
+
 from evals.benchmark import TaskScore
 from evals.engine import Engine
 from evals.score import score
-from pipelines import console
+from pipelines import console, doctor_machine
 from pipelines.merge_adapter import merge
 from pipelines.presets import SweepConfig
 from pipelines.resolve import load_benchmarks, local_model
@@ -28,6 +30,8 @@ Scores = dict[str, list[TaskScore]]
 
 def train(config: SweepConfig, directory: Path, tracker: Tracker) -> list[TrialResult]:
     """Train every trial, or what is left of them; checkpoints in `<directory>/trials`."""
+    if len(ray.nodes()) > 1:
+        doctor_machine.cluster(config)
     stop_file = directory / "stop"
     with stops_at_sigterm(stop_file), console.stage("train") as stage:
         results = sweep.run(

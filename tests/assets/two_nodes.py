@@ -1,0 +1,81 @@
+"""A run of two workers on two nodes, which are two raylets of this machine.
+
+    python -m tests.assets.two_nodes DIRECTORY nothing|node
+
+In: where to write, and what the run loses once it has saved. Out: on stdout JSON {"weights": their
+SHA-256, "note": what the run said when it began last, "lost": nodes}.
+"""
+
+import hashlib
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.cluster_utils import Cluster
+
+from otr import DataConfig, ModelConfig, TrainConfig, Workers
+from otr.training.driver import fit
+from tests.assets.tiny import make_tiny_model
+
+STEPS = 40
+
+
+class Notes(ray.train.UserCallback):
+    """Writes down what a run says when it begins."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def after_report(
+        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
+    ) -> None:
+        if "note" in metrics[0]:
+            self.path.write_text(metrics[0]["note"])
+
+
+def main(directory: Path, loses: str) -> None:
+    """Run, lose it, and say how it ended."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4})
+    second = cluster.add_node(num_cpus=4, resources={"second": 1})
+    ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")
+    rows = [{"prompt": f"{i} + 1?", "completion": str(i + 1)} for i in range(60)]
+    data = directory / "rows.jsonl"
+    data.write_text("\n".join(map(json.dumps, rows)))
+    run = TrainConfig(
+        ModelConfig(str(make_tiny_model(directory / "model"))),
+        DataConfig((str(data),), row_length=64),
+        workers=Workers(count=2, cpus=2.5),  # one has no place for two
+        max_steps=STEPS,
+        step_rows=4,
+        micro_rows=2,
+        save_every=2,
+    )
+
+    def lose() -> None:
+        while not [*directory.glob(f"{loses}/step-*")]:
+            time.sleep(0.02)
+        cluster.add_node(num_cpus=4)  # in its place comes another
+        cluster.remove_node(second, allow_graceful=False)
+
+    if loses == "node":
+        threading.Thread(target=lose, daemon=True).start()
+    notes = Notes(directory / "note.txt")
+    fit(run, storage=str(directory), name=loses, callbacks=[notes])
+    weights = (directory / loses / f"step-{STEPS:06d}" / "model.safetensors").read_bytes()
+    told = {
+        "weights": hashlib.sha256(weights).hexdigest(),
+        "note": (directory / "note.txt").read_text(),
+        "lost": len([node for node in ray.nodes() if not node["Alive"]]),
+    }
+    ray.shutdown()
+    cluster.shutdown()
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -1,0 +1,209 @@
+"""What becomes of a run when something dies or fills up: real faults, real Ray, in minutes.
+
+Each run is `otr train` on the built-in world, each fault strikes once the run has saved something,
+and each outcome is the final weights of the undisturbed run, bit for bit.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.assets.newcomer import REPOSITORY, environment, free_port, run
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
+
+STEPS = 24
+SAVED = "run/trials/train-seed0/train/step-*"
+LAST = f"run/trials/train-seed0/train/step-{STEPS:06d}/model.safetensors"
+
+
+def command(output: Path, *options: str) -> list[str]:
+    words = ["-m", "pipelines.train_one", "--preset", "debug", "--max-steps", str(STEPS)]
+    words += ["--train.save-every", "2", "--name", "run", "--output", str(output), *options]
+    return [sys.executable, *words]
+
+
+@contextmanager
+def started(words: list[str], output: Path) -> Iterator[subprocess.Popen[str]]:
+    """The process, until it has ended; then nothing that it began is left."""
+    output.mkdir(parents=True, exist_ok=True)
+    with (output / "said.txt").open("w") as said:
+        process = subprocess.Popen(
+            words, stdout=said, stderr=said, text=True, cwd=REPOSITORY, env=environment()
+        )
+    family: dict[int, psutil.Process] = {}
+    try:
+        process.family = family  # type: ignore[attr-defined]
+        yield process
+    finally:
+        for each in [*family.values(), *children(process)]:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
+        process.wait()
+
+
+def children(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    try:
+        found = psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+    process.family.update({each.pid: each for each in found})  # type: ignore[attr-defined]
+    return [*found, psutil.Process(process.pid)]
+
+
+def kill(process: subprocess.Popen[str], title: str) -> None:
+    """SIGKILL to the processes of Ray with such a title."""
+    struck = 0
+    for each in children(process):
+        with suppress(psutil.NoSuchProcess):
+            if title in " ".join(each.cmdline()):
+                each.kill()
+                struck += 1
+    assert struck, f"no process is called {title}"
+
+
+def wait_for_saves(process: subprocess.Popen[str], output: Path, count: int = 1) -> None:
+    while process.poll() is None and len([*output.glob(SAVED)]) < count:
+        time.sleep(0.05)
+    said = (output / "said.txt").read_text()
+    assert process.poll() is None, f"it ended before it had saved:\n{said}"
+    children(process)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Of the undisturbed run."""
+    output = tmp_path_factory.mktemp("undisturbed")
+    done = run(command(output))
+    assert done.returncode == 0, done.stderr
+    return (output / LAST).read_bytes()
+
+
+@pytest.mark.parametrize("title", ["ray::RayTrainWorker", "ray::TrainController"])
+def test_a_killed_process_is_replaced(tmp_path: Path, weights: bytes, title: str) -> None:
+    with started(command(tmp_path), tmp_path) as process:
+        wait_for_saves(process, tmp_path)
+        kill(process, title)
+        assert process.wait() == 0, (tmp_path / "said.txt").read_text()
+    assert "goes on from step" in (tmp_path / "said.txt").read_text()
+    assert (tmp_path / LAST).read_bytes() == weights
+
+
+def test_a_killed_driver_goes_on_at_the_next_start(tmp_path: Path, weights: bytes) -> None:
+    with started(command(tmp_path), tmp_path) as process:
+        wait_for_saves(process, tmp_path)
+        process.kill()
+        process.wait()
+    done = run(command(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "goes on from step" in done.stderr
+    assert (tmp_path / LAST).read_bytes() == weights
+
+
+def test_sigterm_saves_says_so_and_goes_on(tmp_path: Path, weights: bytes) -> None:
+    words = command(tmp_path, "--train.save-every", "0")  # only the signal saves
+    with started(words, tmp_path) as process:
+        wait_for(
+            lambda: "step" in said(tmp_path) or [*tmp_path.glob("run/trials/*/train")], process
+        )
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == 128 + signal.SIGTERM, said(tmp_path)
+    assert "the same command goes on from here" in said(tmp_path)
+    assert not (tmp_path / LAST).exists()
+    done = run(words)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / LAST).read_bytes() == weights
+
+
+def said(output: Path) -> str:
+    return (output / "said.txt").read_text()
+
+
+def wait_for(event: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    while process.poll() is None and not event():
+        time.sleep(0.05)
+    assert process.poll() is None, "it ended too early"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1g", "otr-test", str(place)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"a file system can't be mounted here: {mounted.stderr.decode().strip()}")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(small_disk: Path, weights: bytes) -> None:
+    ballast = small_disk / "ballast"
+    with started(command(small_disk), small_disk) as process:
+        wait_for_saves(process, small_disk)
+        free = os.statvfs(small_disk)
+        with suppress(OSError), ballast.open("wb") as file:
+            for _ in range(free.f_bavail * free.f_frsize // 2**20 + 1):
+                file.write(bytes(2**20))
+                file.flush()
+        assert process.wait() == 1, said(small_disk)
+    assert "No space left" in said(small_disk) or "full" in said(small_disk)
+    saved = sorted(small_disk.glob(SAVED))
+    assert saved and not [*small_disk.glob(SAVED.replace("step-*", ".step-*"))]
+    ballast.unlink()
+    done = run(command(small_disk))
+    assert done.returncode == 0, done.stderr
+    assert (small_disk / LAST).read_bytes() == weights
+
+
+def test_a_lost_node_is_done_without(tmp_path: Path) -> None:
+    """Two raylets are two nodes; each has a worker, until the second one is killed."""
+    script = [sys.executable, "-m", "tests.assets.two_nodes", str(tmp_path)]
+    outcomes = {}
+    for loses in ("nothing", "node"):
+        done = run([*script, loses])
+        assert done.returncode == 0, done.stderr[-3000:]
+        outcomes[loses] = json.loads(done.stdout.splitlines()[-1])
+    assert [outcomes[loses]["lost"] for loses in ("nothing", "node")] == [0, 1]
+    assert "goes on from step" in outcomes["node"]["note"]
+    assert outcomes["node"]["weights"] == outcomes["nothing"]["weights"]
+
+
+def test_killed_five_times_the_leaderboard_is_the_same(tmp_path: Path) -> None:
+    """A whole sweep, scoring included; the moments are random, from a seed that is told."""
+    moments = random.Random(5)
+
+    def words(output: Path) -> list[str]:
+        sweep = ["-m", "pipelines.full_sweep", "--preset", "debug", "--name", "debug"]
+        port = ["--engine.port", str(free_port())]
+        return [sys.executable, *sweep, "--output", str(output), *port]
+
+    kills = 0
+    for _ in range(5):
+        with started(words(tmp_path / "killed"), tmp_path / "killed") as process:
+            end = time.monotonic() + moments.uniform(5, 60)
+            while process.poll() is None and time.monotonic() < end:
+                children(process)
+                time.sleep(0.1)
+            kills += process.poll() is None
+            process.kill()
+    assert kills == 5
+    boards = []
+    for name in ("killed", "undisturbed"):
+        done = run(words(tmp_path / name))
+        assert done.returncode == 0, done.stderr
+        rows = json.loads((tmp_path / name / "debug" / "leaderboard.json").read_text())
+        boards.append([(row["trial"], row["status"], row["scores"]) for row in rows])
+    assert boards[0] == boards[1]

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -53,8 +54,10 @@ class Snapshot:
     progress: dict[str, Any] = field(default_factory=dict)
     """What else a run goes on from, as JSON."""
     probe: tuple[Mapping[str, Tensor], float, float] | None = None
-    """A micro-batch, its NLL under the model in training, and the relative difference from it that
-    the saved model may have; None: that is not looked at."""
+    """A micro-batch, its NLL under the model in training, and how far from it that of the saved
+    model may be; None: that is not looked at."""
+    stall_seconds: float = 0.0
+    """That training stood still for it."""
 
     def write(
         self,
@@ -117,7 +120,7 @@ class Snapshot:
 
         batch, nll, tolerance = self.probe
         again = reloaded_nll(directory, self.model, batch)
-        if not abs(again - nll) <= tolerance * abs(nll):
+        if not abs(again - nll) <= tolerance:
             raise OSError(
                 f"the model written for step {self.step} has NLL {again:.6g} where the one in "
                 f"training has {nll:.6g}: it is not kept"
@@ -216,7 +219,7 @@ def _write_model(
 def _write_optimizer(
     directory: Path, optimizer: dict[str, Any], group: dist.ProcessGroup | None
 ) -> None:
-    if optimizer:
+    if optimizer or group is not None:  # then all ranks take part
         dcp.save(optimizer, checkpoint_id=directory, process_group=group, no_dist=group is None)
 
 
@@ -252,7 +255,7 @@ def _os_errors() -> Iterator[None]:
     except dcp.api.CheckpointException as error:
         first = next(iter(error.failures.values()))[0]
         raise OSError(str(first)) from first
-    except RuntimeError as error:  # of torch's and safetensors' writers, where a disk is full
+    except (RuntimeError, SafetensorError) as error:  # of the writers, where a disk is full
         raise OSError(str(error)) from error
 
 

@@ -133,14 +133,17 @@ def _snapshot(
     policy: nn.Module, optimizer: torch.optim.Optimizer, done: tuple[int, int]
 ) -> Snapshot:
     """After so many steps, of which so many were skipped."""
+    began = time.perf_counter()
     step, skipped = done
-    return Snapshot(
+    snapshot = Snapshot(
         step=step,
         model=parallel.plain(policy).model,
         weights=parallel.whole_weights(policy),
         optimizer=parallel.optimizer_part(policy, optimizer),
         progress={"skipped_steps": skipped},
     )
+    snapshot.stall_seconds = time.perf_counter() - began
+    return snapshot
 
 
 def _probe(policy: nn.Module, batch: Batch, config: TrainConfig) -> tuple[Batch, float, float]:
@@ -149,9 +152,10 @@ def _probe(policy: nn.Module, batch: Batch, config: TrainConfig) -> tuple[Batch,
     own.eval()
     with torch.no_grad(), torch.autocast(own.device.type, torch.bfloat16, enabled=half):
         there = {name: column.to(own.device) for name, column in batch.items()}
-        nll = float(own.score(there)[0])
+        nll, _, tokens, *_ = own.score(there).tolist()
     own.train()
-    return batch, nll, 0.05 if half else 1e-3
+    # A wrong weight costs nats a token; rounding less than this, also where all is memorised.
+    return batch, nll, (0.05 if half else 1e-3) * max(nll, 0.1 * tokens)
 
 
 def _step(
@@ -168,7 +172,9 @@ def _step(
     marked = [(batch["loss_mask"][:, 1:], batch["segment_ids"] > 0) for batch in micro]
     numbers = [sum(mask.sum() for mask in masks) for masks in zip(*marked, strict=True)]
     counts = [*map(float, numbers), float(hooks.should_stop())]
-    count, tokens, stop = _sum(torch.tensor(counts, dtype=torch.float64, device=device)).tolist()
+    count, tokens, stop = parallel.total(
+        torch.tensor(counts, dtype=torch.float64, device=device)
+    ).tolist()
     if count == 0:
         raise ValueError(f"step {step + 1} has no token to predict: its rows are empty")
     seed = config.seed * 1_000_003 + step  # torch's CPU generators keep 32 bits of it
@@ -184,7 +190,7 @@ def _step(
         sums = [out.loss_sum, out.nll_sum, out.reward_sum, out.hit_sum, out.entropy_sum]
         totals += torch.stack([s.detach().double() for s in sums])
     grad_norm = parallel.clip(policy, config.optim.max_grad_norm)
-    loss, nll, reward, hits, entropy = (_sum(totals) / count).tolist()
+    loss, nll, reward, hits, entropy = (parallel.total(totals) / count).tolist()
     counted = {"tokens": tokens, "stop": stop}
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
         optimizer.zero_grad(set_to_none=True)
@@ -271,10 +277,3 @@ class _Steps(Iterator[list[Batch]]):
         self.step, self.micro = self.step + 1, micro
         self.wait += time.perf_counter() - clock
         return micro
-
-
-def _sum(value: Tensor) -> Tensor:
-    """Over all ranks."""
-    if parallel.world() > 1:
-        dist.all_reduce(value)
-    return value

@@ -49,6 +49,13 @@ def world() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def total(value: Tensor) -> Tensor:
+    """The sum over all ranks, in place."""
+    if world() > 1:
+        dist.all_reduce(value)
+    return value
+
+
 def wrap(policy: Policy, config: TrainConfig) -> nn.Module:
     """The policy on this process's device, shared among the ranks as `config.memory.strategy` says.
 
@@ -164,7 +171,11 @@ def whole_weights(policy: nn.Module) -> dict[str, Tensor] | None:
 
 
 def optimizer_part(policy: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """This rank's part of the optimiser's state, copied to the CPU."""
+    """This rank's part of the optimiser's state, copied to the CPU; under ddp rank 0 has it all."""
+    if isinstance(policy, DistributedDataParallel) and rank() != 0:
+        return {}
+    if isinstance(policy, FSDPModule):
+        policy.reshard()  # a forward pass without gradients leaves the root whole
     state = get_optimizer_state_dict(policy, optimizer)
     return tree_map_only(Tensor, lambda t: t.detach().to("cpu", copy=True), state)
 
@@ -186,12 +197,16 @@ def resolved(config: TrainConfig) -> TrainConfig:
 
     memory = config.memory
     if memory.strategy == "auto":
-        memory = replace(memory, strategy=resolve_strategy(config, device_bytes()))
+        least = torch.tensor(device_bytes(config))
+        if world() > 1:
+            dist.all_reduce(least, dist.ReduceOp.MIN)  # all ranks decide alike
+        memory = replace(memory, strategy=resolve_strategy(config, int(least)))
     return replace(config, memory=memory)
 
 
-def device_bytes() -> int:
-    """Memory of this process's GPU, or of the host."""
+def device_bytes(config: TrainConfig) -> int:
+    """Memory of a worker: of its GPU, or its share of the host's."""
+    workers = config.workers
     if torch.cuda.is_available():
-        return torch.cuda.mem_get_info()[1]
-    return psutil.virtual_memory().total
+        return int(torch.cuda.mem_get_info()[1] * min(1, workers.gpus or 1))
+    return psutil.virtual_memory().total // workers.count

@@ -168,5 +168,8 @@ def _whole(path: Path) -> int:
 
 def _position(marker: Path, end: int) -> int:
     """How much of the file has arrived; none of it where the marker belongs to another file."""
-    sent = int(marker.read_text()) if marker.exists() else 0
+    try:
+        sent = int(marker.read_text())
+    except (OSError, ValueError):  # not there, or emptied by a power cut: what arrives twice is one
+        return 0
     return sent if sent <= end else 0

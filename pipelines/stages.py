@@ -69,7 +69,7 @@ def score_models(
     with console.stage("score", "reading benchmarks") as stage, ExitStack() as stack:
         benchmarks = load_benchmarks(config.benchmarks, config.benchmark_dir, config.max_items)
         settings = replace(config.engine, log_dir=str(directory / "logs" / "engine"))
-        paths = {name: _whole(name, path, directory) for name, path in models.items()}
+        paths = {name: _whole(name, path, config, directory) for name, path in models.items()}
         scores: Scores = {}
 
         def say_progress() -> None:
@@ -93,9 +93,11 @@ def score_models(
         return scores
 
 
-def _whole(name: str, path: str, directory: Path) -> Path:
+def _whole(name: str, path: str, config: SweepConfig, directory: Path) -> Path:
     """The model's directory; a LoRA adapter is merged into its model first, once."""
     found, merged = local_model(path), directory / "merged" / name
     if not (found / "adapter_config.json").is_file():
         return found
-    return merged if merged.is_dir() else merge(found, merged)
+    if not merged.is_dir():
+        merge(found, merged, trust_remote_code=config.train.model.trust_remote_code)
+    return merged

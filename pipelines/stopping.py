@@ -4,6 +4,7 @@ In: the file that tells the workers to stop. Out: exit code 143 once every trial
 command goes on from there. A second SIGTERM ends the process at once.
 """
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -29,7 +30,8 @@ def stops_at_sigterm(stop_file: Path) -> Iterator[None]:
         if stop_file.exists():
             sys.exit(EXIT_CODE)
         stop_file.touch()
-        console.note("told to stop: the trials save what they have; once more ends them at once")
+        # Not by what may be writing at this moment.
+        os.write(2, b"told to stop: the trials save what they have; once more ends them at once\n")
 
     before = signal.signal(signal.SIGTERM, told)
     try:

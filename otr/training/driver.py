@@ -27,7 +27,9 @@ from otr.training.worker import Job, train_loop
 
 RETRIES = 3
 KEPT = 2  # checkpoints; the one before the last is there for when the last is damaged
-_LOST_PEER = re.compile("Connection (closed|reset) by peer|NCCL|[Tt]imed out waiting")
+_LOST_PEER = re.compile(
+    "Connection (closed|reset) by peer|Broken pipe|NCCL|Socket Timeout|[Tt]imed out waiting"
+)
 IDENTITY = "identity.json"
 
 
@@ -42,8 +44,8 @@ def fit(
 ) -> Result:
     """Train to `config.max_steps`, from the run's newest whole checkpoint if it has one.
 
-    A run whose worker, controller or host died is begun again up to RETRIES times; one that raised
-    an error is not.
+    A run whose worker, controller or host died is begun again, up to RETRIES times without a new
+    checkpoint; one that raised an error is not.
 
     Args:
         config: the run.
@@ -65,36 +67,45 @@ def fit(
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     # The watcher is one more process to start, and sees nothing where no other host can be lost.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", str(int(several_hosts)))
-    for attempt in range(RETRIES + 1):
+    deaths, before = 0, None
+    while True:
         newest, notes = settle(f"{storage}/{name}")
+        deaths, before = (deaths if newest == before else 0), newest
         job = Job(config, f"{storage}/{name}", run, stop_file, newest, tuple(notes))
-        trainer = TorchTrainer(
-            partial(train_loop, job),
-            # gloo too, as what is read and what is saved lies in the host's memory.
-            torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if config.workers.gpus else None),
-            scaling_config=scaling(config),
-            run_config=RunConfig(
-                name=name,
-                storage_path=storage,
-                callbacks=[*callbacks],
-                checkpoint_config=CheckpointConfig(num_to_keep=KEPT),
-                failure_config=FailureConfig(  # type: ignore[call-arg]  # Ray types its old one
-                    max_failures=0, controller_failure_limit=0
-                ),
-            ),
-        )
         try:
-            return trainer.fit()
+            return _trainer(job, storage, name, callbacks).fit()
         except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
-            if attempt == RETRIES or not _died(error):
+            deaths += 1
+            if deaths > RETRIES or not _died(error):
                 raise
-    raise AssertionError("unreachable")
+
+
+def _trainer(job: Job, storage: str, name: str, callbacks: Sequence[Any]) -> TorchTrainer:
+    workers = job.config.workers
+    # Ray leaves the GPUs visible to a worker that asks for none.
+    hides = not workers.gpus and ray.cluster_resources().get("GPU", 0) > 0
+    return TorchTrainer(
+        partial(train_loop, job),
+        # gloo too, as what is read and what is saved lies in the host's memory.
+        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if workers.gpus else None),
+        scaling_config=scaling(job.config),
+        run_config=RunConfig(
+            name=name,
+            storage_path=storage,
+            callbacks=[*callbacks],
+            worker_runtime_env={"env_vars": {"CUDA_VISIBLE_DEVICES": ""}} if hides else {},
+            checkpoint_config=CheckpointConfig(num_to_keep=KEPT),
+            failure_config=FailureConfig(  # type: ignore[call-arg]  # Ray types its old one
+                max_failures=0, controller_failure_limit=0
+            ),
+        ),
+    )
 
 
 def _died(error: BaseException) -> bool:
     """Whether a process was lost, here or on another host, and not one of ours raised an error."""
     failures = getattr(error, "worker_failures", None)
-    if failures is None:
+    if not failures:
         return not isinstance(getattr(error, "controller_failure", None), ValueError)
     return any(
         not isinstance(failure, UserExceptionWithTraceback) or _LOST_PEER.search(str(failure))

@@ -8,8 +8,11 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Event
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
 import fsspec
@@ -34,6 +37,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+FLUSH_SECONDS = 60
+COPIES = 4
+
+
 def settle(directory: str) -> tuple[str | None, list[str]]:
     """Put a run's checkpoints in order before it begins again.
 
@@ -44,11 +51,15 @@ def settle(directory: str) -> tuple[str | None, list[str]]:
         The name of the newest checkpoint, which is whole (None: there is none), and what was found.
     """
     fs, root = fsspec.core.url_to_fs(directory)
-    for path in fs.glob(f"{root}/.step-*"):
-        fs.rm(path, recursive=True)
+    fs.invalidate_cache()  # of an object store's listings, which an earlier attempt has read
+    there = fs.ls(root, detail=False) if fs.exists(root) else []
+    names = sorted((path.rstrip("/").rpartition("/")[2] for path in there), reverse=True)
+    for name in names:
+        if name.startswith(".step-"):
+            fs.rm(f"{root}/{name}", recursive=True)
     found, notes = None, []
-    for path in sorted(fs.glob(f"{root}/step-*"), reverse=True):
-        name = path.rpartition("/")[2]
+    for name in (name for name in names if name.startswith("step-")):
+        path, aside = f"{root}/{name}", f"{root}/damaged-{name}"
         try:
             if isinstance(fs, LocalFileSystem):
                 check_checkpoint(path)
@@ -56,7 +67,9 @@ def settle(directory: str) -> tuple[str | None, list[str]]:
                 _check_sizes(fs, path)
         except DamagedCheckpoint as error:
             notes.append(str(error))
-            fs.mv(path, f"{root}/damaged-{name}", recursive=True)
+            if fs.exists(aside):
+                fs.rm(aside, recursive=True)
+            fs.mv(path, aside, recursive=True)
         else:
             found = name
             break
@@ -97,6 +110,10 @@ class Storage:
         self.fs, self.root = context.storage_filesystem, context.experiment_fs_path
         self.local = isinstance(self.fs, pyarrow.fs.LocalFileSystem)
         self.group = group
+        self.write_seconds: float | None = None
+        """That the last checkpoint took, beside training."""
+        self._written = Event()
+        self._written.set()
 
     @contextmanager
     def directory_of(self, name: str | None) -> Iterator[Path | None]:
@@ -130,35 +147,57 @@ class Storage:
         tokenizer: "PreTrainedTokenizerBase",
         run: dict[str, Any] | None,
     ) -> None:
-        """To Ray Train; a snapshot is written in the background, in the order of the reports."""
+        """To Ray Train; a snapshot is written in the background, in the order of the reports.
 
-        def write(_: Checkpoint, name: str) -> Checkpoint:
-            assert snapshot is not None
-            self._write(snapshot, name, tokenizer, run)
-            return Checkpoint(f"{self.root}/{name}", self.fs)
-
+        It waits for the snapshot before: the host's memory has room for few.
+        """
+        upload = partial(self._upload, snapshot, tokenizer, run)
+        if snapshot is not None:
+            self._written.wait()
+            self._written.clear()
         name = checkpoint_name(int(metrics["step"]))
         ray.train.report(
             metrics,
             checkpoint=Checkpoint(f"{self.root}/{name}", self.fs) if snapshot else None,
             checkpoint_dir_name=name,
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
-            checkpoint_upload_fn=write,
+            checkpoint_upload_fn=upload,
             delete_local_checkpoint_after_upload=False,  # it is the uploaded one
         )
 
-    def _write(
+    def flush(self) -> None:
+        """Wait for what is being written; Ray does not, where training raised an error."""
+        self._written.wait(FLUSH_SECONDS)
+
+    def _upload(
         self,
-        snapshot: Snapshot,
-        name: str,
+        snapshot: Snapshot | None,
         tokenizer: "PreTrainedTokenizerBase",
         run: dict[str, Any] | None,
-    ) -> None:
-        if self.local:
-            snapshot.write(Path(self.root) / name, tokenizer, run=run, group=self.group)
-            return
-        with TemporaryDirectory() as scratch:
-            here = Path(scratch) / name
-            snapshot.write(here, tokenizer, run=run, group=self.group, shared=False)
-            target = f"{self.root}/{name}"
-            pyarrow.fs.copy_files(str(here), target, destination_filesystem=self.fs)
+        _: Checkpoint,
+        name: str,
+    ) -> Checkpoint:
+        assert snapshot is not None  # Ray asks for this only where a checkpoint is reported
+        began, target = monotonic(), f"{self.root}/{name}"
+        try:
+            if self.local:
+                snapshot.write(target, tokenizer, run=run, group=self.group)
+            else:
+                with TemporaryDirectory() as scratch:
+                    here = f"{scratch}/{name}"
+                    snapshot.write(here, tokenizer, run=run, group=self.group, shared=False)
+                    self._copy(here, target)
+        finally:
+            self.write_seconds = monotonic() - began
+            self._written.set()
+        return Checkpoint(target, self.fs)
+
+    def _copy(self, here: str, there: str) -> None:
+        """To the object store. Tried again here: Ray would have this rank alone write once more."""
+        for attempt in range(COPIES):
+            try:
+                return pyarrow.fs.copy_files(here, there, destination_filesystem=self.fs)
+            except OSError as error:
+                if attempt == COPIES - 1:
+                    raise OSError(f"{there} can't be written: {error}"[:200]) from None
+                sleep(2**attempt)

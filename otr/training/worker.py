@@ -9,7 +9,7 @@ Shapes: N rows, S row length.
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -80,18 +80,22 @@ def train_loop(job: Job) -> None:
             if _rank() == 0:
                 reader = Reader(corpus_stream(config), config.seed, audit, state.get("reader"))
             reports = _Reports(storage, tokenizer, job.run, reader, note)
-            train(
-                model,
-                micro_batches(reader, config),
-                config,
-                reports,
-                resume_from=resume_from,
-                validation=_validation(config),
-                hooks=Hooks(
-                    should_stop=_StopFile(job.stop_file),
-                    on_bad_step=partial(_keep_rows, job.directory, tokenizer),
-                ),
+            hooks = Hooks(
+                should_stop=_StopFile(job.stop_file),
+                on_bad_step=partial(_keep_rows, job.directory, tokenizer),
             )
+            try:
+                train(
+                    model,
+                    micro_batches(reader, config),
+                    config,
+                    reports,
+                    resume_from=resume_from,
+                    validation=_validation(config),
+                    hooks=hooks,
+                )
+            finally:
+                storage.flush()
 
 
 class _Reports:
@@ -120,6 +124,13 @@ class _Reports:
             if audit.rows >= BATCH or audit.complete:
                 audit.check()
             told |= {f"rejected/{cause}": count for cause, count in audit.rejected.items()}
+        if snapshot is not None:
+            told["save/stall_seconds"] = snapshot.stall_seconds
+        if self.storage.write_seconds is not None:
+            told["save/write_seconds"], self.storage.write_seconds = (
+                self.storage.write_seconds,
+                None,
+            )
         if snapshot is not None and self.reader is not None:
             snapshot.progress |= {"reader": asdict(self.reader.place), "metrics": {**told}}
         if self.note:
@@ -193,7 +204,9 @@ class _StopFile:
     def __call__(self) -> bool:
         if self.path and not self.there and monotonic() - self.looked >= LOOK_SECONDS:
             fs, inner = fsspec.core.url_to_fs(self.path)
-            self.looked, self.there = monotonic(), fs.exists(inner)
+            with suppress(OSError):  # a store that is away: the next look will tell
+                self.there = fs.exists(inner)
+            self.looked = monotonic()
         return self.there
 
 
@@ -215,7 +228,8 @@ def _rejected_to(directory: str, audit: Audit) -> Iterator[None]:
         yield
     finally:
         if audit.samples:
-            with fsspec.open(f"{directory}/rejected.jsonl", "w") as file:
+            # Of this start; another has the samples of what it read.
+            with suppress(OSError), fsspec.open(f"{directory}/rejected.jsonl", "w") as file:
                 file.writelines(json.dumps(sample) + "\n" for sample in audit.samples)
 
 

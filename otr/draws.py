@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 BLOCK = 64  # vocabulary entries whose weights are summed before one of them is drawn
+FEW = 16  # vocabulary entries a draw, up to which all sums cost less than those of the drawn blocks
 HIT, WHICH_BLOCK, WHICH_ENTRY = 0, 1, 2  # the words of a draw
 
 
@@ -58,16 +59,37 @@ def draw_tokens(
         weight_TV = torch.nn.functional.pad(weight_TV, (0, missing))
     weight_TNB = weight_TV.view(rows, weight_TV.shape[1] // BLOCK, BLOCK)
     block_TK = _invert(weight_TNB.sum(-1).cumsum(-1), block_TK)
+    if weight_TV.shape[1] <= FEW * entry_TK.shape[1]:
+        return _invert_all(weight_TNB, block_TK, entry_TK).clamp_(max=vocabulary - 1)
     inside_TKB = weight_TNB.gather(1, block_TK[:, :, None].expand(-1, -1, BLOCK))
     entry_TK = _invert(inside_TKB.cumsum(-1), entry_TK[:, :, None]).squeeze(-1)
     return (block_TK * BLOCK + entry_TK).clamp_(max=vocabulary - 1)
 
 
+def _invert_all(weight_TNB: Tensor, block_TK: Tensor, uniform_TK: Tensor) -> Tensor:
+    """The same entries, found in the sums of all blocks one after another.
+
+    In float64, so that a block's sums keep their order behind those of the blocks before.
+    """
+    cdf_TNB = weight_TNB.cumsum(-1)
+    total_TN = cdf_TNB[..., -1]
+    total_TK = total_TN.gather(1, block_TK)
+    point_TK = _point(uniform_TK, total_TK).double()
+    before_TN = total_TN.double().cumsum(-1) - total_TN.double()
+    cdf_TV = (before_TN[..., None] + cdf_TNB).flatten(1)
+    point_TK += before_TN.gather(1, block_TK)
+    return torch.searchsorted(cdf_TV, point_TK, right=True)
+
+
+def _point(uniform: Tensor, total: Tensor) -> Tensor:
+    """That share of a total, and always less than it."""
+    below = torch.nextafter(total, torch.zeros_like(total))  # rounding must not reach the total
+    return torch.minimum(uniform.to(total.dtype) * total, below)
+
+
 def _invert(cdf: Tensor, uniform: Tensor) -> Tensor:
     """Index of the first entry at which a cumulative sum [..., N] is above its share [..., K]."""
-    total = cdf[..., -1:]
-    below = torch.nextafter(total, torch.zeros_like(total))  # rounding must not reach the total
-    point = torch.minimum(uniform.to(cdf.dtype) * total, below)
+    point = _point(uniform, cdf[..., -1:])
     return torch.searchsorted(cdf, point, right=True).clamp_(max=cdf.shape[-1] - 1)
 
 

@@ -7,12 +7,12 @@ does not take the others with it.
 
 import logging
 import os
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import fsspec
 import ray
 from ray import tune
 from ray.tune.callback import CallbackList
@@ -112,9 +112,8 @@ def run(  # noqa: PLR0913 - a sweep is what, how and where; all but the what by 
         tune.with_parameters(run_trial, config=config, directory=directory, stop_file=stop_file),
         {"CPU": DRIVER_CPUS},
     )
-    if begun and _has_state(directory):
-        tuner = _restored(trainable, trials, directory, here, fitting)
-    else:
+    tuner = _restored(trainable, trials, directory, here, fitting) if begun else None
+    if tuner is None:
         concurrent = min(fitting, settings.max_concurrent or fitting)
         tuner = tune.Tuner(
             trainable,
@@ -197,26 +196,26 @@ class ThisProcess(CallbackList):
         return ThisProcess, ([],)
 
 
-def _has_state(directory: str) -> bool:
-    """Whether Tune came to write down how far it was; until then there is nothing to restore."""
-    fs, inner = fsspec.core.url_to_fs(directory)
-    return bool(fs.glob(f"{inner}/experiment_state-*.json"))
-
-
 def _restored(
     trainable: Any,
     trials: Sequence[Trial],
     directory: str,
     callbacks: list[tune.Callback],
     fitting: int,
-) -> tune.Tuner:
-    """The interrupted sweep.
+) -> tune.Tuner | None:
+    """The interrupted sweep; None where Tune did not come to write down how far it was.
+
+    Its trials go on from their checkpoints all the same.
 
     Raises:
         ValueError: it has other trials, or ran more of them at once than are `fitting` now: Tune
             would begin them all, and none would leave Ray Data a CPU.
     """
-    tuner = tune.Tuner.restore(directory, trainable, resume_errored=True)
+    try:
+        tuner = tune.Tuner.restore(directory, trainable, resume_errored=True)
+        results = tuner.get_results()
+    except (RuntimeError, EOFError, pickle.UnpicklingError):  # nothing there, or half of it
+        return None
     assert tuner._local_tuner is not None
     tuner._local_tuner.get_run_config().callbacks = callbacks
     before = tuner._local_tuner._tune_config.max_concurrent_trials or 1
@@ -225,7 +224,7 @@ def _restored(
             f"{directory} ran {before} trials at once, and {fitting} fit here: start Ray with a "
             "larger num_cpus and name it in RAY_ADDRESS, or take another name"
         )
-    begun = {_name_of(result) for result in _each(tuner.get_results())}
+    begun = {_name_of(result) for result in _each(results)}
     if unknown := begun - {trial.name for trial in trials}:
         some = ", ".join(sorted(unknown)[:3])
         raise ValueError(f"{directory} holds a sweep of other trials ({some}): take another name")

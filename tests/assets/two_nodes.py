@@ -22,7 +22,7 @@ from otr import DataConfig, ModelConfig, TrainConfig, Workers
 from otr.training.driver import fit
 from tests.assets.tiny import make_tiny_model
 
-STEPS = 40
+STEPS = 200
 
 
 class Notes(ray.train.UserCallback):
@@ -41,7 +41,7 @@ class Notes(ray.train.UserCallback):
 def main(directory: Path, loses: str) -> None:
     """Run, lose it, and say how it ended."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4})
-    second = cluster.add_node(num_cpus=4, resources={"second": 1})
+    second = cluster.add_node(num_cpus=4)
     ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")
     rows = [{"prompt": f"{i} + 1?", "completion": str(i + 1)} for i in range(60)]
     data = directory / "rows.jsonl"
@@ -59,8 +59,8 @@ def main(directory: Path, loses: str) -> None:
     def lose() -> None:
         while not [*directory.glob(f"{loses}/step-*")]:
             time.sleep(0.02)
-        cluster.add_node(num_cpus=4)  # in its place comes another
         cluster.remove_node(second, allow_graceful=False)
+        cluster.add_node(num_cpus=4)  # in its place comes another
 
     if loses == "node":
         threading.Thread(target=lose, daemon=True).start()

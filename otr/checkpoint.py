@@ -16,8 +16,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
@@ -40,9 +41,38 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:06d}"
 
 
+class Staging:
+    """Memory of the host that snapshots are copied into, the same for each: new pages cost more."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Tensor] = {}
+
+    def copy(self, name: str, tensor: Tensor) -> Tensor:
+        """The tensor, or this rank's part of it, on the CPU; the next of its name overwrites it."""
+        source = tensor.detach()
+        local = getattr(source, "_local_tensor", source)  # of a DTensor
+        kept = self._kept.get(name)
+        if kept is None or (kept.shape, kept.dtype) != (local.shape, local.dtype):
+            kept = self._kept[name] = torch.empty_like(local, device="cpu")
+        kept.copy_(local)
+        if local is source:
+            return kept
+        from torch.distributed.tensor import DTensor
+
+        its = cast(DTensor, source)
+        return DTensor.from_local(
+            kept,
+            its.device_mesh,
+            its.placements,
+            run_check=False,
+            shape=its.shape,
+            stride=its.stride(),
+        )
+
+
 @dataclass
 class Snapshot:
-    """A copy of a run's state at a step, in the host's memory."""
+    """A copy of a run's state at a step, in the host's memory; good until the next is taken."""
 
     step: int
     model: "PreTrainedModel"
@@ -142,7 +172,8 @@ def save_checkpoint(
     directory = Path(directory)
     if directory.exists():
         raise FileExistsError(f"{directory} is already there: checkpoints are never overwritten")
-    return Snapshot(0, model, saved_weights(model), {}).write(directory, tokenizer, run=run)
+    weights = saved_weights(model, model.state_dict())
+    return Snapshot(0, model, weights, {}).write(directory, tokenizer, run=run)
 
 
 def load_checkpoint(directory: str | Path) -> dict[str, Any]:
@@ -179,26 +210,16 @@ def check_checkpoint(directory: str | Path) -> None:
                 raise DamagedCheckpoint(f"{directory / name} is not as it was written")
 
 
-def saved_weights(
-    model: nn.Module, weights: Mapping[str, Tensor] | None = None
-) -> dict[str, Tensor]:
-    """Copies on the CPU of what is saved of a model: of tied weights one, of adapters them alone.
-
-    Args:
-        model: whose names they are.
-        weights: its whole state dict, where that is not `model.state_dict()`, as under fsdp.
-    """
-    weights = model.state_dict() if weights is None else weights
+def saved_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What is saved of a model's state dict: of tied weights one, of adapters them alone."""
     if hasattr(model, "peft_config"):
         from otr.lora import adapter_state
 
-        kept = adapter_state(model, weights)
-    else:
-        first: dict[int, str] = {}
-        named = [*model.named_parameters(remove_duplicate=False)]
-        tied = {name for name, p in named if first.setdefault(id(p), name) != name}
-        kept = {name: tensor for name, tensor in weights.items() if name not in tied}
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in kept.items()}
+        return adapter_state(model, weights)
+    first: dict[int, str] = {}
+    named = [*model.named_parameters(remove_duplicate=False)]
+    tied = {name for name, p in named if first.setdefault(id(p), name) != name}
+    return {name: tensor for name, tensor in weights.items() if name not in tied}
 
 
 def _write_model(

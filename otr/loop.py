@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from otr import parallel
-from otr.checkpoint import Snapshot, load_checkpoint
+from otr.checkpoint import Snapshot, Staging, load_checkpoint
 from otr.config import TrainConfig
 from otr.evaluate import evaluate
 from otr.optim import learning_rate, make_optimizer
@@ -55,6 +55,8 @@ class Hooks:
 
     should_stop: Callable[[], bool] = lambda: False
     """Asked once a step, on every rank; where any says so, all save and end the run."""
+    before_snapshot: Callable[[], None] = lambda: None
+    """The one before is no longer needed when it returns."""
     on_bad_step: Callable[[BadStep], str] = lambda bad: ""
     """Keeps the rows; returns where, for the message."""
 
@@ -92,7 +94,7 @@ def train(  # noqa: PLR0913 - all but what a run is made of by keyword
     policy = parallel.wrap(Policy(model, config.objective), config)
     optimizer = make_optimizer(policy, config.optim)
     step, skipped = _taken(policy, optimizer, resume_from)
-    steps = _Steps(batches, config, step)
+    steps, staging = _Steps(batches, config, step), Staging()
     policy.train()
     clock, tokens, stop = time.perf_counter(), 0.0, False
     while step < config.max_steps and not stop:
@@ -111,7 +113,10 @@ def train(  # noqa: PLR0913 - all but what a run is made of by keyword
             # By the config and not by the rows: a rank without any must meet the others as well.
             if config.data.validation and (last or step % config.eval_every == 0):
                 metrics |= evaluate(parallel.plain(policy), validation, config.model.dtype)
-            snapshot = _snapshot(policy, optimizer, (step, skipped)) if saves else None
+            snapshot = None
+            if saves:
+                hooks.before_snapshot()
+                snapshot = _snapshot(policy, optimizer, staging, (step, skipped))
             if snapshot is not None and last:
                 snapshot.probe = _probe(policy, steps.micro[0], config)
             report({"step": step, "lr": lr, **metrics}, snapshot)
@@ -130,7 +135,7 @@ def _taken(
 
 
 def _snapshot(
-    policy: nn.Module, optimizer: torch.optim.Optimizer, done: tuple[int, int]
+    policy: nn.Module, optimizer: torch.optim.Optimizer, staging: Staging, done: tuple[int, int]
 ) -> Snapshot:
     """After so many steps, of which so many were skipped."""
     began = time.perf_counter()
@@ -138,8 +143,8 @@ def _snapshot(
     snapshot = Snapshot(
         step=step,
         model=parallel.plain(policy).model,
-        weights=parallel.whole_weights(policy),
-        optimizer=parallel.optimizer_part(policy, optimizer),
+        weights=parallel.whole_weights(policy, staging),
+        optimizer=parallel.optimizer_part(policy, optimizer, staging),
         progress={"skipped_steps": skipped},
     )
     snapshot.stall_seconds = time.perf_counter() - began

@@ -32,9 +32,9 @@ from torch.distributed.fsdp import (
     register_fsdp_forward_method,
 )
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_map_with_path
 
-from otr.checkpoint import OPTIMIZER, TRAINER, saved_weights
+from otr.checkpoint import OPTIMIZER, TRAINER, Staging, saved_weights
 from otr.config import TrainConfig
 from otr.policy import Policy
 
@@ -155,10 +155,9 @@ def clip(policy: nn.Module, most: float) -> float:
     return float(getattr(norm, "full_tensor", lambda: norm)())
 
 
-def whole_weights(policy: nn.Module) -> dict[str, Tensor] | None:
+def whole_weights(policy: nn.Module, staging: Staging) -> dict[str, Tensor] | None:
     """What is saved of the model, copied to the CPU of rank 0. Every rank calls this."""
     model = plain(policy).model
-    weights: dict[str, Any] | None = None
     if isinstance(policy, FSDPModule):
         options = StateDictOptions(
             full_state_dict=True,
@@ -167,17 +166,28 @@ def whole_weights(policy: nn.Module) -> dict[str, Tensor] | None:
         )
         whole: dict[str, Any] = get_model_state_dict(policy, options=options)
         weights = {name.removeprefix("model."): tensor for name, tensor in whole.items()}
-    return saved_weights(model, weights) if rank() == 0 else None
+    else:
+        weights = model.state_dict() if rank() == 0 else {}
+    if rank() != 0:
+        return None
+    saved = saved_weights(model, weights)
+    return {name: staging.copy(name, tensor) for name, tensor in saved.items()}
 
 
-def optimizer_part(policy: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def optimizer_part(
+    policy: nn.Module, optimizer: torch.optim.Optimizer, staging: Staging
+) -> dict[str, Any]:
     """This rank's part of the optimiser's state, copied to the CPU; under ddp rank 0 has it all."""
     if isinstance(policy, DistributedDataParallel) and rank() != 0:
         return {}
     if isinstance(policy, FSDPModule):
         policy.reshard()  # a forward pass without gradients leaves the root whole
     state = get_optimizer_state_dict(policy, optimizer)
-    return tree_map_only(Tensor, lambda t: t.detach().to("cpu", copy=True), state)
+
+    def copied(path: Any, value: Any) -> Any:
+        return staging.copy(f"optimizer{path}", value) if isinstance(value, Tensor) else value
+
+    return tree_map_with_path(copied, state)
 
 
 def load_optimizer(policy: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Any) -> None:

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-FLUSH_SECONDS = 60
 COPIES = 4
 
 
@@ -147,13 +146,9 @@ class Storage:
         tokenizer: "PreTrainedTokenizerBase",
         run: dict[str, Any] | None,
     ) -> None:
-        """To Ray Train; a snapshot is written in the background, in the order of the reports.
-
-        It waits for the snapshot before: the host's memory has room for few.
-        """
+        """To Ray Train; a snapshot is written in the background, in the order of the reports."""
         upload = partial(self._upload, snapshot, tokenizer, run)
         if snapshot is not None:
-            self._written.wait()
             self._written.clear()
         name = checkpoint_name(int(metrics["step"]))
         ray.train.report(
@@ -165,9 +160,9 @@ class Storage:
             delete_local_checkpoint_after_upload=False,  # it is the uploaded one
         )
 
-    def flush(self) -> None:
-        """Wait for what is being written; Ray does not, where training raised an error."""
-        self._written.wait(FLUSH_SECONDS)
+    def flush(self, seconds: float | None = None) -> None:
+        """Wait for what is being written, at most so long."""
+        self._written.wait(seconds)
 
     def _upload(
         self,

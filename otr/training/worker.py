@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 VALIDATION_EXAMPLES = 2000
 MEBIBYTE = 2**20
+FLUSH_SECONDS = 60
 LOOK_SECONDS = 1.0  # between two looks at the stop file
 
 
@@ -82,6 +83,7 @@ def train_loop(job: Job) -> None:
             reports = _Reports(storage, tokenizer, job.run, reader, note)
             hooks = Hooks(
                 should_stop=_StopFile(job.stop_file),
+                before_snapshot=storage.flush,
                 on_bad_step=partial(_keep_rows, job.directory, tokenizer),
             )
             try:
@@ -94,8 +96,8 @@ def train_loop(job: Job) -> None:
                     validation=_validation(config),
                     hooks=hooks,
                 )
-            finally:
-                storage.flush()
+            finally:  # Ray does not wait where training raised an error
+                storage.flush(FLUSH_SECONDS)
 
 
 class _Reports:

@@ -5,10 +5,10 @@ import torch
 
 from otr.attention import Lengths, no_mask, packed_attention
 
-if not torch.cuda.is_available():
-    pytest.skip("no NVIDIA GPU here", allow_module_level=True)
-
-pytestmark = pytest.mark.gpu
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+]
 LENGTHS = [37, 5, 130, 1]
 
 

@@ -166,7 +166,10 @@ def tokenize(
 
 
 def pack(examples: Sequence[Example], row_length: int) -> dict[str, np.ndarray]:
-    """Fill rows of `row_length` tokens with whole examples, best fit in decreasing length.
+    """Fill rows of `row_length` tokens with whole examples.
+
+    Each row gets the longest example that is left, and of the others those that fill it best
+    (minimum bin slack; Gupta and Ho, 1999).
 
     Returns:
         The columns of contract 1, [N, S] each.
@@ -174,23 +177,43 @@ def pack(examples: Sequence[Example], row_length: int) -> dict[str, np.ndarray]:
     Raises:
         ValueError: an example is longer than a row.
     """
+    left: dict[int, list[Example]] = {}
+    for example in reversed(examples):
+        left.setdefault(len(example[0]), []).append(example)
+    if left and max(left) > row_length:
+        raise ValueError(f"an example of {max(left)} tokens in rows of {row_length}")
     rows: list[list[Example]] = []
-    room: dict[int, list[int]] = {}  # free tokens -> rows that have just so many
-    for example in sorted(examples, key=lambda e: -len(e[0])):
-        length = len(example[0])
-        if length > row_length:
-            raise ValueError(f"an example of {length} tokens in rows of {row_length}")
-        free = min((f for f in room if f >= length), default=None)
-        if free is None:
-            row, free = len(rows), row_length
-            rows.append([])
-        else:
-            row = room[free].pop()
-            if not room[free]:
-                del room[free]
-        rows[row].append(example)
-        room.setdefault(free - length, []).append(row)
+    while left:
+        longest = max(left)
+        rows.append([_take(left, longest)])
+        rows[-1] += [_take(left, length) for length in _fullest(left, row_length - longest)]
     return _columns(rows, row_length)
+
+
+def _take(left: dict[int, list[Example]], length: int) -> Example:
+    example = left[length].pop()
+    if not left[length]:
+        del left[length]
+    return example
+
+
+def _fullest(left: Mapping[int, Sequence[Example]], room: int) -> list[int]:
+    """Lengths of examples whose sum is the largest that is not above `room`."""
+    sums, within = 1, (1 << (room + 1)) - 1  # bit s: some examples have s tokens together
+    added: list[tuple[int, int]] = []
+    for length in sorted((n for n in left if n <= room), reverse=True):
+        for _ in left[length]:
+            more = (sums | sums << length) & within
+            if more == sums or sums >> room:
+                break
+            added.append((length, sums))
+            sums = more
+    total, chosen = sums.bit_length() - 1, []
+    for length, before in reversed(added):
+        if not before >> total & 1:  # not without this one
+            chosen.append(length)
+            total -= length
+    return chosen
 
 
 def _columns(rows: Sequence[Sequence[Example]], row_length: int) -> dict[str, np.ndarray]:

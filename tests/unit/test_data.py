@@ -107,8 +107,14 @@ def test_pack_keeps_every_token_once_and_whole() -> None:
         assert (
             packed["loss_mask"][rows, places].sum() == len(ids) - 1
         )  # the first can't be predicted
-    assert (packed["segment_ids"] > 0).mean() > 0.98
+    assert (packed["segment_ids"] > 0).mean() > 0.995
     assert not packed["loss_mask"][packed["segment_ids"] == 0].any()
+
+
+def test_a_row_is_filled_by_the_examples_that_fill_it_best() -> None:
+    """Best fit in decreasing length would take 6 + 3 first, and a third row."""
+    examples = [([1] * n, [True] * n) for n in (6, 3, 3, 2, 2, 2, 2)]
+    assert (pack(examples, 10)["segment_ids"] > 0).all()
 
 
 def test_pack_refuses_what_does_not_fit() -> None:

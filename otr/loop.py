@@ -116,7 +116,7 @@ def train(  # noqa: PLR0913 - all but what a run is made of by keyword
             snapshot = None
             if saves:
                 hooks.before_snapshot()
-                snapshot = _snapshot(policy, optimizer, staging, (step, skipped))
+                snapshot = take_snapshot(policy, optimizer, staging, (step, skipped))
             if snapshot is not None and last:
                 snapshot.probe = _probe(policy, steps.micro[0], config)
             report({"step": step, "lr": lr, **metrics}, snapshot)
@@ -134,10 +134,10 @@ def _taken(
     return state["step"], state["skipped_steps"]
 
 
-def _snapshot(
+def take_snapshot(
     policy: nn.Module, optimizer: torch.optim.Optimizer, staging: Staging, done: tuple[int, int]
 ) -> Snapshot:
-    """After so many steps, of which so many were skipped."""
+    """Copy the state after `done` = (steps, of which were skipped)."""
     began = time.perf_counter()
     step, skipped = done
     snapshot = Snapshot(

@@ -8,6 +8,7 @@ speed   all contenders alive, a step each in turns; medians after the warm-up
 memory  one contender after the other, each in a fresh process
 ranks   one process and two, of one thread each, in turns
 fit     a real run on Ray: how long its first step takes to come, how long a step waits for rows
+save    snapshots: how long training stands still beside how long they take to write
 corpus  tokenize and pack a corpus: Ray Data, TRL's way, TRL's packing after one batched map
 mfu     a model of 1.7 B parameters, on a GPU only
 """
@@ -36,6 +37,7 @@ QUICK = {
     "memory": ["tiny:64x4x2"],
     "ranks": "tiny:64x4x2",
     "fit": "base:128x4x4",
+    "save": "tiny",
     "mfu": "tiny:64x4x2",
     "rounds": 1,
     "fit_steps": 3,
@@ -65,6 +67,7 @@ def parse_options() -> argparse.Namespace:
     add("--memory", nargs="+", default=["wide:1024x4x1", "wide:1024x4x4"], metavar="MODEL:SxRxB")
     add("--ranks", default="base:256x32x16", metavar="MODEL:SxRxB")
     add("--fit", default="base:256x32x32", metavar="MODEL:SxRxB")
+    add("--save", default="wide", metavar="MODEL")
     add("--mfu", default="large:4096x8x2", metavar="MODEL:SxRxB")
     add("--rounds", type=int, default=7, help="timed steps of each contender")
     add("--fit-steps", type=int, default=50, help="steps of the run on Ray")
@@ -146,6 +149,10 @@ def fit(options: argparse.Namespace) -> list[dict[str, Any]]:
     return [{"name": options.fit} | ways]
 
 
+def save(options: argparse.Namespace) -> list[dict[str, Any]]:
+    return [{"name": options.save} | measured("save", model=options.save)]
+
+
 def corpus(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Every way at one size, then the next size.
 
@@ -168,7 +175,7 @@ def corpus(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 RUN: dict[str, Callable[[argparse.Namespace], list[dict[str, Any]]]] = {
-    part.__name__: part for part in (speed, memory, ranks, fit, corpus, mfu)
+    part.__name__: part for part in (speed, memory, ranks, fit, save, corpus, mfu)
 }
 
 

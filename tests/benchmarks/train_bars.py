@@ -24,6 +24,7 @@ AT_LEAST = {
 AT_MOST = {
     "peak memory, otr / TRL nll": 0.80,
     "share of a step waiting for rows": 0.02,
+    "share of a save that training stands still": 0.05,
     "padding given to the model, share of tokens": 0.0,
     "peak memory of packing, largest / smallest corpus": 1.10,
 }
@@ -106,6 +107,18 @@ def _fit(result: Report) -> Report:
     }
 
 
+def _save(result: Report) -> Report:
+    """Of all but the first, whose memory is new."""
+    ratios = [
+        stall / (stall + write)
+        for stall, write in zip(result["stall_seconds"], result["write_seconds"], strict=True)
+    ]
+    return {
+        "share of a save that training stands still": median(ratios[1:]),
+        "the same of the first save": ratios[0],
+    }
+
+
 def _corpus(result: Report) -> Report:
     """Of the largest corpus, and for memory also of the smallest."""
     first, last = result["sizes"][0]["ways"], result["sizes"][-1]["ways"]
@@ -135,6 +148,7 @@ PARTS: dict[str, Callable[[Report], Report]] = {
     "memory": _memory,
     "ranks": _ranks,
     "fit": _fit,
+    "save": _save,
     "corpus": _corpus,
     "mfu": _mfu,
 }

@@ -179,7 +179,34 @@ def _callback(path: str) -> Any:
     return Reports()
 
 
-WAYS = {way.__name__: way for way in (ray_data, trl, trl_batched, fit)}
+def save(job: Figures) -> Figures:
+    """Snapshots of a model and its optimiser: how long training stands still, how long they take."""
+    import torch
+
+    from otr import ModelConfig, OptimConfig, load_tokenizer
+    from otr.checkpoint import Staging
+    from otr.loop import take_snapshot
+    from otr.optim import make_optimizer
+    from otr.policy import Policy
+    from tests.benchmarks.train_data import Case, make_model
+
+    model = make_model(Case(job["model"], 64, 1, 1, 1, "cpu", "float32"), "auto")
+    policy, tokenizer = Policy(model, OTR), load_tokenizer(ModelConfig(BASE))
+    optimizer, staging = make_optimizer(policy, OptimConfig()), Staging()
+    for parameter in policy.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    stalls, writes = [], []
+    for step in range(4):
+        snapshot = take_snapshot(policy, optimizer, staging, (step, 0))
+        start = time.perf_counter()
+        snapshot.write(Path(job["scratch"]) / str(step), tokenizer)
+        stalls.append(snapshot.stall_seconds)
+        writes.append(time.perf_counter() - start)
+    return {"stall_seconds": stalls, "write_seconds": writes}
+
+
+WAYS = {way.__name__: way for way in (ray_data, trl, trl_batched, fit, save)}
 
 
 def main() -> None:

@@ -180,7 +180,7 @@ def _callback(path: str) -> Any:
 
 
 def save(job: Figures) -> Figures:
-    """Snapshots of a model and its optimiser: how long training stands still, how long they take."""
+    """Snapshots of a model and its optimiser: how long training stands still for each."""
     import torch
 
     from otr import ModelConfig, OptimConfig, load_tokenizer

@@ -67,6 +67,8 @@ def fit(
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     # The watcher is one more process to start, and sees nothing where no other host can be lost.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", str(int(several_hosts)))
+    if several_hosts:  # one that comes in the place of a lost one takes minutes to start
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
     deaths, before = 0, None
     while True:
         newest, notes = settle(f"{storage}/{name}")

@@ -9,8 +9,8 @@ SHA-256, "note": what the run said when it began last, "lost": nodes}.
 import hashlib
 import json
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,8 @@ class Notes(ray.train.UserCallback):
 def main(directory: Path, loses: str) -> None:
     """Run, lose it, and say how it ended."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4})
+    ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")  # on the first one
     second = cluster.add_node(num_cpus=4)
-    ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")
     rows = [{"prompt": f"{i} + 1?", "completion": str(i + 1)} for i in range(60)]
     data = directory / "rows.jsonl"
     data.write_text("\n".join(map(json.dumps, rows)))
@@ -56,16 +56,15 @@ def main(directory: Path, loses: str) -> None:
         save_every=2,
     )
 
-    def lose() -> None:
-        while not [*directory.glob(f"{loses}/step-*")]:
-            time.sleep(0.02)
-        cluster.remove_node(second, allow_graceful=False)
-        cluster.add_node(num_cpus=4)  # in its place comes another
-
-    if loses == "node":
-        threading.Thread(target=lose, daemon=True).start()
     notes = Notes(directory / "note.txt")
-    fit(run, storage=str(directory), name=loses, callbacks=[notes])
+    with ThreadPoolExecutor(1) as pool:  # nodes are started and ended by the main thread alone
+        fitted = pool.submit(fit, run, storage=str(directory), name=loses, callbacks=[notes])
+        while loses == "node" and not [*directory.glob(f"{loses}/step-*")]:
+            time.sleep(0.02)
+        if loses == "node":
+            second.kill_raylet()
+            cluster.add_node(num_cpus=4)  # in its place comes another
+        fitted.result()
     weights = (directory / loses / f"step-{STEPS:06d}" / "model.safetensors").read_bytes()
     told = {
         "weights": hashlib.sha256(weights).hexdigest(),

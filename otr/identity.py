@@ -4,7 +4,7 @@ In: a `TrainConfig` and what its corpus holds. Out: a flat dict of what decides 
 differences between two of them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -34,8 +34,7 @@ def identity(config: TrainConfig, corpus: Sequence[tuple[str, int]]) -> dict[str
         config: the run.
         corpus: name and size of each of its files.
     """
-    flat = _flat(asdict(config), "")
-    kept = {key: value for key, value in flat.items() if not key.startswith(_FREE)}
+    kept = {key: value for key, value in flat(config).items() if not key.startswith(_FREE)}
     # A moved model is the same one; its name is what a person would compare.
     kept["model.path"] = str(kept["model.path"]).rstrip("/").rpartition("/")[2]
     return kept | {"data.files": [[name, size] for name, size in corpus]}
@@ -55,14 +54,17 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], where: str) ->
         )
 
 
-def _flat(value: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, inner in value.items():
-        if isinstance(inner, Mapping) and key != "columns":
-            flat |= _flat(inner, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = [*inner] if isinstance(inner, tuple) else inner
-    return flat
+def flat(config: TrainConfig) -> dict[str, Any]:
+    """Every leaf under its dotted name; tuples as lists."""
+
+    def leaves(value: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for key, inner in value.items():
+            if isinstance(inner, Mapping) and key != "columns":
+                yield from leaves(inner, f"{prefix}{key}.")
+            else:
+                yield prefix + key, [*inner] if isinstance(inner, tuple) else inner
+
+    return dict(leaves(asdict(config), ""))
 
 
 def _short(value: Any) -> str:

@@ -4,7 +4,6 @@ In: Ray Tune's calls. Out: MLflow runs and the line of the training stage.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from numbers import Real
 from typing import Any
 
@@ -12,6 +11,7 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial as TuneTrial
 
 from otr.config import TrainConfig
+from otr.identity import flat
 from pipelines import console
 from pipelines.console import Stage
 from pipelines.tracking import Tracker
@@ -91,17 +91,7 @@ def settle(tracker: Tracker, config: TrainConfig, result: TrialResult) -> None:
 
 def params(config: TrainConfig, trial: Trial) -> dict[str, Any]:
     """What MLflow keeps of a trial: every leaf of its config under its dotted name."""
-    flat: dict[str, Any] = {"arm": trial.arm}
-
-    def walk(value: Mapping[str, Any], prefix: str) -> None:
-        for key, inner in value.items():
-            if isinstance(inner, Mapping) and key != "columns":
-                walk(inner, f"{prefix}{key}.")
-            else:
-                flat[prefix + key] = inner
-
-    walk(asdict(config), "")
-    return flat
+    return {"arm": trial.arm, **flat(config)}
 
 
 def metrics_of(result: Mapping[str, Any]) -> dict[str, float]:

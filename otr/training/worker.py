@@ -126,15 +126,12 @@ class _Reports:
             if audit.rows >= BATCH or audit.complete:
                 audit.check()
             told |= {f"rejected/{cause}": count for cause, count in audit.rejected.items()}
+        if self.storage.write_seconds is not None:
+            told["save/write_seconds"] = self.storage.write_seconds
         if snapshot is not None:
             told["save/stall_seconds"] = snapshot.stall_seconds
-        if self.storage.write_seconds is not None:
-            told["save/write_seconds"], self.storage.write_seconds = (
-                self.storage.write_seconds,
-                None,
-            )
-        if snapshot is not None and self.reader is not None:
-            snapshot.progress |= {"reader": asdict(self.reader.place), "metrics": {**told}}
+            if self.reader is not None:
+                snapshot.progress |= {"reader": asdict(self.reader.place), "metrics": {**told}}
         if self.note:
             told["note"], self.note = self.note, ""
         self.storage.report(told, snapshot, self.tokenizer, self.run)

@@ -12,6 +12,8 @@ Shapes: B rows of a micro-batch, S row length.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from queue import Queue
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -45,8 +47,32 @@ class Place:
     """Counts of the audit before the window."""
 
 
+class _Ahead(Iterator[Any]):
+    """An iterator whose next item is made while the last one is used, beginning at once.
+
+    By a thread that no process waits for at its end.
+    """
+
+    def __init__(self, items: Iterator[Any]) -> None:
+        self._made: Queue[tuple[Any, BaseException | None]] = Queue(1)
+        Thread(target=self._make, args=(items,), name="reader", daemon=True).start()
+
+    def _make(self, items: Iterator[Any]) -> None:
+        try:
+            for item in items:
+                self._made.put((item, None))
+        except BaseException as error:  # raised where the item is wanted
+            self._made.put((None, error))
+
+    def __next__(self) -> Any:
+        item, error = self._made.get()
+        if error is not None:
+            raise error
+        return item
+
+
 class Reader:
-    """The rows of a corpus, epoch after epoch.
+    """The rows of a corpus, epoch after epoch; it begins to read when it is made.
 
     Args:
         stream: where the rows come from.
@@ -61,7 +87,7 @@ class Reader:
         self.stream, self.seed, self.audit = stream, seed, audit
         self.place = Place(**place) if place else Place(audit=audit.counts())
         audit.restore(self.place.audit)
-        self._windows = self._from(self.place)
+        self._ahead = _Ahead(self._from(self.place))
         self._window: Arrays | None = None
 
     def take(self, count: int) -> Arrays:
@@ -74,7 +100,7 @@ class Reader:
         missing = count
         while missing:
             if self._window is None:
-                self.place, self._window = next(self._windows)
+                self.place, self._window = next(self._ahead)
             used = self.place.used
             parts.append({n: c[used : used + missing] for n, c in self._window.items()})
             got = len(parts[-1]["input_ids"])

@@ -74,12 +74,12 @@ def train_loop(job: Job) -> None:
         note = "; ".join([*job.notes, *_notes(config, state)])
         if job.resume_from is not None:
             storage.remind(job.resume_from, {**state["metrics"], "note": note})
-        model, tokenizer = _model(config, resume_from)
         audit = Audit(config.data.max_rejected, config.data.skip_bad)
         with _rejected_to(job.directory, audit):
             reader = None
-            if _rank() == 0:
+            if _rank() == 0:  # it reads while the model is loaded
                 reader = Reader(corpus_stream(config), config.seed, audit, state.get("reader"))
+            model, tokenizer = _model(config, resume_from)
             reports = _Reports(storage, tokenizer, job.run, reader, note)
             hooks = Hooks(
                 should_stop=_StopFile(job.stop_file),
@@ -125,7 +125,7 @@ class _Reports:
             audit = self.reader.audit
             if audit.rows >= BATCH or audit.complete:
                 audit.check()
-            told |= {f"rejected/{cause}": count for cause, count in audit.rejected.items()}
+            told |= {f"rejected/{cause}": count for cause, count in dict(audit.rejected).items()}
         if self.storage.write_seconds is not None:
             told["save/write_seconds"] = self.storage.write_seconds
         if snapshot is not None:

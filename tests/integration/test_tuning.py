@@ -69,7 +69,7 @@ def test_a_bad_trial_fails_alone_and_a_worse_one_stops_early(
         Trial("bad", {"data.columns": {"prompt": "nothing"}, "data.validation": ()}),
         Trial("worse", {"optim.lr": 1e-9}),
     ]
-    settings = SearchSettings("asha", "val_nll", "min", grace_steps=4, max_concurrent=1)
+    settings = SearchSettings("asha", "val_nll", grace_steps=4, max_concurrent=1)
     seen = Seen()
     good, bad, worse = run(
         config(assets), trials, settings, storage=str(tmp_path), name="s", callbacks=[seen]

@@ -26,7 +26,7 @@ from otr.training.sources import absolute, corpus_identity
 from otr.training.worker import Job, train_loop
 
 RETRIES = 3
-KEPT = 2  # checkpoints; the one before the last is there for when the last is damaged
+KEPT = 2  # checkpoints, the best by validation or else the last ones; the very last one stays too
 _LOST_PEER = re.compile(
     "Connection (closed|reset) by peer|Broken pipe|NCCL|Socket Timeout|[Tt]imed out waiting"
 )
@@ -96,7 +96,11 @@ def _trainer(job: Job, storage: str, name: str, callbacks: Sequence[Any]) -> Tor
             storage_path=storage,
             callbacks=[*callbacks],
             worker_runtime_env={"env_vars": {"CUDA_VISIBLE_DEVICES": ""}} if hides else {},
-            checkpoint_config=CheckpointConfig(num_to_keep=KEPT),
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=KEPT,
+                checkpoint_score_attribute="val_nll" if job.config.data.validation else None,
+                checkpoint_score_order="min",
+            ),
             failure_config=FailureConfig(  # type: ignore[call-arg]  # Ray types its old one
                 max_failures=0, controller_failure_limit=0
             ),

@@ -11,7 +11,7 @@ import ray.train
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from otr import DataConfig, LoraConfig, ModelConfig, Objective, TrainConfig, Workers
+from otr import DataConfig, LoraConfig, ModelConfig, Objective, OptimConfig, TrainConfig, Workers
 from otr.checkpoint import load_checkpoint
 from otr.training.driver import fit, worker_error
 from tests.assets.tiny import make_tiny_model
@@ -102,6 +102,20 @@ def test_two_workers_train_a_model_that_transformers_loads(
     assert AutoTokenizer.from_pretrained(directory).chat_template
     [sample] = (tmp_path / "run" / "rejected.jsonl").read_text().splitlines()
     assert json.loads(sample)["cause"] == "broken"
+
+
+def test_the_best_checkpoint_is_kept_and_the_last(
+    ray_cluster: None, tmp_path: Path, paths: tuple[Path, Path]
+) -> None:
+    """At a rate at which the model gets worse from some step on."""
+    run = config(*paths, optim=OptimConfig(lr=0.3, warmup_steps=2), max_steps=10, eval_every=2)
+    run = replace(run, objective=Objective("sft"))
+    fit(run, storage=str(tmp_path), name="run", callbacks=[Recorder(tmp_path / "log")])
+    measured = {r["step"]: r["val_nll"] for r in reports(tmp_path / "log") if "val_nll" in r}
+    best = min(measured, key=lambda step: measured[step])
+    assert best < 8, "one that would have stayed as one of the last"
+    kept = {int(path.name[5:]) for path in (tmp_path / "run").glob("step-*")}
+    assert {best, 10} <= kept and len(kept) <= 3
 
 
 def test_a_lost_controller_is_replaced(

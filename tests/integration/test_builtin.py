@@ -7,9 +7,10 @@ import pytest
 import torch
 
 import pipelines.builtin.pretrain as script
-from otr import ModelConfig, load_model, load_tokenizer
+from otr import ModelConfig, Objective, load_model, load_tokenizer
 from otr.data import pack, tokenize
 from otr.evaluate import evaluate
+from otr.policy import Policy
 from pipelines.builtin.world import items
 
 pytestmark = pytest.mark.integration
@@ -29,7 +30,7 @@ def share_exact(base: tuple, skill: str, split: str) -> float:
     rows = [vars(item) for item in items(skill, split, 100, seed=3)]
     done = tokenize(rows, tokenizer, columns={}, row_length=256)
     packed = {k: torch.from_numpy(v) for k, v in pack(done.examples, 256).items()}
-    return evaluate(model, [packed])["val_exact"]
+    return evaluate(Policy(model, Objective("sft")), [packed])["val_exact"]
 
 
 def test_it_is_small(base: tuple) -> None:

@@ -76,7 +76,7 @@ def test_each_seed_and_step_draws_anew(model_dir: Path) -> None:
     made = []
     for seed in (0, 1, 2**20):
         model = load_model(ModelConfig(str(model_dir)))
-        run = config(model_dir, Objective(num_samples=8, reward_scale=0.0), 2, seed=seed)
+        run = config(model_dir, Objective(num_samples=256, reward_scale=0.0), 2, seed=seed)
         train(model, batches(1) * 2, run, lambda metrics, _: made.append(metrics["hit_rate"]))
     assert len(set(made)) == len(made)  # of one batch and, as no reward moves it, one model
 

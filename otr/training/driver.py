@@ -23,7 +23,7 @@ from otr.config import TrainConfig
 from otr.identity import check_same, identity
 from otr.training.saved import settle
 from otr.training.sources import absolute, corpus_identity
-from otr.training.worker import Job, train_loop
+from otr.training.worker import SAVE_ORDER, Job, train_loop
 
 RETRIES = 3
 KEPT = 2  # checkpoints, the best by validation or else the last ones; the very last one stays too
@@ -98,7 +98,7 @@ def _trainer(job: Job, storage: str, name: str, callbacks: Sequence[Any]) -> Tor
             worker_runtime_env={"env_vars": {"CUDA_VISIBLE_DEVICES": ""}} if hides else {},
             checkpoint_config=CheckpointConfig(
                 num_to_keep=KEPT,
-                checkpoint_score_attribute="val_nll" if job.config.data.validation else None,
+                checkpoint_score_attribute=SAVE_ORDER,
                 checkpoint_score_order="min",
             ),
             failure_config=FailureConfig(  # type: ignore[call-arg]  # Ray types its old one

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 VALIDATION_EXAMPLES = 2000
 MEBIBYTE = 2**20
+SAVE_ORDER = "save/order"  # of checkpoints: the lower, the longer it is kept
 FLUSH_SECONDS = 60
 LOOK_SECONDS = 1.0  # between two looks at the stop file
 
@@ -130,6 +131,8 @@ class _Reports:
             told["save/write_seconds"] = self.storage.write_seconds
         if snapshot is not None:
             told["save/stall_seconds"] = snapshot.stall_seconds
+            # Those that were measured come first, and then the later ones.
+            told[SAVE_ORDER] = metrics.get("val_nll", 1e9 - snapshot.step)
             if self.reader is not None:
                 snapshot.progress |= {"reader": asdict(self.reader.place), "metrics": {**told}}
         if self.note:

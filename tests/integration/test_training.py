@@ -107,9 +107,13 @@ def test_two_workers_train_a_model_that_transformers_loads(
 def test_the_best_checkpoint_is_kept_and_the_last(
     ray_cluster: None, tmp_path: Path, paths: tuple[Path, Path]
 ) -> None:
-    """At a rate at which the model gets worse from some step on."""
-    run = config(*paths, optim=OptimConfig(lr=0.3, warmup_steps=2), max_steps=10, eval_every=2)
+    """The more is learned, the less likely is what validation wants to see."""
+    other = tmp_path / "other.jsonl"
+    rows = [{"prompt": f"{i} + 1?", "completion": "qqqqqqqq"} for i in range(20)]
+    other.write_text("\n".join(map(json.dumps, rows)))
+    run = config(*paths, optim=OptimConfig(lr=1e-2, warmup_steps=2), max_steps=10, eval_every=2)
     run = replace(run, objective=Objective("sft"))
+    run = replace(run, data=replace(run.data, validation=(str(other),)))
     fit(run, storage=str(tmp_path), name="run", callbacks=[Recorder(tmp_path / "log")])
     measured = {r["step"]: r["val_nll"] for r in reports(tmp_path / "log") if "val_nll" in r}
     best = min(measured, key=lambda step: measured[step])

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 
+from otr import parallel
 from otr.policy import Batch, Policy
 
 
@@ -22,9 +23,8 @@ def evaluate(policy: Policy, batches: Sequence[Batch], dtype: str = "float32") -
     """
     policy.eval()
     device = policy.device
-    several = dist.is_initialized()
     passes = torch.tensor(len(batches), device=device)
-    if several:
+    if parallel.world() > 1:
         dist.all_reduce(passes, dist.ReduceOp.MAX)
     sums = torch.zeros(5, dtype=torch.float64, device=device)
     for i in range(int(passes)):
@@ -33,10 +33,8 @@ def evaluate(policy: Policy, batches: Sequence[Batch], dtype: str = "float32") -
         batch = {name: column.to(device) for name, column in batch.items()}
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
             sums += policy.score(batch)
-    if several:
-        dist.all_reduce(sums)
     policy.train()
-    nll, right, tokens, exact, examples = sums.tolist()
+    nll, right, tokens, exact, examples = parallel.total(sums).tolist()
     return {
         "val_nll": nll / max(1, tokens),
         "val_token_accuracy": right / max(1, tokens),

@@ -1,9 +1,9 @@
 """Random draws from a counter, so that a token's draws do not depend on how it is batched.
 
-In: a seed, the counters of T rows, a number of draws K. Out: float32 uniforms [T, K] in [0, 1), and
-draws of token ids [T, K].
+In: a seed, the counters of T rows, numbers of draws. Out: float32 uniforms in [0, 1), and token ids
+drawn with them.
 
-Shapes: T rows, K draws, V vocabulary, N blocks of BLOCK vocabulary entries.
+Shapes: T rows, M draws of any of them, V vocabulary, B blocks of E = BLOCK vocabulary entries.
 """
 
 import torch
@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 BLOCK = 64  # vocabulary entries whose weights are summed before one of them is drawn
-FEW = 16  # vocabulary entries a draw, up to which all sums cost less than those of the drawn blocks
+SMALL = 4096  # vocabulary up to which summing all entries costs less than those of drawn blocks
 HIT, WHICH_BLOCK, WHICH_ENTRY = 0, 1, 2  # the words of a draw
 
 
@@ -22,18 +22,21 @@ def draw_seed(generator: torch.Generator | None) -> int:
 
 
 def uniforms(
-    seed: int, position_T: Int[Tensor, " T"], num_draws: int, *, word: int
-) -> Float[Tensor, "T K"]:
+    keys: tuple[Int[Tensor, "*rows"], Int[Tensor, "*rows"]],
+    draw: Int[Tensor, "*draws"],
+    *,
+    word: int,
+) -> Float[Tensor, "*drawn"]:
     """Uniforms of 24 bits, a pure function of (seed, position, draw, word).
 
-    `word` numbers independent uniforms of one draw. Each is two rounds of a 32-bit integer hash
-    ("lowbias32", C. Wellons, hash-prospector) over a 64-bit key of the row and the draw's number.
+    `keys` are those of the rows (`row_keys`), `draw` the numbers of the draws; one is broadcast
+    over the other. `word` numbers independent uniforms of one draw. Each is two rounds of a 32-bit
+    integer hash ("lowbias32", C. Wellons, hash-prospector) over the row's 64-bit key and the
+    draw's number.
     """
-    low_T, high_T = row_keys(seed, position_T)
-    draw_K = torch.arange(num_draws, dtype=torch.int32, device=position_T.device)
-    draw_K = _hash(draw_K * 4 + word + 1)
-    bits_TK = _hash(_hash(low_T[:, None] ^ draw_K) + high_T[:, None])
-    return _shift(bits_TK, 8).float() * 2.0**-24
+    low, high = keys
+    draw = _hash(draw.int() * 4 + word + 1)
+    return _shift(_hash(_hash(low ^ draw) + high), 8).float() * 2.0**-24
 
 
 def row_keys(
@@ -46,51 +49,62 @@ def row_keys(
 
 
 def draw_tokens(
-    weight_TV: Float[Tensor, "T V"], block_TK: Float[Tensor, "T K"], entry_TK: Float[Tensor, "T K"]
-) -> Int[Tensor, "T K"]:
-    """K draws a row in proportion to `weight_TV`, from two uniforms each.
+    weight_TV: Float[Tensor, "T V"],
+    row_M: Int[Tensor, " M"],
+    block_M: Float[Tensor, " M"],
+    entry_M: Float[Tensor, " M"],
+) -> Int[Tensor, " M"]:
+    """A draw of each of `row_M` in proportion to its row of `weight_TV`, from two uniforms.
 
     The first picks a block of BLOCK entries by the blocks' sums, the second an entry in it; so a
-    draw reads N + BLOCK weights instead of V, and no row is sorted. Entries of weight 0 are never
-    drawn, unless all are 0.
+    draw reads V / BLOCK + BLOCK weights instead of V, and no row is sorted. Entries of weight 0 are
+    never drawn, unless all are 0.
     """
     rows, vocabulary = weight_TV.shape
     if missing := -vocabulary % BLOCK:
         weight_TV = torch.nn.functional.pad(weight_TV, (0, missing))
-    weight_TNB = weight_TV.view(rows, weight_TV.shape[1] // BLOCK, BLOCK)
-    block_TK = _invert(weight_TNB.sum(-1).cumsum(-1), block_TK)
-    if weight_TV.shape[1] <= FEW * entry_TK.shape[1]:
-        return _invert_all(weight_TNB, block_TK, entry_TK).clamp_(max=vocabulary - 1)
-    inside_TKB = weight_TNB.gather(1, block_TK[:, :, None].expand(-1, -1, BLOCK))
-    entry_TK = _invert(inside_TKB.cumsum(-1), entry_TK[:, :, None]).squeeze(-1)
-    return (block_TK * BLOCK + entry_TK).clamp_(max=vocabulary - 1)
+    each_row = weight_TV.shape[1] // BLOCK
+    weight_BE = weight_TV.reshape(-1, BLOCK)  # the blocks of all rows
+    small = vocabulary <= SMALL
+    cdf_BE = weight_BE.cumsum(-1) if small else weight_BE
+    total_B = cdf_BE[:, -1] if small else weight_BE.sum(-1)
+    block_M = _bisect(total_B.view(rows, each_row).cumsum(-1), row_M, block_M)
+    place_M = row_M * each_row + block_M
+    if not small:
+        cdf_BE = weight_BE.index_select(0, place_M).cumsum(-1)
+        place_M = torch.arange(len(place_M), device=place_M.device)
+    entry_M = _bisect(cdf_BE, place_M, entry_M)
+    return (block_M * BLOCK + entry_M).clamp_(max=vocabulary - 1)
 
 
-def _invert_all(weight_TNB: Tensor, block_TK: Tensor, uniform_TK: Tensor) -> Tensor:
-    """The same entries, found in the sums of all blocks one after another.
+def draw_each(
+    weight_TV: Float[Tensor, "T V"], block_TK: Float[Tensor, "T K"], entry_TK: Float[Tensor, "T K"]
+) -> Int[Tensor, "T K"]:
+    """`draw_tokens` for K draws of every row."""
+    row_T1 = torch.arange(len(block_TK), device=block_TK.device)[:, None]
+    row_TK = row_T1.expand_as(block_TK)
+    flat = (tensor.reshape(-1) for tensor in (row_TK, block_TK, entry_TK))
+    return draw_tokens(weight_TV, *flat).view_as(block_TK)
 
-    In float64, so that a block's sums keep their order behind those of the blocks before.
+
+def _bisect(cdf_RN: Tensor, row_M: Tensor, uniform_M: Tensor) -> Tensor:
+    """Index of the first entry at which the cumulative sum of a draw's row is above its share.
+
+    `torch.searchsorted` takes twice as long: its branches can't be foreseen.
     """
-    cdf_TNB = weight_TNB.cumsum(-1)
-    total_TN = cdf_TNB[..., -1]
-    total_TK = total_TN.gather(1, block_TK)
-    point_TK = _point(uniform_TK, total_TK).double()
-    before_TN = total_TN.double().cumsum(-1) - total_TN.double()
-    cdf_TV = (before_TN[..., None] + cdf_TNB).flatten(1)
-    point_TK += before_TN.gather(1, block_TK)
-    return torch.searchsorted(cdf_TV, point_TK, right=True)
-
-
-def _point(uniform: Tensor, total: Tensor) -> Tensor:
-    """That share of a total, and always less than it."""
-    below = torch.nextafter(total, torch.zeros_like(total))  # rounding must not reach the total
-    return torch.minimum(uniform.to(total.dtype) * total, below)
-
-
-def _invert(cdf: Tensor, uniform: Tensor) -> Tensor:
-    """Index of the first entry at which a cumulative sum [..., N] is above its share [..., K]."""
-    point = _point(uniform, cdf[..., -1:])
-    return torch.searchsorted(cdf, point, right=True).clamp_(max=cdf.shape[-1] - 1)
+    total_M = cdf_RN[:, -1].index_select(0, row_M)
+    below_M = torch.nextafter(total_M, torch.zeros_like(total_M))
+    point_M = torch.minimum(uniform_M.to(total_M.dtype) * total_M, below_M)  # never the total
+    width = 1 << (cdf_RN.shape[1] - 1).bit_length()
+    if missing := width - cdf_RN.shape[1]:
+        cdf_RN = torch.nn.functional.pad(cdf_RN, (0, missing), value=torch.inf)
+    cdf, first_M = cdf_RN.reshape(-1), row_M * width
+    last_M = first_M - 1  # the last entry that is known not to be above the point
+    step = width // 2
+    while step:
+        last_M = last_M + step * (cdf.index_select(0, last_M + step) <= point_M)
+        step //= 2
+    return last_M - first_M + 1
 
 
 def _hash(x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from otr import kernels
-from otr.draws import HIT, WHICH_BLOCK, WHICH_ENTRY, draw_seed, draw_tokens, uniforms
+from otr.draws import HIT, WHICH_BLOCK, WHICH_ENTRY, draw_each, draw_seed, row_keys, uniforms
 from otr.linear import LinearLoss, RowsFunction, Settings
 from otr.objective import IGNORE_INDEX, LossOutput, Objective
 from otr.rows import rows_
@@ -58,13 +58,15 @@ def _plain(
     with torch.no_grad():
         q_TV = torch.softmax(logits_TV / objective.kappa, dim=-1)
         hit_T = q_T = q_TV.gather(1, target_T1).squeeze(1)
+        low_T, high_T = row_keys(seed, position_T)
+        keys = low_T[:, None], high_T[:, None]
+        draw_K = torch.arange(num_samples, device=q_T.device)
         if objective.draws_hits:
-            hit_TK = uniforms(seed, position_T, num_samples, word=HIT) < q_T[:, None]
+            hit_TK = uniforms(keys, draw_K, word=HIT) < q_T[:, None]
             hit_T = hit_TK.to(q_T.dtype).mean(-1)
         if objective.draws_misses:
-            block_TK = uniforms(seed, position_T, num_samples, word=WHICH_BLOCK)
-            entry_TK = uniforms(seed, position_T, num_samples, word=WHICH_ENTRY)
-            miss_TK = draw_tokens(q_TV.scatter(1, target_T1, 0), block_TK, entry_TK)
+            words = (uniforms(keys, draw_K, word=word) for word in (WHICH_BLOCK, WHICH_ENTRY))
+            miss_TK = draw_each(q_TV.scatter(1, target_T1, 0), *words)
     beta, scale = objective.mismatch_reward, objective.reward_scale
 
     if objective.name == "sft":

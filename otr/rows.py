@@ -17,10 +17,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from otr.draws import BLOCK, HIT, WHICH_BLOCK, WHICH_ENTRY, draw_tokens, uniforms
+from otr.draws import BLOCK, HIT, SMALL, WHICH_BLOCK, WHICH_ENTRY, draw_tokens, row_keys, uniforms
 from otr.objective import Objective
 
 TILE_BYTES = 8 * 2**20  # of one scratch tensor; up to three are in use
+PLACES = 8  # numbers that a draw from a small vocabulary is worth
 
 
 class Parts(NamedTuple):
@@ -52,13 +53,12 @@ def parts(objective: Objective, p_C: Tensor, q_C: Tensor, hit_C: Tensor) -> Part
 
 
 class Rows(NamedTuple):
-    """Scored rows, and the uniforms of their draws: [C, K], or [C, 0] of what is not drawn."""
+    """Scored rows, and the keys of their draws."""
 
     logits: Tensor
     target: Tensor
-    hit: Tensor
-    block: Tensor
-    entry: Tensor
+    low: Tensor
+    high: Tensor
 
     def tile(self, start: int, size: int) -> "Rows":
         """Some of them."""
@@ -74,14 +74,13 @@ def rows_(
     softcap: float | None = None,
 ) -> Float[Tensor, "4 C"]:
     """Loss, NLL, hit share and entropy of each row; the logits become their gradient."""
-    hits = objective.num_samples if objective.draws_hits else 0
-    misses = objective.num_samples if objective.draws_misses else 0
-    words = ((HIT, hits), (WHICH_BLOCK, misses), (WHICH_ENTRY, misses))
-    drawn = (uniforms(seed, position_C, number, word=word) for word, number in words)
-    rows = Rows(logits_CV, target_C, *drawn)
+    rows = Rows(logits_CV, target_C, *row_keys(seed, position_C))
     count, vocabulary = logits_CV.shape
     dtype = torch.promote_types(logits_CV.dtype, torch.float32)
-    widest = max(vocabulary, BLOCK * misses)
+    widest = vocabulary
+    if objective.draws_misses:
+        each = BLOCK if vocabulary > SMALL else PLACES
+        widest = max(vocabulary, each * objective.num_samples)
     size = min(count, max(1, TILE_BYTES // (dtype.itemsize * widest)))
     buffers = 3 if objective.name == "otr" else 2
     scratch = logits_CV.new_empty(buffers, size, vocabulary, dtype=dtype)
@@ -107,8 +106,11 @@ def _tile_(rows: Rows, objective: Objective, scratch: Tensor, softcap: float | N
         torch.softmax(q_RV, 1, out=q_RV)
         q_y_R = q_RV.gather(1, target_R1).squeeze(1)
     hit_R = q_y_R
+    hit_RK = None
     if objective.draws_hits:
-        hit_RK = rows.hit < q_y_R[:, None]
+        draw_K = torch.arange(objective.num_samples, device=q_y_R.device)
+        keys = rows.low[:, None], rows.high[:, None]
+        hit_RK = uniforms(keys, draw_K, word=HIT) < q_y_R[:, None]
         hit_R = hit_RK.to(q_y_R.dtype).mean(1)
     part = parts(objective, p_y_R, q_y_R, hit_R)
     loss_R = -torch.where(part.target == 0, 0, part.target * logp_R)
@@ -119,16 +121,29 @@ def _tile_(rows: Rows, objective: Objective, scratch: Tensor, softcap: float | N
         p_RV.mul_(part.p[:, None])
     p_RV.scatter_add_(1, target_R1, -part.target[:, None])
     if part.miss is not None:
-        miss_RK = draw_tokens(q_RV.scatter_(1, target_R1, 0), rows.block, rows.entry)
-        weight_RK = part.miss[:, None].expand(miss_RK.shape)
-        if objective.draws_hits:
-            weight_RK = weight_RK.masked_fill(hit_RK, 0)
-        loss_R -= (weight_RK * (z_RV.gather(1, miss_RK) - lse_R[:, None])).sum(1)
-        p_RV.scatter_add_(1, miss_RK, -weight_RK)
+        row_M, place_M = _misses(rows, q_RV.scatter_(1, target_R1, 0), hit_RK, objective)
+        weight_M = part.miss.index_select(0, row_M)
+        logp_M = z_RV.view(-1).index_select(0, place_M) - lse_R.index_select(0, row_M)
+        total_R = torch.zeros_like(loss_R, dtype=torch.float64)  # the terms come one after another
+        loss_R -= total_R.index_add_(0, row_M, (weight_M * logp_M).double())
+        p_RV.view(-1).index_add_(0, place_M, weight_M, alpha=-1)
     if softcap is not None:
         p_RV.mul_(_softcap_slope(logits_RV, softcap))
     logits_RV.copy_(p_RV)
     return torch.stack([loss_R, -logp_R, hit_R, entropy_R])
+
+
+def _misses(
+    rows: Rows, q_RV: Tensor, hit_RK: Tensor | None, objective: Objective
+) -> tuple[Tensor, Tensor]:
+    """The row of each draw that is no hit, and its token's place in the flat `q_RV`."""
+    count, vocabulary = q_RV.shape
+    if hit_RK is None:
+        hit_RK = rows.target.new_zeros(count, objective.num_samples, dtype=torch.bool)
+    row_M, draw_M = (~hit_RK).nonzero(as_tuple=True)
+    keys = rows.low.index_select(0, row_M), rows.high.index_select(0, row_M)
+    block_M, entry_M = (uniforms(keys, draw_M, word=word) for word in (WHICH_BLOCK, WHICH_ENTRY))
+    return row_M, row_M * vocabulary + draw_tokens(q_RV, row_M, block_M, entry_M)
 
 
 def _dot(a_RV: Tensor, b_RV: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from otr import IGNORE_INDEX, Objective
-from otr.draws import HIT, WHICH_BLOCK, WHICH_ENTRY, draw_seed, draw_tokens, uniforms
+from otr.draws import HIT, WHICH_BLOCK, WHICH_ENTRY, draw_each, draw_seed, row_keys, uniforms
 
 Terms = list[list[tuple[int, float]]]
 
@@ -35,11 +35,12 @@ def draws(logits_TV: Tensor, target_T: Tensor, o: Objective, number: int = 0) ->
     q_TV = torch.softmax(logits_TV.detach().double() / o.temperature, -1)
     y_T1 = target_T.clamp(min=0)[:, None]
     seed, position_T = draw_seed(generator(number)), torch.arange(len(target_T))
+    low_T, high_T = row_keys(seed, position_T)
     hit, block, entry = (
-        uniforms(seed, position_T, o.num_samples, word=word)
+        uniforms((low_T[:, None], high_T[:, None]), torch.arange(o.num_samples), word=word)
         for word in (HIT, WHICH_BLOCK, WHICH_ENTRY)
     )
-    miss_TK = draw_tokens(q_TV.scatter(1, y_T1, 0), block, entry)
+    miss_TK = draw_each(q_TV.scatter(1, y_T1, 0), block, entry)
     return Draws(hit < q_TV.gather(1, y_T1), miss_TK)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from otr import IGNORE_INDEX, Objective
-from otr.draws import draw_tokens, uniforms
+from otr.draws import draw_each, row_keys, uniforms
 from tests.numerics import oracle
 from tests.numerics.losses import HALF, SAMPLED, both, gradient, rows
 from tests.numerics.oracle import generator
@@ -76,12 +76,13 @@ def test_draws_follow_the_position_not_the_batch(function, objective: Objective)
 
 
 def test_uniforms_are_uniform_and_unrelated() -> None:
-    draws = uniforms(7, torch.arange(2000), 64, word=0)
+    keys = tuple(key[:, None] for key in row_keys(7, torch.arange(2000)))
+    draws = uniforms(keys, torch.arange(64), word=0)
     assert draws.min() >= 0 and draws.max() < 1
     counts = torch.histc(draws, 64, 0, 1)
     expected = draws.numel() / 64
     assert ((counts - expected) ** 2 / expected).sum() < 63 + 5 * math.sqrt(2 * 63)
-    for other in (uniforms(7, torch.arange(2000), 64, word=1), draws.roll(1, 0), draws.roll(1, 1)):
+    for other in (uniforms(keys, torch.arange(64), word=1), draws.roll(1, 0), draws.roll(1, 1)):
         pair = torch.stack([draws.flatten(), other.flatten()])
         assert abs(torch.corrcoef(pair)[0, 1]) < 4.5 / math.sqrt(draws.numel())
 
@@ -90,13 +91,13 @@ def test_tokens_are_drawn_by_weight_and_never_one_of_weight_0() -> None:
     weight = torch.rand(200, generator=generator()) ** 4
     weight[[0, 63, 64, 130, 199]] = 0
     numbers = torch.rand(2, 1, 200_000, generator=generator(1))
-    drawn = draw_tokens(weight[None], *numbers)[0]
+    drawn = draw_each(weight[None], *numbers)[0]
     counts, expected = drawn.bincount(minlength=200), 200_000 * weight / weight.sum()
     assert not counts[weight == 0].any()
     often = expected > 5
     chi_square = ((counts - expected) ** 2 / expected)[often].sum()
     assert chi_square < often.sum() + 5 * math.sqrt(2 * often.sum())
-    edges = draw_tokens(
+    edges = draw_each(
         weight[None], torch.tensor([[0.0, 1 - 2**-24]]), torch.tensor([[0.0, 1 - 2**-24]])
     )
     assert edges.tolist() == [[1, 198]]

@@ -5,32 +5,32 @@ import torch
 from torch import Tensor
 
 from otr import IGNORE_INDEX, Objective, token_loss
-from otr.draws import draw_seed, draw_tokens, uniforms
+from otr.draws import draw_seed
 from otr.loss import _plain
-from otr.rows import rows_
+from otr.rows import _misses, rows_
 from tests.numerics import oracle
 from tests.numerics.losses import MANY, SFT, Inputs, every_objective
 from tests.numerics.oracle import generator
 
 
 class Seen:
-    """What passed by inside: uniforms, tokens drawn, figures; each a chunk or a tile at a time."""
+    """What passed by inside, a chunk or a tile at a time: misses drawn (-1: a hit) and figures."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.uniforms: dict[int, list[Tensor]] = {0: [], 1: [], 2: []}
         self.misses: list[Tensor] = []
         self.figures: list[Tensor] = []
-        monkeypatch.setattr("otr.rows.uniforms", self._uniforms)
-        monkeypatch.setattr("otr.rows.draw_tokens", self._draw_tokens)
+        monkeypatch.setattr("otr.rows._misses", self._misses)
         monkeypatch.setattr("otr.loss.rows_", self._rows)
 
-    def _uniforms(self, *args, word: int) -> Tensor:
-        self.uniforms[word].append(uniforms(*args, word=word))
-        return self.uniforms[word][-1]
-
-    def _draw_tokens(self, *args) -> Tensor:
-        self.misses.append(draw_tokens(*args))
-        return self.misses[-1]
+    def _misses(self, rows, q_RV, hit_RK, objective) -> tuple[Tensor, Tensor]:
+        row_M, place_M = _misses(rows, q_RV, hit_RK, objective)
+        missed_RK = torch.ones(len(q_RV), objective.num_samples, dtype=torch.bool)
+        if hit_RK is not None:
+            missed_RK &= ~hit_RK
+        token_RK = torch.full(missed_RK.shape, -1)
+        token_RK[missed_RK] = place_M - row_M * q_RV.shape[1]
+        self.misses.append(token_RK)
+        return row_M, place_M
 
     def _rows(self, *args) -> Tensor:
         self.figures.append(rows_(*args))
@@ -86,10 +86,16 @@ def draws_in_common(x: Inputs, objective: Objective, seen: Seen) -> oracle.Draws
     if objective.draws_hits:
         same &= torch.cat(seen.figures, 1)[2] == drawn.hit_TK[scored].float().mean(1)
     if objective.draws_misses:
-        same &= (torch.cat(seen.misses) == drawn.miss_TK[scored]).all(1)
+        same &= (torch.cat(seen.misses) == missed(drawn, scored, objective)).all(1)
     assert (~same).sum() <= 1
     x.target[scored[~same]] = IGNORE_INDEX
     return drawn
+
+
+def missed(drawn: oracle.Draws, scored: Tensor, objective: Objective) -> Tensor:
+    """The tokens drawn, -1 for a hit."""
+    token_TK = drawn.miss_TK[scored]
+    return token_TK.masked_fill(drawn.hit_TK[scored], -1) if objective.draws_hits else token_TK
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -124,21 +130,18 @@ def test_chunks_and_tiles_change_nothing(objective: Objective, chunks, seen) -> 
     x = Inputs(t=37)
     whole = x.full(objective)
     wanted = x.gradients(whole.loss_sum)
-    words = []
+    drawn = []
     for chunk, tile in ((1, 1), (7, 3), (29, 2), (64, 64)):
         chunks(x, chunk, tile)
+        seen.misses.clear()
         out = x.loss(objective)
         for name in ("loss_sum", "nll_sum", "reward_sum", "hit_sum", "entropy_sum"):
             torch.testing.assert_close(getattr(out, name), getattr(whole, name))
         assert out.num_tokens == 29
         torch.testing.assert_close(x.gradients(out.loss_sum), wanted, rtol=1e-6, atol=1e-9)
-        words.append([torch.cat(word) for word in seen.uniforms.values() if word])
-        for word in seen.uniforms.values():
-            word.clear()
-    for other in words[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(words[0], other, strict=True))
-    draws = objective.draws_hits + 2 * objective.draws_misses
-    assert sum(word.numel() for word in words[0]) == 29 * objective.num_samples * draws
+        drawn.append(torch.cat(seen.misses) if seen.misses else torch.empty(0, 0))
+    assert all(torch.equal(drawn[0], other) for other in drawn[1:])
+    assert drawn[0].shape == ((29, objective.num_samples) if objective.draws_misses else (0, 0))
 
 
 def test_draws_agree_in_all_but_1_in_10_000(chunks, seen) -> None:
@@ -152,7 +155,7 @@ def test_draws_agree_in_all_but_1_in_10_000(chunks, seen) -> None:
         made.append((torch.cat(seen.figures, 1)[2], torch.cat(seen.misses)))
     drawn = oracle.draws(x.hidden @ x.weight.T, x.target, o)
     scored = x.target != IGNORE_INDEX
-    made.append((drawn.hit_TK[scored].float().mean(1), drawn.miss_TK[scored]))
+    made.append((drawn.hit_TK[scored].float().mean(1), missed(drawn, scored.nonzero()[:, 0], o)))
     for hits, misses in made[1:]:
         assert (misses != made[0][1]).double().mean() < 1e-4
         assert (hits - made[0][0]).abs().double().mean() < 1e-4

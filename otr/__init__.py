@@ -1,8 +1,8 @@
 """One-token rollout fine-tuning: the method, with torch and transformers alone."""
 
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from otr.checkpoint import load_checkpoint, save_checkpoint
 from otr.config import (
     DataConfig,
     LoraConfig,
@@ -12,8 +12,13 @@ from otr.config import (
     TrainConfig,
     Workers,
 )
-from otr.loss import linear_token_loss, token_loss
 from otr.objective import IGNORE_INDEX, LossOutput, Objective
+
+if TYPE_CHECKING:
+    from otr.checkpoint import load_checkpoint, save_checkpoint
+    from otr.loss import linear_token_loss, token_loss
+    from otr.model import load_model
+    from otr.tokenizer import load_tokenizer
 
 __all__ = [
     "IGNORE_INDEX",
@@ -35,10 +40,18 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """`load_model` and `load_tokenizer` on first use: transformers takes seconds to import."""
-    if name in ("load_model", "load_tokenizer"):
-        from otr import model
+_HOMES = {
+    "linear_token_loss": "otr.loss",
+    "load_checkpoint": "otr.checkpoint",
+    "load_model": "otr.model",
+    "load_tokenizer": "otr.tokenizer",
+    "save_checkpoint": "otr.checkpoint",
+    "token_loss": "otr.loss",
+}
 
-        return getattr(model, name)
+
+def __getattr__(name: str) -> Any:
+    """What takes seconds to import, on first use: every process of a run imports this package."""
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'otr' has no attribute {name!r}")

@@ -31,7 +31,7 @@ def evaluate(policy: Policy, batches: Sequence[Batch], dtype: str = "float32") -
         # Under fsdp a forward pass is one of all ranks.
         batch = batches[i] if i < len(batches) else _nothing()
         batch = {name: column.to(device) for name, column in batch.items()}
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
+        with policy.precision(dtype):
             sums += policy.score(batch)
     policy.train()
     nll, right, tokens, exact, examples = parallel.total(sums).tolist()

@@ -81,7 +81,7 @@ def footprint(
 class _Ledger(TorchDispatchMode):
     """Counts the bytes of live storages by kind, and keeps the largest sums.
 
-    Answers for fake tensors what only contents could: every number asked for is 1.
+    Answers for fake tensors what only contents could: a number asked for is 1, a mask all True.
     """
 
     def __init__(self) -> None:
@@ -97,7 +97,11 @@ class _Ledger(TorchDispatchMode):
     ) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
             return 1
-        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.nonzero.default:
+            mask = args[0]
+            out = mask.new_empty(mask.numel(), mask.dim(), dtype=torch.int64)
+        else:
+            out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
                 self.add(tensor)

@@ -155,7 +155,7 @@ def _probe(policy: nn.Module, batch: Batch, config: TrainConfig) -> tuple[Batch,
     """The NLL of a micro-batch by the trained model, and how closely it can be repeated."""
     own, half = parallel.plain(policy), config.model.dtype == "bfloat16"
     own.eval()
-    with torch.no_grad(), torch.autocast(own.device.type, torch.bfloat16, enabled=half):
+    with torch.no_grad(), own.precision(config.model.dtype):
         there = {name: column.to(own.device) for name, column in batch.items()}
         nll, _, tokens, *_ = own.score(there).tolist()
     own.train()
@@ -172,7 +172,8 @@ def _step(
 ) -> dict[str, float]:
     """One optimiser step; the metrics are means over the step's targets on all ranks."""
     config, step, lr = place
-    device = parallel.plain(policy).device
+    own = parallel.plain(policy)
+    device = own.device
     micro = [{k: v.to(device, non_blocking=True) for k, v in batch.items()} for batch in micro]
     marked = [(batch["loss_mask"][:, 1:], batch["segment_ids"] > 0) for batch in micro]
     numbers = [sum(mask.sum() for mask in masks) for masks in zip(*marked, strict=True)]
@@ -187,8 +188,8 @@ def _step(
     torch.manual_seed(seed * world + rank)  # of dropout; a resumed run goes on with the same
     totals = torch.zeros(5, dtype=torch.float64, device=device)
     for i, batch in enumerate(micro):
-        bf16 = torch.autocast(device.type, torch.bfloat16, enabled=config.model.dtype == "bfloat16")
-        with parallel.accumulates(policy, last=i == len(micro) - 1), bf16:
+        last = i == len(micro) - 1
+        with parallel.accumulates(policy, last=last), own.precision(config.model.dtype):
             out = policy(batch, seed, _first_row(i, batch))
             # The gradients of the ranks are averaged; their sum is what the step wants.
             (out.loss_sum * (world / count)).backward()
@@ -247,8 +248,7 @@ def _bad_rows(policy: nn.Module, micro: Sequence[Batch], config: TrainConfig) ->
         first = _first_row(i, batch)
         for row in range(len(batch["input_ids"])):
             one = {name: column[row : row + 1] for name, column in batch.items()}
-            kind = one["input_ids"].device.type
-            with torch.autocast(kind, torch.bfloat16, enabled=config.model.dtype == "bfloat16"):
+            with alone.precision(config.model.dtype):
                 if not math.isfinite(float(alone(one, 0, 0).nll_sum)):
                     bad.append(first + row)
     everyone: list[Any] = [bad]

@@ -16,7 +16,6 @@ from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -24,28 +23,6 @@ from transformers import (
 
 from otr.attention import PACKED, Lengths, hands_on_lengths, no_mask, register
 from otr.config import ModelConfig
-
-
-def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
-    """The model's tokenizer.
-
-    Raises:
-        ValueError: there is none, or it has no chat template.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            config.path, trust_remote_code=config.trust_remote_code
-        )
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(
-            f"no tokenizer at {config.path!r}: give a Hugging Face directory or hub name ({reason})"
-        ) from error
-    if not getattr(tokenizer, "chat_template", None):
-        raise ValueError(
-            f"the tokenizer of {config.path!r} has no chat template: add chat_template.jinja"
-        )
-    return cast(PreTrainedTokenizerBase, tokenizer)
 
 
 def load_model(

@@ -1,10 +1,13 @@
 """What a token is trained towards, and what a loss returns."""
 
-from dataclasses import dataclass, fields
-from typing import Literal
+from __future__ import annotations
 
-from jaxtyping import Float, Int
-from torch import Tensor
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+    from torch import Tensor
 
 IGNORE_INDEX = -100
 """The target of a row that is not scored."""
@@ -87,7 +90,7 @@ class LossOutput:
     hit_sum: Float[Tensor, ""]
     entropy_sum: Float[Tensor, ""]
 
-    def __add__(self, other: "LossOutput") -> "LossOutput":
+    def __add__(self, other: LossOutput) -> LossOutput:
         return LossOutput(
             **{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
         )

@@ -35,7 +35,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map_with_path
 
 from otr.checkpoint import OPTIMIZER, TRAINER, Staging, saved_weights
-from otr.config import TrainConfig
+from otr.config import TrainConfig, Workers
 from otr.policy import Policy
 
 
@@ -207,16 +207,15 @@ def resolved(config: TrainConfig) -> TrainConfig:
 
     memory = config.memory
     if memory.strategy == "auto":
-        least = torch.tensor(device_bytes(config))
+        least = torch.tensor(device_bytes(config.workers))
         if world() > 1:
             dist.all_reduce(least, dist.ReduceOp.MIN)  # all ranks decide alike
         memory = replace(memory, strategy=resolve_strategy(config, int(least)))
     return replace(config, memory=memory)
 
 
-def device_bytes(config: TrainConfig) -> int:
-    """Memory of a worker: of its GPU, or its share of the host's."""
-    workers = config.workers
-    if torch.cuda.is_available():
-        return int(torch.cuda.mem_get_info()[1] * min(1, workers.gpus or 1))
+def device_bytes(workers: Workers) -> int:
+    """Memory of a worker of this machine: of its GPU, or its share of the host's."""
+    if workers.gpus:
+        return int(torch.cuda.mem_get_info()[1] * min(1, workers.gpus))
     return psutil.virtual_memory().total // workers.count

@@ -53,6 +53,10 @@ class Policy(nn.Module):
             return torch.device("cuda", torch.cuda.current_device())
         return torch.device("cpu")
 
+    def precision(self, dtype: str) -> torch.autocast:
+        """What a pass of a model of `dtype` (as the config names it) runs in."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=dtype == "bfloat16")
+
     def forward(self, batch: Batch, seed: int, first_row: int) -> LossOutput:
         """The loss of a micro-batch whose first row is number `first_row` of its step.
 

@@ -123,7 +123,7 @@ def _benchmarks(config: SweepConfig) -> str:
 
 
 def _model(config: SweepConfig) -> str:
-    from otr.model import load_tokenizer
+    from otr.tokenizer import load_tokenizer
 
     model = config.train.model
     tokenizer = load_tokenizer(model)

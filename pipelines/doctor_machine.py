@@ -131,27 +131,19 @@ def device_bytes(workers: Workers) -> int:
     Raises:
         ValueError: the cluster can't be asked.
     """
-    import psutil
+    from otr.parallel import device_bytes as here
 
-    if not workers.gpus:
-        return psutil.virtual_memory().total // workers.count
     address = os.environ.get("RAY_ADDRESS")
-    if not address:
-        return int(_gpu_bytes() * min(1, workers.gpus))
+    if not (workers.gpus and address):
+        return here(workers)
     import ray
 
     with _connected(address):
-        task = ray.remote(num_cpus=0, num_gpus=min(1, workers.gpus))(_gpu_bytes)
+        task = ray.remote(num_cpus=0, num_gpus=min(1, workers.gpus))(here)
         try:
-            return int(ray.get(task.remote(), timeout=_ANSWER_SECONDS) * min(1, workers.gpus))
+            return int(ray.get(task.remote(workers), timeout=_ANSWER_SECONDS))
         except ray.exceptions.RayError as error:
             raise ValueError(f"no GPU of {address} answers: {error}") from error
-
-
-def _gpu_bytes() -> int:
-    import torch
-
-    return torch.cuda.get_device_properties(0).total_memory
 
 
 def at_ray_address(config: SweepConfig) -> str:

@@ -11,6 +11,7 @@ that is known where it matters, without another process.
 
 import functools
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -206,7 +207,8 @@ def _parsed(text: Text) -> Any:
 @functools.lru_cache(maxsize=1)
 def _tokenizer(model: ModelConfig) -> "PreTrainedTokenizerBase":
     """Loaded once in a process, however many batches it tokenizes."""
-    from otr.model import load_tokenizer
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a task has one core
+    from otr.tokenizer import load_tokenizer
 
     return load_tokenizer(model)
 

@@ -146,7 +146,8 @@ def _model(
     """The model to train, proven; under fsdp only rank 0 reads its weights."""
     from otr.checks import check_head, check_packing
     from otr.lora import add_adapters, load_adapters
-    from otr.model import empty_model, load_model, load_tokenizer
+    from otr.model import empty_model, load_model
+    from otr.tokenizer import load_tokenizer
 
     source = config.model
     if resume_from is not None:

@@ -96,6 +96,7 @@ def _share(pid: int) -> int:
 def ray_data(job: Figures) -> Figures:
     """Our way, as a training worker reads it."""
     import ray
+    import ray.data  # its import is start-up, not work
 
     from otr import DataConfig, ModelConfig
     from otr.training.corpus import packed

@@ -10,7 +10,8 @@ import torch.multiprocessing as mp
 from otr import MemoryConfig, ModelConfig, Objective, TrainConfig, Workers
 from otr.checkpoint import Snapshot, check_checkpoint
 from otr.loop import train
-from otr.model import load_model, load_tokenizer
+from otr.model import load_model
+from otr.tokenizer import load_tokenizer
 from tests.assets.tiny import make_tiny_model
 from tests.numerics.runs import ROWS, batches, config, join_ranks
 

@@ -1,12 +1,19 @@
 """Rendering, masking, rejecting and packing of examples."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
-from transformers import PreTrainedTokenizerBase
+from tokenizers import normalizers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+import otr.data
 from otr import ModelConfig, load_tokenizer
 from otr.data import Rejected, encode, messages_of, pack, tokenize
-from tests.assets.tiny import make_tiny_model
+from tests.assets.tiny import CHATML, byte_tokenizer, make_tiny_model
+
+BASE = Path(otr.__file__).parents[1] / "pipelines" / "builtin" / "base"
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +96,124 @@ def test_a_template_that_rewrites_history_is_rejected(tokenizer: PreTrainedToken
             encode(TURNS, tokenizer, 100)
     finally:
         tokenizer.chat_template = template
+
+
+TEMPLATES = {
+    "chatml": CHATML,
+    # As Llama 3: contents are trimmed, the first message opens with a token of its own.
+    "llama": "{% for m in messages %}{{ '<|endoftext|>' if loop.first else '' }}"
+    "{{ '<|im_start|>' + m.role + '\n\n' + m.content | trim + '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n\n' }}{% endif %}",
+    # As Mistral: no generation prompt, the answer follows at once.
+    "mistral": "{% for m in messages %}{% if m.role == 'assistant' %}{{ m.content + eos_token }}"
+    "{% else %}{{ '[INST] ' + m.content + ' [/INST]' }}{% endif %}{% endfor %}",
+    # As Gemma: refuses some roles, and an answer without a question.
+    "gemma": "{% for m in messages %}{% if m.role == 'system' or (loop.first and m.role =="
+    " 'assistant') %}{{ raise_exception('not this one') }}{% endif %}"
+    "{{ '<|im_start|>' + m.role + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant' }}{% endif %}",
+    # As Qwen3: what was thought is left out of all turns but the last.
+    "qwen": "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + (m.content if loop.last"
+    " else m.content.split('</think>')[-1]) + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+}
+WORDS = ["2 + 2?", " Straße \n\n", "4<|im_end|>", "<think>hm</think> 日本語 🙂", "x" * 90, "\ta  b"]
+ROLES = ["ua", "sua", "uaua", "suauaua", "au", "u", "uaa", "a", "uauau", "uua"]
+
+
+def conversations() -> list[list[dict[str, str]]]:
+    """Orders of roles with all kinds of text."""
+    names = {"u": "user", "a": "assistant", "s": "system"}
+    return [
+        [
+            {"role": names[role], "content": WORDS[(start + n * step) % len(WORDS)]}
+            for n, role in enumerate(roles)
+        ]
+        for roles in ROLES
+        for start, step in ((0, 1), (2, 3), (4, 5))
+    ]
+
+
+def with_more_than_its_backend() -> PreTrainedTokenizerBase:
+    class Shouting(PreTrainedTokenizerFast):
+        def __call__(self, text: Any, **options: Any) -> Any:
+            return super().__call__([some.upper() for some in text], **options)
+
+    backend = byte_tokenizer().backend_tokenizer
+    return Shouting(tokenizer_object=backend, eos_token="<|im_end|>")
+
+
+def that_pads_and_cuts() -> PreTrainedTokenizerBase:
+    tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.enable_padding(length=50)
+    tokenizer.backend_tokenizer.enable_truncation(20)
+    return tokenizer
+
+
+def that_marks_a_text_s_begin() -> PreTrainedTokenizerBase:
+    """As SentencePiece does, so that pieces of a text have other tokens than the whole."""
+    tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Prepend(" ")
+    return tokenizer
+
+
+TOKENIZERS = {
+    "bytes": byte_tokenizer,
+    "merges": lambda: load_tokenizer(ModelConfig(str(BASE))),
+    "padded": that_pads_and_cuts,
+    "prefixed": that_marks_a_text_s_begin,
+    "subclass": with_more_than_its_backend,
+}
+
+
+def one_by_one(messages: list[dict[str, str]], tokenizer: Any, most: int) -> Any:
+    """An example, or the cause why not; a call for every text."""
+    ids: list[int] = []
+    mask: list[bool] = []
+    text = ""
+    for i, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        try:
+            prompt = tokenizer.apply_chat_template(
+                messages[:i], tokenize=False, add_generation_prompt=True
+            )
+            whole = tokenizer.apply_chat_template(messages[: i + 1], tokenize=False)
+        except Exception:
+            return "template"
+        if not (prompt.startswith(text) and whole.startswith(prompt)):
+            return "template"
+        pieces = (prompt[len(text) :], whole[len(prompt) :])
+        asked, answer = (
+            tokenizer([piece], add_special_tokens=False)["input_ids"][0] for piece in pieces
+        )
+        special = [n for n, token in enumerate(answer) if token in tokenizer.all_special_ids]
+        ids += asked + answer
+        mask += [False] * len(asked)
+        mask += [n <= max(special, default=len(answer)) for n in range(len(answer))]
+        text = whole
+    if len(ids) > most:
+        return "over-long"
+    return (ids, mask) if any(mask[1:]) else "untrained"
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_many_at_once_are_what_each_is_alone(
+    template: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(otr.data, "TOGETHER", 7)  # some that only hold usable ones, some not
+    some = conversations()
+    tokenizer = TOKENIZERS[kind]()
+    tokenizer.chat_template = TEMPLATES[template]
+    wanted = [one_by_one(messages, tokenizer, 200) for messages in some]
+    rows = [{"messages": messages} for messages in some]
+    tokenizer = TOKENIZERS[kind]()
+    tokenizer.chat_template = TEMPLATES[template]
+    done = tokenize(rows, tokenizer, columns={}, row_length=200)
+    assert done.examples == [one for one in wanted if not isinstance(one, str)] != []
+    causes = [cause for _, cause, _ in done.rejected]
+    assert causes == [one for one in wanted if isinstance(one, str)] != []
 
 
 def test_pack_keeps_every_token_once_and_whole() -> None:

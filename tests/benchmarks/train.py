@@ -6,7 +6,7 @@ parts to run. Out: each measure with its bar, and FILE (``--json``) with {"machi
 
 speed   all contenders alive, a step each in turns; medians after the warm-up
 memory  one contender after the other, each in a fresh process
-ranks   one process and two, of one thread each, in turns
+ranks   one process, two ranks and two processes that share nothing, of one thread each, in turns
 fit     a real run on Ray: how long its first step takes to come, how long a step waits for rows
 save    snapshots: how long training stands still beside how long they take to write
 corpus  tokenize and pack a corpus: Ray Data, TRL's way, TRL's packing after one batched map
@@ -24,7 +24,7 @@ from typing import Any
 from tests.benchmarks import loss, train_bars
 from tests.benchmarks.train_data import Case, write_corpus
 from tests.benchmarks.train_flow import measured
-from tests.benchmarks.train_turns import alone, in_turns
+from tests.benchmarks.train_turns import RANKS, alone, in_turns
 
 WARM_UP = 2  # steps that are not timed: the first ones allocate
 PACKAGES = ("torch", "transformers", "trl", "datasets", "ray")
@@ -122,7 +122,7 @@ def ranks(options: argparse.Namespace) -> list[dict[str, Any]]:
     if options.device != "cpu":
         return [{"name": options.ranks, "skipped": "it compares processes on a CPU"}]
     one = case(options.ranks, options)
-    return [result(options.ranks, one, in_turns(("otr-1-rank", "otr-2-ranks"), one, 1))]
+    return [result(options.ranks, one, in_turns(RANKS, one, 1))]
 
 
 def mfu(options: argparse.Namespace) -> list[dict[str, Any]]:

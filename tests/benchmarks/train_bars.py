@@ -97,7 +97,10 @@ def _memory(result: Report) -> Report:
 
 def _ranks(result: Report) -> Report:
     speeds = result["tokens_per_second"]
-    return {"tokens/s, 2 ranks / 1 rank": speeds["otr-2-ranks"] / speeds["otr-1-rank"]}
+    return {
+        "tokens/s, 2 ranks / 1 rank": speeds["otr-2-ranks"] / speeds["otr-1-rank"],
+        "tokens/s, 2 ranks / 2 that share nothing": speeds["otr-2-ranks"] / speeds["otr-2-alone"],
+    }
 
 
 def _fit(result: Report) -> Report:

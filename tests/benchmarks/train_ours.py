@@ -6,7 +6,8 @@ Shapes: B rows of a micro-batch.
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,14 @@ class LastStep(Exception):
     """Raised in `report`: the loop would go on."""
 
 
-def train(turns: Turns, objective: otr.Objective, rank: int = 0, ranks: int = 1) -> None:
+def train(
+    turns: Turns,
+    objective: otr.Objective,
+    rank: int = 0,
+    ranks: int = 1,
+    together: Callable[[], Any] = lambda: None,
+) -> None:
+    """Be one of `ranks`; they meet in `together` after each step."""
     from otr.loop import train
 
     config = turns.case.config(objective, ranks)
@@ -31,10 +39,10 @@ def train(turns: Turns, objective: otr.Objective, rank: int = 0, ranks: int = 1)
     turns.count(model, rows)
 
     def report(metrics: dict[str, float], snapshot: Any) -> None:
-        turns.loss = metrics["nll"]
+        if torch.distributed.is_initialized() or ranks == 1:
+            turns.loss = metrics["nll"]  # of the whole step
         last = turns.end()
-        if ranks > 1:
-            torch.distributed.barrier()  # the others wait for the turn as well
+        together()  # the others wait for the turn as well
         if last:
             raise LastStep
 
@@ -55,28 +63,33 @@ def _batches(
         yield {name: tensor[start : start + size] for name, tensor in tensors.items()}
 
 
-def train_ranks(turns: Turns, ranks: int) -> None:
-    """OTR on several processes of one thread each; this one takes the turns for all."""
+def train_ranks(turns: Turns, ranks: int, *, connected: bool) -> None:
+    """OTR on several processes of one thread each; this one takes the turns for all.
+
+    Those that are not `connected` average no gradients, each trains a model of its own: no way to
+    share the steps is faster than that on the same machine.
+    """
     from torch import multiprocessing
 
     with tempfile.TemporaryDirectory() as directory:
-        place = f"file://{Path(directory) / 'rendezvous'}"
+        place = f"file://{Path(directory) / 'rendezvous'}" if connected and ranks > 1 else ""
         context = multiprocessing.get_context("spawn")
+        meeting = context.Barrier(ranks)
         others = [
-            context.Process(target=_rank, args=(Turns(turns.case), rank, ranks, place), daemon=True)
+            context.Process(
+                target=_rank, args=(Turns(turns.case), rank, ranks, place, meeting), daemon=True
+            )
             for rank in range(1, ranks)
         ]
         for process in others:
             process.start()
-        _rank(turns, 0, ranks, place)
+        _rank(turns, 0, ranks, place, meeting)
         for process in others:
             process.join()
 
 
-def _rank(turns: Turns, rank: int, ranks: int, place: str) -> None:
+def _rank(turns: Turns, rank: int, ranks: int, place: str, meeting: Barrier) -> None:
     torch.set_num_threads(1)
-    if ranks > 1:
+    if place:
         torch.distributed.init_process_group("gloo", init_method=place, rank=rank, world_size=ranks)
-    train(turns, OTR, rank, ranks)
-    if ranks > 1:
-        torch.distributed.destroy_process_group()
+    train(turns, OTR, rank, ranks, meeting.wait)

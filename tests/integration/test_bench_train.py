@@ -31,7 +31,7 @@ def test_contenders_take_the_same_steps(tmp_path: Path) -> None:
     report = quick(tmp_path / "report.json", "speed", "memory", "ranks", "mfu")
     [speed], [memory], [ranks] = report["speed"], report["memory"], report["ranks"]
     assert set(speed["tokens_per_second"]) == {"otr", "sft", "trl-nll", "trl-nll-row"}
-    assert set(ranks["tokens_per_second"]) == {"otr-1-rank", "otr-2-ranks"}
+    assert set(ranks["tokens_per_second"]) == {"otr-1-rank", "otr-2-ranks", "otr-2-alone"}
     assert set(memory["peak_mib"]) == {"otr", "sft", "trl-nll"}
     assert all(mib > 0 for mib in memory["peak_mib"].values())
     assert set(speed["padding"].values()) == {0.0}

@@ -12,14 +12,16 @@ import textwrap
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from evals import sandbox, symbolic
+from evals import notation, sandbox, symbolic
 from evals.benchmark import Benchmark, Item
 
+CPU_SECONDS = 5.0
 MAX_ANSWER_CHARS = 1_000  # no reference answer is a third as long; a loop of a model is
 _NUMBER = re.compile(r"(?<![\d.])-?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)")
 _OPTION = re.compile(r"\(([A-Za-z])\)|(?<![A-Za-z'])([A-Z])(?![A-Za-z'])")
 _STATEMENT = re.compile(r"^(?:from [\w.]+ import|import \w|(?:async )?def \w|class \w|@\w)", re.M)
 _BRACE = re.compile(r"\\(?:boxed|fbox)\s*\{|\\\\(?!boxed|fbox)|\\[{}]|[{}]")
+_BRACE_OR_ESCAPED = re.compile(r"\\(?:boxed|fbox)\s*\{|[{}]")
 _FENCED = re.compile(r"^[ \t]*```[ \t]*\w*[ \t]*\n(.*?)(?:^[ \t]*```|\Z)", re.M | re.S)
 _GROUPED = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
@@ -27,25 +29,41 @@ _GROUPED = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 def math_equal(prediction: str, gold: str) -> bool:
     r"""True if the final answer in `prediction` equals `gold`, by value and not by spelling.
 
-    Equal strings and integers are settled here, the rest by math-verify (Kydlicek, 2025) in a
-    process of its own with a limit on CPU time: safe in threads and with hostile input.
+    Rational numbers and equal spellings are settled here, the rest by math-verify (Kydlicek, 2025)
+    in a process of its own with a limit on CPU time: safe in threads and with hostile input.
 
     Args:
         prediction: the model's whole answer text.
-        gold: the reference answer, LaTeX or plain, without `\boxed{}`.
+        gold: the reference answer, LaTeX or plain, with or without `\boxed{}`.
     """
-    answer = marked_answer(prediction)
-    if answer is None:
-        numbers = _NUMBER.findall(prediction)
-        answer = numbers[-1] if numbers else ""
-    answer, gold = _plain(answer), _plain(gold)
-    if not answer or not gold or len(answer) > MAX_ANSWER_CHARS:
-        return False
-    if answer == gold:
+    answer = _final(prediction)
+    answer, gold = notation.plain(answer), notation.plain(_last_boxed(gold) or gold)
+    short, gold_short = notation.squeezed(answer), notation.squeezed(gold)
+    if not answer or not gold or short == gold_short:
+        return bool(answer) and short == gold_short
+    if notation.words(gold) and notation.words(gold) == notation.words(answer):
         return True
-    if re.fullmatch(r"-?\d{1,100}", answer) and re.fullmatch(r"-?\d{1,100}", gold):
-        return int(answer) == int(gold)
-    return symbolic.equal(gold, answer)
+    gold_value, value = notation.number(gold_short), _value(answer)
+    if gold_value and value:
+        return gold_value.equals(value)
+    gold_digits, digits = notation.in_base(gold_short), notation.in_base(short)
+    if gold_digits and digits:
+        return gold_digits == digits
+    return symbolic.equal(*notation.same_sides(gold, answer))
+
+
+def final_answer(text: str) -> str:
+    """The final answer of `text` in one spelling, "" for none: what majority voting counts.
+
+    Rational numbers go by value and lists without brackets by content; other expressions that are
+    equal but written otherwise are different votes.
+    """
+    answer = notation.plain(_final(text))
+    value = _value(answer)
+    if value:
+        return f"{value.value}{'%' if value.percent else ''}"
+    short = notation.words(answer) or notation.squeezed(answer)
+    return short if re.search(r"[(\[{]", short) else ",".join(sorted(short.split(",")))
 
 
 def choice_equal(prediction: str, gold: str) -> bool:
@@ -75,10 +93,12 @@ def exact_equal(prediction: str, gold: str) -> bool:
 def code_passes(item: Item, text: str) -> bool:
     """True if the code in `text` passes `item.tests` in the sandbox.
 
-    `item.meta["code_prompt"]`, where present, is the head of the function that was to be completed.
+    `item.meta["code_prompt"]`, where present, is the head of the function that was to be completed;
+    `item.meta["cpu_seconds"]` the time that the tests may take.
     """
     program = extract_code(text, item.meta.get("code_prompt", ""))
-    return sandbox.run(f"{program}\n\n{item.tests}\n").passed
+    cpu_seconds = item.meta.get("cpu_seconds", CPU_SECONDS)
+    return sandbox.run(program, tests=item.tests, cpu_seconds=cpu_seconds).passed
 
 
 def grade_all(benchmark: Benchmark, answers: Sequence[tuple[Item, str]]) -> list[bool]:
@@ -99,7 +119,9 @@ def marked_answer(text: str) -> str | None:
         return text.rpartition("####")[2].strip().partition("\n")[0].strip()
     tails = re.split(r"answer\s+is\b", text, flags=re.IGNORECASE)
     if len(tails) == 1:
-        tails = re.split(r"^\W*(?:final\s+)?answer\W*:", text, flags=re.IGNORECASE | re.MULTILINE)
+        tails = re.split(
+            r"^[^\w\n]*(?:final\s+)?answer[^\w\n]*:", text, flags=re.IGNORECASE | re.MULTILINE
+        )
     return _sentence(tails[-1]) if len(tails) > 1 else None
 
 
@@ -129,9 +151,14 @@ def extract_code(text: str, prompt: str = "") -> str:
 
 def _last_boxed(text: str) -> str | None:
     r"""Content of the last `\boxed{}` whose braces close and that is not empty; linear in time."""
+    # "\}" is no brace in LaTeX, but one reference answer of MATH is broken: "\frac{\}{p}i2".
+    return _boxed(_BRACE, text) or _boxed(_BRACE_OR_ESCAPED, text)
+
+
+def _boxed(braces: re.Pattern[str], text: str) -> str | None:
     open_at: list[int | None] = []
     last, content = -1, None
-    for token in _BRACE.finditer(text):
+    for token in braces.finditer(text):
         if token.group() == "{":
             open_at.append(None)
         elif "box" in token.group():
@@ -152,17 +179,16 @@ def _sentence(tail: str) -> str:
     return re.split(r"\.(?:\s|\*|$)", line, maxsplit=1)[0].strip()
 
 
-def _plain(answer: str) -> str:
-    """Without dollar signs, bold, full stop, digit grouping, and words around one number."""
-    answer = answer.strip().strip("*").rstrip(".").strip()
-    answer = answer.replace("\\$", "").replace("$", "").replace("\\!", "").strip()
-    answer = re.sub(r"^\\text\{([^{}]*)\}$", r"\1", answer)
-    if re.fullmatch(r"-?\d{1,3}(,\d{3})+(\.\d+)?", answer):
-        answer = answer.replace(",", "")
-    in_words = re.fullmatch(
-        r"(?:[A-Za-z]{2,}\s+)*(-?[\d,]*\.?\d+)(?:\s+[A-Za-z]{2,}[.,]?)*", answer
-    )
-    return _GROUPED.sub("", in_words.group(1)) if in_words else answer
+def _final(prediction: str) -> str:
+    """What is marked as final, else the last number; "" where that is longer than any answer."""
+    answer = marked_answer(prediction)
+    if answer is None:
+        answer = "".join(_NUMBER.findall(prediction)[-1:])
+    return answer if len(answer) <= MAX_ANSWER_CHARS else ""
+
+
+def _value(answer: str) -> notation.Number | None:
+    return notation.number(notation.squeezed(notation.without_words(answer)))
 
 
 def _words(answer: str) -> str:

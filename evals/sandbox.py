@@ -1,18 +1,20 @@
-"""Runs a Python program written by a model, and says whether it reached its end.
+"""Runs a Python program written by a model, and says whether it and its tests reached their end.
 
 In: source text. Out: `SandboxResult`. Every program gets a fresh interpreter (`sandbox_child.py`)
 with an empty environment, an empty temporary HOME as its working directory, limits on CPU time,
-memory, threads, file size and open files, no network, no other processes and no writes elsewhere.
+memory, threads, file size and open files; no network, no other processes, no writes elsewhere, and
+no reads but of Python's libraries.
 
 Two kinds of walls. The kernel's (`sandbox_walls.py`): namespaces, Landlock and a filter of system
-calls, as many of the three as the machine offers; `isolation()` says which. Python's: an audit hook
-in the child that refuses sockets, processes, foreign libraries and changes outside of HOME. It
-gives "violation" its meaning, and stands everywhere; but a program that hunts for gaps in the
-interpreter can get round it: where no wall of the kernel stands, use a container with no network.
+calls, as many of the three as the machine offers; `isolation()` says which. Python's
+(`sandbox_guard.py`): an audit hook in the child. It gives "violation" its meaning, and stands
+everywhere; but a program that hunts for gaps in the interpreter can get round it: where no wall of
+the kernel stands, use a container with no network. docs/sandbox.md has a table of attacks.
 
-A program passes only by reaching its end: it then hands back a secret that it gets no sooner. So
-`sys.exit()` and `os._exit(0)` are failures. Programs and their tests share one interpreter: as in
-every harness of this kind, code that sets out to deceive its tests can do so.
+A program passes only by reaching its end: a hook that it can't reach then hands back a secret. The
+tests run after the program, with Python's own names as they were before. Both share one
+interpreter: as in every harness of this kind, a program that knows how its tests look can deceive
+them, for instance by an object that says it equals everything.
 """
 
 import contextlib
@@ -36,7 +38,8 @@ CHILD = (
     "sys.path.pop(); sys.exit(sandbox_child.main(sys.argv[1:]))"
 )
 MAX_OUTPUT_CHARS = 8_000
-WALL_GRACE_SECONDS = 5  # for start and waiting for a core on a busy machine
+IDLE_SECONDS = 10  # for which a program may sleep, beyond its CPU seconds
+STARVED = 20  # times its CPU seconds that a program may wait for a core on a busy machine
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class SandboxResult:
     """The verdict on one program.
 
     Attributes:
-        reason: "passed", "failed" (exception, exit or crash), "timeout" (CPU or wall clock),
+        reason: "passed", "failed" (exception, exit or crash), "timeout" (CPU time, or asleep),
             "memory" (MemoryError) or "violation" (it failed after something forbidden).
         stdout: what it printed, cut after `MAX_OUTPUT_CHARS`.
         stderr: its error output and traceback, cut the same way.
@@ -60,13 +63,16 @@ class SandboxResult:
         return self.reason == "passed"
 
 
-def run(program: str, *, cpu_seconds: float = 5.0, memory_mb: int = 512) -> SandboxResult:
-    """Runs `program` as `__main__` and waits for it. Safe to call from several threads.
+def run(
+    program: str, *, tests: str = "", cpu_seconds: float = 5.0, memory_mb: int = 512
+) -> SandboxResult:
+    """Runs `program` as `__main__`, then `tests`, and waits. Safe to call from several threads.
 
     Args:
         program: Python source text.
-        cpu_seconds: limit on CPU time, rounded up to whole seconds. The limit on the wall clock,
-            for programs that wait, is twice that and `WALL_GRACE_SECONDS` more.
+        tests: more of it, which finds the program's names, and Python's own as they were before.
+        cpu_seconds: limit on CPU time of both, rounded up to whole seconds. Time in which the
+            program waits for a core does not count; time asleep has a limit of `IDLE_SECONDS` more.
         memory_mb: limit on the address space, in MiB.
 
     Raises:
@@ -79,7 +85,8 @@ def run(program: str, *, cpu_seconds: float = 5.0, memory_mb: int = 512) -> Sand
             "give a positive time and at least 64 MiB, which the interpreter needs"
         )
     cpu_limit = math.ceil(cpu_seconds)
-    wall_limit = 2 * cpu_limit + WALL_GRACE_SECONDS
+    limits = (cpu_limit, cpu_limit + IDLE_SECONDS, STARVED * cpu_limit + IDLE_SECONDS, memory_mb)
+    source = program.encode("utf-8", "surrogatepass")
     with (
         tempfile.TemporaryDirectory(prefix="sandbox_", ignore_cleanup_errors=True) as home,
         tempfile.TemporaryFile() as stdin,
@@ -87,10 +94,11 @@ def run(program: str, *, cpu_seconds: float = 5.0, memory_mb: int = 512) -> Sand
         tempfile.TemporaryFile() as stderr,
     ):
         home = os.path.realpath(home)
-        stdin.write(program.encode("utf-8", "surrogatepass"))
+        stdin.write(len(source).to_bytes(sandbox_child.LENGTH_BYTES, "big") + source)
+        stdin.write(tests.encode("utf-8", "surrogatepass"))
         stdin.seek(0)
         process = subprocess.Popen(
-            _command(home, cpu_limit, wall_limit, memory_mb),
+            _command(home, *limits),
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
@@ -98,7 +106,7 @@ def run(program: str, *, cpu_seconds: float = 5.0, memory_mb: int = 512) -> Sand
             env=_environment(home),
             start_new_session=True,
         )
-        code = _wait(process, wall_limit + 10)
+        code = _wait(process, limits[2] + 10)
         return SandboxResult(_reason(code, stderr), _head(stdout), _head(stderr))
 
 
@@ -107,12 +115,11 @@ def isolation() -> tuple[str, ...]:
     return tuple(run("import os; print(os.environ['SANDBOX_WALLS'])").stdout.split())
 
 
-def _command(home: str, cpu_limit: int, wall_limit: int, memory_mb: int) -> list[str]:
+def _command(home: str, *limits: float) -> list[str]:
     # -S, -P: a start in 20 ms, and nothing from the current folder is imported.
     flags = ["-B", "-S", "-s", "-P", "-X", "utf8"]
-    limits = [str(cpu_limit), str(wall_limit), str(memory_mb)]
     libraries = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
-    return [sys.executable, *flags, "-c", CHILD, home, *limits, *libraries]
+    return [sys.executable, *flags, "-c", CHILD, home, *map(str, limits), *libraries]
 
 
 def _environment(home: str) -> dict[str, str]:

@@ -1,100 +1,73 @@
 """The inside of the sandbox: builds the walls around itself, then becomes the program.
 
-In: the program on stdin; HOME, CPU seconds, wall seconds, MiB and library folders as arguments.
-Out: an exit code of `EXIT_CODES`; the program's output on stdout and stderr. Standard library only,
-since it runs in a bare interpreter, and little of that: imports are most of what a run costs. Two
-processes: the supervisor, which the program can't reach, and its child, which becomes the program.
+In: the program and its tests on stdin; HOME, limits and library folders as arguments. Out: an exit
+code of `EXIT_CODES`; the program's output on stdout and stderr. Standard library only, since it
+runs in a bare interpreter, and little of that: imports are most of what a run costs. Two processes:
+the supervisor, which the program can't reach, and its child, which becomes the program.
 """
 
+import builtins
 import ctypes
 import errno
+import math
 import os
 import signal
 import sys
+import time
+from types import CodeType, ModuleType
 
+from evals import sandbox_guard as guard
 from evals import sandbox_walls as walls
 
 EXIT_CODES = {"passed": 100, "failed": 101, "timeout": 102, "memory": 103, "violation": 104}
-
-# Audit events (docs.python.org/3/library/audit_events.html) that are refused outright, and those
-# that change files, with the places of each path and of the folder it is relative to (or None).
-REFUSED_EVENTS = frozenset(
-    [
-        "os.fork",
-        "os.forkpty",
-        "os.exec",
-        "os.posix_spawn",
-        "os.spawn",
-        "os.system",
-        "os.kill",
-        "os.killpg",
-        "subprocess.Popen",
-        "pty.spawn",
-        "socket.connect",
-        "socket.bind",
-        "socket.sendto",
-        "socket.sendmsg",
-        "socket.getaddrinfo",
-        "socket.gethostbyname",
-        "socket.gethostbyaddr",
-        "ctypes.dlopen",
-        "ctypes.dlsym",
-        "resource.setrlimit",
-    ]
-)
-WRITING_EVENTS: dict[str, tuple[tuple[int, int | None], ...]] = {
-    "os.remove": ((0, 1),),
-    "os.rmdir": ((0, 1),),
-    "os.mkdir": ((0, 2),),
-    "os.rename": ((0, 2), (1, 3)),
-    "os.link": ((0, 2), (1, 3)),
-    "os.symlink": ((1, 2),),
-    "os.truncate": ((0, None),),
-    "os.chmod": ((0, 2),),
-    "os.chown": ((0, 3),),
-    "os.lchown": ((0, None),),
-    "os.utime": ((0, 3),),
-    "os.setxattr": ((0, None),),
-    "os.removexattr": ((0, None),),
-    "sqlite3.connect": ((0, None),),
-}
-WRITING_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+LENGTH_BYTES = 8  # of the program, in front of it and the tests
+LOOK_EVERY_SECONDS = 0.5
 
 
 def main(arguments: list[str]) -> int:
     """Supervises one program; returns the exit code that tells its fate."""
-    home, cpu_seconds, wall_seconds, memory_mb, *libraries = arguments
+    home, cpu_seconds, idle_seconds, wall_seconds, memory_mb, *libraries = arguments
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(walls.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    program = sys.stdin.buffer.read()
-    secret = os.urandom(32)
+    text = sys.stdin.buffer.read()
+    end = LENGTH_BYTES + int.from_bytes(text[:LENGTH_BYTES], "big")
+    program, tests = text[LENGTH_BYTES:end], text[end:]
     secret_out, secret_in = os.pipe()
     outcome_out, outcome_in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    os.write(secret_in, secret)
     _leave_root(home)
     separate = walls.enter_namespaces(libc)
     child = os.fork()
     if child == 0:
         os.close(outcome_out)
         os.close(secret_in)
-        _build_walls(libc, home, separate, (int(cpu_seconds), int(memory_mb) << 20))
+        readable = [sys.base_prefix, sys.prefix, *libraries, *walls.READABLE]
+        _build_walls(libc, (home, readable), separate, (int(cpu_seconds), int(memory_mb) << 20))
         sys.path.extend(libraries)
-        _become(program, home, secret_out, outcome_in)
+        _become((program, tests), (home, readable), secret_out, outcome_in)
     os.close(outcome_in)
     os.close(secret_out)
-    return EXIT_CODES[_verdict(child, int(cpu_seconds), float(wall_seconds), (outcome_out, secret))]
+    secret = os.urandom(32)  # after the fork: the program's process never has this variable
+    os.write(secret_in, secret)
+    patience = float(idle_seconds), float(wall_seconds)
+    return EXIT_CODES[_verdict(child, int(cpu_seconds), patience, (outcome_out, secret))]
 
 
-def _verdict(child: int, cpu_seconds: int, wall_seconds: float, expected: tuple[int, bytes]) -> str:
+def _verdict(
+    child: int, cpu_seconds: int, patience: tuple[float, float], expected: tuple[int, bytes]
+) -> str:
     outcome_out, secret = expected
     rings = []
+    started = time.monotonic()
 
-    def stop(*_: object) -> None:
-        rings.append(True)
-        os.kill(child, signal.SIGKILL)  # the first of its namespace: all others die with it
+    def look(*_: object) -> None:
+        lived = time.monotonic() - started
+        idle = lived - _busy_seconds(child)
+        if idle >= patience[0] or lived >= patience[1]:
+            rings.append(True)
+            os.kill(child, signal.SIGKILL)  # the first of its namespace: all others die with it
 
-    signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, wall_seconds)
+    signal.signal(signal.SIGALRM, look)
+    signal.setitimer(signal.ITIMER_REAL, LOOK_EVERY_SECONDS, LOOK_EVERY_SECONDS)
     _, status, usage = os.wait4(child, 0)
     signal.setitimer(signal.ITIMER_REAL, 0)
     try:
@@ -106,8 +79,22 @@ def _verdict(child: int, cpu_seconds: int, wall_seconds: float, expected: tuple[
     if outcome in (b"memory", b"violation"):
         return outcome.decode()
     killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGKILL, signal.SIGXCPU)
-    out_of_time = killed and usage.ru_utime + usage.ru_stime >= 0.9 * cpu_seconds
+    # The limit counts ticks of the clock, which on a busy machine can run ahead of the exact usage.
+    out_of_time = killed and usage.ru_utime + usage.ru_stime >= 0.5 * cpu_seconds
     return "timeout" if rings or out_of_time else "failed"
+
+
+def _busy_seconds(process: int) -> float:
+    """Seconds for which a process ran or waited for a core, all threads; infinite if not known."""
+    total = 0
+    try:
+        for thread in os.listdir(f"/proc/{process}/task"):
+            with open(f"/proc/{process}/task/{thread}/schedstat") as file:
+                ran, waited, _ = file.read().split()
+            total += int(ran) + int(waited)
+    except (OSError, ValueError):  # it has just ended, or the kernel keeps no such account
+        return math.inf
+    return total / 1e9
 
 
 def _leave_root(home: str) -> None:
@@ -131,15 +118,19 @@ def _leave_root(home: str) -> None:
 
 
 def _build_walls(
-    libc: ctypes.CDLL, home: str, separate: bool, cpu_and_memory: tuple[int, int]
+    libc: ctypes.CDLL,
+    places: tuple[str, list[str]],
+    separate: bool,
+    cpu_and_memory: tuple[int, int],
 ) -> None:
     """Builds each wall that the machine offers; the program finds their names in $SANDBOX_WALLS."""
+    home, readable = places
     read_only = separate and walls.mount_read_only(libc, home)
     walls.drop_privileges(libc)
     os.chdir(home)
     standing = {
         "namespaces": read_only,
-        "landlock": walls.confine_writes(libc, home),
+        "landlock": walls.confine_files(libc, home, readable),
         "seccomp": walls.filter_system_calls(libc),
     }
     os.environ["SANDBOX_WALLS"] = " ".join(name for name in standing if standing[name])
@@ -150,18 +141,31 @@ def _build_walls(
     libc.prctl(walls.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
-def _become(program: bytes, home: str, secret_out: int, outcome_in: int) -> None:
-    """Runs the program as `__main__` and never returns."""
-    write, read, leave = os.write, os.read, os._exit
+def _become(
+    text: tuple[bytes, bytes], places: tuple[str, list[str]], secret_out: int, outcome_in: int
+) -> None:
+    """Runs the program as `__main__`, then its tests, and never returns.
+
+    What comes after the program uses nothing that the program could have changed.
+    """
+    write, leave, execute, audit = os.write, os._exit, exec, sys.audit
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     module = type(sys)("__main__")
     sys.modules["__main__"] = module
     sys.argv = ["program.py"]
-    refused = _install_guard(home)
+    guard.report_end_of(outcome_in, os.read(secret_out, 32))
+    os.close(secret_out)
+    refused = guard.install(*places)
     try:
-        exec(compile(program, "program.py", "exec", dont_inherit=True), module.__dict__)
+        code = compile(text[0], "program.py", "exec", dont_inherit=True)
+        tests, known = _prepared(text[1])
+        execute(code, module.__dict__)
+        if tests:
+            for used, contents in known:
+                used.update(contents)
+            execute(tests, {**module.__dict__, "__builtins__": known[0][1]})
         _flush()
-        write(outcome_in, read(secret_out, 32))
+        audit(guard.END)
     except BaseException as error:
         against_wall = isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EFBIG)
         outcome = b"memory" if isinstance(error, MemoryError) else b"failed"
@@ -173,44 +177,29 @@ def _become(program: bytes, home: str, secret_out: int, outcome_in: int) -> None
         leave(0)
 
 
+def _prepared(tests: bytes) -> tuple[CodeType | None, list[tuple[dict, dict]]]:
+    """The tests' code; Python's own names and those of the modules that the tests import.
+
+    A program may have changed them by the time that its tests run: each comes with a copy of its
+    contents, to put back.
+    """
+    if not tests.strip():
+        return None, []
+    code = compile(tests, "tests.py", "exec", dont_inherit=True)
+    modules: list[ModuleType] = [builtins]
+    for line in tests.decode("utf-8", "replace").splitlines():
+        words = line.split()
+        if words[:1] in (["import"], ["from"]) and len(words) > 1:
+            try:
+                modules.append(__import__(words[1].split(".")[0].rstrip(",;")))
+            except ImportError:
+                continue  # the tests themselves will say so
+    return code, [(vars(module), dict(vars(module))) for module in modules]
+
+
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr, sys.__stdout__):
         try:
             stream.flush()  # type: ignore[union-attr]
         except Exception:  # the program may have closed or replaced it
             continue
-
-
-def _install_guard(home: str) -> list[str]:
-    """Refuses what REFUSED_EVENTS names and changes outside `home`; returns the refusals so far."""
-    refused: list[str] = []
-    realpath, fsdecode, join = os.path.realpath, os.fsdecode, os.path.join
-
-    def outside(path: int | str | bytes | os.PathLike, folder: int = -1) -> bool:
-        if isinstance(path, int):
-            path = f"/proc/self/fd/{path}"
-        elif folder >= 0:
-            path = join(f"/proc/self/fd/{folder}", fsdecode(path))
-        real = realpath(fsdecode(path))
-        return real != home and not real.startswith(home + "/") and real not in walls.DEVICES
-
-    def forbidden(event: str, arguments: tuple) -> bool:
-        if event == "open":
-            path, _, flags = arguments
-            return bool(flags & WRITING_FLAGS) and not isinstance(path, int) and outside(path)
-        if event == "socket.__new__":
-            return arguments[1] != walls.AF_UNIX
-        if event in WRITING_EVENTS:
-            return any(
-                outside(arguments[path], -1 if folder is None else arguments[folder])
-                for path, folder in WRITING_EVENTS[event]
-            )
-        return event in REFUSED_EVENTS
-
-    def guard(event: str, arguments: tuple) -> None:
-        if forbidden(event, arguments):
-            refused.append(event)
-            raise PermissionError(f"the sandbox does not allow {event} {arguments!r:.200}")
-
-    sys.addaudithook(guard)
-    return refused

@@ -9,12 +9,18 @@ import ctypes
 import os
 import resource
 import struct
+from collections.abc import Sequence
 
 NOBODY = 65534
 MAX_THREADS = 16
 MAX_FILE_BYTES = 16 << 20
 MAX_HOME_BYTES = 64 << 20
 MAX_OPEN_FILES = 64
+# Besides Python's own folders: other libraries, time zones, and what these read of the machine.
+READABLE = (
+    *("/usr", "/lib", "/lib64", "/bin", "/etc/localtime", "/etc/ld.so.cache", "/etc/mime.types"),
+    *("/proc/cpuinfo", "/proc/meminfo", "/sys/devices/system/cpu"),
+)
 DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 AF_UNIX = 1
 
@@ -27,9 +33,10 @@ MOUNT_ATTR_RDONLY, MOUNT_ATTR_NODEV = 1, 4
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
 CAPABILITY_VERSION_3 = 0x20080522
 
-# linux/landlock.h: access rights that change files or start programs, by the ABI that knows them
+# linux/landlock.h: rights to execute, write, read and change files, by the ABI that knows them
 SYS_LANDLOCK_CREATE, SYS_LANDLOCK_ADD, SYS_LANDLOCK_RESTRICT = 444, 445, 446
 LANDLOCK_EXECUTE, LANDLOCK_WRITE_FILE, LANDLOCK_REMOVE_AND_MAKE = 1, 1 << 1, 0x1FF << 4
+LANDLOCK_READ_FILE, LANDLOCK_READ_DIR = 1 << 2, 1 << 3
 LANDLOCK_REFER, LANDLOCK_TRUNCATE = 1 << 13, 1 << 14
 
 # linux/seccomp.h, linux/bpf_common.h, linux/audit.h
@@ -38,11 +45,30 @@ BPF_LOAD, BPF_IF_EQUAL, BPF_IF_BITS, BPF_IF_AT_LEAST, BPF_RETURN = 0x20, 0x15, 0
 AT_NUMBER, AT_ARCHITECTURE, AT_FIRST_ARGUMENT = 0, 4, 16
 EPERM, ENOSYS = 1, 38
 X32_SYSCALLS = 0x40000000
-# architecture: its audit number, socket, clone, and what is refused whatever its arguments: fork,
-# vfork, execve, execveat, ptrace, process_vm_writev, pidfd_getfd, io_uring_setup, unshare, setns
+# architecture: its audit number; clone; socket and prlimit64, which have one first argument that is
+# not refused; and what is refused whatever its arguments, each line in the order of the comment:
+# fork, vfork, execve, execveat, ptrace, process_vm_readv, process_vm_writev, pidfd_getfd,
+# io_uring_setup, unshare, setns, connect, bind,
+# kill, tkill, tgkill, rt_sigqueueinfo, rt_tgsigqueueinfo, pidfd_send_signal
 SYSTEM_CALLS = {
-    "x86_64": (0xC000003E, 41, 56, (57, 58, 59, 322, 101, 311, 438, 425, 272, 308)),
-    "aarch64": (0xC00000B7, 198, 220, (221, 281, 117, 271, 438, 425, 97, 268)),
+    "x86_64": (
+        0xC000003E,
+        56,
+        ((41, AF_UNIX), (302, 0)),
+        (
+            *(57, 58, 59, 322, 101, 310, 311, 438, 425, 272, 308, 42, 49),
+            *(62, 200, 234, 129, 297, 424),
+        ),
+    ),
+    "aarch64": (
+        0xC00000B7,
+        220,
+        ((198, AF_UNIX), (261, 0)),
+        (
+            *(221, 281, 117, 270, 271, 438, 425, 97, 268, 203, 200),
+            *(129, 130, 131, 138, 240, 424),
+        ),
+    ),
 }
 SYS_CLONE3 = 435
 
@@ -113,20 +139,28 @@ def drop_privileges(libc: ctypes.CDLL) -> None:
     libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
 
-def confine_writes(libc: ctypes.CDLL, home: str) -> bool:
-    """Landlock: files change beneath `home` only, and none is executed. After `drop_privileges`."""
+def confine_files(libc: ctypes.CDLL, home: str, readable: Sequence[str]) -> bool:
+    """Landlock: files change beneath `home`, are read beneath `readable` too, none is executed.
+
+    After `drop_privileges`. Folders of `readable` that do not exist are passed over.
+    """
     version = libc.syscall(SYS_LANDLOCK_CREATE, None, ctypes.c_size_t(0), 1)
     if version < 1:
         return False
-    rights = LANDLOCK_EXECUTE | LANDLOCK_WRITE_FILE | LANDLOCK_REMOVE_AND_MAKE
+    reading = LANDLOCK_READ_FILE | LANDLOCK_READ_DIR
+    rights = reading | LANDLOCK_EXECUTE | LANDLOCK_WRITE_FILE | LANDLOCK_REMOVE_AND_MAKE
     rights |= LANDLOCK_REFER if version >= 2 else 0
     rights |= LANDLOCK_TRUNCATE if version >= 3 else 0
     ruleset = libc.syscall(
         SYS_LANDLOCK_CREATE, struct.pack("Q", rights), ctypes.c_size_t(8), ctypes.c_uint32(0)
     )
-    file_rights = rights & (LANDLOCK_WRITE_FILE | LANDLOCK_TRUNCATE)
-    for path, allowed in ((home, rights & ~LANDLOCK_EXECUTE), *((d, file_rights) for d in DEVICES)):
+    of_files = LANDLOCK_READ_FILE | LANDLOCK_WRITE_FILE | LANDLOCK_TRUNCATE
+    rules = [(home, rights & ~LANDLOCK_EXECUTE), *((device, rights) for device in DEVICES)]
+    for path, allowed in (*rules, *((folder, reading) for folder in readable)):
+        if not os.path.exists(path):
+            continue
         place = os.open(path, os.O_PATH)
+        allowed &= rights if os.path.isdir(path) else of_files & rights
         rule = struct.pack("=Qi", allowed, place)
         libc.syscall(SYS_LANDLOCK_ADD, ruleset, 1, rule, ctypes.c_uint32(0))
         os.close(place)
@@ -136,7 +170,7 @@ def confine_writes(libc: ctypes.CDLL, home: str) -> bool:
 
 
 def filter_system_calls(libc: ctypes.CDLL) -> bool:
-    """Seccomp: no new process (a thread may be), no program, no socket but a local one."""
+    """Seccomp: no new process (a thread may be), no program, no signal, no way to other sockets."""
     machine = os.uname().machine
     if machine not in SYSTEM_CALLS:
         return False
@@ -146,7 +180,9 @@ def filter_system_calls(libc: ctypes.CDLL) -> bool:
     return libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program, 0, 0) == 0
 
 
-def _filter(architecture: int, socket: int, clone: int, refused: tuple[int, ...]) -> bytes:
+def _filter(
+    architecture: int, clone: int, allowed: tuple[tuple[int, int], ...], refused: tuple[int, ...]
+) -> bytes:
     """The filter in classic BPF: {code, jump if true, jump if false, constant} an instruction."""
     refuse, unknown = SECCOMP_ERRNO | EPERM, SECCOMP_ERRNO | ENOSYS
     code = [
@@ -162,12 +198,15 @@ def _filter(architecture: int, socket: int, clone: int, refused: tuple[int, ...]
     ]
     for number in refused:
         code += [(BPF_IF_EQUAL, 0, 1, number), (BPF_RETURN, 0, 0, refuse)]
+    for number, argument in allowed:
+        code += [
+            (BPF_IF_EQUAL, 0, 4, number),
+            (BPF_LOAD, 0, 0, AT_FIRST_ARGUMENT),
+            (BPF_IF_EQUAL, 1, 0, argument),
+            (BPF_RETURN, 0, 0, refuse),
+            (BPF_RETURN, 0, 0, SECCOMP_ALLOW),
+        ]
     code += [
-        (BPF_IF_EQUAL, 0, 4, socket),
-        (BPF_LOAD, 0, 0, AT_FIRST_ARGUMENT),
-        (BPF_IF_EQUAL, 1, 0, AF_UNIX),
-        (BPF_RETURN, 0, 0, refuse),
-        (BPF_RETURN, 0, 0, SECCOMP_ALLOW),
         (BPF_IF_EQUAL, 0, 3, clone),
         (BPF_LOAD, 0, 0, AT_FIRST_ARGUMENT),
         (BPF_IF_BITS, 1, 0, CLONE_THREAD),

@@ -121,7 +121,7 @@ def _serve(descriptor: int) -> None:
             forms = [
                 parse(f"\\boxed{{{text}}}", parsing_timeout=None) for text in (gold, prediction)
             ]
-            verdict = bool(verify(*forms, timeout_seconds=None))
+            verdict = bool(verify(*forms, timeout_seconds=None, allow_set_relation_comp=True))
         except Exception:  # whatever sympy makes of a model's text: it is not the gold answer
             verdict = False
         connection.send(verdict)

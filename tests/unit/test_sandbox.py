@@ -2,6 +2,8 @@
 
 import os
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -19,12 +21,22 @@ VERDICTS = {
     "quit()": "failed",
     "input()": "failed",
     "x = [0] * 10**9": "memory",
+    "while True: print('a' * 10**6)": "violation",
     "import os\nwhile True: os.fork()": "violation",
     "import subprocess; subprocess.run(['true'])": "violation",
     "import os; os.kill(os.getppid(), 9)": "violation",
     "import socket; socket.socket()": "violation",
     "import urllib.request; urllib.request.urlopen('http://127.0.0.1:9')": "violation",
     "import ctypes; ctypes.CDLL(None).system(b'true')": "violation",
+    "import ctypes; ctypes.string_at(id(1))": "violation",
+    "import ctypes; ctypes.pythonapi.Py_Exit(100)": "violation",
+    "import resource; resource.prlimit(1, resource.RLIMIT_CPU, (1, 1))": "violation",
+    "import gc; gc.get_objects()": "violation",
+    "import sys; sys.settrace(print)": "violation",
+    "open('/etc/passwd')": "violation",
+    "import os; open(f'/proc/{os.getppid()}/environ')": "violation",
+    "import os; os.listdir(f'/proc/{os.getppid()}/cwd')": "violation",
+    "open('/proc/self/mem', 'rb')": "violation",
     "import os; os.mkdir('/tmp/outside')": "violation",
     "open('/proc/self/mem', 'wb')": "violation",
     "f = open('a', 'wb')\nwhile True: f.write(bytes(1 << 20))": "violation",
@@ -50,8 +62,9 @@ ORDINARY_PROGRAMS = {
 
 
 WITHOUT_NAMESPACES = "walls.enter_namespaces = lambda libc: False; "
+WITHOUT_GUARD = "sandbox_child.guard.install = lambda home, readable: []; "
 WITHOUT_LANDLOCK_AND_SECCOMP = (
-    "walls.confine_writes = lambda libc, home: False; "
+    "walls.confine_files = lambda libc, home, readable: False; "
     "walls.filter_system_calls = lambda libc: False; "
 )
 WITHOUT_ANY = WITHOUT_NAMESPACES + WITHOUT_LANDLOCK_AND_SECCOMP
@@ -88,8 +101,126 @@ def test_ordinary_programs_are_not_hindered(wall, name) -> None:
 
 def test_endless_programs_end(wall, monkeypatch) -> None:
     assert sandbox.run("while True: pass", cpu_seconds=1).reason == "timeout"
-    monkeypatch.setattr(sandbox, "WALL_GRACE_SECONDS", -1)
+    monkeypatch.setattr(sandbox, "IDLE_SECONDS", 0)
     assert sandbox.run("import time; time.sleep(60)", cpu_seconds=1).reason == "timeout"
+    waits = "import threading; threading.Event().wait()"
+    assert sandbox.run(waits, cpu_seconds=1).reason == "timeout"
+    _patch(monkeypatch, "sandbox_child._busy_seconds = lambda process: float('inf'); ")
+    monkeypatch.setattr(sandbox, "STARVED", 1)
+    assert sandbox.run("import time; time.sleep(60)", cpu_seconds=1).reason == "timeout"
+
+
+def test_a_busy_machine_changes_no_verdict(monkeypatch) -> None:
+    monkeypatch.setattr(sandbox, "IDLE_SECONDS", 0)
+    program = "import time\nwhile time.process_time() < 0.6: pass"
+    assert sandbox.run(program, cpu_seconds=1).passed
+    hogs = [subprocess.Popen([sys.executable, "-c", "while 1: 0"]) for _ in range(8)]
+    try:
+        started = time.monotonic()
+        result = sandbox.run(program, cpu_seconds=1)
+        waited = time.monotonic() - started
+    finally:
+        for hog in hogs:
+            hog.kill()
+            hog.wait()
+    assert result.passed, f"{result.reason} after {waited:.1f} s"
+
+
+FORGERIES = {
+    "writes to the result channel": """
+import os
+for descriptor in range(3, 256):
+    for text in (b"passed", bytes(32)):
+        try:
+            os.write(descriptor, text)
+        except OSError:
+            pass
+os._exit(0)
+""",
+    "reads a secret and hands it back": """
+import os
+secrets = []
+for descriptor in range(3, 256):
+    try:
+        os.set_blocking(descriptor, False)
+        secrets.append(os.read(descriptor, 64))
+    except OSError:
+        pass
+for descriptor in range(3, 256):
+    for secret in secrets:
+        try:
+            os.write(descriptor, secret)
+        except OSError:
+            pass
+os._exit(0)
+""",
+    "looks for it in the sandbox's variables": """
+import os, sys
+frame, values = sys._getframe(), []
+while frame:
+    values += [*frame.f_locals.values(), *frame.f_globals.values()]
+    frame = frame.f_back
+for value in list(values):
+    values += [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
+for secret in values:
+    if isinstance(secret, bytes) and len(secret) == 32:
+        for descriptor in range(3, 256):
+            try:
+                os.write(descriptor, secret)
+            except OSError:
+                pass
+os._exit(0)
+""",
+    "says that it has ended": "import os, sys\nsys.audit('sandbox.end')\nos._exit(0)",
+    "calls the sandbox's own code": """
+import sys
+from types import FunctionType
+own = sys._getframe(1)
+own.f_globals['compile'] = lambda *_, **__: 'pass'
+FunctionType(own.f_code, own.f_globals)((b'', b''), ('/', []), 0, 1)
+""",
+    "exits from the tests": "def f():\n    import sys\n    sys.exit(0)",
+    "leaves the tests": "def f():\n    import os\n    os._exit(0)",
+    "hides the tests in a string": "def f(): return 1\nx = '''",
+    "ends before the tests": "def f(): return 1\nraise SystemExit",
+    "patches what the tests call": """
+import builtins, math
+builtins.abs, builtins.all, builtins.len = lambda _: 0, lambda _: True, lambda _: 1
+math.isclose = lambda *_, **__: True
+def f(): return 1
+""",
+    "patches what assert raises": """
+import builtins
+builtins.AssertionError = builtins.BaseException = KeyError
+def f(): return 1
+""",
+    "patches how the tests are run": """
+import builtins, sys
+builtins.compile = lambda *_, **__: "pass"
+builtins.exec = builtins.isinstance = lambda *_: None
+sys.audit = sys.excepthook = sys.__excepthook__ = lambda *_: None
+def f(): return 1
+""",
+}
+TESTS = """
+import math
+assert abs(f() - 2) < 0.5
+assert all([f() == 2]) and len([f()]) == 1
+assert math.isclose(f(), 2)
+"""
+
+
+@pytest.mark.parametrize("attack", FORGERIES)
+def test_wrong_programs_that_want_to_pass(wall, attack) -> None:
+    assert not sandbox.run(FORGERIES[attack], tests=TESTS).passed
+    assert sandbox.run("def f(): return 2", tests=TESTS).passed
+
+
+def test_tests_see_the_program_and_not_its_changes() -> None:
+    program = "import math, builtins\nbuiltins.len = None\nmath.pi = 3\nclass A: x = 1\n"
+    result = sandbox.run(program, tests="import math\nassert len('a') == A.x and math.pi != 3")
+    assert result.passed, result.stderr
+    assert not sandbox.run("def f(): return 1", tests="import nothing_of_this_name").passed
 
 
 def test_nothing_outside_changes(wall, tmp_path) -> None:
@@ -139,7 +270,7 @@ KERNEL_WALLS = {"namespaces": WITHOUT_LANDLOCK_AND_SECCOMP, "seccomp": WITHOUT_N
 def test_the_kernel_stops_what_gets_past_the_guard(name, monkeypatch, tmp_path) -> None:
     if name not in sandbox.isolation():
         pytest.skip(f"this machine offers no {name} to processes without privileges")
-    _patch(monkeypatch, KERNEL_WALLS[name] + "sandbox_child._install_guard = lambda home: []; ")
+    _patch(monkeypatch, KERNEL_WALLS[name] + WITHOUT_GUARD)
     victim = tmp_path / "victim"
     victim.write_text("kept")
     listener = socket.create_server(("127.0.0.1", 0))
@@ -148,6 +279,8 @@ def test_the_kernel_stops_what_gets_past_the_guard(name, monkeypatch, tmp_path) 
         f"import os; os.remove({str(victim)!r})",
         f"open({str(tmp_path / 'new')!r}, 'w')",
         f"import socket; socket.create_connection({listener.getsockname()}, timeout=5)",
+        "import os; os.kill(os.getppid(), 9)",
+        "import resource as r, os; p = os.getppid(); assert p; r.prlimit(p, r.RLIMIT_CPU, (1, 1))",
     ]
     for attempt in attempts:
         assert not sandbox.run(attempt).passed, attempt
@@ -156,11 +289,21 @@ def test_the_kernel_stops_what_gets_past_the_guard(name, monkeypatch, tmp_path) 
     assert os.listdir(tmp_path) == ["victim"]
 
 
+def test_landlock_hides_files_from_what_gets_past_the_guard(monkeypatch, tmp_path) -> None:
+    if "landlock" not in sandbox.isolation():
+        pytest.skip("this machine's kernel offers no Landlock")
+    _patch(monkeypatch, WITHOUT_NAMESPACES + WITHOUT_GUARD)
+    (tmp_path / "secret").write_text("s")
+    for path in (str(tmp_path / "secret"), "/etc/passwd", f"/proc/{os.getpid()}/environ"):
+        assert not sandbox.run(f"open({path!r})").passed, path
+    assert sandbox.run("import json, os; open(json.__file__); os.listdir('.')").passed
+
+
 @pytest.mark.parametrize("name", KERNEL_WALLS)
 def test_no_process_outlives_the_program(name, monkeypatch) -> None:
     if name not in sandbox.isolation():
         pytest.skip(f"this machine offers no {name} to processes without privileges")
-    _patch(monkeypatch, KERNEL_WALLS[name] + "sandbox_child._install_guard = lambda home: []; ")
+    _patch(monkeypatch, KERNEL_WALLS[name] + WITHOUT_GUARD)
     if name == "seccomp":
         assert not sandbox.run("import os; os.fork()").passed
     sleeper = "os.execv('/bin/sleep', ['sleep', '987.125'])"

@@ -1,0 +1,70 @@
+"""The graders on every published reference answer: mathematics by value, code in the sandbox."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from evals.benchmark import Item
+from evals.grading import code_passes, math_equal
+from tests.benchmarks import gold
+from tests.benchmarks.sandbox import problems, run_all
+
+FOLDER = os.environ.get("OTR_BENCHMARKS")
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(not FOLDER, reason="OTR_BENCHMARKS names no folder of published files"),
+]
+
+# OlympiadBench's own scorer has a tolerance for each item; and takes rounded numbers for formulas.
+OLYMPIADBENCH_DIFFERS = {
+    ("0.6054", r"\cos ^{10}(\frac{\pi}{10})"),
+    (r"7.1 \cdot 10^{35}", r"7 \times 10^{35}"),
+    (r"0.001, 7.1 \cdot 10^{35}", r"7 \times 10^{35}, 0.002"),
+    ("0.002, 5.234", "0.003, 5.233"),
+}
+
+
+def folder(name: str) -> Path:
+    path = Path(str(FOLDER)) / name
+    if not path.exists():
+        pytest.skip(f"no {path}")
+    return path
+
+
+@pytest.mark.parametrize("name", gold.FILES)
+def test_reference_answers(name) -> None:
+    answers = gold.golds(folder(f"{name}.jsonl").parents[1], name)
+    assert all(gold.judge([(answer, answer) for answer in answers])[0])
+    pairs = list(gold.twins(answers))
+    different = sorted(set(pairs))
+    verdicts = dict(zip(different, gold.judge(different)[0], strict=True))
+    assert sum(verdicts[pair] for pair in pairs) >= 0.995 * len(pairs)
+    assert not any(gold.judge(gold.others(answers, 1))[0])
+
+
+def test_olympiadbench_scoring_examples() -> None:
+    cases = json.loads(folder("grader_cases/olympiadbench_scoring_examples.json").read_text())
+    differs = set()
+    for case in cases:
+        for answer in case["Ans"]:
+            text = answer["answer"]
+            boxed = text if "boxed" in text else f"\\boxed{{{text}}}"
+            if math_equal(boxed, case["GT"]) != answer["equal"]:
+                differs.add((text, case["GT"]))
+    assert differs == OLYMPIADBENCH_DIFFERS
+
+
+@pytest.mark.parametrize("name", ["humaneval", "mbpp", "mbpp-sanitized"])
+def test_reference_programs_pass_and_emptied_ones_fail(name) -> None:
+    folder("humaneval")
+    solved, emptied = problems(Path(str(FOLDER)), name)
+    assert [item.id for item, passed in run_all(solved) if not passed] == []
+    assert [item.id for item, passed in run_all(emptied) if passed] == []
+
+
+def test_an_item_grades_its_own_answer() -> None:
+    item = Item("a", "", "", tests="assert f(1) == 2")
+    assert code_passes(item, "```python\ndef f(x):\n    return x + 1\n```")
+    assert not code_passes(item, "```python\ndef f(x):\n    return x\n```")

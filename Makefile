@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --no-deps --disable-pip-version-chec
 TORCH := 2.13.0
 FOUND := $(if $(wildcard $(VENV)/.ready),reuses,made)
 
-.PHONY: setup sweep test test-quick test-faults check bench-loss bench-train
+.PHONY: setup sweep test test-quick test-faults check bench-loss bench-train bench-eval
 sweep: setup
 	@$(BIN)/python pipelines/full_sweep.py --preset builtin
 
@@ -24,6 +24,11 @@ bench-loss: setup
 
 bench-train: setup
 	@$(BIN)/python -m tests.benchmarks.train --json docs/train/benchmark.json
+
+bench-eval: setup
+	@$(BIN)/python -m tests.benchmarks.gold
+	@$(BIN)/python -m tests.benchmarks.sandbox
+	@$(BIN)/python -m tests.benchmarks.evals --json docs/evals/benchmark.json
 
 check: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -19,6 +19,8 @@ class Item:
         answer: the reference answer, in the form that the benchmark's grader expects.
         tests: Python text that ends without an exception for right code; "" outside of code.
         meta: what reports group by (subject, level) and what a grader needs besides.
+        completion: the text that a base model continues, worked examples included; "" if the
+            benchmark has no such prompt.
     """
 
     id: str
@@ -26,6 +28,7 @@ class Item:
     answer: str
     tests: str = ""
     meta: dict[str, Any] = field(default_factory=dict)
+    completion: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,11 +63,16 @@ class Benchmark:
         name: short and unique, e.g. "gsm8k".
         domain: "mathematics", "code", "reasoning" or "other".
         items: the questions, in published order.
-        grade: (item, whole answer text) -> right or wrong. A module-level function, because it is
-            sent to grading processes.
+        grade: (item, whole answer text) -> right or wrong. A module-level function or a method of
+            an object that can be pickled, because it may be sent to other processes.
         decoding: settings of the published evaluation.
         metric: name of the number reported, e.g. "accuracy" or "pass@1".
         source: where items and settings come from (repository and commit, or paper).
+        extract: (item, whole answer text) -> the final answer, "" if there is none; equal strings
+            are one vote for maj@n. None where answers can't be voted on, as in code.
+        average: "items", or "harmonic over subjects" (`Item.meta["subject"]`).
+        style: "chat" asks `Item.prompt` as a user turn, "completion" lets the model continue
+            `Item.completion` as it is.
     """
 
     name: str
@@ -74,11 +82,21 @@ class Benchmark:
     decoding: Decoding
     metric: str
     source: str
+    extract: Callable[[Item, str], str] | None = None
+    average: str = "items"
+    style: str = "chat"
+
+    def __post_init__(self) -> None:
+        assert self.average in ("items", "harmonic over subjects"), self.average
+        assert self.style in ("chat", "completion"), self.style
 
 
 @dataclass(frozen=True)
 class TaskScore:
-    """A score in [0, 1] with its 95 % interval and all that is needed to repeat it."""
+    """A score in [0, 1] with its 95 % interval and all that is needed to repeat it.
+
+    `also` has further metrics of the same answers: name -> [value, low, high].
+    """
 
     task: str
     metric: str
@@ -87,3 +105,4 @@ class TaskScore:
     high: float
     num_examples: int
     settings: dict[str, Any]
+    also: dict[str, list[float]] = field(default_factory=dict)

@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ import ray
 from ray import serve
 
 APP_NAME = "evals"
+HEALTH_CHECK_PERIOD_S = 2.0
+VLLM_LOG = "vllm.log"
 _CPU_ENVIRONMENT = {
     "RAYLLM_VLLM_ENGINE_CLS": "evals.lean_engine.LeanVLLMEngine",
     # The compiler would work for half a minute on the first request, for a log-softmax.
@@ -73,25 +77,57 @@ def model_names(settings: EngineSettings) -> list[str]:
     return [f"replica-{index}" for index in range(settings.num_replicas)]
 
 
-def launch(model_dir: Path, settings: EngineSettings) -> None:
+def launch(model_dir: Path, settings: EngineSettings, more: Mapping[str, Any]) -> None:
     """Start Serve and the application; return when every replica answers.
+
+    Args:
+        model_dir: what to serve.
+        settings: how.
+        more: arguments of vLLM's engine that the settings don't give.
 
     Raises:
         RuntimeError: a replica failed to start.
     """
     logs = Path(settings.log_dir).absolute()
+    written = log_file.stat().st_size if (log_file := logs / VLLM_LOG).exists() else 0
     serve.start(http_options={"host": "127.0.0.1", "port": settings.port})
     try:
         serve.run(
-            _build(model_dir, settings),
+            _build(model_dir, settings, more),
             name=APP_NAME,
             logging_config={"logs_dir": str(logs / "serve"), "enable_access_log": False},
         )
     except RuntimeError as error:
-        raise RuntimeError(f"vLLM did not start on {model_dir}; its logs are in {logs}") from error
+        log = log_file.read_bytes()[written:] if log_file.exists() else b""
+        reason = first_error(log.decode(errors="replace"))
+        raise RuntimeError(
+            f"vLLM did not start on {model_dir}{advice(reason, settings)}; its logs are in {logs}"
+        ) from error
 
 
-def _build(model_dir: Path, settings: EngineSettings) -> Any:
+def first_error(log: str) -> str:
+    """The error at the root of a log of vLLM, as "KindError: message"; empty if there is none."""
+    errors = re.findall(r"^\S*(?:Error|Exception): .+", log, re.MULTILINE)
+    return next((line for line in errors if "Engine core initialization failed" not in line), "")
+
+
+def advice(reason: str, settings: EngineSettings) -> str:
+    """What to say of an error of vLLM's: the error, after the setting to change where it is known.
+
+    Args:
+        reason: of `first_error`.
+        settings: with which it came.
+    """
+    cache = f"kv_cache_gib (now {settings.kv_cache_gib:g})"
+    length = f"max_model_len (now {settings.max_model_len})"
+    if re.search(r"larger than the (available KV cache|maximum number of tokens)", reason):
+        return f": the KV cache is too small; raise {cache} or lower {length}: {reason}"
+    if re.search(r"memory", reason, re.IGNORECASE):
+        return f": out of memory; lower {cache}, {length} or num_replicas: {reason}"
+    return f": {reason}" if reason else ""
+
+
+def _build(model_dir: Path, settings: EngineSettings, more: Mapping[str, Any]) -> Any:
     """Build the Serve application. Reserves one logical CPU a replica, none for the endpoint."""
     from ray.serve.llm import LLMConfig, build_openai_app
 
@@ -100,12 +136,18 @@ def _build(model_dir: Path, settings: EngineSettings) -> Any:
     configs = [
         LLMConfig.model_validate(
             {
+                "server_cls": "evals.server.ScoringServer",
                 "model_loading_config": {"model_id": name, "model_source": str(model_dir)},
                 "accelerator_config": {"kind": kind},
                 "placement_group_config": {"bundle_per_worker": bundle},
-                "engine_kwargs": _engine_arguments(settings),
+                "engine_kwargs": _engine_arguments(settings) | dict(more),
                 "runtime_env": {"env_vars": _environment(settings)},
-                "deployment_config": {"num_replicas": 1, "ray_actor_options": {"num_cpus": 0}},
+                "deployment_config": {
+                    "num_replicas": 1,
+                    "ray_actor_options": {"num_cpus": 0},
+                    "health_check_period_s": HEALTH_CHECK_PERIOD_S,
+                    "max_constructor_retry_count": 1,
+                },
                 "log_engine_metrics": False,
             }
         )
@@ -163,7 +205,7 @@ def quiet_driver() -> None:
 
 
 def _engine_arguments(settings: EngineSettings) -> dict[str, Any]:
-    return {
+    arguments = {
         "dtype": settings.dtype,
         "max_model_len": settings.max_model_len,
         "kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30),
@@ -174,6 +216,12 @@ def _engine_arguments(settings: EngineSettings) -> dict[str, Any]:
         "generation_config": "vllm",
         "use_tqdm_on_load": False,
     }
+    if not settings.gpus:
+        # A prompt cut in two would end vLLM 0.29's engine on the CPU, when its request has a seed:
+        # the generator there can't be set back ("CPU Generator does not use offset").
+        arguments["enable_chunked_prefill"] = False
+        arguments["max_num_batched_tokens"] = max(2048, settings.max_model_len)
+    return arguments
 
 
 def _environment(settings: EngineSettings) -> dict[str, str]:
@@ -193,7 +241,7 @@ def _log_to_file(settings: EngineSettings) -> Path:
     line = "%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"
     handler = {
         "class": "logging.FileHandler",
-        "filename": str(folder / "vllm.log"),
+        "filename": str(folder / VLLM_LOG),
         "formatter": "line",
     }
     config = {

@@ -10,9 +10,15 @@ from __future__ import annotations
 import math
 import os
 import random
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from evals.served import Answer, Request
+
+if TYPE_CHECKING:
+    from evals.deployment import EngineSettings
 
 # Largest difference of a served log-probability from the truth, in nats. Measured on a trained
 # model of 1.4 M parameters and random tokens: float32 2e-6 (the order of summation), bfloat16
@@ -75,7 +81,41 @@ def sequences(directory: Path, max_model_len: int) -> list[list[int]]:
     return [[draw.randrange(vocab_size) for _ in range(min(n, longest))] for n in (24, 160)]
 
 
-def reference_logprobs(directory: Path, rows: Sequence[Sequence[int]]) -> list[list[float]]:
+def prove(
+    ask: Callable[[Sequence[Request], Mapping[str, Any]], Sequence[Answer]],
+    directory: Path,
+    adapters: Mapping[str, Path],
+    settings: EngineSettings,
+) -> None:
+    """Compare an engine with transformers: log-probs of given tokens and of a greedy continuation.
+
+    Args:
+        ask: gets the engine's answers to requests with options, see `evals.client.ask`.
+        directory: what the engine should serve.
+        adapters: LoRA adapters beside it, name to directory.
+        settings: of the engine.
+
+    Raises:
+        RuntimeError: it serves something else.
+    """
+    prompts = sequences(directory, settings.max_model_len)
+    for name, path in {"": None, **adapters}.items():
+        shared = {"temperature": 0.0, "ignore_eos": True, "adapter": name}
+        given = ask([Request(row, 1) for row in prompts], shared | {"prompt_logprobs": 0})
+        # Apart from the others, because vLLM takes nothing from its prefix cache for those.
+        continued = ask([Request(row, NUM_CONTINUED) for row in prompts], shared | {"logprobs": 0})
+        rows = [[*row, *answer.token_ids] for row, answer in zip(prompts, continued, strict=True)]
+        served = [
+            [*first.prompt_logprobs, *then.logprobs]
+            for first, then in zip(given, continued, strict=True)
+        ]
+        truth = reference_logprobs(directory, rows, path)
+        check_logprobs(served, truth, settings.dtype, str(path or directory))
+
+
+def reference_logprobs(
+    directory: Path, rows: Sequence[Sequence[int]], adapter: Path | None = None
+) -> list[list[float]]:
     """Log p(token | tokens before it) of each row by transformers, float32, on this host's CPU.
 
     A row of n tokens gives n - 1 values in nats. Needs 4 bytes of memory a parameter.
@@ -88,6 +128,11 @@ def reference_logprobs(directory: Path, rows: Sequence[Sequence[int]]) -> list[l
     model = AutoModelForCausalLM.from_pretrained(
         directory, dtype=torch.float32, local_files_only=True
     ).eval()
+    if adapter is not None:
+        from peft import PeftModel
+
+        with warnings.catch_warnings(action="ignore"):  # of a name that transformers deprecates
+            model = PeftModel.from_pretrained(model, adapter).eval()
     result = []
     for row in rows:
         ids = torch.tensor([list(row)])

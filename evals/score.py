@@ -3,29 +3,35 @@
 In: a model directory, benchmarks, an engine for those that have no score yet. Out: one `TaskScore`
 a benchmark and, in `results_dir`, every prompt as the model saw it, every answer and every verdict:
 
-    <benchmark>.jsonl  one line an item: id, prompt, answer, rendered, samples
-    <benchmark>.json   the score, and what identifies it; written last, so it marks completeness
+    <benchmark>.journal  the samples so far, while it runs (see `evals.records`)
+    <benchmark>.parquet  one row a sample
+    <benchmark>.json     the score, and what identifies it; written last, so it marks completeness
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from evals import jobs
 from evals.benchmark import Benchmark, Decoding, TaskScore
 from evals.grading import grade_all
-from evals.statistics import interval
+from evals.jobs import Job
+from evals.records import Journal, partial_of, write_answers
+from evals.served import Completion, Place
+from evals.statistics import further, interval
 
 if TYPE_CHECKING:
     from evals.deployment import EngineSettings
-    from evals.engine import Completion
+
+Progress = Callable[[str, int, int], None]
+"""Called with a benchmark's name, its finished samples, and all of its samples."""
 
 
 class ServesModels(Protocol):
@@ -43,17 +49,24 @@ class ServesModels(Protocol):
         decoding: Decoding,
         *,
         stop_token_ids: Sequence[int] = (),
-    ) -> list[list[Completion]]:
-        """Draw `decoding.num_samples` completions of each prompt."""
+        seeds: Sequence[str] | None = None,
+        done: Callable[[int, int, Completion], None] | None = None,
+        skip: Collection[Place] = (),
+    ) -> list[list[Completion | None]]:
+        """Draw `decoding.num_samples` completions of each prompt, but for those in `skip`.
+
+        `seeds` has a key a prompt, from which, with `decoding.seed` and the sample's number, the
+        seed of each sample is derived. `done` is called with each completion as it comes.
+        """
 
 
-@dataclasses.dataclass(frozen=True)
-class _Job:
-    benchmark: Benchmark
-    rendered: list[str]
-    prompts: list[list[int]]
-    stop_token_ids: list[int]
-    identity: dict[str, Any]  # scores with an equal one are the same scores
+@dataclass
+class _Answered:
+    """All samples of a job, graded."""
+
+    samples: dict[Place, Completion]
+    correct_IS: np.ndarray
+    extracted: list[list[str]] | None = field(default=None)
 
 
 def score(
@@ -63,84 +76,114 @@ def score(
     benchmarks: Sequence[Benchmark],
     *,
     results_dir: str | Path | None = None,
+    progress: Progress | None = None,
 ) -> list[TaskScore]:
-    """Score the model in `model_dir`, each item as one user turn with its own chat template.
+    """Score the model in `model_dir`.
 
     Args:
         engine: gives the running engine, which is made to serve the model; called only where there
-            is something to compute, so that it can start the engine when it is first called.
+            is something to generate, so that it can start the engine when it is first called.
         settings: of that engine.
         model_dir: a Hugging Face directory.
         benchmarks: of different names.
         results_dir: a score that it holds for the same weights, prompts and settings is returned
-            from there, a new one written there.
+            from there, a new one written there; of a benchmark that was interrupted only the
+            samples that are missing are generated.
+        progress: told of each sample that is finished.
 
     Raises:
         ValueError: no tokenizer or chat template in `model_dir`, a benchmark without items, two
-            of one name, or weights that do not fit the engine.
+            of one name, a prompt that is too long, or weights that do not fit the engine.
         RuntimeError: the engine failed, or its probe did.
     """
     path = Path(model_dir).absolute()
+
+    def serving() -> ServesModels:
+        found = engine()
+        assert found.settings == settings, "scores would be stored under other settings"
+        if found.model_dir != path:
+            found.swap(path)
+        return found
+
+    folder = None if results_dir is None else Path(results_dir)
     scores = []
-    for job in _jobs(path, benchmarks, settings):
-        found = _stored(job, results_dir)
+    for job in jobs.jobs(path, benchmarks, settings):
+        found = _stored(job, folder)
         if found is None:
-            serving = engine()
-            assert serving.settings == settings, "scores would be stored under other settings"
-            if serving.model_dir != path:
-                serving.swap(path)
-            found = _run(serving, job, results_dir)
+            found = _run(serving, job, folder, progress or (lambda *_: None))
         scores.append(found)
     return scores
 
 
-def _jobs(model_dir: Path, benchmarks: Sequence[Benchmark], settings: EngineSettings) -> list[_Job]:
-    names = [benchmark.name for benchmark in benchmarks]
-    if len(set(names)) < len(names):
-        raise ValueError(f"two benchmarks have the same name: {sorted(names)}; rename one")
-    tokenizer = _load_tokenizer(model_dir)
-    stop_token_ids = _stop_token_ids(tokenizer, model_dir)
-    weights = _digest(model_dir.glob("*.safetensors"))
-    jobs = []
-    for benchmark in benchmarks:
-        if not benchmark.items:
-            raise ValueError(f"benchmark {benchmark.name!r} has no items; give at least one")
-        rendered = [_render(tokenizer, item.prompt) for item in benchmark.items]
-        prompts = [tokenizer.encode(text, add_special_tokens=False) for text in rendered]
-        asked = [
-            (item.id, ids, item.answer, item.tests)
-            for item, ids in zip(benchmark.items, prompts, strict=True)
-        ]
-        identity = {
-            "weights": weights,
-            "items": hashlib.sha256(json.dumps(asked).encode()).hexdigest(),
-            "grade": f"{benchmark.grade.__module__}.{benchmark.grade.__qualname__}",
-            "metric": benchmark.metric,
-            "stop_token_ids": stop_token_ids,
-            "dtype": settings.dtype,
-            "max_model_len": settings.max_model_len,
-            **dataclasses.asdict(benchmark.decoding),
-            "stop": list(benchmark.decoding.stop),
-        }
-        jobs.append(_Job(benchmark, rendered, prompts, stop_token_ids, identity))
-    return jobs
+def _run(
+    engine: Callable[[], ServesModels], job: Job, folder: Path | None, progress: Progress
+) -> TaskScore:
+    name = job.benchmark.name
+    journal = None
+    if folder is not None:
+        journal = Journal(folder / f"{name}.journal", job.identity, job.ids)
+    try:
+        samples = _generate(engine, job, journal, progress)
+    finally:
+        if journal is not None:
+            journal.close()
+    answered = _graded(job, samples)
+    result = _result(job, answered)
+    if folder is not None and journal is not None:
+        write_answers(folder / f"{name}.parquet", _rows(job, answered))
+        summary = {"identity": job.identity, "score": dataclasses.asdict(result)}
+        _write(folder / f"{name}.json", json.dumps(summary, indent=2) + "\n")
+        journal.remove()
+    return result
 
 
-def _run(engine: ServesModels, job: _Job, results_dir: str | Path | None) -> TaskScore:
-    benchmark = job.benchmark
-    completions = engine.generate(
-        job.prompts, benchmark.decoding, stop_token_ids=job.stop_token_ids
+def _generate(
+    engine: Callable[[], ServesModels], job: Job, journal: Journal | None, progress: Progress
+) -> dict[Place, Completion]:
+    """Every sample: those in the journal, and the rest from the engine."""
+    finished = dict(journal.finished) if journal is not None else {}
+    every = job.places
+    if len(finished) == len(every):
+        return finished
+    name, taken = job.benchmark.name, frozenset(finished)
+
+    def done(index: int, sample: int, completion: Completion) -> None:
+        if journal is not None:
+            journal.add(index, sample, completion)
+        finished[index, sample] = completion
+        progress(name, len(finished), len(every))
+
+    serving = engine()
+    progress(name, len(finished), len(every))
+    serving.generate(
+        job.prompts.token_ids,
+        job.benchmark.decoding,
+        stop_token_ids=job.prompts.stop_token_ids,
+        seeds=job.ids,
+        done=done,
+        skip=taken,
     )
-    answers = [
-        (item, completion.text)
-        for item, samples in zip(benchmark.items, completions, strict=True)
-        for completion in samples
-    ]
+    assert len(finished) == len(every), "the engine kept samples to itself"
+    return finished
+
+
+def _graded(job: Job, samples: dict[Place, Completion]) -> _Answered:
+    benchmark = job.benchmark
+    answers = [(benchmark.items[i], samples[i, s].text) for i, s in job.places]
     correct = np.array(grade_all(benchmark, answers), dtype=bool)
-    correct_IS = correct.reshape(len(benchmark.items), -1)  # items, samples
-    value, low, high = interval(correct_IS, seed=benchmark.decoding.seed)
-    drawn = [completion for samples in completions for completion in samples]
-    result = TaskScore(
+    answered = _Answered(samples, correct.reshape(len(benchmark.items), -1))
+    if benchmark.extract is not None:
+        found = [benchmark.extract(item, text) for item, text in answers]
+        n = benchmark.decoding.num_samples
+        answered.extracted = [found[start : start + n] for start in range(0, len(found), n)]
+    return answered
+
+
+def _result(job: Job, answered: _Answered) -> TaskScore:
+    benchmark, drawn = job.benchmark, list(answered.samples.values())
+    seed, subjects = benchmark.decoding.seed, job.subjects
+    value, low, high = interval(answered.correct_IS, subjects=subjects, seed=seed)
+    return TaskScore(
         task=benchmark.name,
         metric=benchmark.metric,
         value=float(value),
@@ -154,47 +197,33 @@ def _run(engine: ServesModels, job: _Job, results_dir: str | Path | None) -> Tas
             "mean_tokens": sum(c.num_tokens for c in drawn) / len(drawn),
             "num_truncated": sum(c.finish_reason == "length" for c in drawn),
             "num_timeouts": sum(c.finish_reason == "timeout" for c in drawn),
-            "num_prompts_too_long": sum(c.finish_reason == "prompt_too_long" for c in drawn),
         },
+        also=further(answered.correct_IS, answered.extracted, subjects=subjects),
     )
-    if results_dir is not None:
-        _store(Path(results_dir), job, result, completions, correct_IS)
-    return result
 
 
-def _store(
-    folder: Path,
-    job: _Job,
-    result: TaskScore,
-    completions: list[list[Completion]],
-    correct_IS: np.ndarray,
-) -> None:
-    lines = []
-    for item, text, samples, verdicts in zip(
-        job.benchmark.items, job.rendered, completions, correct_IS.tolist(), strict=True
-    ):
-        line = {
+def _rows(job: Job, answered: _Answered) -> Iterable[dict[str, Any]]:
+    subjects = job.subjects
+    for i, s in job.places:
+        item = job.benchmark.items[i]
+        yield {
             "id": item.id,
-            "prompt": item.prompt,
+            "sample": s,
+            "subject": subjects[i] if subjects else None,
+            "prompt": job.prompts.asked[i],
+            "rendered": job.prompts.rendered[i],
             "answer": item.answer,
-            "rendered": text,
-            "samples": [
-                {**dataclasses.asdict(sample), "correct": verdict}
-                for sample, verdict in zip(samples, verdicts, strict=True)
-            ],
+            **dataclasses.asdict(answered.samples[i, s]),
+            "correct": bool(answered.correct_IS[i, s]),
+            "extracted": answered.extracted[i][s] if answered.extracted is not None else None,
         }
-        lines.append(json.dumps(line, ensure_ascii=False))
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / f"{result.task}.jsonl", "".join(line + "\n" for line in lines))
-    summary = {"identity": job.identity, "score": dataclasses.asdict(result)}
-    _write(folder / f"{result.task}.json", json.dumps(summary, indent=2) + "\n")
 
 
-def _stored(job: _Job, results_dir: str | Path | None) -> TaskScore | None:
-    if results_dir is None:
+def _stored(job: Job, folder: Path | None) -> TaskScore | None:
+    if folder is None:
         return None
-    path = Path(results_dir) / f"{job.benchmark.name}.json"
-    if not path.exists():
+    path = folder / f"{job.benchmark.name}.json"
+    if not (path.exists() and path.with_name(f"{job.benchmark.name}.parquet").exists()):
         return None
     summary = json.loads(path.read_text(encoding="utf-8"))
     return TaskScore(**summary["score"]) if summary["identity"] == job.identity else None
@@ -202,54 +231,6 @@ def _stored(job: _Job, results_dir: str | Path | None) -> TaskScore | None:
 
 def _write(path: Path, text: str) -> None:
     """Write all or nothing."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial = partial_of(path)
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
-
-
-def _load_tokenizer(model_dir: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(os.fspath(model_dir), local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{model_dir} holds no tokenizer that can be loaded: {error}") from error
-    if not tokenizer.chat_template:
-        raise ValueError(
-            f"the tokenizer in {model_dir} has no chat template; "
-            "add a chat_template.jinja, so that prompts are asked as the model was trained"
-        )
-    return tokenizer
-
-
-def _render(tokenizer: Any, prompt: str) -> str:
-    turns = [{"role": "user", "content": prompt}]
-    return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-
-
-def _stop_token_ids(tokenizer: Any, model_dir: Path) -> list[int]:
-    """Tokens that end an answer.
-
-    The tokenizer's and the generation config's end-of-sequence tokens, and the token with which
-    the chat template closes a turn: base models with a chat template often end sequences with
-    another token than turns.
-    """
-    ids = {tokenizer.eos_token_id}
-    generation_config = model_dir / "generation_config.json"
-    if generation_config.exists():
-        listed = json.loads(generation_config.read_text(encoding="utf-8")).get("eos_token_id")
-        ids.update(listed if isinstance(listed, list) else [listed])
-    turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "ANSWER"}]
-    tail = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("ANSWER")[2]
-    closing = tokenizer.encode(tail, add_special_tokens=False)[:1]
-    ids.update(token for token in closing if token in tokenizer.added_tokens_decoder)
-    return sorted(ids - {None})
-
-
-def _digest(paths: Iterable[Path]) -> str:
-    """SHA-256 over names and contents."""
-    total = hashlib.sha256()
-    for path in sorted(paths):
-        with path.open("rb") as file:
-            total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()

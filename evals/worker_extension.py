@@ -7,14 +7,18 @@ argument `worker_extension_cls`), so this module imports nothing heavy before it
 
 from __future__ import annotations
 
+import ctypes
+import os
+import signal
 from typing import Any
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class SwapWeights:
     """Adds weight swaps to a vLLM worker; reached through `collective_rpc`."""
 
     model_runner: Any
-    _swapped_to: str | None = None
 
     def swap_weights(self, path: str) -> None:
         """Load the weights under `path` in place and rebuild what was derived from the old ones.
@@ -25,7 +29,6 @@ class SwapWeights:
         embedding, and every log-probability is silently wrong.
         """
         self.model_runner.reload_weights(weights_path=path)
-        self._swapped_to = path
         packed = [m for m in self.model_runner.get_model().modules() if hasattr(m, "cpu_linear")]
         if not packed:
             return
@@ -35,6 +38,11 @@ class SwapWeights:
             if layer.weight.numel():
                 dispatch_cpu_unquantized_gemm(layer, remove_weight=False)
 
-    def swapped_to(self) -> str | None:
-        """Return the path of the last swap; None in a worker that has seen none."""
-        return self._swapped_to
+    def end_with_server(self) -> int:
+        """Make Linux kill this process when the replica that started it is gone; return its id.
+
+        vLLM's engine process does not notice that, and would keep its memory for good.
+        """
+        if hasattr(ctypes.CDLL(None), "prctl"):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        return os.getpid()

@@ -15,7 +15,7 @@ from pipelines import console
 COMMANDS = {
     "sweep": ("full_sweep", "train and score the arms of a preset; a table says which won"),
     "train": ("train_one", "fine-tune one model"),
-    "score": ("score_checkpoint", "score any Hugging Face directory"),
+    "score": ("score_checkpoint", "score any Hugging Face directory; score show RUN: its answers"),
     "merge": ("merge_adapter", "make a full model of a LoRA adapter"),
     "doctor": ("doctor", "check everything that a sweep would need"),
     "ui": ("ui", "open the MLflow UI on the runs"),

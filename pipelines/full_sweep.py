@@ -9,20 +9,36 @@ The same name again continues. Exit code 1 when a trial failed.
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
+from typing import Any
 
 if __name__ == "__main__" and not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import ray
+
 from evals.benchmark import TaskScore
-from pipelines import cluster, doctor, leaderboard, options, record, report, stages
+from pipelines import (
+    cluster,
+    contamination,
+    differences,
+    doctor,
+    leaderboard,
+    options,
+    record,
+    report,
+    stages,
+)
+from pipelines.ahead import Ahead, room
 from pipelines.builtin import corpus
 from pipelines.leaderboard import BASE, Row
 from pipelines.presets import SweepConfig
 from pipelines.resolve import resolved
+from pipelines.scoring import Scorer
+from pipelines.tables import Overlaps
 from pipelines.tracking import Tracker, store_uri
 from tuning.space import config_of
 from tuning.sweep import TrialResult
@@ -47,21 +63,23 @@ def run(config: SweepConfig) -> int:
     directory = Path(config.output).absolute() / config.name
     local = resolved(config, corpus.folder(config.output))
     doctor.require(local)
+    stages.check_prompts(local)
     told = record.begin(config, directory)
     tracker = Tracker(store_uri(config.output), config.name, told["id"], directory)
     with (
         record.errors_to(directory),
         tracker.run(record.params(config), record.tags(told)) as outcome,
     ):
-        rows = _train_and_score(local, directory, tracker)
+        rows, overlaps = _train_and_score(local, directory, tracker)
         benchmarks = list(rows[0].scores)
-        files = report.write(rows, benchmarks, told, directory)
+        rows = differences.compared(rows, benchmarks)
+        files = report.write(rows, benchmarks, told, directory, overlaps)
         winner = leaderboard.best_trial(rows, benchmarks[0])
         # What is there already is told before anything that the store can refuse.
-        record.summary(rows, benchmarks)
+        record.summary(rows, benchmarks, overlaps)
         _next(config, directory, winner)
-        tracker.keep([*files, directory / record.RUN_FILE])
-        tracker.describe(leaderboard.verdict(rows, benchmarks[0]))
+        tracker.keep([*files, *(directory / n for n in (record.RUN_FILE, contamination.FILE))])
+        tracker.describe(differences.verdict(rows, benchmarks[0]))
         if winner is not None and winner.checkpoint is not None:
             tracker.register(winner.trial, Path(winner.checkpoint))
         outcome.ok = all(row.status != "failed" for row in rows)
@@ -76,33 +94,55 @@ def _next(config: SweepConfig, directory: Path, winner: Row | None) -> None:
         ("the report, in a browser", record.browser(directory / "report.html")),
         ("every metric of every trial", record.command("ui", "--output", config.output)),
         ("score a checkpoint", record.command("score_checkpoint", best)),
+        ("its answers, one by one", record.command("show_scores", directory)),
     )
 
 
-def _train_and_score(config: SweepConfig, directory: Path, tracker: Tracker) -> list[Row]:
-    """A row for the base model and one for each trial."""
+def _train_and_score(
+    config: SweepConfig, directory: Path, tracker: Tracker
+) -> tuple[list[Row], Overlaps]:
+    """Rows of the base model and of each trial; and what the corpus has of the benchmarks."""
+    answers = directory / "scores"
 
     def record_scores(name: str, scores: list[TaskScore]) -> None:
         if name == BASE:
             tracker.start_trial(BASE, {"arm": BASE, "model.path": config.train.model.path})
         tracker.log_scores(name, scores)
+        files = [answers / name / f"{score.task}.parquet" for score in scores]
+        tracker.keep(files, name, "answers")
         if name == BASE:
             tracker.end(BASE, ok=True)
 
-    with cluster.running(directory / "logs", cluster.places(config)):
-        results = stages.train(config, directory, tracker)
-        models = {BASE: config.train.model.path}
+    models = {BASE: config.train.model.path}
+    with (
+        cluster.running(directory / "logs", cluster.places(config)),
+        Scorer(config, directory) as scorer,
+    ):
+        overlaps = stages.compare_with_corpus(config, scorer.benchmarks, directory)
+        with Ahead(scorer.score, room(config, ray.available_resources()), config) as ahead:
+            ahead.ready(BASE, models[BASE])
+            results = stages.train(config, directory, tracker, [ahead])
         models |= {r.trial.name: r.checkpoint for r in results if _complete(r) and r.checkpoint}
-        scores = stages.score_models(models, config, directory, record_scores)
-    base = Row(BASE, BASE, None, None, None, BASE, leaderboard.scores_of(scores[BASE]))
-    return [base, *(_row(config, result, scores, tracker) for result in results)]
+        scores = stages.score_models(models, scorer, record_scores)
+    base = Row(BASE, BASE, None, None, None, BASE, **_told(BASE, scores, answers))
+    rows = [_row(config, result, _told(result.trial.name, scores, answers)) for result in results]
+    return [base, *(replace(r, mlflow_run=tracker.run_id(r.trial)) for r in rows)], overlaps
+
+
+def _told(name: str, scores: stages.Scores, answers: Path) -> dict[str, Any]:
+    """What a row keeps of the scores of its model."""
+    found = scores.get(name, [])
+    return {
+        "scores": leaderboard.scores_of(found),
+        "verdicts": leaderboard.verdicts_of(found, answers / name),
+    }
 
 
 def _complete(result: TrialResult) -> bool:
     return result.status == "finished"
 
 
-def _row(config: SweepConfig, result: TrialResult, scores: stages.Scores, tracker: Tracker) -> Row:
+def _row(config: SweepConfig, result: TrialResult, told: dict[str, Any]) -> Row:
     trial = result.trial
     own = config_of(config.train, trial)
     speeds = [h["tokens_per_second"] for h in result.history if "tokens_per_second" in h]
@@ -114,12 +154,11 @@ def _row(config: SweepConfig, result: TrialResult, scores: stages.Scores, tracke
         lr=own.optim.lr,
         seed=trial.seed,
         status=result.status,
-        scores=leaderboard.scores_of(scores.get(trial.name, [])),
+        **told,
         tokens_per_second=median(speeds) if speeds else None,
         validation=validation,
         history=result.history,
         checkpoint=result.checkpoint,
-        mlflow_run=tracker.run_id(trial.name),
         error=result.error,
     )
 

@@ -2,6 +2,7 @@
 
 In: what each trial was, how it trained and how it scored. Out: `leaderboard.json`, a list with one
 `Row` a trial and one for the base model; and `Arm`s, the rows of equal settings taken together.
+What may be said of them is in `pipelines.differences`.
 """
 
 import json
@@ -10,13 +11,16 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 from evals.benchmark import TaskScore
+from evals.records import Verdicts, read_verdicts
+from evals.statistics import Interval, over_seeds
 
 BASE = "base"
 CAPTION = "% correct, mean over seeds [95 % interval]"
+_BULKY = ("history", "verdicts")  # of a row, not in leaderboard.json
 Score = dict[str, Any]
 """The fields of a `TaskScore`."""
 
@@ -41,9 +45,18 @@ class Row:
     """The last val_ metrics."""
     history: list[dict[str, float]] = field(default_factory=list)
     """Every report of training; not in leaderboard.json."""
+    verdicts: dict[str, Verdicts] = field(default_factory=dict)
+    """By benchmark: how often each item was answered rightly; not in leaderboard.json."""
+    differences: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By benchmark, of the row's arm to the reference arm: {against, difference, low, high, p,
+    p_holm}, in [-1, 1]; p_holm is corrected for the number of arms."""
     checkpoint: str | None = None
     mlflow_run: str | None = None
     error: str | None = None
+
+    def further(self, benchmark: str) -> dict[str, list[float]]:
+        """The benchmark's other metrics: name to [value, low, high]."""
+        return self.scores.get(benchmark, {}).get("also", {})
 
 
 @dataclass(frozen=True)
@@ -56,10 +69,6 @@ class Estimate:
 
     def __str__(self) -> str:
         return f"{100 * self.value:.1f} [{100 * self.low:.0f}, {100 * self.high:.0f}]"
-
-    def overlaps(self, other: "Estimate") -> bool:
-        """Whether the two could be the same."""
-        return self.low <= other.high and other.low <= self.high
 
 
 @dataclass(frozen=True)
@@ -79,9 +88,11 @@ class Arm:
         """How many rows have scores."""
         return sum(bool(row.scores) for row in self.rows)
 
-    def score(self, benchmark: str) -> Estimate | None:
-        """Mean over the seeds that have a score; None where none has."""
+    def score(self, benchmark: str, metric: str = "") -> Estimate | None:
+        """Mean over the seeds that have a score, or another `metric`; None where none has."""
         found = [r.scores[benchmark] for r in self.rows if benchmark in r.scores]
+        if metric:
+            found = [_further(s, metric) for s in found if metric in s.get("also", {})]
         return estimate(found) if found else None
 
     def seeds(self) -> str:
@@ -108,17 +119,14 @@ class Arm:
 
 
 def estimate(scores: Sequence[Score]) -> Estimate:
-    """Mean of one benchmark's scores over seeds.
+    """Mean of one benchmark's scores over seeds; see `evals.statistics.over_seeds`."""
+    intervals = [Interval(s["value"], s["low"], s["high"]) for s in scores]
+    return Estimate(*over_seeds(intervals, scores[0]["num_examples"]))
 
-    The seeds answer the same items, so more seeds do not shrink the part of the interval that comes
-    from the items; their own scatter, 1.96 sd / sqrt(n), is added to it in quadrature.
-    """
-    values = [s["value"] for s in scores]
-    value = mean(values)
-    scatter = 1.96 * stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-    down = math.hypot(mean(s["value"] - s["low"] for s in scores), scatter)
-    up = math.hypot(mean(s["high"] - s["value"] for s in scores), scatter)
-    return Estimate(value, max(0.0, value - down), min(1.0, value + up))
+
+def _further(score: Score, metric: str) -> Score:
+    value, low, high = score["also"][metric]
+    return {**score, "value": value, "low": low, "high": high}
 
 
 def arms(rows: Sequence[Row]) -> list[Arm]:
@@ -144,36 +152,6 @@ def retained_benchmarks(benchmarks: Sequence[str]) -> list[str]:
     return [name for name in benchmarks[1:] if not name.startswith("target-")]
 
 
-def verdict(rows: Sequence[Row], target: str) -> str:
-    """One sentence that says which arm did best, and whether that can be told from chance."""
-    trained = [a for a in ranked(rows, target) if a.name != BASE and a.score(target)]
-    if not trained:
-        return f"No trial has a score on {target}."
-    best = trained[0]
-    top = best.score(target)
-    assert top is not None
-    ties = [
-        arm.name
-        for arm in [*trained[1:], *(a for a in arms(rows) if a.name == BASE)]
-        if (score := arm.score(target)) is not None and score.overlaps(top)
-    ]
-    if not ties:
-        return f"{best.name} wins on {target}: {top} %, its interval apart from all others."
-    if len({str(arm.score(target)) for arm in trained}) == 1 and len(trained) > 1:
-        return f"No winner on {target}: every arm has {top} %."
-    return (
-        f"No clear winner on {target}: {best.name} has the highest mean, {top} %, but its interval "
-        f"overlaps with that of {_listed(ties)}."
-    )
-
-
-def _listed(names: Sequence[str], most: int = 4) -> str:
-    shown = list(names[:most])
-    if len(names) > most:
-        shown.append(f"{len(names) - most} more arms")
-    return " and ".join(filter(None, [", ".join(shown[:-1]), shown[-1]]))
-
-
 def best_trial(rows: Sequence[Row], target: str) -> Row | None:
     """Of the best arm's trials the one with the highest score on `target`."""
     for arm in ranked(rows, target):
@@ -183,24 +161,9 @@ def best_trial(rows: Sequence[Row], target: str) -> Row | None:
     return None
 
 
-def table(rows: Sequence[Row], benchmarks: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """The heads, and a line for each arm that has a score, the best first."""
-    lines = []
-    for arm in ranked(rows, benchmarks[0]):
-        rate, speed = arm.first.lr, arm.tokens_per_second() or 0
-        scores = [str(arm.score(name) or "-") for name in benchmarks]
-        figures = [f"{rate:g}" if rate else "-", arm.seeds() or "-", *scores]
-        if arm.scored:
-            lines.append([arm.name, *figures, f"{speed:,.0f}" if speed else "-"])
-    return ["arm", "lr", "seeds", *benchmarks, "tokens/s"], lines
-
-
-def markdown(rows: Sequence[Row], benchmarks: Sequence[str]) -> str:
-    """The table, what it shows, and the verdict."""
-    columns, lines = table(rows, benchmarks)
-    every = [columns, ["-"] * len(columns), *lines]
-    body = "\n".join(f"| {' | '.join(line)} |" for line in every)
-    return f"{verdict(rows, benchmarks[0])}\n\n{CAPTION}\n\n{body}\n"
+def verdicts_of(scores: Sequence[TaskScore], folder: Path) -> dict[str, Verdicts]:
+    """As a row keeps them, from the answers that scoring left in `folder`."""
+    return {score.task: read_verdicts(folder / f"{score.task}.parquet") for score in scores}
 
 
 def scores_of(scores: Sequence[TaskScore]) -> dict[str, Score]:
@@ -210,7 +173,7 @@ def scores_of(scores: Sequence[TaskScore]) -> dict[str, Score]:
 
 def write(rows: Sequence[Row], path: Path) -> None:
     """Write leaderboard.json, whole or not at all."""
-    told = [{k: v for k, v in asdict(row).items() if k != "history"} for row in rows]
+    told = [{k: v for k, v in asdict(row).items() if k not in _BULKY} for row in rows]
     write_json(path, told)
 
 

@@ -149,13 +149,13 @@ class Store:
             missing.append({**report, "trial": trial, "metrics": new})
         self.log(missing)
 
-    def _keep(self, trial: str, paths: list[str]) -> None:
-        """Store files, and directories by their name, as artifacts."""
+    def _keep(self, trial: str, paths: list[str], folder: str = "") -> None:
+        """Store files (in `folder`), and directories by their name, as artifacts."""
         for path in map(Path, paths):
             if path.is_dir():
                 self._client.log_artifacts(self._id(trial), str(path), path.name)
             else:
-                self._client.log_artifact(self._id(trial), str(path))
+                self._client.log_artifact(self._id(trial), str(path), folder or None)
 
     def _register(self, trial: str, checkpoint: str) -> None:
         """Register a checkpoint as the newest version of the sweep's model, once.

@@ -48,8 +48,9 @@ class SweepConfig:
     search: SearchSettings = field(default_factory=SearchSettings)
     engine: EngineSettings = field(default_factory=EngineSettings)
     benchmarks: tuple[str, ...] = ()
-    """Names, ``file:PATH.jsonl`` or ``builtin:NAME``. The first is the target: it ranks the arms.
-    Those not called target-... measure what the model retains."""
+    """Names (``gsm8k``; ``gsm8k-base`` for a base model, ``gsm8k@16`` for the mean of 16 answers),
+    ``file:PATH.jsonl``, ``class:MODULE:CLASS`` or ``builtin:NAME``. The first is the target: it
+    ranks the arms. Those not called target-... measure what the model retains."""
     benchmark_dir: str = ""
     """Of the published benchmark files; empty: $OTR_BENCHMARKS."""
     max_items: int = 0

@@ -18,13 +18,15 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from pipelines import console, leaderboard
+from pipelines import console, differences, leaderboard, tables
 from pipelines.cluster import REPOSITORY
 from pipelines.leaderboard import Row
 from pipelines.presets import SweepConfig
 from pipelines.stored import fingerprint, read_run
+from pipelines.tables import Overlaps
 
 RUN_FILE = "run.json"
+_MANY = 0.05  # of the answers
 
 
 def begin(config: SweepConfig, directory: Path) -> dict[str, Any]:
@@ -102,16 +104,36 @@ def dry_run(config: SweepConfig, local: SweepConfig) -> None:
     console.say("".join(f"[{text}]" if trained else text for text, trained in report.example))
 
 
-def summary(rows: Sequence[Row], benchmarks: Sequence[str]) -> None:
-    """Print the table of the arms, what failed, and the verdict."""
-    columns, lines = leaderboard.table(rows, benchmarks)
+def summary(rows: Sequence[Row], benchmarks: Sequence[str], overlaps: Overlaps) -> None:
+    """Print the table of the arms with what its marks mean, what failed, and the verdict."""
+    columns, lines = tables.scores(rows, benchmarks, overlaps)
     console.table(columns, lines, title=leaderboard.CAPTION)
-    if without := len(leaderboard.arms(rows)) - len(lines):
+    if legend := differences.legend(rows):
+        console.say(legend)
+    if without := sum(not arm.scored for arm in leaderboard.arms(rows)):
         console.say(f"{without} arms have no score: stopped early, or failed")
+    for told in _unfinished(rows):
+        console.say(told)
     for row in rows:
         if row.status == "failed":
             console.error(f"{row.trial} failed: {row.error}")
-    console.say(leaderboard.verdict(rows, benchmarks[0]))
+    console.say(differences.verdict(rows, benchmarks[0]))
+
+
+def _unfinished(rows: Sequence[Row]) -> Iterator[str]:
+    """Of each benchmark the answers that were cut off or did not come, where there are many."""
+    for name in dict.fromkeys(name for row in rows for name in row.scores):
+        settings = [row.scores[name]["settings"] for row in rows if name in row.scores]
+        cut, late = (
+            sum(s.get(key, 0) for s in settings) for key in ("num_truncated", "num_timeouts")
+        )
+        asked = sum(
+            row.scores[name]["num_examples"] * row.scores[name]["settings"].get("num_samples", 1)
+            for row in rows
+            if name in row.scores
+        )
+        if late or cut > _MANY * asked:
+            yield f"{name}: {cut} of {asked} answers were cut off at the limit, {late} timed out"
 
 
 def next_commands(*commands: tuple[str, str]) -> None:

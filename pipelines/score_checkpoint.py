@@ -1,7 +1,8 @@
 """Score any Hugging Face directory, or model on the hub.
 
 In: the directory, and benchmarks. Out: a table, and `<output>/<name>/scores.json` with every answer
-beside it in `scores/`. The same command again takes what is there.
+beside it in `scores/`. The same command again takes what is there. "show" as the first word reads
+those answers: see `pipelines.show_scores`.
 
     python pipelines/score_checkpoint.py DIRECTORY --benchmarks gsm8k --benchmark-dir benchmarks
 """
@@ -14,16 +15,28 @@ from pathlib import Path
 if __name__ == "__main__" and not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipelines import cluster, console, doctor, leaderboard, options, record, stages
+from pipelines import (
+    cluster,
+    console,
+    doctor,
+    leaderboard,
+    options,
+    record,
+    show_scores,
+    stages,
+)
 from pipelines.builtin import corpus
 from pipelines.leaderboard import Estimate
 from pipelines.presets import SweepConfig
-from pipelines.resolve import resolved
+from pipelines.resolve import load_benchmarks, resolved
+from pipelines.scoring import Scorer
 
 
 def main(argv: Sequence[str]) -> int:
     """Score the model that the first argument names."""
     words = list(argv)
+    if words[:1] == ["show"]:
+        return show_scores.main(words[1:])
     if words and not words[0].startswith("-"):
         words = ["--model", *words]
     return run(options.parse(words, "otr score", single="score").config)
@@ -37,20 +50,34 @@ def run(config: SweepConfig) -> int:
     """
     directory = Path(config.output).absolute() / config.name
     local = resolved(config, corpus.folder(config.output))
-    training = ("data", "arms", "disk", "MLflow store", "training", "memory", "devices")
-    doctor.require(local, without=training)
+    stages.check_prompts(local)
+    doctor.require(local, without=_needless(local))
     record.begin(config, directory)
-    with record.errors_to(directory), cluster.running(directory / "logs", cluster.places(local)):
+    with (
+        record.errors_to(directory),
+        cluster.running(directory / "logs", cluster.places(local)),
+        Scorer(local, directory) as scorer,
+    ):
         models = {"model": local.train.model.path}
-        (scores,) = stages.score_models(models, local, directory, lambda *_: None).values()
+        (scores,) = stages.score_models(models, scorer, lambda *_: None).values()
     leaderboard.write_json(directory / "scores.json", [asdict(score) for score in scores])
     lines = [
-        [s.task, s.metric, str(Estimate(s.value, s.low, s.high)), str(s.num_examples)]
+        [s.task, metric, str(Estimate(*values)), str(s.num_examples)]
         for s in scores
+        for metric, values in {s.metric: (s.value, s.low, s.high), **s.also}.items()
     ]
     console.table(("benchmark", "metric", "% [95 % interval]", "items"), lines)
     console.say(f"answers: {record.shown(directory / 'scores')}")
+    record.next_commands(("read them", record.command("show_scores", directory)))
     return 0
+
+
+def _needless(config: SweepConfig) -> list[str]:
+    """The checks that only training needs; among them, for a base model, a chat template."""
+    training = ["data", "arms", "disk", "MLflow store", "training", "memory", "devices"]
+    benchmarks = load_benchmarks(config.benchmarks, config.benchmark_dir, config.max_items)
+    as_base = all(benchmark.style == "completion" for benchmark in benchmarks)
+    return [*training, "model"] if as_base else training
 
 
 if __name__ == "__main__":

@@ -1,24 +1,24 @@
-"""The two expensive stages of a run, each with its line on the terminal.
+"""The stages of a run, each with its line on the terminal.
 
-In: a resolved `SweepConfig`, the run's directory. Out: trained trials; scores of model directories.
-Ray must be running. What is already there from an interrupted run is taken from there.
+In: a resolved `SweepConfig`, the run's directory. Out: what the corpus has of the benchmarks;
+trained trials; scores of model directories. Ray must be running, but for `check_prompts`. What is
+already there from an interrupted run is taken from there.
 """
 
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
-from dataclasses import replace
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import ray
+from ray.tune import Callback
 
-from evals.benchmark import TaskScore
-from evals.engine import Engine
-from evals.score import score
-from pipelines import console, doctor_machine
-from pipelines.merge_adapter import merge
+from evals import prompts
+from evals.benchmark import Benchmark, TaskScore
+from pipelines import console, contamination, doctor_machine
+from pipelines.contamination import Overlap
 from pipelines.presets import SweepConfig
 from pipelines.resolve import load_benchmarks, local_model
+from pipelines.scoring import Scorer
 from pipelines.stopping import stops_at_sigterm
 from pipelines.tracking import Tracker
 from pipelines.watch import Watcher, settle
@@ -28,8 +28,36 @@ from tuning.sweep import TrialResult
 Scores = dict[str, list[TaskScore]]
 
 
-def train(config: SweepConfig, directory: Path, tracker: Tracker) -> list[TrialResult]:
-    """Train every trial, or what is left of them; checkpoints in `<directory>/trials`."""
+def check_prompts(config: SweepConfig) -> None:
+    """See whether the model can be asked all benchmarks, before anything expensive.
+
+    Raises:
+        ValueError: what `evals.prompts.check` finds.
+    """
+    with console.stage("check", "prompts") as stage:
+        benchmarks = load_benchmarks(config.benchmarks, config.benchmark_dir, config.max_items)
+        prompts.check(local_model(config.train.model.path), benchmarks, config.engine)
+        stage.say(f"prompts: all within {config.engine.max_model_len} tokens")
+
+
+def compare_with_corpus(
+    config: SweepConfig, benchmarks: Sequence[Benchmark], directory: Path
+) -> dict[str, Overlap]:
+    """What of each benchmark is in the training corpus; also in contamination.json."""
+    with console.stage("overlap", "comparing the corpus with the benchmarks") as stage:
+        overlaps = contamination.check(config.train.data, benchmarks, directory)
+        found = [f"{o.benchmark} {o.share:.0%}" for o in overlaps.values() if o.hits]
+        stage.say(f"items in the corpus: {', '.join(found) or 'none'}")
+        return overlaps
+
+
+def train(
+    config: SweepConfig, directory: Path, tracker: Tracker, callbacks: Sequence[Callback] = ()
+) -> list[TrialResult]:
+    """Train every trial, or what is left of them; checkpoints in `<directory>/trials`.
+
+    `callbacks`: of Ray Tune, called in this process.
+    """
     if len(ray.nodes()) > 1:
         doctor_machine.cluster(config)
     stop_file = directory / "stop"
@@ -40,7 +68,7 @@ def train(config: SweepConfig, directory: Path, tracker: Tracker) -> list[TrialR
             config.search,
             storage=str(directory),
             name="trials",
-            callbacks=[Watcher(tracker, config.train, stage, len(config.trials))],
+            callbacks=[Watcher(tracker, config.train, stage, len(config.trials)), *callbacks],
             resume=True,
             stop_file=str(stop_file),
         )
@@ -52,52 +80,29 @@ def train(config: SweepConfig, directory: Path, tracker: Tracker) -> list[TrialR
 
 
 def score_models(
-    models: Mapping[str, str],
-    config: SweepConfig,
-    directory: Path,
-    done: Callable[[str, list[TaskScore]], None],
+    models: Mapping[str, str], scorer: Scorer, done: Callable[[str, list[TaskScore]], None]
 ) -> Scores:
     """Score model directories of one shape on all benchmarks with one engine.
 
     Args:
-        models: name to Hugging Face directory or hub name; the engine is started on the first.
-        config: resolved.
-        directory: answers and scores are kept in `<directory>/scores/<name>`; those that are there
-            for the same weights and items are taken from there, and when all are, no engine starts.
+        models: name to Hugging Face directory or hub name.
+        scorer: what it has scored already is taken from there; when that is all, no engine starts.
         done: called with the name and scores of each model when it has them.
     """
-    with console.stage("score", "reading benchmarks") as stage, ExitStack() as stack:
-        benchmarks = load_benchmarks(config.benchmarks, config.benchmark_dir, config.max_items)
-        settings = replace(config.engine, log_dir=str(directory / "logs" / "engine"))
-        paths = {name: _whole(name, path, config, directory) for name, path in models.items()}
-        scores: Scores = {}
+    scores: Scores = {}
+    scorer.plan(models)
+    with console.stage("score") as stage:
 
-        def say_progress() -> None:
-            name = list(paths)[len(scores)]
-            stage.say(f"{len(scores)} of {len(paths)} models scored · {name}")
+        def say(name: str, detail: str) -> None:
+            stage.say(f"{len(scores)} of {len(models)} models scored · {name}{detail}")
 
-        @cache
-        def engine() -> Engine:
-            stage.say("starting vLLM")
-            first = next(iter(paths.values()))
-            started = stack.enter_context(Engine.start(first, settings=settings))
-            say_progress()
-            return started
+        def progress(name: str, benchmark: str, finished: int, every: int) -> None:
+            say(name, f", {benchmark}: {finished} of {every} answers")
 
-        for name, path in paths.items():
-            say_progress()
-            folder = directory / "scores" / name
-            scores[name] = score(engine, settings, path, benchmarks, results_dir=folder)
+        for name, path in models.items():
+            say(name, "")
+            scorer.starting = partial(say, name, ": starting vLLM")
+            scores[name] = scorer.score(name, path, partial(progress, name))
             done(name, scores[name])
-        stage.say(f"{len(scores)} models on {len(benchmarks)} benchmarks")
+        stage.say(f"{len(scores)} models on {len(scorer.benchmarks)} benchmarks")
         return scores
-
-
-def _whole(name: str, path: str, config: SweepConfig, directory: Path) -> Path:
-    """The model's directory; a LoRA adapter is merged into its model first, once."""
-    found, merged = local_model(path), directory / "merged" / name
-    if not (found / "adapter_config.json").is_file():
-        return found
-    if not merged.is_dir():
-        merge(found, merged, trust_remote_code=config.train.model.trust_remote_code)
-    return merged

@@ -141,12 +141,16 @@ class Tracker:
         self._put("log", trial, step=step, time=_now(), metrics=_plain(metrics))
 
     def log_scores(self, trial: str, scores: Iterable[TaskScore]) -> None:
-        """Write each score with the ends of its interval; once, also when it is told again."""
-        metrics = {}
+        """Write each score with the ends of its interval; once, also when it is told again.
+
+        Further metrics of a benchmark stand under its name: score/gsm8k_at_8/pass_at_4.
+        """
+        metrics: dict[str, float] = {}
         for score in scores:
-            metrics[f"score/{score.task}"] = score.value
-            metrics[f"score/{score.task}_low"] = score.low
-            metrics[f"score/{score.task}_high"] = score.high
+            told = {"": [score.value, score.low, score.high], **score.also}
+            for metric, values in told.items():
+                name = _metric_name(f"score/{score.task}" + (f"/{metric}" if metric else ""))
+                metrics |= zip((name, f"{name}_low", f"{name}_high"), values, strict=True)
         self._put("scores", trial, step=0, time=_now(), metrics=_plain(metrics))
 
     def tag(self, trial: str, key: str, value: str) -> None:
@@ -161,9 +165,9 @@ class Tracker:
         """Close a run, if it is open."""
         self._put("end", trial, status="FINISHED" if ok else "FAILED", time=_now())
 
-    def keep(self, paths: Sequence[Path]) -> None:
-        """Store files, and directories by their name, as artifacts of the sweep's run."""
-        self._put("keep", "", paths=[str(path.absolute()) for path in paths])
+    def keep(self, paths: Sequence[Path], trial: str = "", folder: str = "") -> None:
+        """Store files, and directories by their name, as artifacts of a run; files in `folder`."""
+        self._put("keep", trial, paths=[str(path.absolute()) for path in paths], folder=folder)
 
     def register(self, trial: str, checkpoint: Path) -> None:
         """Register a trial's checkpoint as the newest version of the sweep's model, once."""
@@ -186,6 +190,11 @@ def _start(params: Mapping[str, Any]) -> dict[str, Any]:
 
 def _plain(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items()}
+
+
+def _metric_name(name: str) -> str:
+    """As MLflow takes it: no @, as in gsm8k@8, nor other signs."""
+    return re.sub(r"[^\w\-. /:]", "_", name.replace("@", "_at_"))
 
 
 def _now() -> int:

@@ -4,7 +4,7 @@ In: a path and the fields that every row must have. Out: rows as dicts, with the
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,16 @@ def read_jsonl(path: Path, fields: Fields) -> Iterator[dict[str, Any]]:
 def read_json(path: Path) -> Any:
     """The content of a JSON file."""
     return _parse(read_text(path), str(path))
+
+
+def examples(paths: Sequence[Path]) -> Iterator[tuple[str, int, dict[str, str]]]:
+    """Yields (kind, number, row) of BIG-Bench's files: {"examples": [{"input", "target"}]}."""
+    for path in paths:
+        content = read_json(path)
+        check(content, {"examples": list}, str(path))
+        for number, row in enumerate(content["examples"]):
+            check(row, {"input": str, "target": str}, f"{path}, example {number}")
+            yield path.stem, number, row
 
 
 def read_text(path: Path) -> str:

@@ -11,8 +11,8 @@ import ast
 from pathlib import Path
 from typing import Any
 
+from evals import grading
 from evals.benchmark import Benchmark, Decoding, Item
-from evals.grading import choice_equal, code_passes, exact_equal, math_equal
 from evals.tasks._files import check, read_jsonl
 
 DOMAINS = {"math": "mathematics", "code": "code", "exact": "reasoning", "choice": "reasoning"}
@@ -24,12 +24,6 @@ def load(address: str) -> Benchmark:
     path = Path(path_text)
     rows = enumerate(read_jsonl(path, {"prompt": str}), start=1)
     items = tuple(_item(row, f"{path}, row {number}") for number, row in rows)
-    if not items:
-        raise ValueError(f"{path} has no rows; a benchmark needs at least one")
-    ids = [item.id for item in items]
-    if len(set(ids)) < len(ids):
-        twice = next(each for each in ids if ids.count(each) > 1)
-        raise ValueError(f'{path}: the id "{twice}" stands there more than once')
     domains = {item.meta["domain"] for item in items}
     return Benchmark(
         name=name or path.stem,
@@ -39,15 +33,27 @@ def load(address: str) -> Benchmark:
         decoding=Decoding(max_tokens=512),
         metric="accuracy",
         source=str(path),
+        extract=None if "code" in {item.meta["grader"] for item in items} else extract,
     )
 
 
 def grade(item: Item, text: str) -> bool:
     """Grades by the item's own grader."""
     if item.meta["grader"] == "code":
-        return code_passes(item, text)
-    graders = {"math": math_equal, "exact": exact_equal, "choice": choice_equal}
+        return grading.code_passes(item, text)
+    graders = {
+        "math": grading.math_equal,
+        "exact": grading.exact_equal,
+        "choice": grading.choice_equal,
+    }
     return graders[item.meta["grader"]](text, item.answer)
+
+
+def extract(item: Item, text: str) -> str:
+    """The final answer, for majority voting."""
+    if item.meta["grader"] == "math":
+        return grading.final_answer(text)
+    return grading.marked_answer(text) or text.strip().rpartition("\n")[2].strip()
 
 
 def _item(row: dict[str, Any], place: str) -> Item:

@@ -1,57 +1,80 @@
-"""BIG-Bench Hard (Suzgun et al., 2022): 6,511 questions of 27 kinds.
+"""BIG-Bench Hard (Suzgun et al., 2022): 6,511 questions of 27 kinds; the mean over all of them.
 
-In: `bbh/*.json` of suzgunmirac/BIG-Bench-Hard (their canary string stays in the files). Out: a
-`Benchmark`. Zero-shot and greedy, unlike the paper's three worked examples: a chat model is told
-the form of the final answer instead. The score is the mean over all questions.
+In: `bbh/*.json` of suzgunmirac/BIG-Bench-Hard (9ee07bd, MIT; with their canary string) or the hub.
+Out: a `Benchmark`. Chat: zero-shot, the form of the answer told. Base models: the paper's three
+worked examples, which the hub lacks, and the exact match of EleutherAI/lm-evaluation-harness
+(bbh_cot_fewshot, 4e7e0d4); its stop "Q" is "Q:" here, since it would end answers with that letter.
 """
 
+import dataclasses
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
+from evals import grading, published
 from evals.benchmark import Benchmark, Decoding, Item
-from evals.grading import choice_equal, exact_equal
-from evals.tasks._files import check, read_json
+from evals.tasks import _hub
+from evals.tasks._files import examples, read_json
 
+SOURCE = _hub.Source(
+    "bbh/boolean_expressions.json", "lukaemon/bbh", "982bb89fd79532a8ac676a61fc42eb1aeec63f99"
+)
+SHOTS = dataclasses.replace(SOURCE, file="bbh/cot_prompts/cot_prompts.json")
 INSTRUCTION = 'Think step by step. End with one line of the form "So the answer is {form}."'
 
 
-def load(directory: Path) -> Benchmark:
-    """Reads all 27 files in alphabetical order; the kind goes into `Item.meta`."""
-    folder = directory / "bbh"
-    paths = sorted(folder.glob("*.json")) or [folder / "boolean_expressions.json"]
+def load(directory: Path | None) -> Benchmark:
+    """Reads all kinds in alphabetical order; the kind goes into `Item.meta`."""
+    path = SHOTS.path(directory)
+    shots = read_json(path) if path and path.exists() else {}
     return Benchmark(
         name="bbh",
         domain="reasoning",
-        items=tuple(item for path in paths for item in _items(path)),
+        items=tuple(_item(shots, *question) for question in _questions(directory)),
         grade=grade,
         decoding=Decoding(max_tokens=1024),
         metric="accuracy",
         source="suzgunmirac/BIG-Bench-Hard@9ee07bd",
+        extract=extract,
     )
+
+
+def base(benchmark: Benchmark) -> Benchmark:
+    """Three worked examples; exact match."""
+    decoding = Decoding(max_tokens=1024, stop=("</s>", "Q:", "\n\n"))
+    return dataclasses.replace(benchmark, decoding=decoding, grade=grade_exactly)
 
 
 def grade(item: Item, text: str) -> bool:
     """The option's letter where there are options, else the answer itself."""
     is_choice = re.fullmatch(r"\([A-Z]\)", item.answer)
-    return (choice_equal if is_choice else exact_equal)(text, item.answer)
+    return (grading.choice_equal if is_choice else grading.exact_equal)(text, item.answer)
 
 
-def _items(path: Path) -> list[Item]:
-    content = read_json(path)
-    check(content, {"examples": list}, str(path))
-    items = []
-    for number, example in enumerate(content["examples"]):
-        check(example, {"input": str, "target": str}, f"{path}, example {number}")
-        items.append(
-            Item(
-                id=f"{path.stem}/{number}",
-                prompt=f"{example['input']}\n\n{INSTRUCTION.format(form=_form(example))}",
-                answer=example["target"],
-                meta={"subject": path.stem},
-            )
-        )
-    return items
+def grade_exactly(item: Item, text: str) -> bool:
+    """What follows "the answer is", without the full stop, is the target to the letter."""
+    return published.bbh(text) == item.answer
 
 
-def _form(example: dict[str, str]) -> str:
-    return "(LETTER)" if re.fullmatch(r"\([A-Z]\)", example["target"]) else "ANSWER"
+def extract(item: Item, text: str) -> str:
+    """What follows "the answer is", without the full stop."""
+    return published.bbh(text)
+
+
+def _item(shots: dict[str, str], kind: str, number: int, row: dict[str, str]) -> Item:
+    form = "(LETTER)" if re.fullmatch(r"\([A-Z]\)", row["target"]) else "ANSWER"
+    prompt = f"{row['input']}\n\n{INSTRUCTION.format(form=form)}"
+    worked = shots.get(kind, "").partition("-----\n")[2].strip()  # below the canary
+    completion = worked and f"{worked}\n\nQ: {row['input']}\nA: Let's think step by step.\n"
+    return Item(f"{kind}/{number}", prompt, row["target"], "", {"subject": kind}, completion)
+
+
+def _questions(directory: Path | None) -> Iterator[tuple[str, int, dict[str, str]]]:
+    first = SOURCE.path(directory)
+    if first is not None:
+        yield from examples(sorted(first.parent.glob("*.json")) or [first])
+        return
+    for kind in _hub.configs(SOURCE):
+        source = dataclasses.replace(SOURCE, config=kind)
+        for number, (_, row) in enumerate(_hub.hub_rows(source, {"input": str, "target": str})):
+            yield kind, number, row

@@ -1,46 +1,55 @@
 """GSM8K (Cobbe et al., 2021): 1,319 word problems from grade school; answers are integers.
 
-In: `gsm8k/test.jsonl` of openai/grade-school-math. Out: a `Benchmark`. Zero-shot, greedy, with the
-prompt and the limit of Qwen2.5-Math's evaluation ("qwen-boxed").
+In: `gsm8k/test.jsonl` of openai/grade-school-math (3101c7d, MIT) or the hub. Out: a `Benchmark`.
+Chat: see `_mathematics`. Base models: EleutherAI/lm-evaluation-harness, gsm8k.yaml (4e7e0d4), with
+the first five rows of the training set, as by its sampler first_n, and its rule "strict-match".
 """
 
+import dataclasses
 from pathlib import Path
 
+from evals import published
 from evals.benchmark import Benchmark, Decoding, Item
-from evals.grading import math_equal
-from evals.tasks._files import read_jsonl
+from evals.tasks import _hub, _mathematics
 
-INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
+SOURCE = _hub.Source(
+    "gsm8k/test.jsonl", "openai/gsm8k", "740312add88f781978c0658806c59bc2815b9866", config="main"
+)
+SHOTS = dataclasses.replace(SOURCE, file="gsm8k/train.jsonl", split="train")
+FIELDS = {"question": str, "answer": str}
 
 
-def load(directory: Path) -> Benchmark:
+def load(directory: Path | None) -> Benchmark:
     """Reads the test set; the reference answer is the text after "####"."""
-    path = directory / "gsm8k" / "test.jsonl"
-    rows = list(read_jsonl(path, {"question": str, "answer": str}))
-    for number, row in enumerate(rows, start=1):
+    shots = _hub.worked(SHOTS, directory, FIELDS)[:5]
+    examples = "".join(_asked(row["question"]) + f" {row['answer']}\n\n" for row in shots)
+    items: list[Item] = []
+    for place, row in _hub.rows(SOURCE, directory, FIELDS):
         if "####" not in row["answer"]:
-            raise ValueError(
-                f'{path}, row {number}: field "answer" has no "####" before its number'
-            )
-    items = tuple(
-        Item(
-            id=f"gsm8k/{number}",
-            prompt=f"{row['question']}\n{INSTRUCTION}",
-            answer=row["answer"].rpartition("####")[2].strip().replace(",", ""),
-        )
-        for number, row in enumerate(rows)
-    )
-    return Benchmark(
-        name="gsm8k",
-        domain="mathematics",
-        items=items,
-        grade=grade,
-        decoding=Decoding(max_tokens=2048),
-        metric="accuracy",
-        source="openai/grade-school-math@3101c7d; settings: QwenLM/Qwen2.5-Math@a45202b",
-    )
+            raise ValueError(f'{place}: field "answer" has no "####" before its number')
+        answer = row["answer"].rpartition("####")[2].strip().replace(",", "")
+        completion = examples and examples + _asked(row["question"])
+        id = f"gsm8k/{len(items)}"
+        items.append(_mathematics.item(id, row["question"], answer, completion=completion))
+    return _mathematics.benchmark("gsm8k", items, "openai/grade-school-math@3101c7d")
+
+
+def base(benchmark: Benchmark) -> Benchmark:
+    """Five worked examples; the number after "####"."""
+    stop = ("Question:", "</s>", "<|im_end|>")
+    decoding = Decoding(max_tokens=1024, stop=stop)
+    return dataclasses.replace(benchmark, decoding=decoding, grade=grade, extract=extract)
 
 
 def grade(item: Item, text: str) -> bool:
-    """Equality of numbers."""
-    return math_equal(text, item.answer)
+    """The harness's exact match of the first number after "#### "."""
+    return published.gsm8k_strict(text) == item.answer
+
+
+def extract(item: Item, text: str) -> str:
+    """The first number after "#### "."""
+    return published.gsm8k_strict(text)
+
+
+def _asked(question: str) -> str:
+    return f"Question: {question}\nAnswer:"

@@ -1,40 +1,43 @@
 """HumanEval (Chen et al., 2021): 164 Python functions to write from signature and docstring.
 
-In: `humaneval/HumanEval.jsonl` of openai/human-eval. Out: a `Benchmark`. Zero-shot, greedy, with
-EvalPlus's chat prompt; the answer may be the whole function in a fenced block, or its body.
+In: `humaneval/HumanEval.jsonl` of openai/human-eval (6d43fb9, MIT) or the hub. Out: a `Benchmark`.
+Chat: see `_code`. Base models: the bare prompt, with the stop strings of
+EleutherAI/lm-evaluation-harness (humaneval.yaml, 4e7e0d4).
 """
 
+import dataclasses
 from pathlib import Path
 
-from evals.benchmark import Benchmark, Decoding, Item
-from evals.grading import code_passes
-from evals.tasks._files import read_jsonl
+from evals.benchmark import Benchmark, Item
+from evals.tasks import _code, _hub
 
-INSTRUCTION = (
-    "Please provide a self-contained Python script that solves the following problem "
-    "in a markdown code block:"
+SOURCE = _hub.Source(
+    "humaneval/HumanEval.jsonl",
+    "openai/openai_humaneval",
+    "7dce6050a7d6d172f3cc5c32aa97f52fa1a2e544",
 )
 FIELDS = dict.fromkeys(("task_id", "prompt", "entry_point", "canonical_solution", "test"), str)
 
 
-def load(directory: Path) -> Benchmark:
+def load(directory: Path | None) -> Benchmark:
     """Reads the problems; `Item.answer` is the canonical body."""
-    items = tuple(
+    items = (
         Item(
             id=row["task_id"],
-            prompt=f"{INSTRUCTION}\n```python\n{row['prompt'].strip()}\n```",
+            prompt=_code.prompt(row["prompt"]),
             answer=row["canonical_solution"],
             tests=f"{row['test']}\n\ncheck({row['entry_point']})\n",
             meta={"code_prompt": row["prompt"]},
+            completion=row["prompt"],
         )
-        for row in read_jsonl(directory / "humaneval" / "HumanEval.jsonl", FIELDS)
+        for _, row in _hub.rows(SOURCE, directory, FIELDS)
     )
-    return Benchmark(
-        name="humaneval",
-        domain="code",
-        items=items,
-        grade=code_passes,
-        decoding=Decoding(max_tokens=1024),
-        metric="pass@1",
-        source="openai/human-eval@6d43fb9; prompt: evalplus/evalplus@26d6d00",
+    return _code.benchmark("humaneval", items, "openai/human-eval@6d43fb9")
+
+
+def base(benchmark: Benchmark) -> Benchmark:
+    """The bare prompt; the answer ends where the function does."""
+    stop = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
+    return dataclasses.replace(
+        benchmark, decoding=dataclasses.replace(benchmark.decoding, stop=stop)
     )

@@ -1,45 +1,57 @@
 """MBPP (Austin et al., 2021): short Python functions from one sentence and three assertions.
 
-In: `mbpp/mbpp.jsonl`. Out: a `Benchmark` of the 500 test problems (ids 11 to 510). Zero-shot,
-greedy; the assertions are part of the prompt, as in the paper, since they give the function's name.
+In: `mbpp/mbpp.jsonl` (google-research, CC BY 4.0; the copy of deepseek-ai/DeepSeek-Coder, 2f9fd85)
+or the hub. Out: a `Benchmark` of the 500 test problems, ids 11 to 510. The assertions are part of
+the prompt, as in the paper (section 3.1), since they give the function's name. Base models: worked
+examples are problems 2, 3 and 4, as in EleutherAI/lm-evaluation-harness (mbpp.yaml, 4e7e0d4).
 """
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
-from evals.benchmark import Benchmark, Decoding, Item
-from evals.grading import code_passes
-from evals.tasks._files import read_jsonl
+from evals.benchmark import Benchmark, Item
+from evals.tasks import _code, _hub
 
+SOURCE = _hub.Source(
+    "mbpp/mbpp.jsonl",
+    "google-research-datasets/mbpp",
+    "4bb6404fdc6cacfda99d4ac4205087b89d32030c",
+    config="full",
+)
+SHOTS = dataclasses.replace(SOURCE, split="prompt")
 FIELDS = {"task_id": int, "text": str, "code": str, "test_setup_code": str, "test_list": list}
 TEST_IDS = range(11, 511)
 
 
-def load(directory: Path) -> Benchmark:
+def load(directory: Path | None) -> Benchmark:
     """Reads the test problems; `Item.answer` is the reference program."""
-    items = tuple(
+    shots = [row for row in _hub.worked(SHOTS, directory, FIELDS) if row["task_id"] in (2, 3, 4)]
+    examples = "".join(f"{_task(row)}[BEGIN]\n{row['code']}\n[DONE]\n\n" for row in shots)
+    items = (
         Item(
             id=f"mbpp/{row['task_id']}",
-            prompt=_prompt(row["text"], row["test_list"]),
+            prompt=f"{_task(row)}\nWrite the program in a markdown code block.",
             answer=row["code"],
             tests="\n".join([row["test_setup_code"], *row["test_list"]]),
+            completion=examples and f"{examples}{_task(row)}[BEGIN]\n",
         )
-        for row in read_jsonl(directory / "mbpp" / "mbpp.jsonl", FIELDS)
+        for _, row in _hub.rows(SOURCE, directory, FIELDS)
         if row["task_id"] in TEST_IDS
     )
-    return Benchmark(
-        name="mbpp",
-        domain="code",
-        items=items,
-        grade=code_passes,
-        decoding=Decoding(max_tokens=1024),
-        metric="pass@1",
-        source="google-research/mbpp; prompt after Austin et al. (2021), section 3.1",
+    return _code.benchmark("mbpp", items, "google-research/mbpp; DeepSeek-Coder@2f9fd85")
+
+
+def base(benchmark: Benchmark) -> Benchmark:
+    """Three worked examples; the answer ends at [DONE]."""
+    return dataclasses.replace(
+        benchmark, decoding=dataclasses.replace(benchmark.decoding, stop=("[DONE]",))
     )
 
 
-def _prompt(text: str, tests: list[str]) -> str:
+def _task(row: dict[str, Any]) -> str:
+    tests = "\n".join(row["test_list"])
     return (
-        f"You are an expert Python programmer, and here is your task: {text.strip()} "
-        "Your code should pass these tests:\n\n" + "\n".join(tests) + "\n\n"
-        "Write the program in a markdown code block."
+        f"You are an expert Python programmer, and here is your task: {row['text'].strip()} "
+        f"Your code should pass these tests:\n\n{tests}\n"
     )

@@ -1,9 +1,13 @@
-"""A Ray that the integration tests of a module share."""
+"""A Ray that the integration tests of a module share, and what the engine's tests start from."""
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+from tests.assets.newcomer import free_port
+from tests.assets.tiny import make_tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -15,3 +19,23 @@ def ray_cluster() -> Iterator[None]:
     ray.init(**here, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory) -> list[Path]:
+    """Random models of one shape."""
+    folder = tmp_path_factory.mktemp("models")
+    return [make_tiny_model(folder / f"seed{seed}", seed=seed) for seed in range(4)]
+
+
+@pytest.fixture(scope="module")
+def engine_settings(tmp_path_factory):
+    """Of a small engine on a free port, with its logs out of the way."""
+    from evals.deployment import EngineSettings
+
+    return EngineSettings(
+        max_model_len=512,
+        kv_cache_gib=0.25,
+        port=free_port(),
+        log_dir=str(tmp_path_factory.mktemp("logs")),
+    )

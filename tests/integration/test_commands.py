@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from evals.records import read_answers
 from tests.assets.newcomer import free_port, run
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
@@ -44,5 +45,5 @@ def test_train_on_a_file_and_score_what_comes_out(tmp_path: Path) -> None:
     assert [s["task"] for s in scores] == ["target-heldout", "retained-code"]
     for each in scores:
         assert each["task"] in said and each["num_examples"] == 2
-        answers = output / "scored" / "scores" / "model" / f"{each['task']}.jsonl"
-        assert len(answers.read_text().splitlines()) == 2
+        answers = output / "scored" / "scores" / "model" / f"{each['task']}.parquet"
+        assert len(read_answers(answers)) == 2

@@ -1,46 +1,49 @@
-"""The engine on real parts: Ray Serve, vLLM, a tiny random Qwen3 with tied embeddings."""
+"""The engine on real parts: Ray Serve, vLLM, tiny random Qwen3s with tied embeddings, adapters."""
 
 import json
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from evals import tasks
+from evals import client, probe, replicas, tasks
 from evals.benchmark import Decoding
-from evals.engine import Engine, EngineSettings
+from evals.engine import Engine
 from evals.score import score
-from tests.assets.newcomer import free_port
+from evals.served import Request
 from tests.assets.tiny import make_tiny_model
 
 pytestmark = pytest.mark.integration
 
 TEXT = list(b"Every swap is proven before anything may be generated. " * 4)
+PROMPTS = [TEXT[: 60 + n] for n in range(48)]
+DRAWN = Decoding(max_tokens=24, temperature=1.0, num_samples=2, seed=5)
+GREEDY = Decoding(max_tokens=24)
 
 
 @pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory) -> list[Path]:
-    folder = tmp_path_factory.mktemp("models")
-    return [make_tiny_model(folder / f"seed{seed}", seed=seed) for seed in range(4)]
+def adapters(checkpoints, tmp_path_factory) -> list[Path]:
+    """Random ones of checkpoint 0, of three ranks."""
+    folder = tmp_path_factory.mktemp("adapters")
+    for number, rank in enumerate((4, 8, 16)):
+        torch.manual_seed(number)
+        config = LoraConfig(
+            r=rank, lora_alpha=32, target_modules="all-linear", init_lora_weights=False
+        )
+        get_peft_model(load(checkpoints[0]), config).save_pretrained(folder / str(rank))
+    return sorted(folder.iterdir())
 
 
 @pytest.fixture(scope="module")
-def started(checkpoints, tmp_path_factory):
-    settings = EngineSettings(
-        max_model_len=512,
-        kv_cache_gib=0.25,
-        port=free_port(),
-        log_dir=str(tmp_path_factory.mktemp("logs")),
-    )
-    ray.init(address="local", num_cpus=2, log_to_driver=False)
-    try:
-        with Engine.start(checkpoints[0], settings=settings) as running:
-            yield running
-    finally:
-        ray.shutdown()
+def started(checkpoints, adapters, engine_settings, ray_cluster):
+    with Engine.start(checkpoints[0], settings=engine_settings, adapter_dirs=adapters) as running:
+        yield running
 
 
 @pytest.fixture
@@ -50,12 +53,18 @@ def engine(started, checkpoints):
     return started
 
 
+def load(directory: Path) -> torch.nn.Module:
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+
+
 def truth(directory: Path, ids: list[int]) -> list[float]:
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-    row = torch.tensor([ids])
     with torch.no_grad():
-        logp = model(row).logits[0].log_softmax(-1)
+        logp = load(directory)(torch.tensor([ids])).logits[0].log_softmax(-1)
     return [logp[t - 1, ids[t]].item() for t in range(1, len(ids))]
+
+
+def texts(answers) -> list[list[str]]:
+    return [[completion.text for completion in samples] for samples in answers]
 
 
 def test_base_and_three_swaps_give_transformers_logprobs(started, checkpoints):
@@ -70,27 +79,32 @@ def test_base_and_three_swaps_give_transformers_logprobs(started, checkpoints):
         previous = served
 
 
-def test_reload_without_the_repair_is_caught(engine, checkpoints):
-    for handle in engine._handles():
-        handle.collective_rpc.remote(
-            "reload_weights", kwargs={"weights_path": str(checkpoints[2])}
-        ).result()
+@pytest.mark.parametrize("method", ["reload_weights", "swap_weights"])
+def test_half_a_swap_is_caught(engine, checkpoints, method, monkeypatch):
+    """Without packing the head again; without emptying the prefix cache."""
+    handle = replicas.handle("replica-0")
+    named = {"reload_weights": "weights_path", "swap_weights": "path"}[method]
+    handle.collective_rpc.remote(method, kwargs={named: str(checkpoints[2])}).result()
+    if method == "reload_weights":
         handle.reset_prefix_cache.remote().result()
-    engine.model_dir = checkpoints[2]
+    fleet = engine._replicas
+    monkeypatch.setattr(fleet, "_wanted", checkpoints[2])
     with pytest.raises(RuntimeError, match="does not serve"):
-        engine._prove()
+        fleet._prove(fleet._proven()[0])
 
 
-def test_stale_prefix_cache_is_caught_and_a_sound_swap_recovers(engine, checkpoints):
-    engine._proven = False
-    engine._call_workers("swap_weights", str(checkpoints[2]))
-    engine.model_dir = checkpoints[2]
-    with pytest.raises(RuntimeError, match="does not serve"):
-        engine._prove()
+def test_nothing_is_generated_after_a_failed_probe_until_a_sound_swap(
+    engine, checkpoints, monkeypatch
+):
+    true = probe.reference_logprobs
+    with monkeypatch.context() as patch:
+        patch.setattr(probe, "reference_logprobs", lambda path, *more: true(checkpoints[3], *more))
+        with pytest.raises(RuntimeError, match="does not serve"):
+            engine.swap(checkpoints[2])
     with pytest.raises(RuntimeError, match="unproven"):
-        engine.generate([TEXT], Decoding(max_tokens=2))
+        engine.generate([TEXT], GREEDY)
     engine.swap(checkpoints[2])
-    assert engine.generate([TEXT], Decoding(max_tokens=2))[0][0].num_tokens == 2
+    assert engine.generate([TEXT], GREEDY)[0][0].num_tokens > 0
 
 
 def test_other_shape_is_refused_by_name(engine, tmp_path):
@@ -99,17 +113,37 @@ def test_other_shape_is_refused_by_name(engine, tmp_path):
         engine.swap(untied)
 
 
-def test_answers_of_a_restarted_replica_are_refused(engine, checkpoints, monkeypatch):
-    monkeypatch.setattr(engine, "model_dir", checkpoints[3])
-    with pytest.raises(RuntimeError, match="restarted"):
-        engine.generate([TEXT], Decoding(max_tokens=2))
+def test_a_replica_with_other_weights_does_not_answer(engine):
+    [replica] = engine._replicas._proven()
+    stale = replace(replica, weights="of before it was restarted")
+    with pytest.raises(client.LostError, match="it serves"):
+        list(client.ask([stale], {0: Request(TEXT, 2)}, {}, client.Limits(60, 1)))
 
 
-def test_samples_have_seeds_of_their_own(engine):
-    drawn = Decoding(max_tokens=16, temperature=1.0, num_samples=3, seed=5)
-    first = engine.generate([TEXT[:20], TEXT[:20]], drawn)
-    assert engine.generate([TEXT[:20], TEXT[:20]], drawn) == first
-    assert len({completion.text for samples in first for completion in samples}) == 6
+@pytest.mark.parametrize("decoding", [DRAWN, GREEDY], ids=["drawn", "greedy"])
+def test_same_texts_in_any_order_at_any_concurrency(engine, decoding, monkeypatch):
+    keys = [f"item {number}" for number in range(len(PROMPTS))]
+    first = engine.generate(PROMPTS, decoding, seeds=keys)
+    shuffled = engine.generate(PROMPTS[::-1], decoding, seeds=keys[::-1])
+    monkeypatch.setattr(engine._replicas, "_settings", replace(engine.settings, concurrency=1))
+    alone = engine.generate(PROMPTS[:12], decoding, seeds=keys[:12])
+    assert shuffled[::-1] == first
+    assert alone == first[:12]
+    if decoding.num_samples > 1:
+        assert len({text for samples in texts(first) for text in samples}) == 2 * len(PROMPTS)
+
+
+def test_answers_are_handed_over_as_they_come_and_skipped_ones_not_asked(engine):
+    got = {}
+    skip = {(0, 1), (2, 0)}
+    answers = engine.generate(
+        [*PROMPTS[:3], [1] * 512], DRAWN, skip=skip, done=lambda i, s, c: got.update({(i, s): c})
+    )
+    everywhere = {(index, sample) for index in range(4) for sample in range(2)}
+    assert set(got) == everywhere - skip
+    for index, sample in everywhere:
+        assert answers[index][sample] == got.get((index, sample))
+    assert got[3, 0].finish_reason == "prompt_too_long"
 
 
 def test_stop_tokens_and_over_long_prompts(engine):
@@ -123,6 +157,54 @@ def test_stop_tokens_and_over_long_prompts(engine):
     assert fits.num_tokens <= 2
 
 
+def test_seeded_prompts_beyond_one_step_of_the_engine(engine):
+    """2048 tokens: on the CPU the engine would die of a prompt cut in two."""
+    long = [[number % 256] * 500 for number in range(12)]
+    assert len(texts(engine.generate(long, DRAWN))) == 12
+
+
+def test_openai_endpoint_gives_the_same_texts(engine):
+    [[completion]] = engine.generate([TEXT], GREEDY)
+    body = {"model": "replica-0", "prompt": TEXT, "max_tokens": 24, "temperature": 0.0}
+    request = urllib.request.Request(
+        f"{engine.url}/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request) as response:
+        [choice] = json.load(response)["choices"]
+    assert choice["text"] == completion.text
+
+
+def test_adapters_side_by_side_equal_merged_models(started, checkpoints, adapters, tmp_path):
+    started.swap(checkpoints[0])
+    served = [started, *(started.adapter(path) for path in adapters)]
+    with ThreadPoolExecutor() as pool:  # one batch has requests of all of them
+        together = list(pool.map(lambda one: texts(one.generate(PROMPTS, GREEDY)), served))
+    for path, answers in zip(adapters, together[1:], strict=True):
+        merged = PeftModel.from_pretrained(load(checkpoints[0]), path).merge_and_unload()
+        merged.save_pretrained(tmp_path / path.name)
+        started.swap(tmp_path / path.name)
+        assert texts(started.generate(PROMPTS, GREEDY)) == answers
+    with pytest.raises(ValueError, match="swap to that one first"):
+        started.adapter(adapters[0])
+    with pytest.raises(RuntimeError, match="its model has been swapped"):
+        served[1].generate(PROMPTS[:1], GREEDY)
+    started.swap(checkpoints[0])
+    assert texts(started.generate(PROMPTS, GREEDY)) == together[0]
+    assert texts(started.adapter(adapters[2]).generate(PROMPTS, GREEDY)) == together[3]
+
+
+def test_adapters_that_are_not_what_is_served_are_caught(engine, checkpoints, adapters):
+    engine.swap(checkpoints[0])
+    [replica] = engine._replicas._proven()
+    swapped = dict(zip(engine._adapters, [adapters[1], adapters[0], adapters[2]], strict=True))
+    fleet = engine._replicas
+    right, fleet._adapters = fleet._adapters, swapped
+    with pytest.raises(RuntimeError, match=f"does not serve {adapters[1]}"):
+        fleet._prove(replica)
+    fleet._adapters = right
+    fleet._prove(replica)
+
+
 def test_second_serve_is_refused_before_it_starts(engine, checkpoints):
     with pytest.raises(ValueError, match="already runs"):
         Engine.start(checkpoints[0], settings=engine.settings)
@@ -133,17 +215,12 @@ def test_score_of_a_file_benchmark_is_stored_and_reused(engine, checkpoints, tmp
     rows = [{"prompt": f"{i} + {i} = ?", "answer": str(2 * i), "grader": "math"} for i in range(6)]
     questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
     benchmark = tasks.load(f"file:{questions}", None)
-    results = tmp_path / "results"
-
     asked = (lambda: engine, engine.settings, checkpoints[3], [benchmark])
-    [first] = score(*asked, results_dir=results)
+    [first] = score(*asked, results_dir=tmp_path / "results")
     assert engine.model_dir == checkpoints[3]
     assert first.num_examples == 6
     assert 0 <= first.low <= first.value <= first.high <= 1
-    stored = [json.loads(line) for line in (results / "sums.jsonl").read_text().splitlines()]
-    assert stored[2]["rendered"] == "<|im_start|>user\n2 + 2 = ?<|im_end|>\n<|im_start|>assistant\n"
-    assert stored[2]["samples"][0]["num_tokens"] > 0
 
     engine.swap(checkpoints[0])
-    assert score(*asked, results_dir=results) == [first]
+    assert score(*asked, results_dir=tmp_path / "results") == [first]
     assert engine.model_dir == checkpoints[0]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from evals.records import read_answers
 from tests.assets.newcomer import free_port, run
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
@@ -32,5 +33,5 @@ def test_the_base_and_the_arm_are_scored(benchmark_dir: Path, tmp_path: Path) ->
         score = row["scores"]["gsm8k"]
         assert score["num_examples"] == 8
         assert 0 <= score["low"] <= score["value"] <= score["high"] <= 1
-        answers = (board.parent / "scores" / name / "gsm8k.jsonl").read_text().splitlines()
+        answers = read_answers(board.parent / "scores" / name / "gsm8k.parquet")
         assert len(answers) == 8

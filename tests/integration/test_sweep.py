@@ -60,9 +60,10 @@ def test_the_table_and_the_next_commands_are_printed(finished: tuple[Path, str])
         assert name in said
     lines = [line for line in said.splitlines() if line.startswith("  ") and "  # " in line]
     commands = [shlex.split(line.partition("  # ")[0]) for line in lines]
-    assert [Path(words[0]).absolute() for words in commands] == [Path(sys.executable)] * 3
+    assert [Path(words[0]).absolute() for words in commands] == [Path(sys.executable)] * 4
     assert commands[0][1:3] == ["-m", "webbrowser"] and Path(commands[0][3]).is_file()
-    assert [Path(words[1]).name for words in commands[1:]] == ["ui.py", "score_checkpoint.py"]
+    scripts = ["ui.py", "score_checkpoint.py", "show_scores.py"]
+    assert [Path(words[1]).name for words in commands[1:]] == scripts
     assert (Path(commands[2][2]) / "model.safetensors").is_file()
 
 
@@ -113,7 +114,8 @@ def test_mlflow_holds_the_sweep(finished: tuple[Path, str]) -> None:
             low, value, high = (metrics[f"score/{task}{end}"] for end in ("_low", "", "_high"))
             assert low <= value <= high
     kept = {artifact.path for artifact in client.list_artifacts(parent)}
-    assert kept == {"leaderboard.json", "report.html", "table.md", "figures", "run.json"}
+    files = {"leaderboard.json", "contamination.json", "report.html", "table.md", "run.json"}
+    assert kept == files | {"figures"}
     assert "figures/scores.svg" in {a.path for a in client.list_artifacts(parent, "figures")}
     (winner,) = client.search_model_versions("name = 'otr-debug'")
     assert winner.run_id in {runs[name].info.run_id for name in TRIALS}

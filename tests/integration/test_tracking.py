@@ -56,8 +56,12 @@ def test_a_sweep_that_is_interrupted_goes_on_in_the_same_runs(tmp_path: Path) ->
         again.log("sft-seed0", {"nll": 1.0}, step=2)
         again.end("sft-seed0", ok=True)
         for low in (0.3, 0.4, 0.4):
-            score = TaskScore("gsm8k", "accuracy", 0.5, low, 0.6, 100, {})
+            also = {"pass@2": [0.7, 0.6, 0.8]}
+            score = TaskScore("gsm8k@2", "avg@2", 0.5, low, 0.6, 100, {}, also)
             again.log_scores("sft-seed0", [score])
+        answers = tmp_path / "gsm8k@2.parquet"
+        answers.write_bytes(b"PAR1")
+        again.keep([answers], "sft-seed0", "answers")
         page = tmp_path / "report.html"
         page.write_text("<p>")
         again.keep([page])
@@ -76,11 +80,14 @@ def test_a_sweep_that_is_interrupted_goes_on_in_the_same_runs(tmp_path: Path) ->
     assert (parent.data.params["trials"], trial.data.params["optim.lr"]) == ("2", "0.0003")
     history = client.get_metric_history(child, "nll")
     assert [(m.step, m.value) for m in history] == [(1, 2.0), (2, 1.0)]
-    scores = [client.get_metric_history(child, f"score/gsm8k{end}") for end in ("", "_low")]
+    scores = [client.get_metric_history(child, f"score/gsm8k_at_2{end}") for end in ("", "_low")]
     assert [[m.value for m in score] for score in scores] == [[0.5], [0.3, 0.4]]
-    assert trial.data.metrics["score/gsm8k_low"] == 0.4
+    assert trial.data.metrics["score/gsm8k_at_2_low"] == 0.4
+    assert trial.data.metrics["score/gsm8k_at_2/pass_at_2_high"] == 0.8
     assert trial.data.metrics["system/cpu"] == 50.0
     assert [a.path for a in client.list_artifacts(parent.info.run_id)] == ["report.html"]
+    kept = [a.path for a in client.list_artifacts(child, "answers")]
+    assert kept == ["answers/gsm8k@2.parquet"]
     (registered,) = client.search_model_versions("name = 'otr-sweep'")
     assert registered.run_id == child and registered.source.endswith("step-000002")
 
@@ -112,6 +119,7 @@ def test_a_server_gets_the_model_itself(server: str, tmp_path: Path) -> None:
         run_id = tracker.run_id("sft-seed0")
         assert run_id is not None
         tracker.keep([figures])
+        tracker.keep([checkpoint / "config.json"], "sft-seed0", "answers")
         tracker.register("sft-seed0", checkpoint)
         tracker.register("sft-seed0", checkpoint)
         outcome.ok = True
@@ -122,6 +130,7 @@ def test_a_server_gets_the_model_itself(server: str, tmp_path: Path) -> None:
     assert uploaded == ["step-000002/config.json", "step-000002/model.safetensors"]
     (figure,) = client.list_artifacts(tracker.run_id() or "", "figures")
     assert figure.path == "figures/scores.svg"
+    assert [a.path for a in client.list_artifacts(run_id, "answers")] == ["answers/config.json"]
 
 
 def test_a_trial_that_never_started_has_a_failed_run(tmp_path: Path) -> None:

@@ -10,6 +10,12 @@ from pathlib import Path
 import pytest
 
 from evals import sandbox
+from tests.assets.walls import (
+    WITHOUT_GUARD,
+    WITHOUT_LANDLOCK_AND_SECCOMP,
+    WITHOUT_NAMESPACES,
+    patch,
+)
 
 VERDICTS = {
     "assert sum(range(4)) == 6": "passed",
@@ -61,30 +67,6 @@ ORDINARY_PROGRAMS = {
 }
 
 
-WITHOUT_NAMESPACES = "walls.enter_namespaces = lambda libc: False; "
-WITHOUT_GUARD = "sandbox_child.guard.install = lambda home, readable: []; "
-WITHOUT_LANDLOCK_AND_SECCOMP = (
-    "walls.confine_files = lambda libc, home, readable: False; "
-    "walls.filter_system_calls = lambda libc: False; "
-)
-WITHOUT_ANY = WITHOUT_NAMESPACES + WITHOUT_LANDLOCK_AND_SECCOMP
-
-
-def _patch(monkeypatch, statements: str) -> None:
-    """Changes the sandbox inside its own interpreter, before it builds its walls."""
-    patch = f"from evals import sandbox_walls as walls; {statements}sys.path.pop"
-    monkeypatch.setattr(sandbox, "CHILD", sandbox.CHILD.replace("sys.path.pop", patch))
-
-
-@pytest.fixture(params=["all walls", "no namespaces", "guard alone"])
-def wall(request, monkeypatch) -> str:
-    """Runs a test three times: as the machine allows, and as on less able machines."""
-    missing = {"no namespaces": WITHOUT_NAMESPACES, "guard alone": WITHOUT_ANY}
-    if request.param in missing:
-        _patch(monkeypatch, missing[request.param])
-    return request.param
-
-
 @pytest.mark.parametrize("program", VERDICTS)
 def test_verdict(wall, program) -> None:
     result = sandbox.run(program, cpu_seconds=2)
@@ -105,7 +87,7 @@ def test_endless_programs_end(wall, monkeypatch) -> None:
     assert sandbox.run("import time; time.sleep(60)", cpu_seconds=1).reason == "timeout"
     waits = "import threading; threading.Event().wait()"
     assert sandbox.run(waits, cpu_seconds=1).reason == "timeout"
-    _patch(monkeypatch, "sandbox_child._busy_seconds = lambda process: float('inf'); ")
+    patch(monkeypatch, "sandbox_child._busy_seconds = lambda process: float('inf'); ")
     monkeypatch.setattr(sandbox, "STARVED", 1)
     assert sandbox.run("import time; time.sleep(60)", cpu_seconds=1).reason == "timeout"
 
@@ -124,103 +106,6 @@ def test_a_busy_machine_changes_no_verdict(monkeypatch) -> None:
             hog.kill()
             hog.wait()
     assert result.passed, f"{result.reason} after {waited:.1f} s"
-
-
-FORGERIES = {
-    "writes to the result channel": """
-import os
-for descriptor in range(3, 256):
-    for text in (b"passed", bytes(32)):
-        try:
-            os.write(descriptor, text)
-        except OSError:
-            pass
-os._exit(0)
-""",
-    "reads a secret and hands it back": """
-import os
-secrets = []
-for descriptor in range(3, 256):
-    try:
-        os.set_blocking(descriptor, False)
-        secrets.append(os.read(descriptor, 64))
-    except OSError:
-        pass
-for descriptor in range(3, 256):
-    for secret in secrets:
-        try:
-            os.write(descriptor, secret)
-        except OSError:
-            pass
-os._exit(0)
-""",
-    "looks for it in the sandbox's variables": """
-import os, sys
-frame, values = sys._getframe(), []
-while frame:
-    values += [*frame.f_locals.values(), *frame.f_globals.values()]
-    frame = frame.f_back
-for value in list(values):
-    values += [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
-for secret in values:
-    if isinstance(secret, bytes) and len(secret) == 32:
-        for descriptor in range(3, 256):
-            try:
-                os.write(descriptor, secret)
-            except OSError:
-                pass
-os._exit(0)
-""",
-    "says that it has ended": "import os, sys\nsys.audit('sandbox.end')\nos._exit(0)",
-    "calls the sandbox's own code": """
-import sys
-from types import FunctionType
-own = sys._getframe(1)
-own.f_globals['compile'] = lambda *_, **__: 'pass'
-FunctionType(own.f_code, own.f_globals)((b'', b''), ('/', []), 0, 1)
-""",
-    "exits from the tests": "def f():\n    import sys\n    sys.exit(0)",
-    "leaves the tests": "def f():\n    import os\n    os._exit(0)",
-    "hides the tests in a string": "def f(): return 1\nx = '''",
-    "ends before the tests": "def f(): return 1\nraise SystemExit",
-    "patches what the tests call": """
-import builtins, math
-builtins.abs, builtins.all, builtins.len = lambda _: 0, lambda _: True, lambda _: 1
-math.isclose = lambda *_, **__: True
-def f(): return 1
-""",
-    "patches what assert raises": """
-import builtins
-builtins.AssertionError = builtins.BaseException = KeyError
-def f(): return 1
-""",
-    "patches how the tests are run": """
-import builtins, sys
-builtins.compile = lambda *_, **__: "pass"
-builtins.exec = builtins.isinstance = lambda *_: None
-sys.audit = sys.excepthook = sys.__excepthook__ = lambda *_: None
-def f(): return 1
-""",
-}
-TESTS = """
-import math
-assert abs(f() - 2) < 0.5
-assert all([f() == 2]) and len([f()]) == 1
-assert math.isclose(f(), 2)
-"""
-
-
-@pytest.mark.parametrize("attack", FORGERIES)
-def test_wrong_programs_that_want_to_pass(wall, attack) -> None:
-    assert not sandbox.run(FORGERIES[attack], tests=TESTS).passed
-    assert sandbox.run("def f(): return 2", tests=TESTS).passed
-
-
-def test_tests_see_the_program_and_not_its_changes() -> None:
-    program = "import math, builtins\nbuiltins.len = None\nmath.pi = 3\nclass A: x = 1\n"
-    result = sandbox.run(program, tests="import math\nassert len('a') == A.x and math.pi != 3")
-    assert result.passed, result.stderr
-    assert not sandbox.run("def f(): return 1", tests="import nothing_of_this_name").passed
 
 
 def test_nothing_outside_changes(wall, tmp_path) -> None:
@@ -270,7 +155,7 @@ KERNEL_WALLS = {"namespaces": WITHOUT_LANDLOCK_AND_SECCOMP, "seccomp": WITHOUT_N
 def test_the_kernel_stops_what_gets_past_the_guard(name, monkeypatch, tmp_path) -> None:
     if name not in sandbox.isolation():
         pytest.skip(f"this machine offers no {name} to processes without privileges")
-    _patch(monkeypatch, KERNEL_WALLS[name] + WITHOUT_GUARD)
+    patch(monkeypatch, KERNEL_WALLS[name] + WITHOUT_GUARD)
     victim = tmp_path / "victim"
     victim.write_text("kept")
     listener = socket.create_server(("127.0.0.1", 0))
@@ -292,7 +177,7 @@ def test_the_kernel_stops_what_gets_past_the_guard(name, monkeypatch, tmp_path) 
 def test_landlock_hides_files_from_what_gets_past_the_guard(monkeypatch, tmp_path) -> None:
     if "landlock" not in sandbox.isolation():
         pytest.skip("this machine's kernel offers no Landlock")
-    _patch(monkeypatch, WITHOUT_NAMESPACES + WITHOUT_GUARD)
+    patch(monkeypatch, WITHOUT_NAMESPACES + WITHOUT_GUARD)
     (tmp_path / "secret").write_text("s")
     for path in (str(tmp_path / "secret"), "/etc/passwd", f"/proc/{os.getpid()}/environ"):
         assert not sandbox.run(f"open({path!r})").passed, path
@@ -303,7 +188,7 @@ def test_landlock_hides_files_from_what_gets_past_the_guard(monkeypatch, tmp_pat
 def test_no_process_outlives_the_program(name, monkeypatch) -> None:
     if name not in sandbox.isolation():
         pytest.skip(f"this machine offers no {name} to processes without privileges")
-    _patch(monkeypatch, KERNEL_WALLS[name] + WITHOUT_GUARD)
+    patch(monkeypatch, KERNEL_WALLS[name] + WITHOUT_GUARD)
     if name == "seccomp":
         assert not sandbox.run("import os; os.fork()").passed
     sleeper = "os.execv('/bin/sleep', ['sleep', '987.125'])"

@@ -1,0 +1,30 @@
+"""AIME 2024: 30 problems of the American Invitational Mathematics Examination; integers to 999.
+
+In: `aime24/test.jsonl` of QwenLM/Qwen2.5-Math (a45202b, MIT) or the hub. Out: a `Benchmark`. See
+`_mathematics`. The files have "023" where the answer is 23. So few items: draw several answers
+each, e.g. "aime24@16".
+"""
+
+from pathlib import Path
+
+from evals.benchmark import Benchmark
+from evals.tasks import _hub, _mathematics
+
+SOURCE = _hub.Source(
+    "aime24/test.jsonl",
+    "HuggingFaceH4/aime_2024",
+    "2fe88a2f1091d5048c0f36abc874fb997b3dd99a",
+    "train",
+)
+FIELDS = {"id": int, "problem": str, "answer": str}
+
+
+def load(directory: Path | None) -> Benchmark:
+    """Reads the problems."""
+    items = (
+        _mathematics.item(
+            f"aime24/{row['id']}", row["problem"], _mathematics.integer(row["answer"], place)
+        )
+        for place, row in _hub.rows(SOURCE, directory, FIELDS)
+    )
+    return _mathematics.benchmark("aime24", items, "QwenLM/Qwen2.5-Math@a45202b")

@@ -1,0 +1,60 @@
+"""MBPP+ (Liu et al., 2023), version 0.2.0: 378 problems of MBPP with 35 times as many tests.
+
+In: `mbpp_plus/MbppPlus-v0.2.0.jsonl` of evalplus/mbppplus_release (dadf43d, Apache-2.0), or the
+hub, which has its "OriginFmt". Out: a `Benchmark`. Chat and base models: see `_code`. Inputs get
+the types of the published assertions back. Left out are inputs of two problems on which the
+reference itself takes gigabytes or half a minute.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from evals.benchmark import Benchmark, Decoding, Item
+from evals.tasks import _code, _hub, _plus
+from evals.tasks._files import Fields, check
+
+SOURCE = _hub.Source(
+    "mbpp_plus/MbppPlus-v0.2.0.jsonl",
+    "evalplus/mbppplus",
+    "b2d74c91837c3f2a20c1299ae98133cbe7cfa077",
+    names={"code": "canonical_solution"},
+)
+LARGEST = {"Mbpp/255": 20, "Mbpp/599": 10**7}  # of the last argument: 5 and 16 inputs are above
+FIELDS: Fields = {"task_id": (str, int), "prompt": str, "canonical_solution": str}
+
+
+def load(directory: Path | None) -> Benchmark:
+    """Reads the problems; `Item.answer` is the reference program."""
+    items = (_item(row, place) for place, row in _hub.rows(SOURCE, directory, FIELDS))
+    return _code.benchmark("mbpp_plus", items, "evalplus/mbppplus_release@dadf43d")
+
+
+def base(benchmark: Benchmark) -> Benchmark:
+    """The bare docstring; the answer ends where the program does."""
+    decoding = Decoding(max_tokens=768, stop=_code.SCRIPT_STOPS)
+    return dataclasses.replace(benchmark, decoding=decoding)
+
+
+def _item(row: dict[str, Any], place: str) -> Item:
+    if "plus_input" in row:
+        check(row, {**_plus.FIELDS, "assertion": str}, place)
+        problem, reference = row["prompt"].strip(), row["canonical_solution"]
+        tests = _plus.tests(row, reference, _inputs(row))
+    else:
+        check(row, {"test": str, "test_list": list}, place)
+        problem, tests = f'"""\n{row["prompt"]}\n{row["test_list"][0]}\n"""', row["test"]
+    return Item(
+        id=f"Mbpp/{str(row['task_id']).removeprefix('Mbpp/')}",
+        prompt=_code.prompt(problem),
+        answer=row["canonical_solution"],
+        tests=tests,
+        meta={"cpu_seconds": _plus.CPU_SECONDS},
+        completion=f"{problem}\n",
+    )
+
+
+def _inputs(row: dict[str, Any]) -> list[list[Any]]:
+    largest = LARGEST.get(row["task_id"])
+    restored = _plus.restored(row)
+    return [each for each in restored if largest is None or each[-1] <= largest]

@@ -1,0 +1,30 @@
+"""MMLU's 18 subjects of science, technology, engineering and mathematics: 3,018 questions.
+
+In: as `mmlu`. Out: a `Benchmark`. The subjects are those of Hendrycks et al. (2021), categories.py,
+as QwenLM/Qwen2.5-Math counts them; lm-evaluation-harness has anatomy besides.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from evals.benchmark import Benchmark
+from evals.tasks import mmlu
+from evals.tasks.mmlu import SHOTS, SOURCE, base
+
+__all__ = ["SHOTS", "SOURCE", "base", "load"]
+
+SUBJECTS = (
+    *("abstract algebra", "astronomy", "computer security", "conceptual physics"),
+    *("college biology", "college chemistry", "college computer science"),
+    *("college mathematics", "college physics", "electrical engineering"),
+    *("elementary mathematics", "high school biology", "high school chemistry"),
+    *("high school computer science", "high school mathematics", "high school physics"),
+    *("high school statistics", "machine learning"),
+)
+
+
+def load(directory: Path | None) -> Benchmark:
+    """Reads MMLU and keeps the subjects."""
+    whole = mmlu.load(directory)
+    items = tuple(item for item in whole.items if item.meta["subject"] in SUBJECTS)
+    return dataclasses.replace(whole, name="mmlu_stem", items=items)

@@ -1,0 +1,67 @@
+"""How fast scoring is: ``python -m tests.benchmarks.evals``.
+
+In: which parts to run, and sizes. Out: each measure with its bar, and FILE (``--json``) with
+{"machine", "versions", "measures", and by part its figures}, rewritten after every part.
+
+swap         loading another checkpoint into the warm engine and proving it
+throughput   generated tokens/s of the engine and of vLLM's own offline engine, in turns
+checkpoints  scoring checkpoints 2..n on the warm engine, and each with a vLLM of its own
+"""
+
+import argparse
+from importlib import metadata
+from pathlib import Path
+
+from tests.benchmarks import evals_speed, loss
+
+BARS = {
+    "swap": ("swap + probe, seconds", "median_s", "<=", 3.0),
+    "throughput": ("generated tokens/s, engine / vLLM offline", "ratio", ">=", 0.85),
+    "checkpoints": ("seconds a checkpoint, warm / fresh vLLM", "ratio", "<=", 0.2),
+}
+QUICK_BENCHMARKS = ("target-heldout", "retained-code")
+
+
+def main() -> None:
+    options = parse_options()
+    report: dict = {
+        "machine": loss.describe_machine("cpu"),
+        "versions": {name: metadata.version(name) for name in ("ray", "torch", "transformers")},
+        "measures": [],
+    }
+    names = QUICK_BENCHMARKS if options.quick else evals_speed.corpus.BENCHMARKS
+    with evals_speed.scene(options.max_items, names) as on:
+        for part in options.parts:
+            report[part] = getattr(evals_speed, part)(on, options.rounds)
+            line = measure(part, report[part])
+            report["measures"].append(line)
+            print(
+                f"{line['measure']:45} {line['value']:8.3f}  {line['bar']:8} {line['met']}",
+                flush=True,
+            )
+            if options.json:
+                loss.write_json(options.json, report)
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.evals")
+    parser.add_argument("--parts", nargs="+", choices=BARS, default=list(BARS))
+    parser.add_argument("--rounds", type=int, default=3, help="timed turns; checkpoints scored")
+    parser.add_argument("--max-items", type=int, default=100, help="of each benchmark; 0: all")
+    parser.add_argument("--quick", action="store_true", help="sizes that say nothing: does it run?")
+    parser.add_argument("--json", type=Path, help="where the report goes")
+    options = parser.parse_args()
+    if options.quick:
+        options.rounds, options.max_items = 1, 8
+    return options
+
+
+def measure(part: str, figures: dict) -> dict:
+    name, key, sign, bar = BARS[part]
+    value = figures[key]
+    met = value <= bar if sign == "<=" else value >= bar
+    return {"measure": name, "value": value, "bar": f"{sign} {bar:g}", "met": met}
+
+
+if __name__ == "__main__":
+    main()

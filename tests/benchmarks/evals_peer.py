@@ -1,0 +1,87 @@
+"""Scoring with vLLM's own offline engine: ``python -m tests.benchmarks.evals_peer``.
+
+In: a directory and benchmarks on the command line. Out, as lines of JSON:
+
+score     the scores of the directory; with the start of this process, what a checkpoint costs that
+          gets a vLLM of its own
+generate  after each line on standard input {"tokens", "seconds"} for all prompts of the benchmarks
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from evals import deployment, jobs, tasks
+from evals.benchmark import Benchmark
+from evals.deployment import EngineSettings
+from evals.score import score
+from evals.served import Answer, Served
+
+
+class Offline:
+    """In the place of `evals.replicas.Replicas`: the same requests, answered by vllm.LLM."""
+
+    def __init__(self, model_dir: Path, settings: EngineSettings) -> None:
+        if not settings.gpus:
+            os.environ.update(deployment._CPU_ENVIRONMENT | {"VLLM_LOGGING_LEVEL": "ERROR"})
+        from vllm import LLM
+
+        arguments = deployment._engine_arguments(settings)
+        del arguments["worker_extension_cls"]
+        self.llm = LLM(str(model_dir), disable_log_stats=True, **arguments)
+
+    def ask(self, requests: dict, options: dict[str, Any]):
+        from vllm import SamplingParams
+
+        shared = {name: value for name, value in options.items() if name != "adapter"}
+        outputs = self.llm.generate(
+            [{"prompt_token_ids": list(request.prompt)} for request in requests.values()],
+            [
+                SamplingParams(max_tokens=r.max_tokens, seed=r.seed, **shared)
+                for r in requests.values()
+            ],
+            use_tqdm=False,
+        )
+        for key, output in zip(requests, outputs, strict=True):
+            made = output.outputs[0]
+            yield key, Answer(made.text, made.finish_reason, made.token_ids)
+
+
+def generate_all(served: Any, model_dir: Path, benchmarks: list[Benchmark]) -> dict[str, float]:
+    """All prompts once; {"tokens", "seconds"}."""
+    work = jobs.jobs(model_dir, benchmarks, served.settings)
+    start, tokens = time.perf_counter(), 0
+    for job in work:
+        answers = served.generate(
+            job.prompts.token_ids,
+            job.benchmark.decoding,
+            stop_token_ids=job.prompts.stop_token_ids,
+            seeds=job.ids,
+        )
+        tokens += sum(completion.num_tokens for samples in answers for completion in samples)
+    return {"tokens": tokens, "seconds": time.perf_counter() - start}
+
+
+def load_benchmarks(files: list[str], max_items: int) -> list[Benchmark]:
+    return [tasks.load(f"file:{file}", None, max_items=max_items or None) for file in files]
+
+
+def main() -> None:
+    role, settings_text, directory, max_items, *files = sys.argv[1:]
+    settings = EngineSettings(**json.loads(settings_text))
+    model_dir, benchmarks = Path(directory), load_benchmarks(files, int(max_items))
+    served = Served(Offline(model_dir, settings), settings, model_dir)  # type: ignore[arg-type]
+    if role == "score":
+        scores = score(lambda: served, settings, model_dir, benchmarks)  # type: ignore[arg-type,return-value]
+        print(json.dumps({one.task: one.value for one in scores}), flush=True)
+        return
+    print("{}", flush=True)  # ready
+    for _ in sys.stdin:
+        print(json.dumps(generate_all(served, model_dir, benchmarks)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""How fast the warm engine scores, beside vLLM's own offline engine.
+
+In: sizes. Out: of each part a dictionary of seconds and tokens, from contenders that take turns in
+one run; all on the built-in model and benchmarks.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import ray
+from safetensors.torch import load_file, save_file
+
+from evals.deployment import EngineSettings
+from evals.engine import Engine
+from evals.score import score
+from pipelines.builtin import corpus
+from tests.assets.newcomer import REPOSITORY, free_port
+from tests.benchmarks.evals_peer import generate_all, load_benchmarks
+
+Report = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A warm engine on the first of some checkpoints, and what is asked."""
+
+    engine: Engine
+    checkpoints: list[Path]
+    files: list[str]
+    max_items: int
+
+    def peer(self, role: str, checkpoint: Path) -> subprocess.Popen[str]:
+        """vLLM's offline engine with our settings, in a process of its own."""
+        settings = json.dumps(asdict(self.engine.settings))
+        words = [role, settings, str(checkpoint), str(self.max_items), *self.files]
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.benchmarks.evals_peer", *words],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            cwd=REPOSITORY,
+        )
+
+
+@contextmanager
+def scene(max_items: int, names: tuple[str, ...] = corpus.BENCHMARKS) -> Iterator[Scene]:
+    with tempfile.TemporaryDirectory() as directory:
+        folder = Path(directory)
+        base = Path(corpus.materialise("builtin:base", folder))
+        checkpoints = [_copy(base, folder / f"checkpoint-{n}", 1 - 1e-3 * n) for n in range(4)]
+        files = [corpus.materialise(f"builtin:{name}", folder) for name in names]
+        settings = EngineSettings(port=free_port(), log_dir=str(folder / "logs"))
+        ray.init(
+            address="local",
+            num_cpus=2,
+            log_to_driver=False,
+            logging_level="ERROR",
+            # Ray would run the engine at a lower priority than the other contender has.
+            _system_config={"worker_niceness": 0},
+        )
+        try:
+            with Engine.start(checkpoints[0], settings=settings) as engine:
+                yield Scene(engine, checkpoints, files, max_items)
+        finally:
+            ray.shutdown()
+
+
+def _copy(base: Path, directory: Path, scale: float) -> Path:
+    """The model with other weights, as a further checkpoint has them."""
+    shutil.copytree(base, directory)
+    weights = load_file(directory / "model.safetensors")
+    scaled = {name: weight * scale for name, weight in weights.items()}
+    save_file(scaled, directory / "model.safetensors", metadata={"format": "pt"})
+    return directory
+
+
+def swap(on: Scene, rounds: int) -> Report:
+    """Seconds of a swap with its probe."""
+    taken = []
+    for number in range(rounds + 1):
+        start = time.perf_counter()
+        on.engine.swap(on.checkpoints[(number + 1) % len(on.checkpoints)])
+        taken.append(time.perf_counter() - start)
+    return {"first_s": taken[0], "seconds": taken[1:], "median_s": median(taken[1:])}
+
+
+def throughput(on: Scene, rounds: int) -> Report:
+    """Generated tokens a second of all prompts, ours and vLLM's in turns; a first turn warms up."""
+    model = on.checkpoints[0]
+    on.engine.swap(model)
+    benchmarks = load_benchmarks(on.files, on.max_items)
+    ours, theirs = [], []
+    with on.peer("generate", model) as peer:
+        assert peer.stdin is not None and peer.stdout is not None
+        assert peer.stdout.readline(), "vLLM's offline engine did not start"
+        for _ in range(rounds + 1):
+            ours.append(generate_all(on.engine, model, benchmarks))
+            print("go", file=peer.stdin, flush=True)
+            theirs.append(json.loads(peer.stdout.readline()))
+        peer.stdin.close()
+    if {turn["tokens"] for turn in ours} != {turn["tokens"] for turn in theirs}:
+        raise RuntimeError(f"unequal work: {ours[0]} and {theirs[0]}")
+    speeds = {
+        name: [turn["tokens"] / turn["seconds"] for turn in turns[1:]]
+        for name, turns in (("engine", ours), ("offline", theirs))
+    }
+    ratios = [a / b for a, b in zip(speeds["engine"], speeds["offline"], strict=True)]
+    return {"tokens": ours[0]["tokens"], "tokens_per_second": speeds, "ratio": median(ratios)}
+
+
+def checkpoints(on: Scene, rounds: int) -> Report:
+    """Seconds to score checkpoint 2..n on the warm engine, and each with a vLLM of its own."""
+    engine, warm, fresh = on.engine, [], []
+    for checkpoint in on.checkpoints[1 : 1 + rounds]:
+        start = time.perf_counter()
+        benchmarks = load_benchmarks(on.files, on.max_items)
+        scores = score(lambda: engine, engine.settings, checkpoint, benchmarks)
+        warm.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        found, _ = on.peer("score", checkpoint).communicate()
+        fresh.append(time.perf_counter() - start)
+        if json.loads(found) != {one.task: one.value for one in scores}:
+            raise RuntimeError(f"other scores: {found} and {scores}")
+    return {"warm_s": warm, "fresh_s": fresh, "ratio": sum(warm) / sum(fresh)}

@@ -1,0 +1,86 @@
+"""What the engine survives: its processes killed or frozen; and what it says of memory."""
+
+import os
+import signal
+from dataclasses import replace
+
+import psutil
+import pytest
+
+from evals import client, replicas
+from evals.benchmark import Decoding
+from evals.engine import Engine
+
+pytestmark = pytest.mark.integration
+
+TEXT = list(b"Finished answers are kept, and only the others are asked again. " * 2)
+PROMPTS = [TEXT[: 20 + n] for n in range(40)]
+DRAWN = Decoding(max_tokens=200, temperature=1.0, num_samples=2, seed=7)
+
+
+def test_cache_beyond_memory_names_the_setting(checkpoints, engine_settings, ray_cluster):
+    greedy = replace(engine_settings, kv_cache_gib=9000)
+    with pytest.raises(RuntimeError, match=r"lower kv_cache_gib \(now 9000\), max_model_len"):
+        Engine.start(checkpoints[0], settings=greedy)
+
+
+@pytest.fixture(scope="module")
+def engine(checkpoints, engine_settings, ray_cluster):
+    with Engine.start(checkpoints[0], settings=engine_settings) as running:
+        running.swap(checkpoints[1])  # a restarted replica would serve checkpoint 0
+        yield running
+
+
+@pytest.fixture(scope="module")
+def undisturbed(engine):
+    return engine.generate(PROMPTS, DRAWN)
+
+
+def engine_process() -> psutil.Process:
+    """Of vLLM, below the only replica."""
+    [pid] = replicas.handle("replica-0").collective_rpc.remote("end_with_server").result()
+    return psutil.Process(pid)
+
+
+def interrupted(engine: Engine, process: psutil.Process, number: signal.Signals):
+    """Generate; after the 10th answer the process gets a signal. Also how often each was given."""
+    given = []
+
+    def done(index, sample, completion):
+        given.append((index, sample))
+        if len(given) == 10:
+            os.kill(process.pid, number)
+
+    return engine.generate(PROMPTS, DRAWN, done=done), given
+
+
+@pytest.mark.parametrize(
+    ("number", "whose"),
+    [
+        (signal.SIGKILL, "engine"),
+        (signal.SIGSTOP, "engine"),
+        (signal.SIGSTOP, "replica"),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_interrupted_answers_equal_undisturbed_ones(
+    engine, undisturbed, number, whose, monkeypatch
+):
+    monkeypatch.setattr(client, "SILENCE_S", 5.0)
+    if number == signal.SIGSTOP:
+        monkeypatch.setattr(engine._replicas, "_timeout_s", 10.0)
+    inner = engine_process()
+    process = inner if whose == "engine" else inner.parent()
+    answers, given = interrupted(engine, process, number)
+    assert answers == undisturbed
+    assert len(given) == len(set(given)) == 2 * len(PROMPTS)
+    assert engine_process().pid != inner.pid
+    # No engine is left behind with its memory.
+    psutil.wait_procs([inner], timeout=30)
+    assert not inner.is_running()
+
+
+def test_a_replica_that_died_between_calls_is_brought_back_by_a_swap(engine, undisturbed):
+    engine_process().parent().kill()
+    engine.swap(engine.model_dir)
+    assert engine.generate(PROMPTS, DRAWN) == undisturbed

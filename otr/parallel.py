@@ -77,7 +77,7 @@ def wrap(policy: Policy, config: TrainConfig) -> nn.Module:
     policy.to(policy.device)
     if world() == 1:
         return policy
-    return DistributedDataParallel(policy)
+    return DistributedDataParallel(policy, gradient_as_bucket_view=True)
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:

@@ -142,9 +142,9 @@ def _share(
     """Of one worker: what its device holds, and what the host holds for it besides."""
     if strategy == "single":
         return whole, 0
-    if strategy == "ddp":  # each gradient lies once more in a bucket
+    if strategy == "ddp":  # the gradients lie in buckets, which stay from step to step
         buckets = counted.trained_bytes if config.workers.count > 1 else 0
-        return replace(whole, gradients=whole.gradients + buckets), 0
+        return replace(whole, gradients=max(whole.gradients, buckets)), 0
     size = 2 if config.model.dtype == "bfloat16" else 4
     workers, layer = config.workers.count, counted.layer_weights
     at_hand = size * (counted.root_weights + _AT_HAND * layer)

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -155,7 +156,11 @@ class _Listening:
             yield from self._release(name)
             yield name, index, answer
         if self._late[name] and self._silence(name) > self._limits.timeout_s / 2:
-            self._lose(name, f"late answers only for {self._silence(name):.3g} s")
+            self._lose(
+                name,
+                f"late answers only for {self._silence(name):.3g} s; if it is only slow, lower "
+                "engine.concurrency",
+            )
 
     def _release(self, name: str) -> Iterator[tuple[str, int, Answer]]:
         for index, answer in self._late.pop(name, []):
@@ -185,4 +190,5 @@ class _Listening:
     def stop(self) -> None:
         """Let go of streams that have not ended."""
         for name in [*self._heard, *self.lost]:
-            self._streams[name].cancel()
+            with suppress(Exception):  # of a stream that never began
+                self._streams[name].cancel()

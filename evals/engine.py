@@ -96,8 +96,9 @@ class Engine(Served):
         """
         path = probe.check_directory(checkpoint_dir)
         probe.check_same_shape(self._base_dir, path)
-        self.model_dir = path
+        self.model_dir = Path()  # none until it is proven: a second try swaps again
         self._replicas.serve(path)
+        self.model_dir = path
 
     def adapter(self, adapter_dir: str | Path) -> Served:
         """One of the adapters that the engine was started with, to be asked like a model.

@@ -65,12 +65,12 @@ def jobs(model_dir: Path, benchmarks: Sequence[Benchmark], settings: EngineSetti
     for benchmark in benchmarks:
         asked = prompts.make(tokenizer, model_dir, benchmark, settings)
         graded = [
-            (item.id, ids, item.answer, item.tests)
+            (item.id, ids, item.answer, item.tests, item.meta)
             for item, ids in zip(benchmark.items, asked.token_ids, strict=True)
         ]
         identity = {
             "weights": weights,
-            "items": hashlib.sha256(json.dumps(graded).encode()).hexdigest(),
+            "items": hashlib.sha256(json.dumps(graded, default=str).encode()).hexdigest(),
             "grade": _name(benchmark.grade),
             "extract": _name(benchmark.extract),
             "metric": benchmark.metric,
@@ -91,9 +91,10 @@ def _name(function: Callable[..., Any] | None) -> str | None:
 
 
 def _weights(model_dir: Path) -> list[Path]:
-    """The files of a model's weights; of an adapter also those of the model that it belongs to."""
-    files = [*model_dir.glob("*.safetensors")]
+    """What a model is made of; of an adapter also the weights of the model that it belongs to."""
     config = model_dir / "adapter_config.json"
+    files = [*model_dir.glob("*.safetensors")]
+    files += [path for path in (model_dir / "config.json", config) if path.is_file()]
     if config.exists():
         base = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path") or ""
         files += Path(base).glob("*.safetensors") if Path(base).is_dir() else []

@@ -10,6 +10,7 @@ import itertools
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +72,16 @@ class Replicas:
     def ask(
         self, requests: Mapping[Key, Request], options: Mapping[str, Any]
     ) -> Iterator[tuple[Key, Answer]]:
-        """Give the answers as they come; replicas that die or hang are brought back meanwhile.
+        """Give the answers as they come.
+
+        Replicas that die or hang are brought back when the others are done, and asked for what is
+        missing.
 
         Raises:
             RuntimeError: a request was refused, nothing proven is served, or replicas went on
                 failing after MAX_RESTARTS.
         """
-        missing = dict(requests)
+        missing, wanted = dict(requests), self._wanted
         for attempt in itertools.count():
             limits = Limits(
                 self._timeout_s,
@@ -85,6 +89,11 @@ class Replicas:
                 count_timeouts=attempt > 0 and len(missing) <= self._settings.concurrency,
             )
             asked = self._proven()
+            if self._wanted != wanted:
+                raise RuntimeError(
+                    f"{self._wanted} was loaded while {wanted} still answered: swap only while "
+                    "nothing is generated"
+                )
             try:
                 for key, answer in client.ask(asked, missing.copy(), options, limits):
                     del missing[key]
@@ -146,9 +155,9 @@ class Replicas:
             self._actors[name] = loading.result(timeout_s=START_TIMEOUT_S)
         except ReplicaGoneError:
             raise
-        except (RayTaskError, TimeoutError) as error:
+        except RayTaskError as error:
             raise RuntimeError(f"vLLM can't load {self._wanted}: {error!r}") from error
-        except (RayError, RayServeException) as error:
+        except (RayError, RayServeException, TimeoutError) as error:
             raise ReplicaGoneError(f"no answer from {name}: {error!r}") from error
         return replica
 
@@ -175,11 +184,13 @@ def _restart(name: str, old: str | None) -> None:
     """End the actor `old` if it is still there, and return when Serve has started another one."""
     for actor in list_named_actors(all_namespaces=True):
         if actor["name"] == old:
-            ray.kill(ray.get_actor(actor["name"], actor["namespace"]))
+            with suppress(ValueError):  # Serve has ended it meanwhile
+                ray.kill(ray.get_actor(actor["name"], actor["namespace"]))
+    successor = handle(name)  # outside of the loop: without Serve there is nothing to wait for
     deadline = time.monotonic() + START_TIMEOUT_S
     while True:
         try:
-            handle(name).check_health.remote().result(timeout_s=START_TIMEOUT_S)
+            successor.check_health.remote().result(timeout_s=START_TIMEOUT_S)
             return
         except (RayError, RayServeException, TimeoutError) as error:
             if time.monotonic() > deadline:

@@ -3,13 +3,15 @@
 In: per-item values `[..., I]`. Out: averages, and samples of them. Items with the same value are
 drawn together: how many of them a resample has is multinomial, how many of them an exchange turns
 around binomial. That is the same chance as item by item, at a cost that grows with the number of
-different values instead of items.
+different values instead of items. Within subjects the bootstrap is the Bayesian one (Rubin, 1981)
+with one more item: subjects are often small, and all right or all wrong.
 
 Shapes: I items, R resamples, N one row (a difference an item) or two (one a model), G groups of
 items (subjects, or all), D different values in a group.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,9 +34,9 @@ class Average:
         if subjects and len(subjects) != count:
             raise ValueError(f"{count} items and {len(subjects)} subjects: one an item")
         names, subject_of = np.unique(np.array(subjects, dtype=str), return_inverse=True)
-        self._harmonic = len(names) > 0
+        self.harmonic = len(names) > 0
         self.groups = [np.flatnonzero(subject_of == n) for n in range(len(names))]
-        if not self._harmonic:
+        if not self.harmonic:
             self.groups = [np.arange(count)]
 
     def of(self, values_XI: Values) -> Values:
@@ -43,7 +45,7 @@ class Average:
 
     def of_groups(self, means_XG: Values) -> Values:
         """From the means of the groups."""
-        if not self._harmonic:
+        if not self.harmonic:
             return means_XG[..., 0]
         harmonic = means_XG.shape[-1] / (1 / (means_XG + HARMONIC_FLOOR)).sum(axis=-1)
         return np.minimum(1.0, harmonic)
@@ -55,7 +57,14 @@ def resampled(rows_NI: Values, average: Average, seed: int) -> Values:
 
     def drawn_means(values_ND: Values, counts_D: Counts) -> Values:
         total = counts_D.sum()
-        return generator.multinomial(total, counts_D / total, size=_CHUNK) @ values_ND.T / total
+        if not average.harmonic:
+            return generator.multinomial(total, counts_D / total, size=_CHUNK) @ values_ND.T / total
+        # A subject that is all right or all wrong would have no chance in it: one more item, spread
+        # over all outcomes (Beta(c + 1/2, n - c + 1/2) for single verdicts).
+        corners_NC = np.array(list(product((0.0, 1.0), repeat=len(values_ND)))).T
+        prior_C = np.full(corners_NC.shape[1], 1 / corners_NC.shape[1])
+        weights_RD = generator.dirichlet([*counts_D, *prior_C], size=_CHUNK)
+        return weights_RD @ np.concatenate([values_ND, corners_NC], axis=1).T
 
     averages_RN = _repeated(rows_NI, average, drawn_means)
     return averages_RN[:, 0] - averages_RN[:, 1] if len(rows_NI) == 2 else averages_RN[:, 0]

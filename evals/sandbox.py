@@ -140,7 +140,9 @@ def _wait(process: subprocess.Popen[bytes], seconds: float) -> int:
     # with a timeout would poll every 50 ms, which is as long as most programs take.
     handle = os.pidfd_open(process.pid)
     try:
-        ended, _, _ = select.select([handle], [], [], seconds)
+        poller = select.poll()  # unlike select.select, of descriptors above 1023 too
+        poller.register(handle, select.POLLIN)
+        ended = poller.poll(1000 * seconds)
     finally:
         os.close(handle)
         with contextlib.suppress(ProcessLookupError):  # the usual case: the group is gone

@@ -130,6 +130,7 @@ def _run(
     answered = _graded(job, samples)
     result = _result(job, answered)
     if folder is not None and journal is not None:
+        (folder / f"{name}.json").unlink(missing_ok=True)  # it would vouch for other answers
         write_answers(folder / f"{name}.parquet", _rows(job, answered))
         summary = {"identity": job.identity, "score": dataclasses.asdict(result)}
         _write(folder / f"{name}.json", json.dumps(summary, indent=2) + "\n")

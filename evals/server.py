@@ -110,13 +110,14 @@ class ScoringServer(LLMServer):
         client, loaded = self._client, {}
         await client.collective_rpc("end_with_server")
         first = cast("Any", self._llm_config.model_loading_config).model_source
-        if not (self._fresh and path == first):
+        fresh, self._fresh = self._fresh, False
+        if not (fresh and path == first):
             await client.collective_rpc("swap_weights", args=(path,))
-        self._fresh = False
         for number, (name, directory) in enumerate(adapters.items(), start=1):
             loaded[name] = LoRARequest(name, number, directory)
             await client.add_lora(loaded[name])
-        await client.reset_prefix_cache()
+        if not await client.reset_prefix_cache():
+            raise RuntimeError("requests are still running: swap when none are")
         return loaded
 
     def _check(self, weights: str) -> None:

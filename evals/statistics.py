@@ -20,6 +20,7 @@ from evals.resampling import Average, Values, ends, exchange_p, resampled
 from evals.student import quantile, two_sided
 
 Z = 1.959963984540054  # the normal quantile of 0.975
+EQUAL = 1e-12  # means of the same verdicts differ by less, whatever the order of their sum
 
 
 class Interval(NamedTuple):
@@ -56,10 +57,11 @@ def interval(correct: ArrayLike, *, subjects: Sequence[str] = (), seed: int = 0)
     per_item = _per_item(correct)
     average = Average(subjects, len(per_item))
     mean = float(average.of(per_item))
-    if np.ptp(per_item) == 0:
+    if np.ptp(per_item) < EQUAL:
         low, high = wilson(float(per_item[0]), len(per_item))
         return Interval(mean, min(low, mean), max(high, mean))
-    return Interval(mean, *ends(resampled(per_item[None], average, seed)))
+    low, high = ends(resampled(per_item[None], average, seed))
+    return Interval(mean, min(low, mean), max(high, mean))
 
 
 def paired(
@@ -117,13 +119,14 @@ def paired_seeds(
     average = Average(subjects, len(a))
     both = np.stack([a, b])
     mean = float(np.subtract(*average.of(both)))
-    if np.ptp(a - b) == 0:
+    if np.ptp(a - b) < EQUAL:
         reach = wilson(0.0, len(a))[1]
         low, high, spread = max(-1.0, mean - reach), min(1.0, mean + reach), reach / Z
     else:
         # Without subjects the difference of the averages is the average of the differences.
         drawn_R = resampled(both if subjects else (a - b)[None], average, seed)
         low, high = ends(drawn_R)
+        low, high = min(low, mean), max(high, mean)
         spread = float(drawn_R.std())
     p = exchange_p(both, average, seed)
     scatters = [_scatter(average.of(side_MI)) for side_MI in sides]
@@ -163,11 +166,6 @@ def wilson(proportion: float, count: int) -> tuple[float, float]:
     centre = (proportion + Z**2 / (2 * count)) / shrink
     half = Z / shrink * np.sqrt(proportion * (1 - proportion) / count + Z**2 / (4 * count**2))
     return max(0.0, float(centre - half)), min(1.0, float(centre + half))
-
-
-def avg_at_n(correct: ArrayLike) -> Values:
-    """Mean verdict of every item over its n samples: `[items, samples]` to `[items]`."""
-    return _per_item(correct)
 
 
 def pass_at_k(correct: ArrayLike, k: int) -> Values:

@@ -68,8 +68,7 @@ def messages_of(row: Any, columns: Mapping[str, str]) -> list[dict[str, str]]:
     if row.get("messages") is not None:
         messages = row["messages"]
     elif row.get("instruction") is not None:
-        prompt = "\n\n".join(t for t in (row["instruction"], row.get("input")) if t)
-        messages = _turns(prompt, row.get("output"))
+        messages = _turns(_instruction(row), row.get("output"))
     else:
         messages = _turns(row.get("prompt"), row.get("completion"))
     try:
@@ -84,6 +83,11 @@ def messages_of(row: Any, columns: Mapping[str, str]) -> list[dict[str, str]]:
     if not messages:
         raise Rejected("empty", "no messages")
     return messages
+
+
+def _instruction(row: Mapping[str, Any]) -> Any:
+    parts = [part for part in (row["instruction"], row.get("input")) if part]
+    return "\n\n".join(parts) if all(isinstance(part, str) for part in parts) else parts
 
 
 def _turns(prompt: Any, completion: Any) -> list[dict[str, Any]]:

@@ -92,6 +92,7 @@ def _bisect(cdf_RN: Tensor, row_M: Tensor, uniform_M: Tensor) -> Tensor:
 
     `torch.searchsorted` takes twice as long: its branches can't be foreseen.
     """
+    last = cdf_RN.shape[1] - 1
     total_M = cdf_RN[:, -1].index_select(0, row_M)
     below_M = torch.nextafter(total_M, torch.zeros_like(total_M))
     point_M = torch.minimum(uniform_M.to(total_M.dtype) * total_M, below_M)  # never the total
@@ -104,7 +105,7 @@ def _bisect(cdf_RN: Tensor, row_M: Tensor, uniform_M: Tensor) -> Tensor:
     while step:
         last_M = last_M + step * (cdf.index_select(0, last_M + step) <= point_M)
         step //= 2
-    return last_M - first_M + 1
+    return (last_M - first_M + 1).clamp_(max=last)  # where all weights are 0
 
 
 def _hash(x: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ LONGEST, SHORTEST = 13, 8
 FILE = "contamination.json"
 RULE = f"{LONGEST} words in a row, lower case without punctuation; shorter items from {SHORTEST} on"
 _BATCH = 1000  # rows of the corpus that are looked through at once
+_BATCH_BYTES = 8 << 20  # or fewer of them, if they are long
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # of the polynomial that makes one number of several
 _WORD = re.compile(r"[^\W_]+")
 
@@ -180,10 +181,22 @@ def _look_through(
     known = ray.get(shared)
     for number in task["piece"]:
         read = _readable(rows(found[number]))
-        while batch := list(islice(read, _BATCH)):
+        while batch := _some(read):
             counts = hits([_turns(row, data) for row in batch], known)
             counts[-1] = len(batch)
             yield {"item": np.array([*counts]), "rows": np.array([*counts.values()])}
+
+
+def _some(read: Iterator[bytes]) -> list[bytes]:
+    """The next rows: _BATCH of them, or fewer that together have _BATCH_BYTES."""
+    batch: list[bytes] = []
+    size = 0
+    for row in read:
+        batch.append(row)
+        size += len(row)
+        if len(batch) == _BATCH or size >= _BATCH_BYTES:
+            break
+    return batch
 
 
 def _readable(lines: Iterator[bytes]) -> Iterator[bytes]:
@@ -208,16 +221,18 @@ def _own_words(items: Sequence[Item]) -> list[list[str]]:
 
     None are left of an item that is nothing but those.
     """
-    words = [_words(item.prompt) for item in items]
+    every = [_words(item.prompt) for item in items]
+    words = list(every)
     by_subject: dict[str, list[int]] = {}
     for index, item in enumerate(items):
         by_subject.setdefault(str(item.meta.get("subject", "")), []).append(index)
     for indices in by_subject.values():
-        group = [words[index] for index in indices]
+        # One alone has nothing to be compared with but the other subjects.
+        group = [every[index] for index in indices] if len(indices) > 1 else every
         head = _common(group)
         tail = _common([each[head:][::-1] for each in group])
         for index in indices:
-            words[index] = words[index][head : len(words[index]) - tail]
+            words[index] = every[index][head : len(every[index]) - tail]
     return words
 
 

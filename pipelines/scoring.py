@@ -5,6 +5,7 @@ one at a time. Answers and scores are kept in `<directory>/scores/<name>`; what 
 same weights and items is taken from there. Ray must be running.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -99,9 +100,12 @@ class Scorer:
 
     def _whole(self, name: str, path: str) -> Path:
         """A directory that can be served; another adapter is merged into its model, once."""
-        found, merged = local_model(path), self.directory / "merged" / name
+        found = local_model(path)
         if found in self._beside or not (found / adapters.CONFIG_FILE).is_file():
             return found
+        files = [each.read_bytes() for each in sorted(found.glob("adapter_*"))]
+        told = hashlib.sha256(b"".join(files)).hexdigest()[:12]  # another one may come to lie there
+        merged = self.directory / "merged" / f"{name}-{told}"
         if not merged.is_dir():
             trusted = self.config.train.model.trust_remote_code
             merge(found, merged, trust_remote_code=trusted)

@@ -66,6 +66,8 @@ def main(argv: Sequence[str]) -> int:
     folder = _folder(asked)
     trials = _chosen("trial", asked.trial, _names(folder.iterdir(), ""))
     if not asked.task:
+        if asked.item or asked.wrong or asked.right or asked.truncated:
+            raise options.UsageError("name the benchmark whose answers to show: --task TASK")
         _overview(folder, trials)
         return 0
     found = _names(folder.glob(f"*/*{_SUFFIX}"), _SUFFIX)

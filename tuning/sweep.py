@@ -114,7 +114,7 @@ def run(  # noqa: PLR0913 - a sweep is what, how and where; all but the what by 
     )
     tuner = _restored(trainable, trials, directory, here, fitting) if begun else None
     if tuner is None:
-        concurrent = min(fitting, settings.max_concurrent or fitting)
+        concurrent = min(fitting, settings.max_concurrent or fitting, len(trials))
         tuner = tune.Tuner(
             trainable,
             param_space={"trial": tune.grid_search([asdict(trial) for trial in trials])},

@@ -85,7 +85,7 @@ def _published(name: str, samples: str, directory: Path | None) -> Benchmark:
             f"these have: {', '.join(base_names())}"
         )
     benchmark = module.base(module.load(directory))
-    if benchmark.items and not benchmark.items[0].completion:
+    if not all(item.completion for item in benchmark.items):
         where = directory or "the Hugging Face hub"
         raise ValueError(f'"{name}" needs worked examples: no {module.SHOTS.file} in {where}')
     return dataclasses.replace(benchmark, name=name, style="completion")

@@ -21,6 +21,8 @@ DOMAINS = {"math": "mathematics", "code": "code", "exact": "reasoning", "choice"
 def load(address: str) -> Benchmark:
     """Reads the file; ValueError with line and field if something is wrong with it."""
     path_text, _, name = address.partition("#")
+    if "/" in name:
+        raise ValueError(f'"file:{address}": the name after "#" may have no "/"')
     path = Path(path_text)
     rows = enumerate(read_jsonl(path, {"prompt": str}), start=1)
     items = tuple(_item(row, f"{path}, row {number}") for number, row in rows)
@@ -51,6 +53,8 @@ def grade(item: Item, text: str) -> bool:
 
 def extract(item: Item, text: str) -> str:
     """The final answer, for majority voting."""
+    if item.meta["grader"] == "choice" and grade(item, text):
+        return item.answer
     if item.meta["grader"] == "math":
         return grading.final_answer(text)
     return grading.marked_answer(text) or text.strip().rpartition("\n")[2].strip()

@@ -41,7 +41,8 @@ def tests(row: dict[str, Any], reference: str, inputs: Sequence[Sequence[Any]]) 
         f"check(candidate, _reference[{name!r}], {list(inputs)!r}, {row['atol']}, "
         f"{RULES.get(name, 'equal')!r})\n"
     )
-    return f"exec({source!r}, {{'candidate': {name}}})\n"
+    # Imports in the open: the sandbox puts back the modules that it sees imported here.
+    return f"import copy\nimport math\nexec({source!r}, {{'candidate': {name}}})\n"
 
 
 @functools.cache

@@ -42,7 +42,9 @@ def load(directory: Path | None) -> Benchmark:
 def base(benchmark: Benchmark) -> Benchmark:
     """Three worked examples; exact match."""
     decoding = Decoding(max_tokens=1024, stop=("</s>", "Q:", "\n\n"))
-    return dataclasses.replace(benchmark, decoding=decoding, grade=grade_exactly)
+    return dataclasses.replace(
+        benchmark, decoding=decoding, grade=grade_exactly, extract=extract_exactly
+    )
 
 
 def grade(item: Item, text: str) -> bool:
@@ -57,6 +59,13 @@ def grade_exactly(item: Item, text: str) -> bool:
 
 
 def extract(item: Item, text: str) -> str:
+    """The target where the text gives it, else what it marks as final or its last line."""
+    if grade(item, text):
+        return item.answer
+    return grading.marked_answer(text) or text.strip().rpartition("\n")[2].strip()
+
+
+def extract_exactly(item: Item, text: str) -> str:
     """What follows "the answer is", without the full stop."""
     return published.bbh(text)
 

@@ -39,11 +39,15 @@ def load(directory: Path | None) -> Benchmark:
             prompt=_choice.prompt(subject, asked),
             answer=letter,
             meta={"subject": subject},
-            completion=f"{examples[subject]}{asked.strip()}\nAnswer:" if examples else "",
+            completion=_completion(examples.get(subject), asked),
         )
         for number, (subject, asked, letter) in enumerate(_questions(SOURCE, directory))
     ]
     return _choice.benchmark("mmlu", items, "hendrycks/test; GAIR-NLP/LIMO@2284c6a")
+
+
+def _completion(examples: str | None, asked: str) -> str:
+    return f"{examples}{asked.strip()}\nAnswer:" if examples else ""
 
 
 def base(benchmark: Benchmark) -> Benchmark:

@@ -6,6 +6,8 @@ In: which parts to run, and sizes. Out: each measure with its bar, and FILE (``-
 swap         loading another checkpoint into the warm engine and proving it
 throughput   generated tokens/s of the engine and of vLLM's own offline engine, in turns
 checkpoints  scoring checkpoints 2..n on the warm engine, and each with a vLLM of its own
+grading      grading beside generating
+harness      lm-evaluation-harness on the same engine: items with another text or verdict
 """
 
 import argparse
@@ -18,6 +20,8 @@ BARS = {
     "swap": ("swap + probe, seconds", "median_s", "<=", 3.0),
     "throughput": ("generated tokens/s, engine / vLLM offline", "ratio", ">=", 0.85),
     "checkpoints": ("seconds a checkpoint, warm / fresh vLLM", "ratio", "<=", 0.2),
+    "grading": ("seconds to grade / to generate", "ratio", "<=", 0.1),
+    "harness": ("items that lm-eval's gsm8k rules judge otherwise", "most", "<=", 0),
 }
 QUICK_BENCHMARKS = ("target-heldout", "retained-code")
 
@@ -35,10 +39,7 @@ def main() -> None:
             report[part] = getattr(evals_speed, part)(on, options.rounds)
             line = measure(part, report[part])
             report["measures"].append(line)
-            print(
-                f"{line['measure']:45} {line['value']:8.3f}  {line['bar']:8} {line['met']}",
-                flush=True,
-            )
+            print("  ".join(map(str, line.values())), flush=True)
             if options.json:
                 loss.write_json(options.json, report)
 
@@ -58,9 +59,12 @@ def parse_options() -> argparse.Namespace:
 
 def measure(part: str, figures: dict) -> dict:
     name, key, sign, bar = BARS[part]
+    if "skipped" in figures:
+        return {"measure": name, "value": figures["skipped"], "bar": f"{sign} {bar:g}", "met": "-"}
     value = figures[key]
     met = value <= bar if sign == "<=" else value >= bar
-    return {"measure": name, "value": value, "bar": f"{sign} {bar:g}", "met": met}
+    told = {"value": round(value, 3), "bar": f"{sign} {bar:g}", "met": "yes" if met else "NO"}
+    return {"measure": name, **told}
 
 
 if __name__ == "__main__":

@@ -2,9 +2,8 @@
 
 In: a warm engine on a model, a benchmark. Out: how many items differ. The harness asks the engine's
 own endpoint as one of its API models, with the prompts of the benchmark as a task in its own
-format, its generation settings and both answer rules of its gsm8k.yaml; we ask by `Served` and grade
-by `evals.published`. It runs in a process of its own, from the packages that are installed
-(`pip install lm-eval`).
+format, its generation settings and both answer rules of its gsm8k.yaml; we ask by `Served` and
+grade by `evals.published`. It runs in a process of its own (`pip install lm-eval`).
 """
 
 import importlib.util

@@ -22,9 +22,12 @@ from safetensors.torch import load_file, save_file
 
 from evals.deployment import EngineSettings
 from evals.engine import Engine
+from evals.grading import grade_all
+from evals.jobs import jobs
 from evals.score import score
 from pipelines.builtin import corpus
 from tests.assets.newcomer import REPOSITORY, free_port
+from tests.benchmarks import evals_harness
 from tests.benchmarks.evals_peer import generate_all, load_benchmarks
 
 Report = dict[str, Any]
@@ -133,3 +136,42 @@ def checkpoints(on: Scene, rounds: int) -> Report:
         if json.loads(found) != {one.task: one.value for one in scores}:
             raise RuntimeError(f"other scores: {found} and {scores}")
     return {"warm_s": warm, "fresh_s": fresh, "ratio": sum(warm) / sum(fresh)}
+
+
+def grading(on: Scene, rounds: int) -> Report:
+    """Seconds to generate all answers, and to grade them; a first round warms up."""
+    generated, graded = [], []
+    for _ in range(rounds + 1):
+        seconds = {"generate": 0.0, "grade": 0.0}
+        for job in jobs(
+            on.engine.model_dir, load_benchmarks(on.files, on.max_items), on.engine.settings
+        ):
+            start = time.perf_counter()
+            found = on.engine.generate(
+                job.prompts.token_ids,
+                job.benchmark.decoding,
+                stop_token_ids=job.prompts.stop_token_ids,
+                seeds=job.ids,
+            )
+            seconds["generate"] += time.perf_counter() - start
+            answers = [
+                (item, sample.text)
+                for item, samples in zip(job.benchmark.items, found, strict=True)
+                for sample in samples
+                if sample is not None
+            ]
+            start = time.perf_counter()
+            grade_all(job.benchmark, answers)
+            seconds["grade"] += time.perf_counter() - start
+        generated.append(seconds["generate"])
+        graded.append(seconds["grade"])
+    ratio = sum(graded[1:]) / sum(generated[1:])
+    return {"generate_s": generated[1:], "grade_s": graded[1:], "ratio": ratio}
+
+
+def harness(on: Scene, rounds: int) -> Report:
+    """Items of the first benchmark on which lm-evaluation-harness says something else."""
+    if not evals_harness.installed():
+        return {"skipped": evals_harness.MISSING}
+    on.engine.swap(on.checkpoints[0])
+    return evals_harness.compare(on.engine, on.checkpoints[0], on.files[0], on.max_items)

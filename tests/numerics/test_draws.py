@@ -101,3 +101,10 @@ def test_tokens_are_drawn_by_weight_and_never_one_of_weight_0() -> None:
         weight[None], torch.tensor([[0.0, 1 - 2**-24]]), torch.tensor([[0.0, 1 - 2**-24]])
     )
     assert edges.tolist() == [[1, 198]]
+
+
+def test_a_row_without_any_weight_gives_a_token() -> None:
+    """As at a target of all the probability; the blocks of 32,000 entries are no power of two."""
+    for vocabulary in (200, 32_000):
+        drawn = draw_each(torch.zeros(1, vocabulary), *torch.rand(2, 1, 4, generator=generator()))
+        assert drawn.min() >= 0 and drawn.max() < vocabulary

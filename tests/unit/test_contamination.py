@@ -60,6 +60,12 @@ def test_the_instruction_that_all_items_share_is_no_overlap() -> None:
     assert found(by_subject, [f"Question: something else\n{told} yes"]) == {}
 
 
+def test_an_item_alone_in_its_subject_loses_the_instruction_too() -> None:
+    told = "Please reason step by step, and put your final answer within a box, dear."
+    items = [item(str(n), f"{words(n, 8)} {n} {told}", str(n)) for n in range(3)]
+    assert found(items, [f"something else 0 {told}"]) == {}
+
+
 def test_items_are_numbered_through_several_benchmarks() -> None:
     known = grams([[item("a", words(0, 13)), item("b", "b")], [item("c", words(10, 13))]])
     assert hits([[words(10, 13)]], known) == {2: 1}

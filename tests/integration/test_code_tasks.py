@@ -3,7 +3,7 @@
 import pytest
 
 from evals import tasks
-from evals.grading import grade_all
+from evals.grading import code_passes, grade_all
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
@@ -25,17 +25,11 @@ def test_canonical_solutions_pass_and_emptied_ones_fail(name, benchmark_dir) -> 
 
 
 def test_a_program_that_patches_what_the_plus_tests_use_fails(benchmark_dir) -> None:
-    """Each is answered by what it was given, and copies are told to be equal."""
-    benchmark = tasks.load("mbpp_plus", benchmark_dir, max_items=8)
-    answers = []
-    for item in benchmark.items:
-        name = item.answer.partition("def ")[2].partition("(")[0]
-        program = (
-            "import copy, math\ncopy.deepcopy = lambda given: []\n"
-            f"math.isclose = lambda *a, **k: True\ndef {name}(*given): return []"
-        )
-        answers.append((item, f"```python\n{program}\n```"))
-    assert sum(grade_all(benchmark, answers)) == 0
+    """Without the sandbox's care each input would be the empty list, sorted already."""
+    items = tasks.load("mbpp_plus", benchmark_dir).items
+    (item,) = (item for item in items if "def heap_sort(" in item.answer)
+    program = "import copy\ncopy.deepcopy = lambda given: [[]]\ndef heap_sort(iterable):\n"
+    assert not code_passes(item, f"```python\n{program}    return iterable\n```")
 
 
 def _emptied(item) -> str:

@@ -1,5 +1,6 @@
 """Small runs of the training loop, and ranks that meet: what the tests of this folder share."""
 
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 import torch
@@ -45,3 +46,5 @@ def join_ranks(rank: int, directory: Path, world: int = 2) -> None:
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{directory}/meet", rank=rank, world_size=world
     )
+    # A thread of gloo that still runs when the process ends can abort it.
+    Finalize(None, torch.distributed.destroy_process_group, exitpriority=1)

@@ -64,6 +64,7 @@ def parse_options() -> argparse.Namespace:
     add = parser.add_argument
     add("--parts", nargs="+", choices=RUN, default=list(RUN))
     add("--speed", nargs="+", default=["base:256x32x32", "wide:1024x4x4"], metavar="MODEL:SxRxB")
+    add("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS, help="of speed")
     add("--memory", nargs="+", default=["wide:1024x4x1", "wide:1024x4x4"], metavar="MODEL:SxRxB")
     add("--ranks", default="base:256x32x16", metavar="MODEL:SxRxB")
     add("--fit", default="base:256x32x32", metavar="MODEL:SxRxB")
@@ -106,7 +107,7 @@ def speed(options: argparse.Namespace) -> list[dict[str, Any]]:
     found = []
     for text in options.speed:
         one = case(text, options)
-        found.append(result(text, one, in_turns(CONTENDERS, one, options.threads)))
+        found.append(result(text, one, in_turns(options.contenders, one, options.threads)))
     return found
 
 

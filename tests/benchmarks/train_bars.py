@@ -83,11 +83,12 @@ def measures(report: Report) -> list[Report]:
 def _speed(result: Report) -> Report:
     speeds = result["tokens_per_second"]
     peers = [speed for name, speed in speeds.items() if name.startswith("trl")]
-    return {
-        "tokens/s, otr / best TRL nll": speeds["otr"] / max(peers),
-        "tokens/s, otr / our sft": speeds["otr"] / speeds["sft"],
-        "padding given to the model, share of tokens": result["padding"]["otr"],
-    }
+    found = {"padding given to the model, share of tokens": result["padding"]["otr"]}
+    if peers:
+        found["tokens/s, otr / best TRL nll"] = speeds["otr"] / max(peers)
+    if "sft" in speeds:
+        found["tokens/s, otr / our sft"] = speeds["otr"] / speeds["sft"]
+    return found
 
 
 def _memory(result: Report) -> Report:

@@ -60,7 +60,7 @@ def jobs(model_dir: Path, benchmarks: Sequence[Benchmark], settings: EngineSetti
     """
     prompts.check_names(benchmarks)
     tokenizer = prompts.load_tokenizer(model_dir)
-    weights = _digest(_weights(model_dir))
+    weights = digest(_weights(model_dir))
     made = []
     for benchmark in benchmarks:
         asked = prompts.make(tokenizer, model_dir, benchmark, settings)
@@ -101,7 +101,7 @@ def _weights(model_dir: Path) -> list[Path]:
     return files
 
 
-def _digest(paths: Iterable[Path]) -> str:
+def digest(paths: Iterable[Path]) -> str:
     """SHA-256 over names and contents."""
     total = hashlib.sha256()
     for path in sorted(paths):

@@ -24,7 +24,7 @@ from evals.benchmark import Benchmark, Decoding, TaskScore
 from evals.grading import grade_all
 from evals.jobs import Job
 from evals.records import Journal, partial_of, write_answers
-from evals.served import Completion, Place
+from evals.served import Completion, Done, Place
 from evals.statistics import further, interval
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class ServesModels(Protocol):
         *,
         stop_token_ids: Sequence[int] = (),
         seeds: Sequence[str] | None = None,
-        done: Callable[[int, int, Completion], None] | None = None,
+        done: Done | None = None,
         skip: Collection[Place] = (),
     ) -> list[list[Completion | None]]:
         """Draw `decoding.num_samples` completions of each prompt, but for those in `skip`.

@@ -96,8 +96,8 @@ def _bisect(cdf_RN: Tensor, row_M: Tensor, uniform_M: Tensor) -> Tensor:
     total_M = cdf_RN[:, -1].index_select(0, row_M)
     below_M = torch.nextafter(total_M, torch.zeros_like(total_M))
     point_M = torch.minimum(uniform_M.to(total_M.dtype) * total_M, below_M)  # never the total
-    width = 1 << (cdf_RN.shape[1] - 1).bit_length()
-    if missing := width - cdf_RN.shape[1]:
+    width = 1 << last.bit_length()
+    if missing := width - 1 - last:
         cdf_RN = torch.nn.functional.pad(cdf_RN, (0, missing), value=torch.inf)
     cdf, first_M = cdf_RN.reshape(-1), row_M * width
     last_M = first_M - 1  # the last entry that is known not to be above the point

@@ -5,7 +5,6 @@ one at a time. Answers and scores are kept in `<directory>/scores/<name>`; what 
 same weights and items is taken from there. Ray must be running.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from ray import serve
 from evals import adapters
 from evals.benchmark import TaskScore
 from evals.engine import Engine
+from evals.jobs import digest
 from evals.score import Progress, ServesModels, score
 from pipelines.merge_adapter import merge
 from pipelines.presets import SweepConfig
@@ -103,9 +103,8 @@ class Scorer:
         found = local_model(path)
         if found in self._beside or not (found / adapters.CONFIG_FILE).is_file():
             return found
-        files = [each.read_bytes() for each in sorted(found.glob("adapter_*"))]
-        told = hashlib.sha256(b"".join(files)).hexdigest()[:12]  # another one may come to lie there
-        merged = self.directory / "merged" / f"{name}-{told}"
+        told = digest(found.glob("adapter_*"))  # another adapter may come to lie there
+        merged = self.directory / "merged" / f"{name}-{told[:12]}"
         if not merged.is_dir():
             trusted = self.config.train.model.trust_remote_code
             merge(found, merged, trust_remote_code=trusted)

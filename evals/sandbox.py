@@ -1,9 +1,9 @@
 """Runs a Python program written by a model, and says whether it and its tests reached their end.
 
-In: source text. Out: `SandboxResult`. Every program gets a fresh interpreter (`sandbox_child.py`)
-with an empty environment, an empty temporary HOME as its working directory, limits on CPU time,
-memory, threads, file size and open files; no network, no other processes, no writes elsewhere, and
-no reads but of Python's libraries.
+In: source text. Out: `SandboxResult`. Every program gets a process of its own, forked from a fresh
+interpreter that never saw another program (`sandbox_child.py`), with an empty environment, an empty
+temporary HOME as its working directory, limits on CPU time, memory, threads, file size and open
+files; no network, no other processes, no writes elsewhere, and no reads but of Python's libraries.
 
 Two kinds of walls. The kernel's (`sandbox_walls.py`): namespaces, Landlock and a filter of system
 calls, as many of the three as the machine offers; `isolation()` says which. Python's
@@ -17,28 +17,36 @@ interpreter: as in every harness of this kind, a program that knows how its test
 them, for instance by an object that says it equals everything.
 """
 
-import contextlib
 import math
 import os
-import select
-import signal
+import socket
 import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from evals import sandbox_child
+from evals.spares import Spares
 
 PACKAGE_ROOT = str(Path(sandbox_child.__file__).parents[1])
 CHILD = (
     f"import sys; sys.path.append({PACKAGE_ROOT!r}); from evals import sandbox_child; "
-    "sys.path.pop(); sys.exit(sandbox_child.main(sys.argv[1:]))"
+    "sys.path.pop(); sandbox_child.serve(*sys.argv[1:])"
 )
 MAX_OUTPUT_CHARS = 8_000
 IDLE_SECONDS = 10  # for which a program may sleep, beyond its CPU seconds
+# A fixed hash seed: a verdict that depends on the order of a set stays the same when repeated.
+ENVIRONMENT = {
+    "PATH": "/usr/bin:/bin",
+    "LANG": "C.UTF-8",
+    "PYTHONHASHSEED": "0",
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+}
 STARVED = 20  # times its CPU seconds that a program may wait for a core on a busy machine
 
 
@@ -97,16 +105,7 @@ def run(
         stdin.write(len(source).to_bytes(sandbox_child.LENGTH_BYTES, "big") + source)
         stdin.write(tests.encode("utf-8", "surrogatepass"))
         stdin.seek(0)
-        process = subprocess.Popen(
-            _command(home, *limits),
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            cwd=home,
-            env=_environment(home),
-            start_new_session=True,
-        )
-        code = _wait(process, limits[2] + 10)
+        code = _code(home, limits, (stdin, stdout, stderr))
         return SandboxResult(_reason(code, stderr), _head(stdout), _head(stderr))
 
 
@@ -115,40 +114,61 @@ def isolation() -> tuple[str, ...]:
     return tuple(run("import os; print(os.environ['SANDBOX_WALLS'])").stdout.split())
 
 
-def _command(home: str, *limits: float) -> list[str]:
+class _Server:
+    """A fork server, of which the program's supervisor is a child."""
+
+    def __init__(self, *command: str) -> None:
+        self._channel, far = socket.socketpair()
+        with far, tempfile.TemporaryFile() as stderr:
+            self._process = subprocess.Popen(
+                command,
+                stdin=far.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                cwd="/",
+                env=ENVIRONMENT,
+                start_new_session=True,
+            )
+            far.close()
+            if self._channel.recv(len(sandbox_child.READY)) != sandbox_child.READY:
+                self.end()
+                raise RuntimeError(f"the sandbox itself failed: {_head(stderr)}")
+
+    def run(self, request: str, streams: Sequence[IO[bytes]], seconds: float) -> int:
+        """The exit code of the program's supervisor.
+
+        Raises:
+            EOFError: the server has ended.
+            TimeoutError: no answer in `seconds`.
+        """
+        self._channel.settimeout(seconds)
+        socket.send_fds(self._channel, [request.encode()], [file.fileno() for file in streams])
+        answer = self._channel.recv(sandbox_child.CODE_BYTES)
+        if not answer:
+            raise EOFError
+        return int.from_bytes(answer, "big", signed=True)
+
+    def end(self) -> None:
+        self._channel.close()
+        self._process.kill()  # supervisors and programs die with their parent
+        self._process.wait()
+
+
+_servers = Spares(_Server)
+
+
+def _code(home: str, limits: Sequence[float], streams: Sequence[IO[bytes]]) -> int:
     # -S, -P: a start in 20 ms, and nothing from the current folder is imported.
     flags = ["-B", "-S", "-s", "-P", "-X", "utf8"]
     libraries = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
-    return [sys.executable, *flags, "-c", CHILD, home, *map(str, limits), *libraries]
-
-
-def _environment(home: str) -> dict[str, str]:
-    # A fixed hash seed: a verdict that depends on the order of a set stays the same when repeated.
-    return {
-        "HOME": home,
-        "TMPDIR": home,
-        "PATH": "/usr/bin:/bin",
-        "LANG": "C.UTF-8",
-        "PYTHONHASHSEED": "0",
-        "OPENBLAS_NUM_THREADS": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-
-
-def _wait(process: subprocess.Popen[bytes], seconds: float) -> int:
-    # The supervisor keeps the time itself; `seconds` is for the case that it can't. Popen.wait
-    # with a timeout would poll every 50 ms, which is as long as most programs take.
-    handle = os.pidfd_open(process.pid)
     try:
-        poller = select.poll()  # unlike select.select, of descriptors above 1023 too
-        poller.register(handle, select.POLLIN)
-        ended = poller.poll(1000 * seconds)
-    finally:
-        os.close(handle)
-        with contextlib.suppress(ProcessLookupError):  # the usual case: the group is gone
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    return process.returncode if ended else sandbox_child.EXIT_CODES["timeout"]
+        with _servers.borrowed(sys.executable, *flags, "-c", CHILD, *libraries) as server:
+            # The supervisor keeps the time itself; this one is for the case that it can't.
+            return server.run("\0".join(map(str, (home, *limits))), streams, limits[2] + 10)
+    except TimeoutError:
+        return sandbox_child.EXIT_CODES["timeout"]
+    except (EOFError, ConnectionError):  # without any wall a program may find a way to kill it
+        return sandbox_child.EXIT_CODES["violation"]
 
 
 def _reason(code: int, stderr: IO[bytes]) -> str:

@@ -1,17 +1,21 @@
 """The inside of the sandbox: builds the walls around itself, then becomes the program.
 
-In: the program and its tests on stdin; HOME, limits and library folders as arguments. Out: an exit
-code of `EXIT_CODES`; the program's output on stdout and stderr. Standard library only, since it
-runs in a bare interpreter, and little of that: imports are most of what a run costs. Two processes:
-the supervisor, which the program can't reach, and its child, which becomes the program.
+In: from a socket, which is stdin, a request a program: its HOME and limits, and the files that hold
+it and take its output. Out: an exit code of `EXIT_CODES` each. Standard library only, since it runs
+in a bare interpreter. Three processes: the fork server, which starts the interpreter once and never
+sees a program; its child, the supervisor of one program, which that one can't reach; and the
+supervisor's child, which becomes the program.
 """
 
 import builtins
+import contextlib
 import ctypes
 import errno
 import math
 import os
+import select
 import signal
+import socket
 import sys
 import time
 from types import CodeType, ModuleType
@@ -19,17 +23,64 @@ from types import CodeType, ModuleType
 from evals import sandbox_guard as guard
 from evals import sandbox_walls as walls
 
+READY = b"ready"
+STREAMS = 3  # stdin, stdout, stderr of a program
+MAX_REQUEST_BYTES = 4096  # a path and four numbers
+CODE_BYTES = 2  # signed, of an answer
 EXIT_CODES = {"passed": 100, "failed": 101, "timeout": 102, "memory": 103, "violation": 104}
 LENGTH_BYTES = 8  # of the program, in front of it and the tests
 LOOK_EVERY_SECONDS = 0.5
 
 
-def main(arguments: list[str]) -> int:
+def serve(*libraries: str) -> None:
+    """The fork server: runs one program after the other until the other end of stdin closes.
+
+    Args:
+        libraries: folders from which programs may import.
+    """
+    channel = socket.socket(fileno=os.dup(0))
+    channel.sendall(READY)
+    while True:
+        request, streams, *_ = socket.recv_fds(channel, MAX_REQUEST_BYTES, STREAMS)
+        if not request:
+            return
+        supervisor = os.fork()
+        if supervisor == 0:
+            channel.close()
+            os.setsid()
+            for number, stream in enumerate(streams):
+                os.dup2(stream, number)
+                os.close(stream)
+            os._exit(_run(request.decode().split("\0"), libraries))
+        for stream in streams:
+            os.close(stream)
+        code = _end_of(supervisor, channel)
+        channel.sendall(code.to_bytes(CODE_BYTES, "big", signed=True))
+
+
+def _end_of(supervisor: int, channel: socket.socket) -> int:
+    """Its exit code; it is ended when nobody waits for that any more."""
+    handle = os.pidfd_open(supervisor)
+    poller = select.poll()
+    poller.register(handle, select.POLLIN)
+    poller.register(channel, select.POLLIN)  # nothing but its end comes now
+    poller.poll()
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(handle, signal.SIGKILL)
+        os.killpg(supervisor, signal.SIGKILL)  # it may not have become a group's leader yet
+    os.close(handle)
+    return os.waitstatus_to_exitcode(os.waitpid(supervisor, 0)[1])
+
+
+def _run(request: list[str], libraries: tuple[str, ...]) -> int:
     """Supervises one program; returns the exit code that tells its fate."""
-    home, cpu_seconds, idle_seconds, wall_seconds, memory_mb, *libraries = arguments
+    home, cpu_seconds, idle_seconds, wall_seconds, memory_mb = request
+    os.chdir(home)
+    os.environ.update(HOME=home, TMPDIR=home)
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(walls.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    text = sys.stdin.buffer.read()
+    with open(0, "rb", closefd=False) as stdin:
+        text = stdin.read()
     end = LENGTH_BYTES + int.from_bytes(text[:LENGTH_BYTES], "big")
     program, tests = text[LENGTH_BYTES:end], text[end:]
     secret_out, secret_in = os.pipe()

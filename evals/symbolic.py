@@ -7,16 +7,16 @@ under limits of CPU time and memory, both set by the kernel. CPU time and not th
 verdict does not depend on what else the machine does.
 """
 
-import atexit
 import logging
 import math
 import os
 import resource
 import subprocess
 import sys
-import threading
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+
+from evals.spares import Spares
 
 CPU_SECONDS = 5
 WALL_SECONDS = 120.0
@@ -31,20 +31,15 @@ def equal(gold: str, prediction: str) -> bool:
     Raises:
         RuntimeError: a worker process does not start (math-verify missing, for example).
     """
-    worker = _borrow()
     try:
-        verdict = worker.ask(gold, prediction)
+        with _workers.borrowed() as worker:
+            return worker.ask(gold, prediction)
     except (EOFError, ConnectionError, TimeoutError):
-        worker.end()  # over its limits, or brought down by the expression
-        return False
-    with _lock:
-        _idle.append(worker)
-    return verdict
+        return False  # over its limits, or brought down by the expression
 
 
 class _Worker:
     def __init__(self) -> None:
-        self.owner = os.getpid()
         self.connection, far = Pipe()
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         self.process = subprocess.Popen(
@@ -79,27 +74,7 @@ class _Worker:
         self.process.wait()
 
 
-_idle: list[_Worker] = []
-_lock = threading.Lock()
-
-
-def _borrow() -> _Worker:
-    with _lock:
-        while _idle:
-            worker = _idle.pop()
-            if worker.owner == os.getpid():  # after a fork the parent's workers are the parent's
-                return worker
-    atexit.unregister(_end_all)
-    atexit.register(_end_all)
-    return _Worker()
-
-
-def _end_all() -> None:
-    with _lock:
-        while _idle:
-            worker = _idle.pop()
-            if worker.owner == os.getpid():
-                worker.end()
+_workers = Spares(_Worker)
 
 
 def _serve(descriptor: int) -> None:

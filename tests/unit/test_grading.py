@@ -8,6 +8,7 @@ import pytest
 from evals import grading, symbolic
 from evals.benchmark import Benchmark, Decoding, Item
 from evals.grading import choice_equal, exact_equal, extract_code, marked_answer, math_equal
+from evals.spares import Spares
 
 RIGHT = [
     (r"so \boxed{18}.", "18"),
@@ -130,7 +131,7 @@ def test_an_expression_that_never_ends_is_wrong_and_the_next_is_graded(monkeypat
 
 
 def test_a_machine_without_math_verify_is_an_error_and_no_verdict(monkeypatch) -> None:
-    monkeypatch.setattr(symbolic, "_idle", [])
+    monkeypatch.setattr(symbolic, "_workers", Spares(symbolic._Worker))
     monkeypatch.setattr(symbolic.sys, "executable", "/bin/false")
     with pytest.raises(RuntimeError, match="math-verify did not start"):
         symbolic.equal("1", "2")

@@ -101,12 +101,17 @@ def code_passes(item: Item, text: str) -> bool:
     return sandbox.run(program, tests=item.tests, cpu_seconds=cpu_seconds).passed
 
 
-def grade_all(benchmark: Benchmark, answers: Sequence[tuple[Item, str]]) -> list[bool]:
-    """Grades all answers, as many at a time as this process may use cores; order is kept.
+def graders() -> ThreadPoolExecutor:
+    """For as many answers at a time as this process may use cores.
 
     Threads suffice: code and symbolic comparison run in processes of their own, with time limits.
     """
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    return ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+
+
+def grade_all(benchmark: Benchmark, answers: Sequence[tuple[Item, str]]) -> list[bool]:
+    """Grades all answers; order is kept."""
+    with graders() as pool:
         return list(pool.map(lambda answer: benchmark.grade(*answer), answers))
 
 

@@ -38,6 +38,7 @@ def serve(*libraries: str) -> None:
     Args:
         libraries: folders from which programs may import.
     """
+    libc = ctypes.CDLL(None, use_errno=True)
     channel = socket.socket(fileno=os.dup(0))
     channel.sendall(READY)
     while True:
@@ -51,7 +52,7 @@ def serve(*libraries: str) -> None:
             for number, stream in enumerate(streams):
                 os.dup2(stream, number)
                 os.close(stream)
-            os._exit(_run(request.decode().split("\0"), libraries))
+            os._exit(_run(request.decode().split("\0"), libc, libraries))
         for stream in streams:
             os.close(stream)
         code = _end_of(supervisor, channel)
@@ -72,12 +73,11 @@ def _end_of(supervisor: int, channel: socket.socket) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(supervisor, 0)[1])
 
 
-def _run(request: list[str], libraries: tuple[str, ...]) -> int:
+def _run(request: list[str], libc: ctypes.CDLL, libraries: tuple[str, ...]) -> int:
     """Supervises one program; returns the exit code that tells its fate."""
     home, cpu_seconds, idle_seconds, wall_seconds, memory_mb = request
     os.chdir(home)
     os.environ.update(HOME=home, TMPDIR=home)
-    libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(walls.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     with open(0, "rb", closefd=False) as stdin:
         text = stdin.read()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Collection, Iterable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,7 +22,7 @@ import numpy as np
 
 from evals import jobs
 from evals.benchmark import Benchmark, Decoding, TaskScore
-from evals.grading import grade_all
+from evals.grading import graders
 from evals.jobs import Job
 from evals.records import Journal, partial_of, write_answers
 from evals.served import Completion, Done, Place
@@ -123,11 +124,10 @@ def _run(
     if folder is not None:
         journal = Journal(folder / f"{name}.journal", job.identity, job.ids)
     try:
-        samples = _generate(engine, job, journal, progress)
+        answered = _answered(engine, job, journal, progress)
     finally:
         if journal is not None:
             journal.close()
-    answered = _graded(job, samples)
     result = _result(job, answered)
     if folder is not None and journal is not None:
         (folder / f"{name}.json").unlink(missing_ok=True)  # it would vouch for other answers
@@ -138,46 +138,63 @@ def _run(
     return result
 
 
-def _generate(
+def _answered(
     engine: Callable[[], ServesModels], job: Job, journal: Journal | None, progress: Progress
-) -> dict[Place, Completion]:
-    """Every sample: those in the journal, and the rest from the engine."""
+) -> _Answered:
+    """Every sample, graded while the next ones are generated."""
+    benchmark = job.benchmark
+    samples: dict[Place, Completion] = {}
+    with graders() as pool:
+        verdicts: dict[Place, Future[bool]] = {}
+
+        def take(index: int, sample: int, completion: Completion) -> None:
+            samples[index, sample] = completion
+            item = benchmark.items[index]
+            verdicts[index, sample] = pool.submit(benchmark.grade, item, completion.text)
+
+        _generate(engine, job, journal, take, progress)
+        correct = np.array([verdicts[place].result() for place in job.places], dtype=bool)
+    answered = _Answered(samples, correct.reshape(len(benchmark.items), -1))
+    if benchmark.extract is not None:
+        found = [benchmark.extract(benchmark.items[i], samples[i, s].text) for i, s in job.places]
+        n = benchmark.decoding.num_samples
+        answered.extracted = [found[start : start + n] for start in range(0, len(found), n)]
+    return answered
+
+
+def _generate(
+    engine: Callable[[], ServesModels],
+    job: Job,
+    journal: Journal | None,
+    take: Done,
+    progress: Progress,
+) -> None:
+    """Give `take` every sample: those in the journal, and the rest from the engine."""
     finished = dict(journal.finished) if journal is not None else {}
-    every = job.places
-    if len(finished) == len(every):
-        return finished
-    name, taken = job.benchmark.name, frozenset(finished)
+    for (index, sample), completion in finished.items():
+        take(index, sample, completion)
+    name, total, taken = job.benchmark.name, len(job.places), set(finished)
+    if len(taken) == total:
+        return
 
     def done(index: int, sample: int, completion: Completion) -> None:
         if journal is not None:
             journal.add(index, sample, completion)
-        finished[index, sample] = completion
-        progress(name, len(finished), len(every))
+        take(index, sample, completion)
+        taken.add((index, sample))
+        progress(name, len(taken), total)
 
     serving = engine()
-    progress(name, len(finished), len(every))
+    progress(name, len(taken), total)
     serving.generate(
         job.prompts.token_ids,
         job.benchmark.decoding,
         stop_token_ids=job.prompts.stop_token_ids,
         seeds=job.ids,
         done=done,
-        skip=taken,
+        skip=frozenset(finished),
     )
-    assert len(finished) == len(every), "the engine kept samples to itself"
-    return finished
-
-
-def _graded(job: Job, samples: dict[Place, Completion]) -> _Answered:
-    benchmark = job.benchmark
-    answers = [(benchmark.items[i], samples[i, s].text) for i, s in job.places]
-    correct = np.array(grade_all(benchmark, answers), dtype=bool)
-    answered = _Answered(samples, correct.reshape(len(benchmark.items), -1))
-    if benchmark.extract is not None:
-        found = [benchmark.extract(item, text) for item, text in answers]
-        n = benchmark.decoding.num_samples
-        answered.extracted = [found[start : start + n] for start in range(0, len(found), n)]
-    return answered
+    assert len(taken) == total, "the engine kept samples to itself"
 
 
 def _result(job: Job, answered: _Answered) -> TaskScore:

@@ -20,6 +20,7 @@ from typing import Any
 import ray
 from safetensors.torch import load_file, save_file
 
+from evals.benchmark import Benchmark, Item
 from evals.deployment import EngineSettings
 from evals.engine import Engine
 from evals.grading import grade_all
@@ -139,34 +140,45 @@ def checkpoints(on: Scene, rounds: int) -> Report:
 
 
 def grading(on: Scene, rounds: int) -> Report:
-    """Seconds to generate all answers, and to grade them; a first round warms up."""
-    generated, graded = [], []
+    """Seconds to generate all answers, to grade them afterwards, and to do both at once.
+
+    A first round warms up.
+    """
+    generated, graded, both = [], [], []
+    benchmarks = load_benchmarks(on.files, on.max_items)
     for _ in range(rounds + 1):
-        seconds = {"generate": 0.0, "grade": 0.0}
-        for job in jobs(
-            on.engine.model_dir, load_benchmarks(on.files, on.max_items), on.engine.settings
-        ):
-            start = time.perf_counter()
-            found = on.engine.generate(
-                job.prompts.token_ids,
-                job.benchmark.decoding,
-                stop_token_ids=job.prompts.stop_token_ids,
-                seeds=job.ids,
-            )
-            seconds["generate"] += time.perf_counter() - start
-            answers = [
-                (item, sample.text)
-                for item, samples in zip(job.benchmark.items, found, strict=True)
-                for sample in samples
-                if sample is not None
-            ]
-            start = time.perf_counter()
-            grade_all(job.benchmark, answers)
-            seconds["grade"] += time.perf_counter() - start
-        generated.append(seconds["generate"])
-        graded.append(seconds["grade"])
+        start = time.perf_counter()
+        answers = _answers(on, benchmarks)
+        generated.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        for benchmark in benchmarks:
+            grade_all(benchmark, answers[benchmark.name])
+        graded.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        score(lambda: on.engine, on.engine.settings, on.engine.model_dir, benchmarks)
+        both.append(time.perf_counter() - start)
     ratio = sum(graded[1:]) / sum(generated[1:])
-    return {"generate_s": generated[1:], "grade_s": graded[1:], "ratio": ratio}
+    added = sum(both[1:]) / sum(generated[1:]) - 1
+    told = {"generate_s": generated[1:], "grade_s": graded[1:], "score_s": both[1:]}
+    return told | {"ratio": ratio, "added": added}
+
+
+def _answers(on: Scene, benchmarks: list[Benchmark]) -> dict[str, list[tuple[Item, str]]]:
+    answers = {}
+    for job in jobs(on.engine.model_dir, benchmarks, on.engine.settings):
+        found = on.engine.generate(
+            job.prompts.token_ids,
+            job.benchmark.decoding,
+            stop_token_ids=job.prompts.stop_token_ids,
+            seeds=job.ids,
+        )
+        answers[job.benchmark.name] = [
+            (item, sample.text)
+            for item, samples in zip(job.benchmark.items, found, strict=True)
+            for sample in samples
+            if sample is not None
+        ]
+    return answers
 
 
 def harness(on: Scene, rounds: int) -> Report:

@@ -1,0 +1,70 @@
+"""The biased coins of `scale_trial` behind Ray Serve, where vLLM would be.
+
+In: model directories and requests, as `evals.server.ScoringServer` takes them. Out: answers "yes"
+(right) or "no", the same each time for the same weights, prompt and seed. Everything else of
+scoring is the real thing: the engine, its replicas and client, journals, grading, intervals.
+"""
+
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from random import Random
+from typing import Any
+from unittest.mock import patch
+
+import ray
+from ray import serve
+
+from evals import deployment, probe
+from evals.deployment import EngineSettings
+from evals.served import Answer, Request
+from tests.benchmarks.scale_trial import read_coin
+
+RIGHT, WRONG = "yes", "no"
+_BATCH = 64
+
+
+class Coin:
+    """A replica."""
+
+    def __init__(self) -> None:
+        self._weights, self._right = "", 0.0
+
+    async def load(self, weights: str, path: str, adapters: dict[str, str]) -> str:
+        """Answer from now on as the coin under `path`."""
+        self._right, self._weights = read_coin(Path(path)), weights
+        return str(ray.get_runtime_context().get_actor_name())
+
+    async def answer(
+        self, requests: list[Request], options: dict[str, Any], *, weights: str, **limits: Any
+    ) -> AsyncGenerator[list[tuple[int, Answer]], None]:
+        """Yield (position, answer), several at once."""
+        assert weights == self._weights, "asked for weights that were not loaded"
+        numbered = iter(enumerate(requests))
+        while batch := list(islice(numbered, _BATCH)):
+            yield [(index, self._toss(request)) for index, request in batch]
+
+    def _toss(self, request: Request) -> Answer:
+        draw = Random(f"{self._right}/{request.prompt}/{request.seed}").random()
+        return Answer(RIGHT if draw < self._right else WRONG, "stop", (1,))
+
+
+def launch(model_dir: Path, settings: EngineSettings, more: Mapping[str, Any]) -> None:
+    """Start Serve with a coin for each replica."""
+    serve.start(http_options={"host": "127.0.0.1", "port": settings.port})
+    for name in deployment.model_names(settings):
+        coin = serve.deployment(Coin).options(
+            name=f"ScoringServer:{name}", ray_actor_options={"num_cpus": 0}
+        )
+        serve.run(coin.bind(), name=deployment.APP_NAME, route_prefix=None)
+
+
+@contextmanager
+def in_place_of_vllm() -> Iterator[None]:
+    """Engines that are started meanwhile serve coins, which transformers can't vouch for."""
+    with (
+        patch.object(deployment, "launch", launch),
+        patch.object(probe, "prove", lambda *_: None),
+    ):
+        yield

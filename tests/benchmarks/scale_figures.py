@@ -1,0 +1,193 @@
+"""What a simulated sweep took: time and CPU of its parts, memory, MLflow's growth, files.
+
+In: a sweep of ``scale_sweep`` that runs in this process. Out: a flat dict of figures.
+"""
+
+import json
+import resource
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+from unittest.mock import patch
+
+import psutil
+from mlflow import MlflowClient
+
+import tuning.sweep
+from pipelines import differences, full_sweep, record, report
+from pipelines.mlflow_store import EXPERIMENT, Store
+from pipelines.presets import SweepConfig
+from pipelines.scoring import Scorer
+from pipelines.tracking import Tracker
+from tests.benchmarks.scale_trial import PROCESS_CPU, REPORT_SECONDS
+
+MIB = 2**20
+PAGE = 100  # runs on a page of MLflow's UI
+_ASKED = 10  # times each query is made
+_PARTS: dict[str, tuple[Any, str]] = {
+    "whole": (full_sweep, "run"),
+    "train": (tuning.sweep, "run"),
+    "score": (Scorer, "score"),
+    "differences": (differences, "compared"),
+    "report": (report, "write"),
+    "summary": (record, "summary"),
+    "mlflow entries": (Store, "act"),
+    "mlflow metrics": (Store, "log"),
+    "mlflow wait": (Tracker, "run_id"),
+}
+_TELLING = ("differences", "report", "summary")
+_LOOKED_AT = ("whole", "train")
+
+
+@dataclass
+class Spent:
+    """By all calls of a function."""
+
+    calls: int = 0
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    """Of the threads that called it."""
+    before: dict[str, float] = field(default_factory=dict)
+    """The machine before the first call, where that is looked at, and after the last."""
+    after: dict[str, float] = field(default_factory=dict)
+
+    def grown(self, what: str) -> float:
+        """From the first call to the end of the last."""
+        return self.after[what] - self.before[what]
+
+
+@contextmanager
+def watched(output: Path) -> Iterator[dict[str, Spent]]:
+    """Count what the parts of a sweep take while the body runs."""
+    spent = {name: Spent() for name in _PARTS}
+    with ExitStack() as stack:
+        for name, (owner, function) in _PARTS.items():
+            look = partial(_look, output) if name in _LOOKED_AT else dict
+            counted = _counted(getattr(owner, function), spent[name], look)
+            stack.enter_context(patch.object(owner, function, counted))
+        yield spent
+
+
+def _counted(
+    plain: Callable[..., Any], spent: Spent, look: Callable[[], dict[str, float]]
+) -> Callable[..., Any]:
+    def counted(*args: Any, **words: Any) -> Any:
+        spent.before = spent.before or look()
+        began, cpu = time.monotonic(), time.thread_time()
+        try:
+            return plain(*args, **words)
+        finally:
+            spent.calls += 1
+            spent.seconds += time.monotonic() - began
+            spent.cpu_seconds += time.thread_time() - cpu
+            spent.after = look()
+
+    return counted
+
+
+def _look(output: Path) -> dict[str, float]:
+    """Bytes of this process, of Ray's GCS and of the store."""
+    servers = {child.name(): child for child in psutil.Process().children(recursive=True)}
+    found: dict[str, float] = {
+        "driver": psutil.Process().memory_info().rss,
+        "store": sum(path.stat().st_size for path in output.glob("mlflow.db*")),
+    }
+    if "gcs_server" in servers:
+        found["gcs"] = servers["gcs_server"].memory_info().rss
+    return found
+
+
+def figures(config: SweepConfig, spent: dict[str, Spent], concurrent: int) -> dict[str, Any]:
+    """All of a sweep that has ended."""
+    count, directory = len(config.trials), Path(config.output) / config.name
+    train, mlflow = spent["train"], (spent["mlflow entries"], spent["mlflow metrics"])
+    reports, process_cpu = _told(directory)
+    work = reports * REPORT_SECONDS
+    return {
+        "trials": count,
+        "concurrent": concurrent,
+        "reports": reports,
+        "scored": spent["score"].calls,
+        "whole_seconds": spent["whole"].seconds,
+        "train_seconds": train.seconds,
+        "work_seconds": work,
+        "overhead_seconds": train.seconds * concurrent - work,
+        "scheduler_cpu_seconds": train.cpu_seconds,
+        "trial_process_cpu_seconds": process_cpu,
+        "mlflow_seconds": sum(each.seconds for each in mlflow),
+        "mlflow_cpu_seconds": sum(each.cpu_seconds for each in mlflow),
+        "mlflow_wait_seconds": spent["mlflow wait"].seconds,
+        "mlflow_bytes": spent["whole"].after["store"] - train.before["store"],
+        "driver_grown_bytes": train.grown("driver"),
+        "driver_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "gcs_grown_bytes": train.grown("gcs"),
+        "score_seconds": spent["score"].seconds,
+        "score_cpu_seconds": spent["score"].cpu_seconds,
+        "telling_cpu_seconds": sum(spent[name].cpu_seconds for name in _TELLING),
+        **{f"{name}_seconds": spent[name].seconds for name in _TELLING},
+        **_files(Path(config.output), directory),
+        **_queries(config),
+    }
+
+
+def _told(directory: Path) -> tuple[int, float]:
+    """Reports of all trials; CPU seconds of their processes, from start to last report."""
+    reports, spent = 0, dict[int, float]()
+    for path in directory.glob("trials/*/result.json"):
+        lines = path.read_text().splitlines()
+        reports += len(lines)
+        last = json.loads(lines[-1])
+        spent[last["pid"]] = max(last[PROCESS_CPU], spent.get(last["pid"], 0.0))
+    return reports, sum(spent.values())
+
+
+def _files(output: Path, directory: Path) -> dict[str, int]:
+    """How many there are, and their bytes, by what they belong to."""
+    found: dict[str, int] = {}
+    for name, root in {
+        "trials": directory / "trials",
+        "scores": directory / "scores",
+        "logs": directory / "logs",
+        "artifacts": output / "mlartifacts",
+    }.items():
+        sizes = [path.stat().st_size for path in root.rglob("*") if path.is_file()]
+        found |= {f"{name}_files": len(sizes), f"{name}_bytes": sum(sizes)}
+    for name in ("leaderboard.json", "report.html", "outbox.jsonl"):
+        found[f"{name.partition('.')[0]}_bytes"] = (directory / name).stat().st_size
+    return found
+
+
+def _queries(config: SweepConfig) -> dict[str, float]:
+    """Seconds that the store takes for what MLflow's pages ask."""
+    client = MlflowClient(f"sqlite:///{Path(config.output, 'mlflow.db')}")
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    where = [experiment.experiment_id]
+
+    def page(query: str = "") -> Any:
+        order = ["attributes.start_time DESC"]
+        return client.search_runs(where, query, max_results=PAGE, order_by=order)
+
+    trial = config.trials[len(config.trials) // 2].name
+    run = page(f"attributes.run_name = '{trial}'")[0].info.run_id
+    asked: dict[str, Callable[[], Any]] = {
+        "run": lambda: client.get_run(run),
+        "history": lambda: client.get_metric_history(run, "nll"),
+        "page": page,
+        "search": lambda: page("metrics.val_exact > 0.5"),
+    }
+    return {f"query_{name}_seconds": _typical(ask) for name, ask in asked.items()}
+
+
+def _typical(ask: Callable[[], Any]) -> float:
+    took = []
+    for _ in range(_ASKED):
+        began = time.monotonic()
+        ask()
+        took.append(time.monotonic() - began)
+    return median(took)

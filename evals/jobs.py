@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,14 @@ def jobs(model_dir: Path, benchmarks: Sequence[Benchmark], settings: EngineSetti
 
 
 def _name(function: Callable[..., Any] | None) -> str | None:
-    return None if function is None else f"{function.__module__}.{function.__qualname__}"
+    """Of a rule of this package; of one's own also what its file holds, which may change."""
+    if function is None:
+        return None
+    name = f"{function.__module__}.{function.__qualname__}"
+    file = getattr(sys.modules.get(function.__module__), "__file__", None)
+    if file is None or function.__module__.partition(".")[0] == __package__:
+        return name
+    return f"{name} {digest([Path(file)])[:12]}"
 
 
 def _weights(model_dir: Path) -> list[Path]:

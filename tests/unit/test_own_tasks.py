@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from evals import tasks
+from evals import jobs, tasks
+from evals.deployment import EngineSettings
 from evals.grading import grade_all
+from tests.assets.tiny import make_tiny_model
 
 
 def _file(folder: Path, *rows: dict | str) -> str:
@@ -82,6 +84,19 @@ def test_a_class_of_three_methods_is_a_benchmark(tmp_path, monkeypatch) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             tasks.load(f"class:{address}")
+
+
+def test_another_rule_in_the_same_file_is_another_score(tmp_path, monkeypatch) -> None:
+    module = tmp_path / "own_changing.py"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    model, identities = make_tiny_model(tmp_path / "model"), []
+    for text in (CAPITALS, CAPITALS, CAPITALS.replace("item.answer in text", "True")):
+        module.write_text(text)
+        benchmark = tasks.load("class:own_changing:Capitals")
+        (job,) = jobs.jobs(model, [benchmark], EngineSettings())
+        identities.append(job.identity)
+    assert identities[0] == identities[1] != identities[2]
 
 
 def test_samples_are_drawn_at_temperature_one(tmp_path) -> None:

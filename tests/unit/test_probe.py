@@ -10,12 +10,21 @@ from tests.assets.tiny import make_tiny_model
 
 
 def test_small_differences_pass_and_large_or_missing_ones_do_not():
-    assert probe.check_logprobs([[-1.0005]], [[-1.0]], "float32", "it") == pytest.approx(5e-4)
+    right = [-1.0] * 99
+    assert probe.check_logprobs([[*right, -1.0005]], [[*right, -1.0]], "float32", "it") < 1e-3
     for served, true in ((-1.002, -1.0), (math.nan, -1.0), (-1.0, math.nan)):
         with pytest.raises(RuntimeError, match="does not serve it"):
             probe.check_logprobs([[served]], [[true]], "float32", "it")
     with pytest.raises(ValueError, match="argument"):
         probe.check_logprobs([[-1.0]], [[-1.0, -2.0]], "float32", "it")
+
+
+def test_in_bfloat16_rounding_passes_and_a_nearby_checkpoint_does_not():
+    true = [-1.0] * 100
+    rounded = [*true[1:], -1.6]
+    assert probe.check_logprobs([rounded], [true], "bfloat16", "it") == pytest.approx(0.6)
+    with pytest.raises(RuntimeError, match=r"on average 0\.2 nats"):
+        probe.check_logprobs([[-1.2] * 100], [true], "bfloat16", "it")
 
 
 def test_reference_is_a_distribution_over_next_tokens(tmp_path):

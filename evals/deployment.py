@@ -13,7 +13,7 @@ import os
 import re
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,8 @@ class EngineSettings:
     Attributes:
         dtype: type of weights and activations: "float32", "bfloat16" or "float16".
         max_model_len: tokens of prompt and answer together.
-        num_replicas: engines side by side; prompts are dealt out among them.
+        num_replicas: engines side by side; prompts are dealt out among them. 0: as many as there
+            are GPUs free for when the engine starts, and one on the CPU.
         gpus: GPUs of a replica; below 1 shares one, 0 runs on the CPU.
         threads: CPU threads of a replica, without a GPU.
         kv_cache_gib: memory for keys and values of a replica, in GiB.
@@ -49,7 +50,7 @@ class EngineSettings:
 
     dtype: str = "float32"
     max_model_len: int = 1024
-    num_replicas: int = 1
+    num_replicas: int = 0
     gpus: float = 0
     threads: int = 1
     kv_cache_gib: float = 1.0
@@ -61,7 +62,7 @@ class EngineSettings:
         dtypes = ("float32", "bfloat16", "float16")
         if self.dtype not in dtypes:
             raise ValueError(f"dtype is {self.dtype!r}; it must be one of {', '.join(dtypes)}")
-        lowest = {"max_model_len": 32, "num_replicas": 1, "threads": 1, "concurrency": 1, "port": 1}
+        lowest = {"max_model_len": 32, "num_replicas": 0, "threads": 1, "concurrency": 1, "port": 1}
         for name, low in lowest.items():
             if getattr(self, name) < low:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be at least {low}")
@@ -70,6 +71,21 @@ class EngineSettings:
                 f"kv_cache_gib is {self.kv_cache_gib!r} and gpus {self.gpus!r}; "
                 "the first must be positive, the second not negative"
             )
+
+
+    @property
+    def least_replicas(self) -> int:
+        """Without which the engine does not start."""
+        return max(1, self.num_replicas)
+
+
+def sized(settings: EngineSettings) -> EngineSettings:
+    """With a number of replicas, chosen from what is free in the running Ray cluster."""
+    if settings.num_replicas:
+        return settings
+    free = ray.available_resources()
+    fitting = min(free.get("GPU", 0) // settings.gpus, free.get("CPU", 0)) if settings.gpus else 1
+    return replace(settings, num_replicas=max(1, int(fitting)))
 
 
 def model_names(settings: EngineSettings) -> list[str]:

@@ -69,6 +69,7 @@ class Engine(Served):
         """
         path = probe.check_directory(model_dir)
         beside = adapters.check_all(adapter_dirs, path)
+        settings = deployment.sized(settings)
         deployment.check_can_start(settings)
         deployment.quiet_driver()
         engine = cls(Replicas(settings, path, beside, request_timeout_s), settings, path, beside)

@@ -101,7 +101,8 @@ def score(
 
     def serving() -> ServesModels:
         found = engine()
-        assert found.settings == settings, "scores would be stored under other settings"
+        same = dataclasses.replace(found.settings, num_replicas=settings.num_replicas) == settings
+        assert same, "scores would be stored under other settings"
         if found.model_dir != path:
             found.swap(path)
         return found

@@ -38,7 +38,7 @@ def room(config: SweepConfig, free: Mapping[str, float]) -> HasRoom:
         "CPU": max(each.count * each.cpus for each in workers) + TASK_CPUS + DRIVER_CPUS,
         "GPU": max(each.count * each.gpus for each in workers),
     }
-    replicas = config.engine.num_replicas
+    replicas = config.engine.least_replicas
     engine = {"CPU": replicas, "GPU": replicas * config.engine.gpus}
 
     def fits(unfinished: int) -> bool:

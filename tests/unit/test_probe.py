@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from evals import probe
+from evals import deployment, probe
 from evals.deployment import EngineSettings
 from tests.assets.tiny import make_tiny_model
 
@@ -54,7 +54,7 @@ def test_model_directory_and_shape_errors_name_the_cause(tmp_path):
     ("field", "value"),
     [
         ("dtype", "int8"),
-        ("num_replicas", 0),
+        ("num_replicas", -1),
         ("max_model_len", 8),
         ("kv_cache_gib", 0),
         ("gpus", -1),
@@ -63,3 +63,20 @@ def test_model_directory_and_shape_errors_name_the_cause(tmp_path):
 def test_settings_are_checked(field, value):
     with pytest.raises(ValueError, match=f"{field}.*{value}"):
         EngineSettings(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("asked", "gpus", "free", "replicas"),
+    [
+        (0, 1, {"CPU": 64, "GPU": 7.5}, 7),
+        (0, 0.5, {"CPU": 64, "GPU": 2}, 4),
+        (0, 1, {"CPU": 3, "GPU": 8}, 3),
+        (0, 1, {"CPU": 64}, 1),  # which the engine then refuses to start
+        (0, 0, {"CPU": 64}, 1),
+        (2, 1, {"CPU": 64, "GPU": 8}, 2),
+    ],
+)
+def test_replicas_are_as_many_as_there_are_gpus_free(monkeypatch, asked, gpus, free, replicas):
+    monkeypatch.setattr(deployment.ray, "available_resources", lambda: free)
+    settings = EngineSettings(num_replicas=asked, gpus=gpus)
+    assert deployment.sized(settings).num_replicas == replicas

@@ -20,7 +20,7 @@ BARS = {
     "swap": ("swap + probe, seconds", "median_s", "<=", 3.0),
     "throughput": ("generated tokens/s, engine / vLLM offline", "ratio", ">=", 0.85),
     "checkpoints": ("seconds a checkpoint, warm / fresh vLLM", "ratio", "<=", 0.2),
-    "grading": ("seconds to grade / to generate", "ratio", "<=", 0.1),
+    "grading": ("share of its time that grading adds to generating", "added", "<=", 0.1),
     "harness": ("items that lm-eval's gsm8k rules judge otherwise", "most", "<=", 0),
 }
 QUICK_BENCHMARKS = ("target-heldout", "retained-code")

@@ -91,10 +91,12 @@ def _counted(
 
 
 def _look(output: Path) -> dict[str, float]:
-    """Bytes of this process, of Ray's GCS and of the store."""
+    """Bytes of this process, of Ray's GCS and of the store; bytes this process has written."""
     servers = {child.name(): child for child in psutil.Process().children(recursive=True)}
     found: dict[str, float] = {
         "driver": psutil.Process().memory_info().rss,
+        "written": psutil.Process().io_counters().write_chars,
+        "cpu": time.process_time(),
         "store": sum(path.stat().st_size for path in output.glob("mlflow.db*")),
     }
     if "gcs_server" in servers:
@@ -123,6 +125,8 @@ def figures(config: SweepConfig, spent: dict[str, Spent], concurrent: int) -> di
         "mlflow_cpu_seconds": sum(each.cpu_seconds for each in mlflow),
         "mlflow_wait_seconds": spent["mlflow wait"].seconds,
         "mlflow_bytes": spent["whole"].after["store"] - train.before["store"],
+        "driver_cpu_seconds": train.grown("cpu"),
+        "written_bytes": train.grown("written"),
         "driver_grown_bytes": train.grown("driver"),
         "driver_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "gcs_grown_bytes": train.grown("gcs"),

@@ -1,0 +1,212 @@
+"""What large runs would take, on paper: ``python -m tests.benchmarks.scale_plan``.
+
+In: the shapes of two published models, and the constants below, none of which was measured here.
+Out: a table as Markdown: memory by the project's own planner (`otr.planner`, which reads a model's
+config alone), network, storage, time and price by arithmetic.
+
+Bytes are of the code as it is: weights, gradients and both moments in float32, products in
+bfloat16; FSDP2 fetches the weights twice a pass in bfloat16 and hands gradients on in float32;
+rank 0 writes the whole model in float32, every rank its share of the moments.
+"""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import LlamaConfig, PretrainedConfig, Qwen3Config
+
+from otr.config import DataConfig, MemoryConfig, ModelConfig, TrainConfig, Workers
+from otr.planner import Plan, plan
+from tests.benchmarks.train_bars import TERAFLOPS, flops_per_token
+
+GB, GIB, TB = 1e9, 2**30, 1e12
+DEVICE_BYTES = int(79.6 * GIB)  # what an H100 of 80 GB shows
+GPUS_A_NODE = 8
+MFU = 0.4  # assumed
+NVLINK, NICS, LINK_SHARE = 450 * GB, 400 * GB, 0.7  # bytes/s a GPU, a node; share that is reached
+TO_HOST, COPY, STORE = 25 * GB, 10 * GB, 1 * GB  # bytes/s: device to host, in memory, to storage
+ON_DEMAND, SPOT, STORED = 3.90, 2.25, 0.023  # dollars: a GPU-hour, twice; a GB-month
+LAYERS = {"8B": Qwen3Config, "70B": LlamaConfig}
+SHAPES: dict[str, dict[str, Any]] = {
+    "8B": {"vocab_size": 151936, "hidden_size": 4096, "intermediate_size": 12288}
+    | {"num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8}
+    | {"head_dim": 128, "max_position_embeddings": 40960},  # Qwen3-8B
+    "70B": {"vocab_size": 128256, "hidden_size": 8192, "intermediate_size": 28672}
+    | {"num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8}
+    | {"head_dim": 128, "max_position_embeddings": 8192},  # Llama-3-70B
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A trial: `steps` steps of `step_rows` rows of `row_length` tokens."""
+
+    shape: str
+    gpus: int
+    step_rows: int
+    micro_rows: int
+    row_length: int = 4096
+    steps: int = 500
+
+
+CASES = (Case("8B", 8, 64, 4), Case("70B", 64, 256, 2))
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Of a case; bytes and seconds."""
+
+    case: Case
+    plan: Plan
+    weights: int
+
+    @property
+    def nodes(self) -> int:
+        return max(1, self.case.gpus // GPUS_A_NODE)
+
+    @property
+    def passes(self) -> int:
+        """A step, of each GPU."""
+        return self.case.step_rows // (self.case.micro_rows * self.case.gpus)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of all GPUs, at the assumed MFU; the second forward pass of checkpointing is in it."""
+        flops = flops_per_token(SHAPES[self.case.shape], self.case.row_length)
+        return self.case.gpus * MFU * TERAFLOPS["H100"] * 1e12 / flops
+
+    @property
+    def trial_tokens(self) -> int:
+        return self.case.steps * self.plan.step_tokens
+
+    @property
+    def trial_hours(self) -> float:
+        return self.trial_tokens / self.tokens_per_second / 3600
+
+    @property
+    def pass_seconds(self) -> float:
+        return self.plan.step_tokens / self.passes / self.tokens_per_second
+
+    @property
+    def pass_bytes(self) -> float:
+        """That each GPU receives: weights twice in bfloat16, gradients once in float32."""
+        return 8 * self.weights * (1 - 1 / self.case.gpus)
+
+    @property
+    def link_seconds(self) -> float:
+        """Of a pass; between nodes each gets what it lacks once, through all of its links."""
+        if self.nodes == 1:
+            return self.pass_bytes / (LINK_SHARE * NVLINK)
+        return 8 * self.weights * (1 - 1 / self.nodes) / (LINK_SHARE * NICS)
+
+    @property
+    def stall_seconds(self) -> float:
+        """Of a save: the whole model over rank 0's way to the host, and a copy there."""
+        return 4 * self.weights * (1 / TO_HOST + 1 / COPY)
+
+
+ROWS: dict[str, tuple[Callable[[Figures], str], str]] = {
+    "weights": (lambda f: f"{f.weights / GB:.2f} B", "shape"),
+    "strategy, rows a pass, passes a step": (
+        lambda f: f"{f.plan.strategy}, {f.case.micro_rows}, {f.passes}",
+        "chosen",
+    ),
+    "a GPU holds: weights": (lambda f: _gib(f.plan.device.parameters), "planner"),
+    "gradients": (lambda f: _gib(f.plan.device.gradients), "planner"),
+    "AdamW": (lambda f: _gib(f.plan.device.optimizer), "planner"),
+    "activations, checkpointed": (lambda f: _gib(f.plan.device.activations), "planner"),
+    "loss": (lambda f: _gib(f.plan.device.loss), "planner"),
+    "in all, of 79.6 GiB": (lambda f: _gib(f.plan.device.total), "planner"),
+    "host memory of rank 0 at a save": (lambda f: _gib(8 * f.weights), "computed"),
+    "FLOPs a token": (
+        lambda f: f"{flops_per_token(SHAPES[f.case.shape], f.case.row_length):.3g}",
+        "computed",
+    ),
+    "tokens/s": (lambda f: f"{f.tokens_per_second:,.0f}", "MFU assumed"),
+    "seconds a pass": (lambda f: f"{f.pass_seconds:.2f}", "MFU assumed"),
+    "a GPU receives a pass": (lambda f: f"{f.pass_bytes / GB:,.0f} GB", "computed"),
+    "seconds that its links take for it": (lambda f: f"{f.link_seconds:.2f}", "links assumed"),
+    "a checkpoint: model, moments": (
+        lambda f: f"{4 * f.weights / GB:,.0f} + {8 * f.weights / GB:,.0f} GB",
+        "computed",
+    ),
+    "seconds that a save stops training": (lambda f: f"{f.stall_seconds:.0f}", "speeds assumed"),
+    "minutes that rank 0 writes": (
+        lambda f: f"{4 * f.weights / STORE / 60:.1f}",
+        "1 GB/s assumed",
+    ),
+    "a trial: tokens": (lambda f: f"{f.trial_tokens / 1e6:,.0f} M", "chosen"),
+    "hours": (lambda f: f"{f.trial_hours:.2f}", "MFU assumed"),
+    "dollars on demand, spot": (lambda f: _dollars(f.trial_hours * f.case.gpus), "prices assumed"),
+    "1,000 trials: checkpoints of all": (
+        lambda f: f"{12 * f.weights * 1000 / TB:,.0f} TB",
+        "computed",
+    ),
+    "dollars a month for them": (
+        lambda f: f"{12 * f.weights * 1000 / GB * STORED:,.0f}",
+        "price assumed",
+    ),
+    "days, one after another": (lambda f: f"{1000 * f.trial_hours / 24:,.0f}", "MFU assumed"),
+    "thousand dollars on demand, spot": (
+        lambda f: _dollars(f.trial_hours * f.case.gpus),
+        "prices assumed",
+    ),
+    "days for 250 G tokens (1 TB), once": (
+        lambda f: f"{250e9 / f.tokens_per_second / 86400:,.0f}",
+        "MFU assumed",
+    ),
+}
+
+
+def main() -> None:
+    found = [figures(case) for case in CASES]
+    heads = ["", *(f"{case.shape} on {case.gpus}" for case in CASES), "from"]
+    lines = [heads, ["---"] * len(heads)]
+    for name, (told, source) in ROWS.items():
+        lines.append([name, *map(told, found), source])
+    print("\n".join(f"| {' | '.join(line)} |" for line in lines))
+
+
+def figures(case: Case) -> Figures:
+    """What the planner says of a case."""
+    with tempfile.TemporaryDirectory() as directory:
+        written(case.shape, Path(directory))
+        config = TrainConfig(
+            ModelConfig(directory, dtype="bfloat16"),
+            DataConfig(("corpus.jsonl",), row_length=case.row_length),
+            memory=MemoryConfig(gradient_checkpointing=True),
+            workers=Workers(case.gpus, gpus=1),
+            max_steps=case.steps,
+            step_rows=case.step_rows,
+            micro_rows=case.micro_rows,
+        )
+        return Figures(case, plan(config, DEVICE_BYTES), weights(SHAPES[case.shape]))
+
+
+def written(shape: str, directory: Path) -> Sequence[Path]:
+    """The config of a shape as a model directory has it."""
+    config: PretrainedConfig = LAYERS[shape](**SHAPES[shape], tie_word_embeddings=False)
+    config.save_pretrained(directory)
+    return [*directory.iterdir()]
+
+
+def weights(shape: dict[str, int]) -> int:
+    """How many there are, norms left out."""
+    wide, heads = shape["hidden_size"], shape["head_dim"]
+    attention = 2 * wide * heads * (shape["num_attention_heads"] + shape["num_key_value_heads"])
+    layer = attention + 3 * wide * shape["intermediate_size"]
+    return shape["num_hidden_layers"] * layer + 2 * shape["vocab_size"] * wide
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:,.1f} GiB"
+
+
+def _dollars(hours: float) -> str:
+    return f"{hours * ON_DEMAND:,.0f}, {hours * SPOT:,.0f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -2,8 +2,9 @@
 
 In: entries {do, trial, ...} as `pipelines.tracking` writes them; `do` names an action of `Store`,
 and trial "" is the sweep's own run. Out: runs in a store. Every action may be repeated: runs are
-found again by a tag with the id of the sweep, metrics bring their own time, and of the same key,
-step, time and value a store keeps one.
+found again by a tag with the id of the sweep; metrics bring their own time, and of the same key,
+step, time and value a store keeps one. Steps that a trial takes again, from the checkpoint before,
+stay as they are.
 """
 
 import logging
@@ -43,6 +44,8 @@ class Store:
         self.uri, self.sweep, self.sweep_id = uri, sweep, sweep_id
         self.runs: dict[str, str] = {}
         """The ids of the runs that the store is known to have, by trial."""
+        self._last: dict[str, dict[str, int]] = {}
+        """The last step of each metric that a run has, by trial."""
         self._made: Any = None
         self._actions: dict[str, Callable[..., None]] = {
             "start": self._start,
@@ -61,6 +64,17 @@ class Store:
 
     def log(self, entries: Sequence[Entry]) -> None:
         """Write metrics, all of one run: entries {trial, step, time, metrics}."""
+        trial, new = entries[0]["trial"], []
+        last = dict(self._last.get(trial, {}))
+        for entry in entries:
+            step = entry["step"]
+            fresh = {key: v for key, v in entry["metrics"].items() if step > last.get(key, -1)}
+            last.update(dict.fromkeys(fresh, step))
+            new.append({**entry, "metrics": fresh})
+        self._write(new)
+        self._last[trial] = last
+
+    def _write(self, entries: Sequence[Entry]) -> None:
         from mlflow.entities import Metric
 
         run_id = self._id(entries[0]["trial"])
@@ -91,6 +105,14 @@ class Store:
         """Open a run, or the same one again."""
         if self._was_there(trial, **start):
             self._client.update_run(self._id(trial), status="RUNNING")
+            self._last[trial] = self._steps(trial)
+
+    def _steps(self, trial: str) -> dict[str, int]:
+        """The last step of each metric of a run."""
+        run_id = self._id(trial)
+        names = self._client.get_run(run_id).data.metrics
+        histories = {name: self._client.get_metric_history(run_id, name) for name in names}
+        return {name: max(one.step for one in history) for name, history in histories.items()}
 
     def _was_there(
         self, trial: str, name: str, params: Mapping[str, str], tags: Mapping[str, str], time: int
@@ -115,7 +137,7 @@ class Store:
         latest = self._client.get_run(self._id(trial)).data.metrics
         told = report["metrics"].items()
         new = {key: value for key, value in told if latest.get(key) != value}
-        self.log([{**report, "trial": trial, "metrics": new}])
+        self._write([{**report, "trial": trial, "metrics": new}])
 
     def _tag(self, trial: str, key: str, value: str) -> None:
         self._client.set_tag(self._id(trial), key, value)
@@ -147,7 +169,7 @@ class Store:
             told = report["metrics"].items()
             new = {key: value for key, value in told if (key, report["step"]) not in have}
             missing.append({**report, "trial": trial, "metrics": new})
-        self.log(missing)
+        self._write(missing)
 
     def _keep(self, trial: str, paths: list[str], folder: str = "") -> None:
         """Store files (in `folder`), and directories by their name, as artifacts."""

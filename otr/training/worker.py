@@ -61,44 +61,52 @@ class Job:
 
 def train_loop(job: Job) -> None:
     """Train on this worker's share."""
-    from otr.loop import Hooks, train
-    from otr.parallel import resolved
-
     config = job.config
     torch.set_num_threads(max(1, int(config.workers.cpus)))
-    several = config.workers.count > 1
-    group = dist.new_group(backend="gloo") if several else None
+    group = dist.new_group(backend="gloo") if config.workers.count > 1 else None
     storage = Storage(group)
     with storage.directory_of(job.resume_from) as resume_from:
         state = load_checkpoint(resume_from) if resume_from is not None else {}
-        config = resolved(config)
-        note = "; ".join([*job.notes, *_notes(config, state)])
-        if job.resume_from is not None:
-            storage.remind(job.resume_from, {**state["metrics"], "note": note})
         audit = Audit(config.data.max_rejected, config.data.skip_bad)
         with _rejected_to(job.directory, audit):
             reader = None
-            if _rank() == 0:  # it reads while the model is loaded
+            if _rank() == 0:  # it reads while transformers is imported and the model loaded
                 reader = Reader(corpus_stream(config), config.seed, audit, state.get("reader"))
-            model, tokenizer = _model(config, resume_from)
-            reports = _Reports(storage, tokenizer, job.run, reader, note)
-            hooks = Hooks(
-                should_stop=_StopFile(job.stop_file),
-                before_snapshot=storage.flush,
-                on_bad_step=partial(_keep_rows, job.directory, tokenizer),
-            )
-            try:
-                train(
-                    model,
-                    micro_batches(reader, config),
-                    config,
-                    reports,
-                    resume_from=resume_from,
-                    validation=_validation(config),
-                    hooks=hooks,
-                )
-            finally:  # Ray does not wait where training raised an error
-                storage.flush(FLUSH_SECONDS)
+            _train(job, storage, reader, state, resume_from)
+
+
+def _train(
+    job: Job,
+    storage: Storage,
+    reader: Reader | None,
+    state: dict[str, Any],
+    resume_from: Path | None,
+) -> None:
+    from otr.loop import Hooks, train
+    from otr.parallel import resolved
+
+    config = resolved(job.config)
+    note = "; ".join([*job.notes, *_notes(config, state)])
+    if job.resume_from is not None:
+        storage.remind(job.resume_from, {**state["metrics"], "note": note})
+    model, tokenizer = _model(config, resume_from)
+    hooks = Hooks(
+        should_stop=_StopFile(job.stop_file),
+        before_snapshot=storage.flush,
+        on_bad_step=partial(_keep_rows, job.directory, tokenizer),
+    )
+    try:
+        train(
+            model,
+            micro_batches(reader, config),
+            config,
+            _Reports(storage, tokenizer, job.run, reader, note),
+            resume_from=resume_from,
+            validation=_validation(config),
+            hooks=hooks,
+        )
+    finally:  # Ray does not wait where training raised an error
+        storage.flush(FLUSH_SECONDS)
 
 
 class _Reports:

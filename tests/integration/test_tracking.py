@@ -46,14 +46,16 @@ def test_a_sweep_that_is_interrupted_goes_on_in_the_same_runs(tmp_path: Path) ->
     with pytest.raises(KeyboardInterrupt), first.run({"trials": 2}, {"git_commit": "abc"}):
         first.start_trial("sft-seed0", {"optim.lr": 3e-4, "arm": "sft"})
         child = first.run_id("sft-seed0")
-        first.log("sft-seed0", {"nll": 2.0, "system/cpu": 50.0}, step=1)
+        for step in (1, 2, 3, 2):  # a worker died, and took the second step again
+            first.log("sft-seed0", {"nll": 2.0 / step, "system/cpu": 50.0}, step=step)
         raise KeyboardInterrupt
 
     again = Tracker(uri, "sweep", "1", tmp_path)
     with again.run({"trials": "another value"}, {}) as outcome:
         again.start_trial("sft-seed0", {"optim.lr": "another"})
         assert again.run_id("sft-seed0") == child is not None
-        again.log("sft-seed0", {"nll": 1.0}, step=2)
+        for step in (2, 3, 4):  # from a checkpoint before the last steps that it reported
+            again.log("sft-seed0", {"nll": 2.0 / step}, step=step)
         again.end("sft-seed0", ok=True)
         for low in (0.3, 0.4, 0.4):
             also = {"pass@2": [0.7, 0.6, 0.8]}
@@ -79,7 +81,7 @@ def test_a_sweep_that_is_interrupted_goes_on_in_the_same_runs(tmp_path: Path) ->
     assert (parent.info.status, trial.info.status) == ("FINISHED", "FINISHED")
     assert (parent.data.params["trials"], trial.data.params["optim.lr"]) == ("2", "0.0003")
     history = client.get_metric_history(child, "nll")
-    assert [(m.step, m.value) for m in history] == [(1, 2.0), (2, 1.0)]
+    assert [(m.step, m.value) for m in history] == [(n, 2.0 / n) for n in (1, 2, 3, 4)]
     scores = [client.get_metric_history(child, f"score/gsm8k_at_2{end}") for end in ("", "_low")]
     assert [[m.value for m in score] for score in scores] == [[0.5], [0.3, 0.4]]
     assert trial.data.metrics["score/gsm8k_at_2_low"] == 0.4

@@ -73,6 +73,7 @@ def parse_options() -> argparse.Namespace:
     add("--rounds", type=int, default=7, help="timed steps of each contender")
     add("--fit-steps", type=int, default=50, help="steps of the run on Ray")
     add("--megabytes", nargs="+", type=float, default=[10, 100], help="sizes of the corpus")
+    add("--ways", nargs="+", choices=WAYS, default=WAYS, help="of tokenizing and packing it")
     add("--full", action="store_true", help="also a corpus of 1000 MB")
     add("--corpus-row-length", type=int, default=1024)
     add("--processes", type=int, default=2, help="that tokenize and pack, in every way")
@@ -166,7 +167,7 @@ def corpus(options: argparse.Namespace) -> list[dict[str, Any]]:
             examples = write_corpus(Path(directory), megabytes)
             job = {"directory": directory, "processes": options.processes}
             job["row_length"] = options.corpus_row_length
-            ways = {way: measured(way, **job) for way in WAYS}
+            ways = {way: measured(way, **job) for way in options.ways}
         tokens = {name: way["tokens"] for name, way in ways.items()}
         if len(set(tokens.values())) > 1:
             raise RuntimeError(f"unequal work: {megabytes} MB are {tokens} tokens")

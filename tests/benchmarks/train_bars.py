@@ -126,16 +126,14 @@ def _save(result: Report) -> Report:
 def _corpus(result: Report) -> Report:
     """Of the largest corpus, and for memory also of the smallest."""
     first, last = result["sizes"][0]["ways"], result["sizes"][-1]["ways"]
-    speeds = {name: way["tokens"] / way["seconds"] for name, way in last.items()}
-    whole = {name: way["tokens"] / way["whole_seconds"] for name, way in last.items()}
-    best, quickest = (
-        max(v for name, v in s.items() if name != "ray_data") for s in (speeds, whole)
-    )
-    found = {
-        "packing density": last["ray_data"]["density"],
-        "tokens/s of packing, Ray Data / best of datasets": speeds["ray_data"] / best,
-        "the same with every start-up": whole["ray_data"] / quickest,
-    }
+    found = {"packing density": last["ray_data"]["density"]}
+    if len(last) > 1:
+        for name, seconds in (
+            ("tokens/s of packing, Ray Data / best of datasets", "seconds"),
+            ("the same with every start-up", "whole_seconds"),
+        ):
+            speeds = {way: figures["tokens"] / figures[seconds] for way, figures in last.items()}
+            found[name] = speeds.pop("ray_data") / max(speeds.values())
     if len(result["sizes"]) > 1:
         found["peak memory of packing, largest / smallest corpus"] = (
             last["ray_data"]["peak_mib"] / first["ray_data"]["peak_mib"]

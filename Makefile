@@ -6,7 +6,8 @@ PIP := $(BIN)/python -m pip install --quiet --no-deps --disable-pip-version-chec
 TORCH := 2.13.0
 FOUND := $(if $(wildcard $(VENV)/.ready),reuses,made)
 
-.PHONY: setup sweep test test-quick test-faults check bench-loss bench-train bench-eval
+.PHONY: setup sweep test test-quick test-faults test-cluster check
+.PHONY: bench-loss bench-train bench-eval bench-scale
 sweep: setup
 	@$(BIN)/python pipelines/full_sweep.py --preset builtin
 
@@ -19,6 +20,9 @@ test-quick: setup
 test-faults: setup
 	@$(BIN)/python -m pytest -m faults
 
+test-cluster: setup
+	@tests/cluster/sandbox.sh $(BIN)/python -m pytest -m cluster -p no:cacheprovider tests/cluster
+
 bench-loss: setup
 	@$(BIN)/python -m tests.benchmarks.loss --json docs/loss/benchmark.json
 
@@ -29,6 +33,9 @@ bench-eval: setup
 	@$(BIN)/python -m tests.benchmarks.gold
 	@$(BIN)/python -m tests.benchmarks.sandbox
 	@$(BIN)/python -m tests.benchmarks.evals --json docs/evals/benchmark.json
+
+bench-scale: setup
+	@$(BIN)/python -m tests.benchmarks.scale --json docs/scale/benchmark.json
 
 check: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

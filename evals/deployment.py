@@ -72,7 +72,6 @@ class EngineSettings:
                 "the first must be positive, the second not negative"
             )
 
-
     @property
     def least_replicas(self) -> int:
         """Without which the engine does not start."""
@@ -119,6 +118,23 @@ def launch(model_dir: Path, settings: EngineSettings, more: Mapping[str, Any]) -
         raise RuntimeError(
             f"vLLM did not start on {model_dir}{advice(reason, settings)}; its logs are in {logs}"
         ) from error
+
+
+def end() -> None:
+    """End Serve; Ray goes on.
+
+    A thread of Serve in this process asks its controller for news, again after each. One that came
+    while Ray itself ends would make it ask a Ray that is gone, which ends the process: none is
+    taken any more.
+    """
+    from ray.serve._private.router import SharedRouterLongPollClient, SingletonThreadRouter
+    from ray.serve.context import _get_global_client
+
+    client, loop = _get_global_client(False), SingletonThreadRouter._asyncio_loop
+    if client is not None and loop is not None:
+        news = SharedRouterLongPollClient.get_or_create(client._controller, loop)
+        news.long_poll_client.stop()
+    serve.shutdown()
 
 
 def first_error(log: str) -> str:

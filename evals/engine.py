@@ -12,8 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from ray import serve
-
 from evals import adapters, deployment, probe
 from evals.deployment import EngineSettings
 from evals.replicas import Replicas
@@ -121,7 +119,7 @@ class Engine(Served):
 
     def stop(self) -> None:
         """End the engine and Ray Serve; Ray goes on."""
-        serve.shutdown()
+        deployment.end()
 
     def __enter__(self) -> Engine:
         return self

@@ -14,8 +14,8 @@ from ray.tune.experiment import Trial as TuneTrial
 
 from otr.training.corpus import TASK_CPUS
 from pipelines.presets import SweepConfig
+from tuning.places import concurrency
 from tuning.space import Trial, config_of
-from tuning.sweep import concurrency
 from tuning.trial import DRIVER_CPUS
 
 HasRoom = Callable[[int], bool]

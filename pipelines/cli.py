@@ -17,7 +17,7 @@ COMMANDS = {
     "train": ("train_one", "fine-tune one model"),
     "score": ("score_checkpoint", "score any Hugging Face directory; score show RUN: its answers"),
     "merge": ("merge_adapter", "make a full model of a LoRA adapter"),
-    "doctor": ("doctor", "check everything that a sweep would need"),
+    "doctor": ("doctor", "check all that a sweep would need; --cluster FILE: before ray up"),
     "ui": ("ui", "open the MLflow UI on the runs"),
 }
 

@@ -8,7 +8,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import psutil
 import ray
 
 from otr.training.corpus import TASK_CPUS
-from pipelines import console
+from pipelines import capacity, console
 from pipelines.presets import SweepConfig
 from tuning.trial import DRIVER_CPUS
 
@@ -26,15 +26,17 @@ _TRIAL_BYTES = 4 * 2**30  # the processes of a small trial
 
 
 @contextmanager
-def running(logs: Path, cpus: int) -> Iterator[None]:
+def running(logs: Path, cpus: int, *needs: Sequence[capacity.Bundle]) -> Iterator[None]:
     """Connect to or start Ray; a cluster of its own is stopped afterwards, its logs kept in `logs`.
 
     Args:
         logs: directory for the logs of Ray.
         cpus: logical CPUs of a cluster of its own; see `places`.
+        needs: each of them must find room on the cluster at RAY_ADDRESS; see `capacity.wait`.
 
     Raises:
-        ValueError: RAY_ADDRESS names no cluster, or one of another version of Ray.
+        ValueError: RAY_ADDRESS names no cluster, or one of another version of Ray, or one that
+            does not grow to what is needed.
     """
     address = os.environ.get("RAY_ADDRESS")
     with _environment(), console.others_to(logs / "driver.log"):
@@ -42,6 +44,8 @@ def running(logs: Path, cpus: int) -> Iterator[None]:
             connect(address, cpus)
             os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
             _to_file(logs / "driver.log")
+            if address:
+                capacity.wait(*needs)
             yield
         finally:
             session = ray._private.worker._global_node

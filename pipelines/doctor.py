@@ -1,12 +1,13 @@
 """What can be wrong before anything expensive is begun, looked at one by one.
 
-In: a resolved `SweepConfig`. Out: a `Finding` a check. As a command: a table of them, one of what a
-training step holds in memory, exit code 1 where a check failed.
+In: a resolved `SweepConfig`, or a file for `ray up`. Out: a `Finding` a check. As a command: a
+table of them, one of what a training step holds in memory, exit code 1 where a check failed.
 """
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,6 +16,7 @@ if __name__ == "__main__" and not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from otr.config import ModelConfig
+from pipelines import doctor_cluster
 from pipelines import doctor_machine as machine
 from pipelines import doctor_memory as memory
 from pipelines.presets import SweepConfig
@@ -31,21 +33,58 @@ class Finding:
     text: str
 
 
+@dataclass(frozen=True)
+class BeforeRayUp:
+    """Check a cluster's file, and the hosts that it names, before `ray up`."""
+
+    cluster: str = ""
+    """The file."""
+
+
 def main(argv: Sequence[str]) -> int:
-    """Check what a sweep with these options would need."""
-    from pipelines import console, options
+    """Check what a sweep with these options would need; with --cluster FILE, what `ray up` would.
+
+    Raises:
+        ValueError: the options can't be understood.
+    """
+    from pipelines import options
     from pipelines.resolve import resolved
 
+    if any(word.partition("=")[0] == "--cluster" for word in argv):
+        asked = options.simple(BeforeRayUp, argv, "otr doctor")
+        return _told([*before_ray_up(asked.cluster)])
     request = options.parse(argv, "otr doctor")
     with TemporaryDirectory() as scratch:
         config = resolved(request.config, Path(scratch))
         findings = [*check(config, with_ray=True)]
-        console.table(
-            ("check", "", "found"),
-            [(f.check, "ok" if f.ok else "FAILED", f.text) for f in findings],
-        )
+        code = _told(findings)
         if any(f.check == "memory" for f in findings):
             memory.tell(config.train)
+    return code
+
+
+def before_ray_up(file: str) -> Iterator[Finding]:
+    """Look at a file for `ray up`, and at its hosts, until what the rest builds on has failed."""
+    for name, run in doctor_cluster.checks(file):
+        finding = _looked(name, run)
+        yield finding
+        if not finding.ok and name in doctor_cluster.STOPS:
+            return
+
+
+def _looked(name: str, run: Callable[[], str]) -> Finding:
+    try:
+        return Finding(name, True, run())
+    except (ValueError, OSError) as error:
+        return Finding(name, False, " ".join(str(error).split()))
+
+
+def _told(findings: Sequence[Finding]) -> int:
+    """Print the table; returns the exit code."""
+    from pipelines import console
+
+    lines = [(f.check, "ok" if f.ok else "FAILED", f.text) for f in findings]
+    console.table(("check", "", "found"), lines)
     return 0 if all(f.ok for f in findings) else 1
 
 
@@ -91,11 +130,10 @@ def check(config: SweepConfig, *, with_ray: bool, without: Sequence[str] = ()) -
     for name, run in checks.items():
         if name in without or (name == "memory" and failed & _BEFORE_MEMORY):
             continue
-        try:
-            yield Finding(name, True, run(config))
-        except (ValueError, OSError) as error:
+        finding = _looked(name, partial(run, config))
+        if not finding.ok:
             failed.add(name)
-            yield Finding(name, False, " ".join(str(error).split()))
+        yield finding
 
 
 def _arms(config: SweepConfig) -> str:

@@ -11,13 +11,14 @@ import shutil
 import struct
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from otr.config import Workers
+from pipelines import doctor_cluster
 from pipelines.presets import SweepConfig
 
 GIB = 2**30
@@ -160,7 +161,8 @@ def at_ray_address(config: SweepConfig) -> str:
 def cluster(config: SweepConfig) -> str:
     """The cluster that this process is connected to has the devices, and shares the storage.
 
-    Every node writes a file below `config.output`, removes it, and reads one of the driver.
+    Every node has the versions of this one; it writes a file below `config.output`, removes it,
+    and reads one of the driver.
 
     Raises:
         ValueError: it does not.
@@ -171,6 +173,8 @@ def cluster(config: SweepConfig) -> str:
     there = ray.cluster_resources()
     _enough(config.train.workers, "GPU", there.get("GPU", 0), "the cluster")
     _enough(config.train.workers, "CPU", there.get("CPU", 0), "the cluster")
+    if other := [why for node in nodes if (why := _otherwise(node))]:
+        raise ValueError(f"not every node has the driver's packages: {'; '.join(other)}")
     folder = Path(config.output)
     new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
@@ -190,19 +194,45 @@ def cluster(config: SweepConfig) -> str:
     return f"{len(nodes)} nodes, {folder} on each"
 
 
+def _otherwise(node: dict[str, Any]) -> str:
+    """What a node has in another version than this process; empty if nothing."""
+    name, found = _at(node, _versions)
+    other = [found] if isinstance(found, str) else [*doctor_cluster.differences(found)]
+    return f"{name} has {', '.join(other)}" if other else ""
+
+
+def _versions() -> dict[str, str]:
+    """Runs on each node, which may not have this package."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version()}
+    for name in ("ray", "torch"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "missing"
+    return found
+
+
 def _visited(node: dict[str, Any], mark: str) -> str:
     """What is wrong with the file `mark` as a node sees it; empty if nothing is."""
+    name, why = _at(node, _visit, mark)
+    return f"{name}: {why}" if why else ""
+
+
+def _at(node: dict[str, Any], call: Callable[..., Any], *arguments: str) -> tuple[str, Any]:
+    """A node's name, and what a call there returns, or its error in a line."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-    task = ray.remote(num_cpus=0)(_visit).options(scheduling_strategy=there)
+    task = ray.remote(num_cpus=0)(call).options(scheduling_strategy=there)
     name = node.get("NodeManagerAddress") or node["NodeID"]
     try:
-        why = ray.get(task.remote(mark), timeout=_ANSWER_SECONDS)
+        return name, ray.get(task.remote(*arguments), timeout=_ANSWER_SECONDS)
     except ray.exceptions.RayError as error:
-        why = str(error).strip().splitlines()[0]
-    return f"{name}: {why}" if why else ""
+        return name, str(error).strip().splitlines()[0]
 
 
 def _visit(mark: str) -> str:

@@ -22,6 +22,7 @@ import ray
 
 from evals.benchmark import TaskScore
 from pipelines import (
+    capacity,
     cluster,
     contamination,
     differences,
@@ -115,11 +116,12 @@ def _train_and_score(
 
     models = {BASE: config.train.model.path}
     with (
-        cluster.running(directory / "logs", cluster.places(config)),
+        cluster.running(directory / "logs", cluster.places(config), *capacity.of_sweep(config)),
         Scorer(config, directory) as scorer,
     ):
         overlaps = stages.compare_with_corpus(config, scorer.benchmarks, directory)
-        with Ahead(scorer.score, room(config, ray.available_resources()), config) as ahead:
+        has_room = room(config, ray.available_resources())
+        with capacity.growing(config), Ahead(scorer.score, has_room, config) as ahead:
             ahead.ready(BASE, models[BASE])
             results = stages.train(config, directory, tracker, [ahead])
         models |= {r.trial.name: r.checkpoint for r in results if _complete(r) and r.checkpoint}

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from pipelines.mlflow_store import METRICS, Store
-from pipelines.outbox import Away, Entry
+from pipelines.outbox import Away, Entry, without_login
 
 _TIMEOUT, _RETRIES = "MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 _NO_LINKS = "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"
@@ -132,4 +132,5 @@ def _may_pass(error: Exception) -> bool:
 def _short(error: Exception) -> str:
     """The cause, which an error of HTTP wraps several times; or the first line of its text."""
     cause = re.search(r"\[Errno[^\"')]*|timed out|too many \d+ error responses", str(error))
-    return cause[0] if cause else str(error).strip().partition("\n")[0][:_LONGEST]
+    text = str(error).strip().partition("\n")[0]
+    return cause[0] if cause else without_login(text)[:_LONGEST]

@@ -9,6 +9,7 @@ stay as they are.
 
 import logging
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ class Store:
     """The runs of one sweep in one store; the actions are for one thread."""
 
     def __init__(self, uri: str, sweep: str, sweep_id: str) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it is read at the import
         import mlflow.entities  # noqa: F401 - here, since two threads that import may meet
 
         for name in ("mlflow", "alembic"):  # mlflow sets its level when it is imported

@@ -8,6 +8,7 @@ on its way when the process died is sent again, so an entry sent twice must chan
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from threading import Condition, Thread
 from typing import Any
 
 Entry = dict[str, Any]
+Line = tuple[int, Entry]  # its bytes, what it says
 Send = Callable[[list[Entry]], int]
 """Sends the first of the entries, or more, and returns how many. Raises `Away` when the same again
 may succeed later, and anything else when the first entry never will."""
@@ -96,30 +98,33 @@ class Outbox:
         return self.waiting()
 
     def _run(self) -> None:
-        tries = 0
-        while lines := self._next():
+        tries, lines = 0, list[Line]()
+        while lines := self._next(lines):
             try:
-                count = self._send([json.loads(line) for line in lines])
+                count = self._send([entry for _, entry in lines])
             except Away as error:
                 self._is_away(error)
                 self._pause(_PAUSES[min(tries, len(_PAUSES) - 1)])
                 tries += 1
                 continue
             except Exception as error:
-                self._reject(lines[0], error)
+                self._reject(lines[0][1], error)
                 count = 1
             tries = 0
-            self._arrived(sum(len(line) for line in lines[:count]))
+            self._arrived(sum(size for size, _ in lines[:count]))
+            del lines[:count]
 
-    def _next(self) -> list[bytes]:
-        """Lines that have not arrived; none when it is closed."""
+    def _next(self, read: list[Line]) -> list[Line]:
+        """What has been read, or where that is sent, what has come since; none when closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._sent < self._end)
             if self._closed:
                 return []
+            if read:
+                return read
             with self.path.open("rb") as file:
                 file.seek(self._sent)
-                return file.readlines(_READ_BYTES)
+                return [(len(line), json.loads(line)) for line in file.readlines(_READ_BYTES)]
 
     def _pause(self, seconds: float) -> None:
         with self._changed:
@@ -146,14 +151,19 @@ class Outbox:
         if back:
             self.tell(f"{self.service} is back")
 
-    def _reject(self, line: bytes, error: Exception) -> None:
-        reason = f"{type(error).__name__}: {error}"
+    def _reject(self, entry: Entry, error: Exception) -> None:
+        reason = without_login(f"{type(error).__name__}: {error}")
         with self.rejected.open("a") as file:
-            file.write(json.dumps({"reason": reason, "entry": json.loads(line)}) + "\n")
+            file.write(json.dumps({"reason": reason, "entry": entry}) + "\n")
         if reason not in self._told:  # one line a cause: a run that was deleted refuses hundreds
             self._told.add(reason)
-            entry = line.decode().strip()[:100]
-            self.tell(f"{self.service} refused {entry} ({reason[:200]}); kept in {self.rejected}")
+            told = json.dumps(entry)[:100]
+            self.tell(f"{self.service} refused {told} ({reason[:200]}); kept in {self.rejected}")
+
+
+def without_login(text: str) -> str:
+    """An address, or a text with addresses, without the name and password that may be in them."""
+    return re.sub(r"//[^/\s]*@", "//", text)
 
 
 def _whole(path: Path) -> int:

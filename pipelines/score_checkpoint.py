@@ -16,6 +16,7 @@ if __name__ == "__main__" and not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipelines import (
+    capacity,
     cluster,
     console,
     doctor,
@@ -55,7 +56,7 @@ def run(config: SweepConfig) -> int:
     record.begin(config, directory)
     with (
         record.errors_to(directory),
-        cluster.running(directory / "logs", cluster.places(local)),
+        cluster.running(directory / "logs", cluster.places(local), capacity.of_engine(local)),
         Scorer(local, directory) as scorer,
     ):
         models = {"model": local.train.model.path}

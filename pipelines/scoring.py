@@ -11,9 +11,7 @@ from pathlib import Path
 from threading import RLock
 from typing import cast
 
-from ray import serve
-
-from evals import adapters
+from evals import adapters, deployment
 from evals.benchmark import TaskScore
 from evals.engine import Engine
 from evals.jobs import digest
@@ -80,7 +78,7 @@ class Scorer:
         self._ended = True
         # Without the lock: what another thread still generates or starts ends, too.
         if self._begun:
-            serve.shutdown()
+            deployment.end()
 
     def _serving(self, model_dir: Path) -> ServesModels:
         """What serves a directory: the engine, or in it an adapter."""

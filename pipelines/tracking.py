@@ -20,7 +20,7 @@ from evals.benchmark import TaskScore
 from pipelines import console
 from pipelines.mlflow_sender import Sender, quiet_client
 from pipelines.mlflow_store import Store, is_server, own_schema
-from pipelines.outbox import Outbox
+from pipelines.outbox import Outbox, without_login
 
 OUTBOX = "outbox.jsonl"
 DRAIN_SECONDS = 30
@@ -32,11 +32,6 @@ def store_uri(output: str) -> str:
     """MLFLOW_TRACKING_URI, or the sqlite store in the output directory."""
     path = Path(output).absolute() / "mlflow.db"
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{path}"
-
-
-def shown(uri: str) -> str:
-    """The address without the password that may be in it."""
-    return re.sub("//[^/]*@", "//", uri)
 
 
 def check_store(uri: str) -> str:
@@ -51,7 +46,7 @@ def check_store(uri: str) -> str:
             "a server's address or sqlite:///PATH, or unset it"
         )
     if not uri.startswith("sqlite:///"):
-        return f"{shown(uri)} (a server: a run goes on while it is away)"
+        return f"{without_login(uri)} (a server: a run goes on while it is away)"
     path = Path(uri.removeprefix("sqlite:///"))
     if not path.exists():
         return f"{path} will be made"
@@ -93,7 +88,9 @@ class Tracker:
         self.sweep = sweep
         self._store = Store(uri, sweep, sweep_id)
         send = Sender(self._store).send
-        self._outbox = Outbox(directory / OUTBOX, send, f"MLflow at {shown(uri)}", console.note)
+        self._outbox = Outbox(
+            directory / OUTBOX, send, f"MLflow at {without_login(uri)}", console.note
+        )
 
     @contextmanager
     def run(self, params: Mapping[str, Any], tags: Mapping[str, str]) -> Iterator[Outcome]:

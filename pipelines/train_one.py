@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 if __name__ == "__main__" and not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipelines import cluster, doctor, options, record, stages
+from pipelines import capacity, cluster, doctor, options, record, stages
 from pipelines.builtin import corpus
 from pipelines.presets import SweepConfig
 from pipelines.resolve import resolved
@@ -46,7 +46,8 @@ def run(config: SweepConfig) -> int:
         record.errors_to(directory),
         tracker.run(record.params(config), record.tags(told)) as outcome,
     ):
-        with cluster.running(directory / "logs", cluster.places(local)):
+        needs = capacity.of_trial(local)
+        with cluster.running(directory / "logs", cluster.places(local), needs):
             (result,) = stages.train(local, directory, tracker)
         if result.status == "failed" or result.checkpoint is None:
             raise ValueError(f"training failed: {result.error}")

@@ -38,6 +38,7 @@ def main(argv: Sequence[str]) -> int:
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
         raise ValueError(f"no MLflow store in {ui.output!r}: run a sweep first, or give --output")
     check_port(ui.port)
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     words = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri]
     os.execv(sys.executable, [*words, "--host", ui.host, "--port", str(ui.port)])
 

@@ -8,22 +8,23 @@ does not take the others with it.
 import logging
 import os
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import ray
 from ray import tune
 from ray.tune.callback import CallbackList
+from ray.tune.logger import JsonLoggerCallback
 from ray.tune.result import AUTO_RESULT_KEYS
 from ray.tune.schedulers import ASHAScheduler
 
-from otr.config import TrainConfig, Workers
-from otr.training.corpus import TASK_CPUS
+from otr.config import TrainConfig
 from otr.training.driver import worker_error
+from tuning.places import Order
 from tuning.space import Trial, check_names, config_of
-from tuning.trial import DRIVER_CPUS, RUN, run_trial
+from tuning.staging import Staging
+from tuning.trial import ON_HEAD, RUN, run_trial
 
 TUNE_KEYS = {*AUTO_RESULT_KEYS, "done", "trial_id"}  # what Tune adds to a report
 
@@ -103,22 +104,21 @@ def run(  # noqa: PLR0913 - a sweep is what, how and where; all but the what by 
     storage = storage if "://" in storage else os.path.abspath(storage)
     directory = f"{storage}/{name}"
     configs = {trial.name: config_of(config, trial) for trial in trials}
-    fitting = min(concurrency(c.workers, ray.available_resources()) for c in configs.values())
+    order = Order([each.workers for each in configs.values()], settings.max_concurrent)
     begun = tune.Tuner.can_restore(directory)
     if begun and not resume:
         raise ValueError(f"{directory} holds a sweep already: resume it, or take another name")
-    here: list[tune.Callback] = [ThisProcess(list(callbacks))]
+    here: list[tune.Callback] = [ThisProcess([JsonLoggerCallback(), Staging(), *callbacks])]
     trainable = tune.with_resources(
         tune.with_parameters(run_trial, config=config, directory=directory, stop_file=stop_file),
-        {"CPU": DRIVER_CPUS},
+        ON_HEAD,
     )
-    tuner = _restored(trainable, trials, directory, here, fitting) if begun else None
+    tuner = _restored(trainable, trials, directory, here, order) if begun else None
     if tuner is None:
-        concurrent = min(fitting, settings.max_concurrent or fitting, len(trials))
         tuner = tune.Tuner(
             trainable,
             param_space={"trial": tune.grid_search([asdict(trial) for trial in trials])},
-            tune_config=_tune_config(settings, config.max_steps, concurrent),
+            tune_config=_tune_config(settings, config.max_steps, order),
             run_config=tune.RunConfig(name=name, storage_path=storage, callbacks=here, verbose=0),
         )
     results = {_name_of(result): result for result in _each(tuner.fit())}
@@ -141,31 +141,11 @@ def _settle_tune() -> None:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     # Only some of the reports hold what the scheduler compares.
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
+    # Its loggers would write each report three times, TensorBoard's down to the disk.
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 
 
-def concurrency(workers: Workers, resources: Mapping[str, float]) -> int:
-    """How many trials fit at once, with a place for the Ray Data of each.
-
-    A trial whose workers leave Ray Data no CPU would wait for its rows for ever.
-
-    Raises:
-        ValueError: not even one.
-    """
-    needs = {
-        "CPU": workers.count * workers.cpus + TASK_CPUS + DRIVER_CPUS,
-        "GPU": workers.count * workers.gpus,
-    }
-    fitting = min(int(resources.get(kind, 0) / amount) for kind, amount in needs.items() if amount)
-    if fitting < 1:
-        raise ValueError(
-            f"a trial (its workers, Ray Data) needs {needs['CPU']:g} CPUs, {needs['GPU']:g} GPUs; "
-            f"free are {resources.get('CPU', 0):g} and {resources.get('GPU', 0):g}: take fewer or "
-            "smaller workers, or start Ray with a larger num_cpus"
-        )
-    return fitting
-
-
-def _tune_config(settings: SearchSettings, max_steps: int, concurrent: int) -> tune.TuneConfig:
+def _tune_config(settings: SearchSettings, max_steps: int, order: Order) -> tune.TuneConfig:
     scheduler = None
     if settings.scheduler == "asha":
         scheduler = ASHAScheduler(
@@ -177,7 +157,7 @@ def _tune_config(settings: SearchSettings, max_steps: int, concurrent: int) -> t
         )
     return tune.TuneConfig(
         scheduler=scheduler,
-        max_concurrent_trials=concurrent,
+        search_alg=order,
         # Spares a process start a trial; a trial that is stopped half-way leaves none to reuse.
         reuse_actors=scheduler is None,
         trial_name_creator=_name,
@@ -201,15 +181,15 @@ def _restored(
     trials: Sequence[Trial],
     directory: str,
     callbacks: list[tune.Callback],
-    fitting: int,
+    order: Order,
 ) -> tune.Tuner | None:
     """The interrupted sweep; None where Tune did not come to write down how far it was.
 
-    Its trials go on from their checkpoints all the same.
+    Its trials go on from their checkpoints all the same. Where fewer fit than ran at once before,
+    all of these begin, and some of them wait for workers.
 
     Raises:
-        ValueError: it has other trials, or ran more of them at once than are `fitting` now: Tune
-            would begin them all, and none would leave Ray Data a CPU.
+        ValueError: it has other trials.
     """
     try:
         tuner = tune.Tuner.restore(directory, trainable, resume_errored=True)
@@ -218,12 +198,7 @@ def _restored(
         return None
     assert tuner._local_tuner is not None
     tuner._local_tuner.get_run_config().callbacks = callbacks
-    before = tuner._local_tuner._tune_config.max_concurrent_trials or 1
-    if fitting < before:
-        raise ValueError(
-            f"{directory} ran {before} trials at once, and {fitting} fit here: start Ray with a "
-            "larger num_cpus and name it in RAY_ADDRESS, or take another name"
-        )
+    tuner._local_tuner._tune_config.search_alg = order
     begun = {_name_of(result) for result in _each(results)}
     if unknown := begun - {trial.name for trial in trials}:
         some = ", ".join(sorted(unknown)[:3])

@@ -34,6 +34,7 @@ BATCH = 1000  # examples that are packed together
 TASKS = 256  # at most, that read the pieces of a corpus
 BLOCK_BYTES = 4 * 2**20  # of packed rows; Ray's 128 MiB would keep a run waiting for its first ones
 TASK_CPUS = 0.9  # less than one: next to a worker and a trial's driver, two cores hold one task
+READERS = 8  # tasks of a run at once, at most
 
 Text = bytes | Unreadable
 """A row as it was read, or why the rest of a file can't be."""
@@ -75,6 +76,7 @@ def packed(
         ValueError: a path that is not there or holds nothing that can be read, or fewer parts.
     """
     import ray.data
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     parts = _parts(pieces(config.paths, config.split))
     if part >= len(parts):
@@ -84,7 +86,12 @@ def packed(
         _read_and_pack,  # type: ignore[arg-type]
         batch_size=None,
         fn_args=(parts, (part, batch), config, model),
-        num_cpus=TASK_CPUS,
+        # No logical CPU: where nodes were lost, workers may hold them all, and wait for these rows.
+        num_cpus=0,
+        concurrency=min(READERS, max(1, (os.cpu_count() or 1) // 2)),
+        scheduling_strategy=NodeAffinitySchedulingStrategy(
+            ray.get_runtime_context().get_node_id(), soft=True
+        ),
     )
     options = stream.context
     options.enable_progress_bars = False

@@ -26,6 +26,7 @@ from otr.training.sources import absolute, corpus_identity
 from otr.training.worker import SAVE_ORDER, Job, train_loop
 
 RETRIES = 3
+WAIT_SECONDS = 7 * 24 * 3600  # for a place
 KEPT = 2  # checkpoints, the best by validation or else the last ones; the very last one stays too
 _LOST_PEER = re.compile(
     "Connection (closed|reset) by peer|Broken pipe|NCCL|Socket Timeout|[Tt]imed out waiting"
@@ -67,8 +68,8 @@ def fit(
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     # The watcher is one more process to start, and sees nothing where no other host can be lost.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", str(int(several_hosts)))
-    if several_hosts:  # one that comes in the place of a lost one takes minutes to start
-        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
+    # A host in the place of a lost one takes minutes to start, another trial hours to make room.
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(WAIT_SECONDS))
     deaths, before = 0, None
     while True:
         newest, notes = settle(f"{storage}/{name}")

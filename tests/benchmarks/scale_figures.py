@@ -114,7 +114,8 @@ def figures(config: SweepConfig, spent: dict[str, Spent], concurrent: int) -> di
         "trials": count,
         "concurrent": concurrent,
         "reports": reports,
-        "scored": spent["score"].calls,
+        "scored": len([*(directory / "scores").iterdir()]),
+        "scorings": spent["score"].calls,
         "whole_seconds": spent["whole"].seconds,
         "train_seconds": train.seconds,
         "work_seconds": work,
@@ -161,6 +162,7 @@ def _files(output: Path, directory: Path) -> dict[str, int]:
     }.items():
         sizes = [path.stat().st_size for path in root.rglob("*") if path.is_file()]
         found |= {f"{name}_files": len(sizes), f"{name}_bytes": sum(sizes)}
+    found["score_files"] = found["scores_files"] + found["artifacts_files"]
     for name in ("leaderboard.json", "report.html", "outbox.jsonl"):
         found[f"{name.partition('.')[0]}_bytes"] = (directory / name).stat().st_size
     return found

@@ -27,6 +27,7 @@ GPUS_A_NODE = 8
 MFU = 0.4  # assumed
 NVLINK, NICS, LINK_SHARE = 450 * GB, 400 * GB, 0.7  # bytes/s a GPU, a node; share that is reached
 TO_HOST, COPY, STORE = 25 * GB, 10 * GB, 1 * GB  # bytes/s: device to host, in memory, to storage
+BYTES_A_TOKEN = 4  # of English text, by a vocabulary of 100,000 and more
 ON_DEMAND, SPOT, STORED = 3.90, 2.25, 0.023  # dollars: a GPU-hour, twice; a GB-month
 LAYERS = {"8B": Qwen3Config, "70B": LlamaConfig}
 SHAPES: dict[str, dict[str, Any]] = {
@@ -102,6 +103,12 @@ class Figures:
         return 8 * self.weights * (1 - 1 / self.nodes) / (LINK_SHARE * NICS)
 
     @property
+    def host_bytes(self) -> float:
+        """Gathered weights, the copy that is written, and the moments of the node's ranks."""
+        ranks = min(self.case.gpus, GPUS_A_NODE)
+        return 8 * self.weights * (1 + ranks / self.case.gpus)
+
+    @property
     def stall_seconds(self) -> float:
         """Of a save: the whole model over rank 0's way to the host, and a copy there."""
         return 4 * self.weights * (1 / TO_HOST + 1 / COPY)
@@ -119,7 +126,9 @@ ROWS: dict[str, tuple[Callable[[Figures], str], str]] = {
     "activations, checkpointed": (lambda f: _gib(f.plan.device.activations), "planner"),
     "loss": (lambda f: _gib(f.plan.device.loss), "planner"),
     "in all, of 79.6 GiB": (lambda f: _gib(f.plan.device.total), "planner"),
-    "host memory of rank 0 at a save": (lambda f: _gib(8 * f.weights), "computed"),
+    "host memory of rank 0's node at a save": (lambda f: _gib(f.host_bytes), "computed"),
+    "to score: the weights on one GPU, bfloat16": (lambda f: _gib(2 * f.weights), "computed"),
+    "to score: the driver's memory for the proof": (lambda f: _gib(4 * f.weights), "computed"),
     "FLOPs a token": (
         lambda f: f"{flops_per_token(SHAPES[f.case.shape], f.case.row_length):.3g}",
         "computed",
@@ -137,6 +146,7 @@ ROWS: dict[str, tuple[Callable[[Figures], str], str]] = {
         lambda f: f"{4 * f.weights / STORE / 60:.1f}",
         "1 GB/s assumed",
     ),
+    "bytes read to score a model": (lambda f: f"{12 * f.weights / GB:,.0f} GB", "computed"),
     "a trial: tokens": (lambda f: f"{f.trial_tokens / 1e6:,.0f} M", "chosen"),
     "hours": (lambda f: f"{f.trial_hours:.2f}", "MFU assumed"),
     "dollars on demand, spot": (lambda f: _dollars(f.trial_hours * f.case.gpus), "prices assumed"),
@@ -153,8 +163,8 @@ ROWS: dict[str, tuple[Callable[[Figures], str], str]] = {
         lambda f: _dollars(f.trial_hours * f.case.gpus),
         "prices assumed",
     ),
-    "days for 250 G tokens (1 TB), once": (
-        lambda f: f"{250e9 / f.tokens_per_second / 86400:,.0f}",
+    "days for 1 TB of text, once": (
+        lambda f: f"{TB / BYTES_A_TOKEN / f.tokens_per_second / 86400:,.0f}",
         "MFU assumed",
     ),
 }

@@ -8,6 +8,8 @@ report. Two things are replaced, what trains within a trial (`scale_trial`) and 
 answers (`scale_coin`). Two are set: the number of logical CPUs, so that `concurrent` trials run at
 once; and, but for `fresh`, that Tune reuses the processes of trials under ASHA, too, which stopped
 trials of this kind allow: else most of the time would go into imports, the same for each trial.
+On a busy machine more than one at once can undo that: a trial that waits for its process takes one
+that has come free, and the other is started for nothing, again and again.
 """
 
 import json

@@ -31,6 +31,7 @@ if [ -z "$storage" ]; then mount --bind "$rig/storage" srv; fi
 cp "$rig"/{key,key.pub,hostkey} run/
 pivot_root . old
 umount -l /old
+cp -rn /etc/skel/. /root
 mkdir -p /root/.ssh
 install -m 600 /run/key.pub /root/.ssh/authorized_keys
 cat > /run/sshd_config <<C

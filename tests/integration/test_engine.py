@@ -1,5 +1,6 @@
 """The engine on real parts: Ray Serve, vLLM, tiny random Qwen3s with tied embeddings, adapters."""
 
+import gc
 import json
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -10,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from ray.serve._private.long_poll import LongPollClient
 from transformers import AutoModelForCausalLM
 
-from evals import client, probe, replicas, tasks
+from evals import client, deployment, probe, replicas, tasks
 from evals.benchmark import Decoding
 from evals.engine import Engine
 from evals.score import score
@@ -224,3 +226,17 @@ def test_score_of_a_file_benchmark_is_stored_and_reused(engine, checkpoints, tmp
     engine.swap(checkpoints[0])
     assert score(*asked, results_dir=tmp_path / "results") == [first]
     assert engine.model_dir == checkpoints[0]
+
+
+def test_nothing_of_serve_asks_ray_for_news_when_it_ends(started, monkeypatch):
+    """Stands last, as it ends the module's engine."""
+    asking, end = [], deployment.serve.shutdown
+
+    def shutdown():
+        clients = [one for one in gc.get_objects() if isinstance(one, LongPollClient)]
+        asking.extend(one.is_running for one in clients)
+        end()
+
+    monkeypatch.setattr(deployment.serve, "shutdown", shutdown)
+    started.stop()
+    assert asking and not any(asking)

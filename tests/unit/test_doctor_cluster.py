@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,9 @@ class Hosts:
     folder: Path
     port: int
     file: dict[str, Any]
+    servers: dict[str, subprocess.Popen] = field(default_factory=dict)
 
-    def start(self, address: str, around: tuple[str, ...] = ()) -> subprocess.Popen:
+    def start(self, address: str, around: tuple[str, ...] = ()) -> None:
         """An sshd, with a home directory of its own for who comes in."""
         home, config = self.folder / address, self.folder / f"{address}.conf"
         home.mkdir(exist_ok=True)
@@ -50,8 +51,13 @@ class Hosts:
         )
         while server.poll() is None and not answers(address, self.port):
             time.sleep(0.05)
+        self.servers[address] = server
         assert server.poll() is None, f"sshd does not start at {address}"
-        return server
+
+    def stop(self, address: str) -> None:
+        server = self.servers.pop(address)
+        server.kill()
+        server.wait()
 
     def found(self) -> dict[str, doctor.Finding]:
         """By name; looked at as a file."""
@@ -88,15 +94,13 @@ def hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hosts]:
         **start,
     }
     hosts = Hosts(tmp_path, port, file)
-    servers = [hosts.start(HEAD), hosts.start(WORKER)]
-    hosts.worker = servers[1]
     try:
+        hosts.start(HEAD)
+        hosts.start(WORKER)
         yield hosts
     finally:
-        hosts.worker.kill()
-        for server in [*servers, hosts.worker]:
-            server.kill()
-            server.wait()
+        for address in [*hosts.servers]:
+            hosts.stop(address)
         if made:
             os.rmdir("/run/sshd")
 
@@ -111,8 +115,7 @@ def test_all_is_well(hosts: Hosts, capsys: pytest.CaptureFixture) -> None:
 
 
 def test_a_host_that_can_not_be_reached(hosts: Hosts, capsys: pytest.CaptureFixture) -> None:
-    hosts.worker.kill()
-    hosts.worker.wait()
+    hosts.stop(WORKER)
     found = hosts.found()
     assert not found["hosts"].ok and "storage" not in found
     assert found["hosts"].text.startswith(f"{WORKER} can't be reached (ssh: connect to host")
@@ -161,10 +164,9 @@ def test_of_python_the_minor_version_counts_and_of_torch_not_the_build() -> None
 def test_a_directory_that_only_the_head_sees(hosts: Hosts) -> None:
     if subprocess.run([*OWN_MOUNTS, "true"], stderr=subprocess.DEVNULL).returncode:
         pytest.skip("this machine does not let a test have mounts of its own")
-    hosts.worker.kill()
-    hosts.worker.wait()
+    hosts.stop(WORKER)
     over = f'mount -t tmpfs none {hosts.folder}/shared && exec "$@"'
-    hosts.worker = hosts.start(WORKER, (*OWN_MOUNTS, "bash", "-c", over, "bash"))
+    hosts.start(WORKER, (*OWN_MOUNTS, "bash", "-c", over, "bash"))
     storage = hosts.found()["storage"]
     assert not storage.ok and f"on {HEAD} is not the one of {WORKER}: mount there" in storage.text
     assert [*(hosts.folder / "shared").iterdir()] == [], "the probe is gone"

@@ -123,5 +123,8 @@ def test_every_node_of_a_cluster(config: SweepConfig, monkeypatch: pytest.Monkey
         monkeypatch.setattr(doctor_machine, "_visit", lambda mark: "read-only")
         with pytest.raises(ValueError, match=r"not the same on every node .*: read-only"):
             doctor_machine.cluster(config)
+        monkeypatch.setattr(doctor_machine, "_versions", lambda: {"torch": "2.1.0"})
+        with pytest.raises(ValueError, match=r"not every node .* has torch 2\.1\.0, the project 2"):
+            doctor_machine.cluster(config)
     finally:
         ray.shutdown()

@@ -1,7 +1,7 @@
 """The file for Kubernetes: of keys that KubeRay knows, and doing what cluster.yaml does.
 
-KubeRay's own schema is not at hand: the keys are those that the file uses of its API reference (1.5)
-and of the API of Kubernetes. The cluster checks them all: kubectl apply --dry-run=server.
+KubeRay's own schema is not at hand: the keys are those that the file uses, as its API reference
+(1.5) and that of Kubernetes have them. A cluster checks them: kubectl apply --dry-run=server.
 """
 
 import re

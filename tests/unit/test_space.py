@@ -3,8 +3,9 @@
 import pytest
 
 from otr.config import DataConfig, ModelConfig, TrainConfig, Workers
+from tuning.places import concurrency
 from tuning.space import Trial, check_names, config_of, grid, with_overrides
-from tuning.sweep import SearchSettings, concurrency
+from tuning.sweep import SearchSettings
 
 CONFIG = TrainConfig(ModelConfig("model"), DataConfig(("train.jsonl",)), step_rows=8, micro_rows=8)
 

@@ -88,7 +88,7 @@ def packed(
         fn_args=(parts, (part, batch), config, model),
         # No logical CPU: where nodes were lost, workers may hold them all, and wait for these rows.
         num_cpus=0,
-        concurrency=min(READERS, max(1, (os.cpu_count() or 1) // 2)),
+        concurrency=min(READERS, os.cpu_count() or 1),
         scheduling_strategy=NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=True
         ),

@@ -135,13 +135,14 @@ class Cluster:
         """Until these and no others are alive."""
         wait_for(lambda: self.nodes() == set(names), f"the nodes {names}", seconds)
 
-    def host_of(self, title: str) -> str | None:
-        """The worker host on which a process of Ray has such a title."""
+    def hosts_of(self, title: str) -> list[str]:
+        """The worker hosts on which a process has such a title."""
+        found = []
         for name in WORKERS:
             done = run(*self.hosts.ssh_words(name), "ps -eo args=")
-            if any(line.startswith(title) for line in done.stdout.splitlines()):
-                return name
-        return None
+            if title in done.stdout:
+                found.append(name)
+        return found
 
     def sweep(self, name: str, *options: str) -> "Job":
         """Submit a sweep of the debug preset, and follow its log."""

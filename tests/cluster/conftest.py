@@ -18,6 +18,7 @@ from tests.cluster.cluster import FILE, Cluster, Job
 from tests.cluster.rig import STORAGE, Hosts
 
 RIG = Path("/tmp/rig")
+STEPS = 200  # of a trial: it still trains when a host has joined
 
 
 @pytest.fixture(scope="session")
@@ -63,32 +64,33 @@ def cluster(config: Cluster, times: dict[str, float]) -> Cluster:
 
 @dataclass
 class Sweep:
-    """A sweep that has ended: the job, and on which hosts its trials ran."""
+    """A sweep that has ended: the job, and the hosts with workers when each trial had begun."""
 
     job: Job
-    places: list[str | None]
+    places: list[list[str]]
 
 
 @pytest.fixture(scope="session")
 def sweep(cluster: Cluster, times: dict[str, float]) -> Sweep:
     """Two trials, with room for one; the second worker is switched on when that has begun."""
-    job = cluster.sweep("debug", "--max-steps", "12", "--train.save-every", "3")
+    steps = ["--max-steps", str(STEPS), "--train.save-every", "50", "--train.eval-every", "100"]
+    job = cluster.sweep("debug", *steps)
     job.until("Running entrypoint")
     times["job: its code is there"] = time.monotonic() - job.began
     job.until("writes to")
     times["job: its checks have passed"] = time.monotonic() - job.began
     job.until("✓ overlap")
     times["job: corpus and benchmarks are compared"] = time.monotonic() - job.began
-    job.wait_for(lambda: cluster.host_of("ray::RayTrainWorker"), "a worker")
+    job.wait_for(lambda: cluster.hosts_of("ray::RayTrainWorker"), "a worker")
     times["job: a worker's process is there"] = time.monotonic() - job.began
     job.wait_for(lambda: cluster.reports("debug"), "a report")
     times["job: the first step is told"] = time.monotonic() - job.began
     times["ray up: to the first step"] = time.monotonic() - cluster.began
-    places = [cluster.host_of("ray::RayTrainWorker")]
+    places = [cluster.hosts_of("ray::RayTrainWorker")]
     cluster.hosts.boot("two")
     cluster.wait_for_nodes("head", "one", "two")
     job.wait_for(lambda: len({trial for trial, _ in cluster.reports("debug")}) == 2, "both trials")
-    places.append(cluster.host_of("ray::RayTrainWorker"))
+    places.append(cluster.hosts_of("ray::RayTrainWorker"))
     assert job.wait() == 0, job.log
     times["job: the whole sweep"] = time.monotonic() - job.began
     return Sweep(job, places)

@@ -19,7 +19,7 @@ from tests.cluster.test_cluster import runs_of
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
-NAME, TRIAL, STEPS, SAVE = "faults", "sft-seed0", 800, 5
+NAME, TRIAL, STEPS, SAVE = "faults", "sft-seed0", 400, 5
 OPTIONS = ["--arms", "sft", "--max-steps", str(STEPS), "--train.save-every", str(SAVE)]
 OPTIONS += ["--train.eval-every", str(STEPS), "--max-items", "100", "--engine.concurrency", "2"]
 AWAY_SECONDS = 30
@@ -82,12 +82,13 @@ def test_a_worker_dies_and_the_trial_moves(faulty: Faulty, times: dict[str, floa
 
 
 def test_the_storage_is_away(faulty: Faulty, times: dict[str, float]) -> None:
-    step = faulty.saves()
+    step, begun = faulty.saves(), faulty.job.log.count("single on 1 worker")
     faulty.cluster.hosts.cable(STORAGE, plugged=False)
     time.sleep(AWAY_SECONDS)
     faulty.cluster.hosts.cable(STORAGE, plugged=True)
     began = time.monotonic()
     assert faulty.saves() > step
+    assert faulty.job.log.count("single on 1 worker") == begun, "the trial began again"
     times["the storage away for 30 s: the next checkpoint"] = time.monotonic() - began
 
 

@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import socket
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +30,8 @@ _CPU_ENVIRONMENT = {
     "TORCH_COMPILE_DISABLE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
+
+SETTLE_SECONDS = 5.0  # in which Ray tells that trials which have ended hold no GPU any more
 
 
 @dataclass(frozen=True)
@@ -80,10 +83,14 @@ class EngineSettings:
 
 def sized(settings: EngineSettings) -> EngineSettings:
     """With a number of replicas, chosen from what is free in the running Ray cluster."""
-    if settings.num_replicas:
-        return settings
-    free = ray.available_resources()
-    fitting = min(free.get("GPU", 0) // settings.gpus, free.get("CPU", 0)) if settings.gpus else 1
+    if settings.num_replicas or not settings.gpus:
+        return replace(settings, num_replicas=settings.least_replicas)
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while (free := ray.available_resources()).get("GPU", 0) < ray.cluster_resources().get("GPU", 0):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.1)
+    fitting = min(free.get("GPU", 0) // settings.gpus, free.get("CPU", 0))
     return replace(settings, num_replicas=max(1, int(fitting)))
 
 

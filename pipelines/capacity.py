@@ -36,7 +36,7 @@ def of_trial(config: SweepConfig) -> list[Bundle]:
 
 def of_engine(config: SweepConfig) -> list[Bundle]:
     """What the engine's replicas take."""
-    return [{"CPU": 1, "GPU": config.engine.gpus}] * max(1, config.engine.num_replicas)
+    return [{"CPU": 1, "GPU": config.engine.gpus}] * config.engine.least_replicas
 
 
 def of_sweep(config: SweepConfig) -> tuple[list[Bundle], list[Bundle]]:

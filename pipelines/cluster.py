@@ -90,7 +90,7 @@ def places(config: SweepConfig) -> int:
     """
     workers = config.train.workers
     trial = workers.count * workers.cpus + TASK_CPUS + DRIVER_CPUS
-    return math.ceil(max(_at_once(config) * trial, config.engine.num_replicas + 1))
+    return math.ceil(max(_at_once(config) * trial, config.engine.least_replicas + 1))
 
 
 def _at_once(config: SweepConfig) -> int:

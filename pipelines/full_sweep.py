@@ -18,8 +18,6 @@ from typing import Any
 if __name__ == "__main__" and not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import ray
-
 from evals.benchmark import TaskScore
 from pipelines import (
     capacity,
@@ -41,6 +39,7 @@ from pipelines.resolve import resolved
 from pipelines.scoring import Scorer
 from pipelines.tables import Overlaps
 from pipelines.tracking import Tracker, store_uri
+from tuning import places
 from tuning.space import config_of
 from tuning.sweep import TrialResult
 
@@ -120,7 +119,7 @@ def _train_and_score(
         Scorer(config, directory) as scorer,
     ):
         overlaps = stages.compare_with_corpus(config, scorer.benchmarks, directory)
-        has_room = room(config, ray.available_resources())
+        has_room = room(config, places.free())
         with capacity.growing(config), Ahead(scorer.score, has_room, config) as ahead:
             ahead.ready(BASE, models[BASE])
             results = stages.train(config, directory, tracker, [ahead])

@@ -4,6 +4,7 @@ In: what the workers of each trial take. Out: Ray Tune's order of the trials, wi
 node that joins late is used, and one that is lost is done without.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -14,6 +15,19 @@ from ray.tune.search import BasicVariantGenerator
 from otr.config import Workers
 from otr.training.corpus import TASK_CPUS
 from tuning.trial import DRIVER_CPUS
+
+SETTLE_SECONDS = 5.0  # in which Ray tells that what has ended holds nothing any more
+
+
+def free() -> dict[str, float]:
+    """What nobody holds of the cluster's resources."""
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while True:
+        now, there = ray.available_resources(), ray.cluster_resources()
+        idle = all(now.get(kind, 0) == there.get(kind, 0) for kind in ("CPU", "GPU"))
+        if idle or time.monotonic() > deadline:
+            return now
+        time.sleep(0.1)
 
 
 def concurrency(workers: Workers, resources: Mapping[str, float]) -> int:
@@ -57,9 +71,9 @@ class Order(BasicVariantGenerator):
     """
 
     def __init__(self, workers: Sequence[Workers], most: int = 0) -> None:
-        free, there = ray.available_resources(), ray.cluster_resources()
+        unheld, there = free(), ray.cluster_resources()
         self._workers, self._most = [*dict.fromkeys(workers)], most  # asked for at every step
-        self._others = {kind: amount - free.get(kind, 0) for kind, amount in there.items()}
+        self._others = {kind: amount - unheld.get(kind, 0) for kind, amount in there.items()}
         self._places = self._fitting()
         super().__init__()
 

@@ -77,6 +77,15 @@ def test_settings_are_checked(field, value):
     ],
 )
 def test_replicas_are_as_many_as_there_are_gpus_free(monkeypatch, asked, gpus, free, replicas):
+    monkeypatch.setattr(deployment, "SETTLE_SECONDS", 0)
     monkeypatch.setattr(deployment.ray, "available_resources", lambda: free)
+    monkeypatch.setattr(deployment.ray, "cluster_resources", lambda: {"GPU": 8.0})
     settings = EngineSettings(num_replicas=asked, gpus=gpus)
     assert deployment.sized(settings).num_replicas == replicas
+
+
+def test_gpus_of_trials_that_have_just_ended_are_waited_for(monkeypatch):
+    told = iter([{"CPU": 9.0}, {"CPU": 9.0, "GPU": 1.0}, {"CPU": 9.0, "GPU": 2.0}])
+    monkeypatch.setattr(deployment.ray, "available_resources", lambda: next(told))
+    monkeypatch.setattr(deployment.ray, "cluster_resources", lambda: {"GPU": 2.0})
+    assert deployment.sized(EngineSettings(gpus=1)).num_replicas == 2

@@ -3,6 +3,7 @@
 import pytest
 
 from otr.config import DataConfig, ModelConfig, TrainConfig, Workers
+from tuning import places
 from tuning.places import concurrency
 from tuning.space import Trial, check_names, config_of, grid, with_overrides
 from tuning.sweep import SearchSettings
@@ -97,3 +98,17 @@ def test_a_cluster_that_would_hang_is_refused(
 def test_settings_are_checked() -> None:
     with pytest.raises(ValueError, match="scheduler 'pbt': use 'none' or 'asha'"):
         SearchSettings(scheduler="pbt")  # type: ignore[arg-type]
+
+
+def test_what_has_just_ended_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = iter([{"CPU": 1.1}, {"CPU": 1.1}, {"CPU": 2.0}])
+    monkeypatch.setattr(places.ray, "available_resources", lambda: next(told))
+    monkeypatch.setattr(places.ray, "cluster_resources", lambda: {"CPU": 2.0})
+    assert places.free() == {"CPU": 2.0}
+
+
+def test_what_others_hold_is_not_waited_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "SETTLE_SECONDS", 0.2)
+    monkeypatch.setattr(places.ray, "available_resources", lambda: {"CPU": 1.1})
+    monkeypatch.setattr(places.ray, "cluster_resources", lambda: {"CPU": 2.0})
+    assert places.free() == {"CPU": 1.1}

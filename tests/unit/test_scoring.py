@@ -22,7 +22,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         calls.append({"model": model_dir, "beside": list(adapter_dirs), "asked": [], "stopped": 0})
         return SimpleNamespace(adapter=lambda path: ("beside", path))
 
-    def shutdown() -> None:
+    def end() -> None:
         calls[-1]["stopped"] += 1
 
     def score(engine, settings, model_dir, benchmarks, **more):
@@ -32,7 +32,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     monkeypatch.setattr(scoring, "Engine", SimpleNamespace(start=start))
     monkeypatch.setattr(scoring, "score", score)
-    monkeypatch.setattr(scoring.serve, "shutdown", shutdown)
+    monkeypatch.setattr(scoring.deployment, "end", end)
     return calls
 
 

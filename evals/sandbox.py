@@ -1,9 +1,10 @@
 """Runs a Python program written by a model, and says whether it and its tests reached their end.
 
 In: source text. Out: `SandboxResult`. Every program gets a process of its own, forked from a fresh
-interpreter that never saw another program (`sandbox_child.py`), with an empty environment, an empty
-temporary HOME as its working directory, limits on CPU time, memory, threads, file size and open
-files; no network, no other processes, no writes elsewhere, and no reads but of Python's libraries.
+interpreter that never saw another program (`sandbox_server.py`), with an empty environment, an
+empty temporary HOME as its working directory, limits on CPU time, memory, threads, file size and
+open files; no network, no other processes, no writes elsewhere, and no reads but of Python's
+libraries.
 
 Two kinds of walls. The kernel's (`sandbox_walls.py`): namespaces, Landlock and a filter of system
 calls, as many of the three as the machine offers; `isolation()` says which. Python's
@@ -29,13 +30,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from evals import sandbox_child
+from evals import sandbox_child, sandbox_server
 from evals.spares import Spares
 
 PACKAGE_ROOT = str(Path(sandbox_child.__file__).parents[1])
-CHILD = (
-    f"import sys; sys.path.append({PACKAGE_ROOT!r}); from evals import sandbox_child; "
-    "sys.path.pop(); sandbox_child.serve(*sys.argv[1:])"
+SERVER = (
+    f"import sys; sys.path.append({PACKAGE_ROOT!r}); from evals import sandbox_server; "
+    "sys.path.pop(); sandbox_server.serve(*sys.argv[1:])"
 )
 MAX_OUTPUT_CHARS = 8_000
 IDLE_SECONDS = 10  # for which a program may sleep, beyond its CPU seconds
@@ -96,17 +97,17 @@ def run(
     limits = (cpu_limit, cpu_limit + IDLE_SECONDS, STARVED * cpu_limit + IDLE_SECONDS, memory_mb)
     source = program.encode("utf-8", "surrogatepass")
     with (
-        tempfile.TemporaryDirectory(prefix="sandbox_", ignore_cleanup_errors=True) as home,
-        tempfile.TemporaryFile() as stdin,
-        tempfile.TemporaryFile() as stdout,
-        tempfile.TemporaryFile() as stderr,
+        tempfile.TemporaryFile(buffering=0) as stdin,
+        tempfile.TemporaryFile(buffering=0) as stdout,
+        tempfile.TemporaryFile(buffering=0) as stderr,
     ):
-        home = os.path.realpath(home)
-        stdin.write(len(source).to_bytes(sandbox_child.LENGTH_BYTES, "big") + source)
-        stdin.write(tests.encode("utf-8", "surrogatepass"))
+        head = len(source).to_bytes(sandbox_child.LENGTH_BYTES, "big")
+        stdin.write(head + source + tests.encode("utf-8", "surrogatepass"))
         stdin.seek(0)
-        code = _code(home, limits, (stdin, stdout, stderr))
-        return SandboxResult(_reason(code, stderr), _head(stdout), _head(stderr))
+        reason = _verdict(limits, (stdin, stdout, stderr))
+        if reason not in sandbox_server.VERDICTS:
+            raise RuntimeError(f"the sandbox itself failed: {_head(stderr)}")
+        return SandboxResult(reason, _head(stdout), _head(stderr))
 
 
 def isolation() -> tuple[str, ...]:
@@ -115,7 +116,7 @@ def isolation() -> tuple[str, ...]:
 
 
 class _Server:
-    """A fork server, of which the program's supervisor is a child."""
+    """A fork server, of which the program is a child."""
 
     def __init__(self, *command: str) -> None:
         self._channel, far = socket.socketpair()
@@ -130,54 +131,53 @@ class _Server:
                 start_new_session=True,
             )
             far.close()
-            if self._channel.recv(len(sandbox_child.READY)) != sandbox_child.READY:
+            user = self._channel.recv(sandbox_server.MAX_MESSAGE_BYTES)
+            if not user:
                 self.end()
                 raise RuntimeError(f"the sandbox itself failed: {_head(stderr)}")
+            self._user = int(user)
 
-    def run(self, request: str, streams: Sequence[IO[bytes]], seconds: float) -> int:
-        """The exit code of the program's supervisor.
+    def run(self, home: str, limits: Sequence[float], streams: Sequence[IO[bytes]]) -> str:
+        """The verdict on a program.
 
         Raises:
             EOFError: the server has ended.
-            TimeoutError: no answer in `seconds`.
+            TimeoutError: it kept no time.
         """
-        self._channel.settimeout(seconds)
-        socket.send_fds(self._channel, [request.encode()], [file.fileno() for file in streams])
-        answer = self._channel.recv(sandbox_child.CODE_BYTES)
+        os.chown(home, self._user, -1)
+        request = "\0".join(map(str, (home, *limits))).encode()
+        self._channel.settimeout(limits[2] + 10)  # the server keeps the time itself
+        socket.send_fds(self._channel, [request], [file.fileno() for file in streams])
+        answer = self._channel.recv(sandbox_server.MAX_MESSAGE_BYTES)
         if not answer:
             raise EOFError
-        return int.from_bytes(answer, "big", signed=True)
+        return answer.decode()
 
     def end(self) -> None:
         self._channel.close()
-        self._process.kill()  # supervisors and programs die with their parent
+        self._process.kill()  # what it has started dies with its parent
         self._process.wait()
 
 
 _servers = Spares(_Server)
 
 
-def _code(home: str, limits: Sequence[float], streams: Sequence[IO[bytes]]) -> int:
+def _verdict(limits: Sequence[float], streams: Sequence[IO[bytes]]) -> str:
     # -S, -P: a start in 20 ms, and nothing from the current folder is imported.
     flags = ["-B", "-S", "-s", "-P", "-X", "utf8"]
     libraries = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
-    try:
-        with _servers.borrowed(sys.executable, *flags, "-c", CHILD, *libraries) as server:
-            # The supervisor keeps the time itself; this one is for the case that it can't.
-            return server.run("\0".join(map(str, (home, *limits))), streams, limits[2] + 10)
-    except TimeoutError:
-        return sandbox_child.EXIT_CODES["timeout"]
-    except (EOFError, ConnectionError):  # without any wall a program may find a way to kill it
-        return sandbox_child.EXIT_CODES["violation"]
-
-
-def _reason(code: int, stderr: IO[bytes]) -> str:
-    if code < 0:  # without namespaces a program may find a way to kill its supervisor
-        return "violation"
-    for reason, exit_code in sandbox_child.EXIT_CODES.items():
-        if code == exit_code:
-            return reason
-    raise RuntimeError(f"the sandbox itself failed with exit code {code}: {_head(stderr)}")
+    folder = os.path.realpath(tempfile.gettempdir())
+    with tempfile.TemporaryDirectory(
+        prefix="sandbox_", dir=folder, ignore_cleanup_errors=True
+    ) as home:
+        try:
+            command = (sys.executable, *flags, "-c", SERVER, folder, *libraries)
+            with _servers.borrowed(*command) as server:
+                return server.run(home, limits, streams)
+        except TimeoutError:
+            return "timeout"
+        except (EOFError, ConnectionError):  # without any wall a program may find a way to kill it
+            return "violation"
 
 
 def _head(file: IO[bytes]) -> str:

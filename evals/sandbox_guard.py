@@ -73,6 +73,8 @@ WRITING_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 def install(home: str, readable: Sequence[str]) -> list[str]:
     """Refuses what the tables name, changes outside of `home`, reads outside of `readable` too.
 
+    Both are real paths.
+
     Returns:
         the events refused so far, which the hook goes on to fill.
     """
@@ -114,7 +116,7 @@ def _judges(home: str, readable: Sequence[str]) -> tuple[Callable[..., bool], ..
     for_writing = WRITING_FLAGS
     realpath, fsdecode, join = os.path.realpath, os.fsdecode, os.path.join
     own = (home, *walls.DEVICES), (home + "/",)
-    places = tuple(realpath(folder) for folder in readable)
+    places = tuple(readable)
     below = tuple(f"{folder}/" for folder in places)
 
     def real(path: Path, folder: int | None) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 NOBODY = 65534
 MAX_THREADS = 16
+SERVER_PROCESSES = 2  # that the kernel counts with a program's threads, in namespaces
 MAX_FILE_BYTES = 16 << 20
 MAX_HOME_BYTES = 64 << 20
 MAX_OPEN_FILES = 64
@@ -48,7 +49,7 @@ X32_SYSCALLS = 0x40000000
 # architecture: its audit number; clone; socket and prlimit64, which have one first argument that is
 # not refused; and what is refused whatever its arguments, each line in the order of the comment:
 # fork, vfork, execve, execveat, ptrace, process_vm_readv, process_vm_writev, pidfd_getfd,
-# io_uring_setup, unshare, setns, connect, bind,
+# io_uring_setup, unshare, setns, connect, bind, add_key, request_key, keyctl,
 # kill, tkill, tgkill, rt_sigqueueinfo, rt_tgsigqueueinfo, pidfd_send_signal
 SYSTEM_CALLS = {
     "x86_64": (
@@ -56,7 +57,7 @@ SYSTEM_CALLS = {
         56,
         ((41, AF_UNIX), (302, 0)),
         (
-            *(57, 58, 59, 322, 101, 310, 311, 438, 425, 272, 308, 42, 49),
+            *(57, 58, 59, 322, 101, 310, 311, 438, 425, 272, 308, 42, 49, 248, 249, 250),
             *(62, 200, 234, 129, 297, 424),
         ),
     ),
@@ -65,7 +66,7 @@ SYSTEM_CALLS = {
         220,
         ((198, AF_UNIX), (261, 0)),
         (
-            *(221, 281, 117, 270, 271, 438, 425, 97, 268, 203, 200),
+            *(221, 281, 117, 270, 271, 438, 425, 97, 268, 203, 200, 217, 218, 219),
             *(129, 130, 131, 138, 240, 424),
         ),
     ),
@@ -73,8 +74,19 @@ SYSTEM_CALLS = {
 SYS_CLONE3 = 435
 
 
+def c_library() -> ctypes.CDLL:
+    """Its functions are looked up now, which a child would do again and again."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    for name in ("unshare", "setns", "mount", "prctl", "capset", "syscall"):
+        getattr(libc, name)
+    return libc
+
+
 def enter_namespaces(libc: ctypes.CDLL) -> bool:
-    """New user, mount, process, network and IPC namespaces, as nobody without a group."""
+    """New user, mount, process, network and IPC namespaces, as nobody without a group.
+
+    Of processes it is the next child that is in the new one.
+    """
     uid, gid = os.getuid(), os.getgid()
     flags = CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC
     libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)  # a change of user before gave /proc/self to root
@@ -93,25 +105,49 @@ def enter_namespaces(libc: ctypes.CDLL) -> bool:
     return True
 
 
-def mount_read_only(libc: ctypes.CDLL, home: str) -> bool:
-    """All files read-only, all devices but four unusable; `home` becomes a small tmpfs."""
+def new_process_namespace(libc: ctypes.CDLL) -> None:
+    """For the next child; after `enter_namespaces`.
 
-    def attributes(path: str, flags: int, add: int, remove: int) -> int:
-        request = (ctypes.c_uint64 * 4)(add, remove, 0, 0)  # struct mount_attr
-        return libc.syscall(
-            SYS_MOUNT_SETATTR, AT_FDCWD, path.encode(), flags, request, ctypes.c_size_t(32)
-        )
+    Raises:
+        OSError: the kernel has no room for one more.
+    """
+    if libc.unshare(CLONE_NEWPID) != 0:
+        raise OSError(ctypes.get_errno(), "no new namespace for processes")
 
-    options = f"size={MAX_HOME_BYTES},mode=700".encode()
+
+def own_process_namespace(libc: ctypes.CDLL) -> None:
+    """For the next child, that of this process: only from there another new one can be made."""
+    own = os.open("/proc/self/ns/pid", os.O_RDONLY)
+    libc.setns(own, CLONE_NEWPID)
+    os.close(own)
+
+
+def mount_read_only(libc: ctypes.CDLL) -> bool:
+    """All files read-only, all devices but four unusable."""
     return (
         libc.mount(None, b"/", None, MS_REC | MS_PRIVATE, None) == 0
-        and attributes("/", AT_RECURSIVE, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NODEV, 0) == 0
-        and libc.mount(b"tmpfs", home.encode(), b"tmpfs", MS_NOSUID | MS_NODEV, options) == 0
+        and _attributes(libc, "/", AT_RECURSIVE, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NODEV, 0) == 0
         and all(
             libc.mount(device.encode(), device.encode(), None, MS_BIND, None) == 0
-            and attributes(device, 0, 0, MOUNT_ATTR_NODEV) == 0
+            and _attributes(libc, device, 0, 0, MOUNT_ATTR_NODEV) == 0
             for device in DEVICES
         )
+    )
+
+
+def mount_home(libc: ctypes.CDLL, home: str) -> bool:
+    """Mount and IPC namespaces of its own, in which `home` is a small tmpfs."""
+    options = f"size={MAX_HOME_BYTES},mode=700".encode()
+    return (
+        libc.unshare(CLONE_NEWNS | CLONE_NEWIPC) == 0
+        and libc.mount(b"tmpfs", home.encode(), b"tmpfs", MS_NOSUID | MS_NODEV, options) == 0
+    )
+
+
+def _attributes(libc: ctypes.CDLL, path: str, flags: int, add: int, remove: int) -> int:
+    request = (ctypes.c_uint64 * 4)(add, remove, 0, 0)  # struct mount_attr
+    return libc.syscall(
+        SYS_MOUNT_SETATTR, AT_FDCWD, path.encode(), flags, request, ctypes.c_size_t(32)
     )
 
 
@@ -139,42 +175,63 @@ def drop_privileges(libc: ctypes.CDLL) -> None:
     libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
 
-def confine_files(libc: ctypes.CDLL, home: str, readable: Sequence[str]) -> bool:
-    """Landlock: files change beneath `home`, are read beneath `readable` too, none is executed.
+class FileRules:
+    """What programs may do with files outside of their home: made once, for `confine_files`.
 
-    After `drop_privileges`. Folders of `readable` that do not exist are passed over.
+    Attributes:
+        places: the real paths of what they may read, as far as it exists.
+        rights: all those that Landlock rules here; 0 where there is no Landlock.
+        allowed: descriptor and rights of each place and device.
     """
-    version = libc.syscall(SYS_LANDLOCK_CREATE, None, ctypes.c_size_t(0), 1)
-    if version < 1:
-        return False
-    reading = LANDLOCK_READ_FILE | LANDLOCK_READ_DIR
-    rights = reading | LANDLOCK_EXECUTE | LANDLOCK_WRITE_FILE | LANDLOCK_REMOVE_AND_MAKE
-    rights |= LANDLOCK_REFER if version >= 2 else 0
-    rights |= LANDLOCK_TRUNCATE if version >= 3 else 0
+
+    def __init__(self, libc: ctypes.CDLL, readable: Sequence[str]) -> None:
+        self.places = tuple(os.path.realpath(path) for path in readable if os.path.exists(path))
+        version = libc.syscall(SYS_LANDLOCK_CREATE, None, ctypes.c_size_t(0), 1)
+        reading = LANDLOCK_READ_FILE | LANDLOCK_READ_DIR
+        rights = reading | LANDLOCK_EXECUTE | LANDLOCK_WRITE_FILE | LANDLOCK_REMOVE_AND_MAKE
+        rights |= LANDLOCK_REFER if version >= 2 else 0
+        rights |= LANDLOCK_TRUNCATE if version >= 3 else 0
+        of_files = LANDLOCK_READ_FILE | LANDLOCK_WRITE_FILE | LANDLOCK_TRUNCATE
+        self.rights = rights if version >= 1 else 0
+        self.allowed = []
+        for path, right in [*((p, reading) for p in self.places), *((d, rights) for d in DEVICES)]:
+            kept = rights if os.path.isdir(path) else of_files & rights
+            self.allowed.append((os.open(path, os.O_PATH), right & kept))
+
+
+def confine_files(libc: ctypes.CDLL, home: str, rules: FileRules) -> bool:
+    """Landlock: files change beneath `home`, others are used by `rules`, none is executed.
+
+    After `drop_privileges`. Closes the descriptors of `rules`.
+    """
+    own = (os.open(home, os.O_PATH), rules.rights & ~LANDLOCK_EXECUTE)
     ruleset = libc.syscall(
-        SYS_LANDLOCK_CREATE, struct.pack("Q", rights), ctypes.c_size_t(8), ctypes.c_uint32(0)
+        SYS_LANDLOCK_CREATE, struct.pack("Q", rules.rights), ctypes.c_size_t(8), ctypes.c_uint32(0)
     )
-    of_files = LANDLOCK_READ_FILE | LANDLOCK_WRITE_FILE | LANDLOCK_TRUNCATE
-    rules = [(home, rights & ~LANDLOCK_EXECUTE), *((device, rights) for device in DEVICES)]
-    for path, allowed in (*rules, *((folder, reading) for folder in readable)):
-        if not os.path.exists(path):
-            continue
-        place = os.open(path, os.O_PATH)
-        allowed &= rights if os.path.isdir(path) else of_files & rights
+    for place, allowed in (own, *rules.allowed):
         rule = struct.pack("=Qi", allowed, place)
         libc.syscall(SYS_LANDLOCK_ADD, ruleset, 1, rule, ctypes.c_uint32(0))
         os.close(place)
+    if ruleset < 0:
+        return False
     confined = libc.syscall(SYS_LANDLOCK_RESTRICT, ruleset, ctypes.c_uint32(0)) == 0
     os.close(ruleset)
     return confined
 
 
-def filter_system_calls(libc: ctypes.CDLL) -> bool:
-    """Seccomp: no new process (a thread may be), no program, no signal, no way to other sockets."""
-    machine = os.uname().machine
-    if machine not in SYSTEM_CALLS:
+def system_call_filter() -> bytes | None:
+    """No new process (a thread may be), no program, no signal, no way to other sockets.
+
+    For `filter_system_calls`; None on a machine whose calls are not known.
+    """
+    known = SYSTEM_CALLS.get(os.uname().machine)
+    return None if known is None else _filter(*known)
+
+
+def filter_system_calls(libc: ctypes.CDLL, code: bytes | None) -> bool:
+    """Seccomp, by `code` of `system_call_filter`. After `drop_privileges`."""
+    if code is None:
         return False
-    code = _filter(*SYSTEM_CALLS[machine])
     instructions = ctypes.create_string_buffer(code, len(code))
     program = struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(instructions))
     return libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program, 0, 0) == 0

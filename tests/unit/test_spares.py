@@ -1,5 +1,6 @@
 """The sandbox's fork servers: kept from program to program, and nothing else is."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -70,14 +71,17 @@ def test_nothing_outlives_the_process_that_asks(end) -> None:
     processes = [int(word) for word in asked.stdout.split()]
     assert processes, asked.stderr
     deadline = time.monotonic() + 10  # the program itself may sleep for 15
-    while time.monotonic() < deadline and any(map(_lives, processes)):
+    while time.monotonic() < deadline and _living(processes):
         time.sleep(0.05)
-    assert not any(map(_lives, processes))
+    assert not _living(processes)
 
 
-def _lives(process: int) -> bool:
-    try:
-        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
+def _living(sessions: list[int]) -> list[str]:
+    """The processes that live in these sessions: each server has begun one."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, _, session, *_ = path.read_text().rpartition(")")[2].split()
+            if int(session) in sessions and state != "Z":
+                found.append(path.parent.name)
+    return found

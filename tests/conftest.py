@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests need no network
+os.environ.setdefault("OTR_CACHE", "")  # each test tokenizes for itself
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny matrices; threads would wait for each other
 
 

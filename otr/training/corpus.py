@@ -15,12 +15,13 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from itertools import count, groupby, islice, pairwise
+from itertools import groupby, islice, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from otr.config import DataConfig, ModelConfig
+from otr.training import kept
 from otr.training.audit import Audit, audit_of
 from otr.training.sources import Piece, Unreadable, pieces, rows
 
@@ -100,6 +101,27 @@ def packed(
     return stream
 
 
+def stream(
+    config: DataConfig, model: ModelConfig, part: int, batch: int, rows: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """The rows of `packed`, as many as `rows` at a time; what this host keeps comes without Ray.
+
+    Raises:
+        ValueError: as `packed`.
+    """
+    parts = _parts(pieces(config.paths, config.split))
+    first = part
+    while part < len(parts):
+        batches = kept.read(kept.place_of(parts[part], config, model), batch)
+        if batches is None:
+            break
+        yield from _numbered(batches, part, batch)
+        part, batch = part + 1, 0
+    if part < len(parts) or part == first:
+        rest = packed(config, model, part=part, batch=batch)
+        yield from rest.iterator().iter_batches(batch_size=rows)
+
+
 def packed_locally(
     config: DataConfig, model: ModelConfig, paths: Sequence[str], *, limit: int
 ) -> dict[str, np.ndarray]:
@@ -155,13 +177,31 @@ def _read_and_pack(
     """Packed rows of the parts of a task, from the batch `start` = (part, batch)."""
     for part in task["part"]:
         first = start[1] if part == start[0] else 0
-        texts = islice(_texts(parts[part], True), first * BATCH, None)
-        for batch in count(first):
-            if not (some := list(islice(texts, BATCH))):
-                break
-            columns = _pack(some, config, model)
-            rows = [(part, batch, row) for row in range(len(columns["audit"]))]
-            yield {**columns, "place": np.array(rows, np.int32)}
+        place = kept.place_of(parts[part], config, model)
+        batches = kept.read(place, first)
+        if batches is None:
+            made = _batches(parts[part], first, config, model)
+            batches = kept.keeping(place if first == 0 else None, made)
+        yield from _numbered(batches, part, first)
+
+
+def _numbered(
+    batches: Iterable[dict[str, np.ndarray]], part: int, first: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """With the place of every row."""
+    for batch, columns in enumerate(batches, first):
+        rows = [(part, batch, row) for row in range(len(columns["audit"]))]
+        yield {**columns, "place": np.array(rows, np.int32)}
+
+
+def _batches(
+    part: Sequence[Piece], first: int, config: DataConfig, model: ModelConfig
+) -> Iterator[tuple[dict[str, np.ndarray], bool]]:
+    """Packed rows of BATCH examples at a time, and whether all of these could be read."""
+    texts = islice(_texts(part, True), first * BATCH, None)
+    while some := list(islice(texts, BATCH)):
+        readable = not any(isinstance(text, Unreadable) for text in some)
+        yield _pack(some, config, model), readable
 
 
 def _pack(texts: Sequence[Text], config: DataConfig, model: ModelConfig) -> dict[str, np.ndarray]:

@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 from otr.config import TrainConfig
 from otr.training.audit import Audit
-from otr.training.corpus import packed
+from otr.training.corpus import stream
 
 COLUMNS = ("input_ids", "loss_mask", "segment_ids")
 WINDOW = 1024  # packed rows that are shuffled together
@@ -156,13 +156,8 @@ def _of(block: Arrays) -> Stream:
 
 
 def corpus_stream(config: TrainConfig) -> Stream:
-    """The packed training corpus, as Ray Data makes it."""
-
-    def stream(part: int, batch: int) -> Iterable[Arrays]:
-        dataset = packed(config.data, config.model, part=part, batch=batch)
-        return dataset.iterator().iter_batches(batch_size=WINDOW)
-
-    return stream
+    """The packed training corpus, as Ray Data makes it or this host keeps it."""
+    return lambda part, batch: stream(config.data, config.model, part, batch, WINDOW)
 
 
 def micro_batches(reader: Reader | None, config: TrainConfig) -> Iterator[Batch]:

@@ -238,5 +238,5 @@ def test_a_broken_sandbox_is_no_verdict(monkeypatch) -> None:
         sandbox.run("x = 1")
     monkeypatch.undo()
     patch(monkeypatch, "walls.drop_privileges = lambda libc: 1 / 0; ")
-    with pytest.raises(RuntimeError, match="sandbox itself failed(.|\n)*ZeroDivisionError"):
+    with pytest.raises(RuntimeError, match=r"sandbox itself failed(.|\n)*ZeroDivisionError"):
         sandbox.run("x = 1")

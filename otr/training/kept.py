@@ -1,0 +1,183 @@
+"""Packed rows kept on a host's disk, so that the trials of a sweep tokenize a corpus once a host.
+
+In: a part of a corpus and the rows that are made of it. Out: the same rows, from a file where the
+part was read to its end here before, as the same text and by the same tokenizer and code. What
+can't be kept, for lack of room or of a way to tell that it has changed, is made again.
+
+The files lie in `OTR_CACHE`, by default ``~/.cache/otr/packed``; where it is set to nothing, none.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc
+
+from otr.config import DataConfig, ModelConfig
+from otr.training.sources import Piece
+
+SHARE = 0.1  # of the disk, at most
+UNUSED_SECONDS = 24 * 3600  # after which a file makes room for another one
+CODE = ("data.py", "tokenizer.py", "training/corpus.py", "training/sources.py", "training/kept.py")
+TOKENIZER_FILES = (".json", ".jinja", ".txt", ".model", ".py")
+
+Columns = dict[str, np.ndarray]
+
+
+def place_of(part: Sequence[Piece], config: DataConfig, model: ModelConfig) -> Path | None:
+    """Where the rows of a part are kept, if they are; None where that can't be told.
+
+    The name is a digest of all that decides them.
+    """
+    folder = _folder()
+    tokenizer = _tokenizer_stamp(model.path)
+    if folder is None or tokenizer is None or any(piece.kind == "hub" for piece in part):
+        return None
+    try:
+        text = [{**asdict(piece), "stamp": _stamp(piece.path)} for piece in part]
+    except OSError:  # a file that is gone: reading it will say so
+        return None
+    what = [text, config.columns, config.row_length, tokenizer, _code()]
+    name = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]
+    return folder / f"{name}.arrow"
+
+
+def read(place: Path | None, first: int) -> Iterator[Columns] | None:
+    """The batches of a part from number `first` on; None where they are not kept."""
+    if place is None:
+        return None
+    try:
+        os.utime(place)
+        if not place.stat().st_size:  # a part without rows
+            return iter(())
+        reader = pa.ipc.open_file(pa.memory_map(str(place)))
+    except (OSError, pa.ArrowInvalid):  # not there, or cut off when the host lost its power
+        return None
+    return (_columns(reader.get_batch(n)) for n in range(first, reader.num_record_batches))
+
+
+def keeping(place: Path | None, batches: Iterable[tuple[Columns, bool]]) -> Iterator[Columns]:
+    """The batches of a part, which are kept when all have been taken.
+
+    Args:
+        place: of the part; None keeps nothing, as for some of its batches alone.
+        batches: each with whether it is as it will always be: one that could not be read is not.
+    """
+    if place is None:
+        yield from (columns for columns, _ in batches)
+        return
+    partial = place.with_name(f".{place.name}.{os.getpid()}")
+    writer, whole = None, True
+    try:
+        for columns, lasting in batches:
+            whole = whole and lasting
+            if whole:
+                try:
+                    table = _table(columns)
+                    if writer is None and _room(place.parent):
+                        options = pa.ipc.IpcWriteOptions(compression="zstd")
+                        writer = pa.ipc.new_file(str(partial), table.schema, options=options)
+                    whole = writer is not None
+                    if writer is not None:
+                        writer.write_batch(table)
+                except OSError:  # a full disk, a folder of somebody else's: then not
+                    whole = False
+            yield columns
+        if whole:
+            with suppress(OSError):
+                if writer is not None:
+                    writer.close()
+                elif _room(place.parent):
+                    partial.touch()
+                partial.replace(place)
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def _folder() -> Path | None:
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    folder = os.environ.get("OTR_CACHE", f"{cache}/otr/packed")
+    return Path(folder).expanduser() if folder else None
+
+
+def _room(folder: Path) -> bool:
+    """Whether one more part may be kept; what nobody used for long is removed for that."""
+    folder.mkdir(parents=True, exist_ok=True)
+    disk = shutil.disk_usage(folder)
+    files = []
+    for path in folder.iterdir():
+        with suppress(OSError):  # another trial has just removed it
+            stat = path.stat()
+            files.append((stat.st_mtime, stat.st_size, path))
+    taken, free = sum(size for _, size, _ in files), disk.free
+    for used, size, path in sorted(files):
+        if taken <= SHARE * disk.total and free >= SHARE * disk.total:
+            break
+        if time.time() - used > UNUSED_SECONDS:
+            path.unlink(missing_ok=True)
+            taken, free = taken - size, free + size
+    return taken <= SHARE * disk.total and free >= SHARE * disk.total
+
+
+def _table(columns: Mapping[str, np.ndarray]) -> pa.RecordBatch:
+    arrays = {}
+    for name, column in columns.items():
+        array = pa.array(column.reshape(-1))
+        if column.ndim == 2:
+            array = pa.FixedSizeListArray.from_arrays(array, column.shape[1])
+        arrays[name] = array
+    return pa.RecordBatch.from_pydict(arrays)
+
+
+def _columns(table: pa.RecordBatch) -> Columns:
+    columns = {}
+    for name in table.schema.names:
+        array = table.column(name)
+        if pa.types.is_fixed_size_list(array.type):
+            flat = array.flatten().to_numpy(zero_copy_only=False)
+            columns[name] = flat.reshape(len(array), -1)
+        else:
+            columns[name] = array.to_numpy(zero_copy_only=False)
+    return columns
+
+
+def _stamp(path: str) -> str:
+    """Differs when the file is written anew."""
+    fs, inner = fsspec.core.url_to_fs(path)
+    return str(fs.ukey(inner))
+
+
+@functools.lru_cache
+def _code() -> str:
+    """Of what makes the rows."""
+    digest = hashlib.sha256()
+    for name in CODE:
+        digest.update((Path(__file__).parents[1] / name).read_bytes())
+    for package in ("transformers", "tokenizers", "jinja2"):
+        digest.update(metadata.version(package).encode())
+    return digest.hexdigest()
+
+
+def _tokenizer_stamp(model: str) -> list[Any] | None:
+    """Of a directory the files beside its weights; of the hub's model the commit, if it is here."""
+    folder = Path(model)
+    if folder.is_dir():
+        files = [path for path in sorted(folder.iterdir()) if path.suffix in TOKENIZER_FILES]
+        return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(model, "tokenizer_config.json")
+    return [Path(found).parent.name] if isinstance(found, str) else None

@@ -1,0 +1,162 @@
+"""Packed rows that a host keeps: the same rows, made once, and never those of another corpus."""
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import otr.data
+from otr.config import DataConfig, ModelConfig
+from otr.training import corpus, kept
+from tests.assets.tiny import make_tiny_model
+
+NAMES = ("input_ids", "loss_mask", "segment_ids", "place", "audit")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
+    return ModelConfig(str(make_tiny_model(tmp_path_factory.mktemp("model"))))
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataConfig:
+    """A corpus of three parts, the second without a row, and an empty folder for what is kept."""
+    monkeypatch.setenv("OTR_CACHE", str(tmp_path / "kept"))
+    monkeypatch.setattr(corpus, "BATCH", 10)
+    directory = tmp_path / "corpus"
+    directory.mkdir()
+    for name, count in (("a", 25), ("b", 0), ("c", 12)):
+        write(directory / f"{name}.jsonl", count)
+    return DataConfig((str(directory),), row_length=32)
+
+
+def write(path: Path, count: int) -> None:
+    rows = [{"prompt": f"{i}?", "completion": "no" if i % 3 else "a"} for i in range(count)]
+    text = "".join(json.dumps(row) + "\n" for row in [*rows, "broken"][: count and None])
+    path.write_text(text)
+
+
+def made(config: DataConfig, model: ModelConfig, part: int = 0, batch: int = 0) -> dict[str, Any]:
+    """What a task of Ray Data makes, from a place on."""
+    parts = corpus._parts(corpus.pieces(config.paths))
+    task = {"part": np.arange(part, len(parts))}
+    return joined(corpus._read_and_pack(task, parts, (part, batch), config, model))
+
+
+def direct(config: DataConfig, model: ModelConfig, part: int = 0, batch: int = 0) -> dict[str, Any]:
+    return joined(corpus.stream(config, model, part, batch, rows=100))
+
+
+def joined(blocks: Any) -> dict[str, Any]:
+    blocks = list(blocks)
+    return {name: np.concatenate([block[name] for block in blocks]) for name in NAMES}
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    kinds = all(one[n].dtype == other[n].dtype for n in ("input_ids", "loss_mask", "segment_ids"))
+    return kinds and all(np.array_equal(one[name], other[name]) for name in NAMES)
+
+
+@pytest.fixture
+def no_tokenizer(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """From when it is called on, to tokenize is an error."""
+
+    def tokenize(*_: Any, **__: Any) -> None:
+        raise AssertionError("tokenized again")
+
+    return lambda: monkeypatch.setattr(otr.data, "tokenize", tokenize)
+
+
+def test_a_part_is_tokenized_once_and_read_from_anywhere(files, model, no_tokenizer) -> None:
+    first = made(files, model)
+    later = [made(files, model, 0, 1), made(files, model, 2, 0)]
+    no_tokenizer()
+    for read in (made, direct):  # in a task, and without Ray, which is not even started here
+        assert same(read(files, model), first)
+        assert same(read(files, model, 0, 1), later[0])
+        assert same(read(files, model, 2, 0), later[1])
+    assert first["place"][:, 0].tolist() == sorted(first["place"][:, 0]) and first["audit"][0]
+
+
+CHANGES = {
+    "text": lambda config, model: write(Path(config.paths[0]) / "a.jsonl", 24),
+    "tokenizer": lambda config, model: touch(Path(model.path) / "tokenizer.json"),
+}
+
+
+def touch(path: Path) -> None:
+    os.utime(path, ns=(1, time.time_ns()))
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_what_has_changed_is_made_again(files, model, no_tokenizer, what) -> None:
+    made(files, model)
+    CHANGES[what](files, model)
+    no_tokenizer()
+    with pytest.raises(AssertionError, match="tokenized again"):
+        made(files, model)
+
+
+def test_rows_of_another_length_or_other_columns_are_others(files, model, no_tokenizer) -> None:
+    made(files, model)
+    no_tokenizer()
+    for other in (
+        DataConfig(files.paths, row_length=48),
+        DataConfig(files.paths, row_length=32, columns={"prompt": "completion"}),
+    ):
+        with pytest.raises(AssertionError, match="tokenized again"):
+            made(other, model)
+
+
+def test_what_could_not_be_read_or_was_left_half_way_is_not_kept(files, model, tmp_path) -> None:
+    bad = tmp_path / "bad.jsonl.gz"
+    bad.write_bytes(b"\x1f\x8b no gzip")
+    made(DataConfig((str(bad),), row_length=32), model)
+    parts = corpus._parts(corpus.pieces(files.paths))
+    some = corpus._read_and_pack({"part": np.arange(1)}, parts, (0, 0), files, model)
+    next(some)
+    some.close()
+    assert not list((tmp_path / "kept").glob("*")) and not list((tmp_path / "kept").glob(".*"))
+
+
+@pytest.mark.parametrize("fault", ["a file", "no room", "full", "torn", "switched off"])
+def test_without_a_place_rows_are_made_as_before(
+    files, model, monkeypatch, tmp_path, fault
+) -> None:
+    folder = tmp_path / "kept"
+    if fault == "a file":
+        folder.write_text("")
+    elif fault == "no room":
+        usage = shutil.disk_usage(tmp_path)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=0))
+    elif fault == "full":
+        monkeypatch.setattr(kept.pa.ipc, "new_file", _full)
+    elif fault == "switched off":
+        monkeypatch.setenv("OTR_CACHE", "")
+    first = made(files, model)
+    if fault == "torn":
+        for path in folder.iterdir():
+            os.truncate(path, path.stat().st_size // 2)
+    assert same(made(files, model), first)
+    if fault not in ("torn", "a file"):
+        assert not folder.exists() or not [p for p in folder.iterdir() if p.stat().st_size]
+
+
+def _full(*_: Any, **__: Any) -> None:
+    raise OSError(28, "no space left on device")
+
+
+def test_what_nobody_used_for_a_day_makes_room(files, model, monkeypatch, tmp_path) -> None:
+    made(files, model)
+    folder = tmp_path / "kept"
+    old, *others = sorted(path for path in folder.iterdir() if path.stat().st_size)
+    os.utime(old, (0, time.time() - kept.UNUSED_SECONDS - 60))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=0))
+    made(DataConfig(files.paths, row_length=48), model)
+    assert not old.exists() and all(path.exists() for path in others)

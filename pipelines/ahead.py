@@ -12,11 +12,9 @@ from typing import Any
 from ray.tune import Callback
 from ray.tune.experiment import Trial as TuneTrial
 
-from otr.training.corpus import TASK_CPUS
 from pipelines.presets import SweepConfig
-from tuning.places import concurrency
+from tuning.places import concurrency, of_trial, total
 from tuning.space import Trial, config_of
-from tuning.trial import DRIVER_CPUS
 
 HasRoom = Callable[[int], bool]
 
@@ -34,10 +32,8 @@ def room(config: SweepConfig, free: Mapping[str, float]) -> HasRoom:
     except ValueError:  # not one trial fits: training tells it
         return lambda unfinished: False
     at_once = min(fitting, config.search.max_concurrent or fitting)
-    trial = {
-        "CPU": max(each.count * each.cpus for each in workers) + TASK_CPUS + DRIVER_CPUS,
-        "GPU": max(each.count * each.gpus for each in workers),
-    }
+    totals = [total(of_trial(each)) for each in workers]
+    trial = {kind: max(each[kind] for each in totals) for kind in ("CPU", "GPU")}
     replicas = config.engine.least_replicas
     engine = {"CPU": replicas, "GPU": replicas * config.engine.gpus}
 

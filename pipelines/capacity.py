@@ -7,31 +7,22 @@ that does not grow is left to the checks that follow.
 
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Event, Thread
 
 import ray
 
-from otr.training.corpus import TASK_CPUS
 from pipelines import console
 from pipelines.presets import SweepConfig
-from tuning.trial import DRIVER_CPUS
+from tuning.places import Bundle, of_trial
 
 WAIT_SECONDS = 1200
 """For a node: a cloud's to boot and to install the packages, or a spot market to have one."""
 _LOOK_SECONDS = 1.0
 _WISH_SECONDS = 20.0
 _QUIET_SECONDS = 60  # an autoscaler that says nothing for so long won't bring anything
-Bundle = Mapping[str, float]
-
-
-def of_trial(config: SweepConfig) -> list[Bundle]:
-    """What one trial takes: its workers, and beside them Ray Data and its driver."""
-    workers = config.train.workers
-    worker = {"CPU": workers.cpus, "GPU": workers.gpus}
-    return [worker] * workers.count + [{"CPU": TASK_CPUS + DRIVER_CPUS}]
 
 
 def of_engine(config: SweepConfig) -> list[Bundle]:
@@ -41,7 +32,7 @@ def of_engine(config: SweepConfig) -> list[Bundle]:
 
 def of_sweep(config: SweepConfig) -> tuple[list[Bundle], list[Bundle]]:
     """Of one trial, and of the engine, which may come after."""
-    return of_trial(config), of_engine(config)
+    return of_trial(config.train.workers), of_engine(config)
 
 
 def wait(*needs: Sequence[Bundle]) -> None:
@@ -86,7 +77,7 @@ def growing(config: SweepConfig) -> Iterator[None]:
     """
     most = min(len(config.trials), config.search.max_concurrent or len(config.trials))
     ended = Event()
-    thread = Thread(target=_wish, args=(of_trial(config), most, ended), daemon=True)
+    thread = Thread(target=_wish, args=(of_trial(config.train.workers), most, ended), daemon=True)
     thread.start()
     try:
         yield

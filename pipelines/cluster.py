@@ -16,17 +16,16 @@ from typing import Any
 import psutil
 import ray
 
-from otr.training.corpus import TASK_CPUS
 from pipelines import capacity, console
 from pipelines.presets import SweepConfig
-from tuning.trial import DRIVER_CPUS
+from tuning.places import Bundle, of_trial, total
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 _TRIAL_BYTES = 4 * 2**30  # the processes of a small trial
 
 
 @contextmanager
-def running(logs: Path, cpus: int, *needs: Sequence[capacity.Bundle]) -> Iterator[None]:
+def running(logs: Path, cpus: int, *needs: Sequence[Bundle]) -> Iterator[None]:
     """Connect to or start Ray; a cluster of its own is stopped afterwards, its logs kept in `logs`.
 
     Args:
@@ -85,11 +84,9 @@ def connect(address: str | None, cpus: int) -> None:
 def places(config: SweepConfig) -> int:
     """Logical CPUs of a cluster of its own: for as many trials at once as the machine is good for.
 
-    They are places in a schedule, not cores. A trial takes one for Ray Data besides its workers';
-    on a small machine Ray Data would otherwise wait for ever.
+    They are places in a schedule, not cores.
     """
-    workers = config.train.workers
-    trial = workers.count * workers.cpus + TASK_CPUS + DRIVER_CPUS
+    trial = total(of_trial(config.train.workers))["CPU"]
     return math.ceil(max(_at_once(config) * trial, config.engine.least_replicas + 1))
 
 

@@ -14,11 +14,12 @@ from tempfile import TemporaryDirectory
 if __name__ == "__main__" and not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipelines import capacity, cluster, doctor, options, record, stages
+from pipelines import cluster, doctor, options, record, stages
 from pipelines.builtin import corpus
 from pipelines.presets import SweepConfig
 from pipelines.resolve import resolved
 from pipelines.tracking import Tracker, store_uri
+from tuning.places import of_trial
 
 
 def main(argv: Sequence[str]) -> int:
@@ -46,7 +47,7 @@ def run(config: SweepConfig) -> int:
         record.errors_to(directory),
         tracker.run(record.params(config), record.tags(told)) as outcome,
     ):
-        needs = capacity.of_trial(local)
+        needs = of_trial(local.train.workers)
         with cluster.running(directory / "logs", cluster.places(local), needs):
             (result,) = stages.train(local, directory, tracker)
         if result.status == "failed" or result.checkpoint is None:

@@ -16,6 +16,8 @@ from otr.config import Workers
 from otr.training.corpus import TASK_CPUS
 from tuning.trial import DRIVER_CPUS
 
+Bundle = Mapping[str, float]
+"""Resource to amount."""
 SETTLE_SECONDS = 5.0  # in which Ray tells that what has ended holds nothing any more
 
 
@@ -30,18 +32,24 @@ def free() -> dict[str, float]:
         time.sleep(0.1)
 
 
-def concurrency(workers: Workers, resources: Mapping[str, float]) -> int:
-    """How many trials fit at once, with a place for the Ray Data of each.
+def of_trial(workers: Workers) -> list[Bundle]:
+    """What a trial takes: its workers, and beside them a core for Ray Data, and its driver."""
+    worker = {"CPU": workers.cpus, "GPU": workers.gpus}
+    return [worker] * workers.count + [{"CPU": TASK_CPUS + DRIVER_CPUS}]
 
-    A trial whose workers leave Ray Data no CPU would wait for its rows for ever.
+
+def total(bundles: Sequence[Bundle]) -> dict[str, float]:
+    """CPUs and GPUs of all of them."""
+    return {kind: sum(bundle.get(kind, 0) for bundle in bundles) for kind in ("CPU", "GPU")}
+
+
+def concurrency(workers: Workers, resources: Mapping[str, float]) -> int:
+    """How many trials fit at once.
 
     Raises:
         ValueError: not even one.
     """
-    needs = {
-        "CPU": workers.count * workers.cpus + TASK_CPUS + DRIVER_CPUS,
-        "GPU": workers.count * workers.gpus,
-    }
+    needs = total(of_trial(workers))
     fitting = min(int(resources.get(kind, 0) / amount) for kind, amount in needs.items() if amount)
     if fitting < 1:
         raise ValueError(

@@ -27,7 +27,6 @@ from ray import tune
 import tuning.sweep
 from evals.deployment import EngineSettings
 from otr.config import DataConfig, ModelConfig, TrainConfig
-from otr.training.corpus import TASK_CPUS
 from pipelines import cluster, full_sweep
 from pipelines.presets import SweepConfig
 from tests.assets.newcomer import free_port
@@ -35,9 +34,9 @@ from tests.assets.tiny import make_tiny_model
 from tests.benchmarks.scale_coin import RIGHT, in_place_of_vllm
 from tests.benchmarks.scale_figures import figures, watched
 from tests.benchmarks.scale_trial import run_trial, write_coin
+from tuning.places import of_trial, total
 from tuning.space import Trial, grid
 from tuning.sweep import SearchSettings
-from tuning.trial import DRIVER_CPUS
 
 BENCHMARKS = ("target", "retained-a", "retained-b")
 ITEMS = 50
@@ -52,7 +51,7 @@ def main() -> None:
 def simulated(trials: int, concurrent: int, fresh: bool, directory: str) -> dict[str, Any]:
     """The figures of a sweep of so many trials."""
     config = sweep_config(Path(directory), chosen(trials))
-    places = math.ceil(concurrent * (1 + TASK_CPUS + DRIVER_CPUS))
+    places = math.ceil(concurrent * total(of_trial(config.train.workers))["CPU"])
     plain = tuning.sweep._tune_config
 
     def tune_config(*args: Any) -> tune.TuneConfig:

@@ -14,6 +14,7 @@ from ray.util import placement_group, remove_placement_group
 from pipelines import capacity
 from pipelines.presets import PRESETS
 from tests.assets import pretend_cloud
+from tuning.places import of_trial
 
 pytestmark = pytest.mark.integration
 
@@ -98,7 +99,7 @@ def test_a_cluster_that_does_not_grow_is_left_to_the_other_checks() -> None:
         assert time.monotonic() - began < capacity._QUIET_SECONDS
         config = PRESETS["debug"]()
         capacity.wait(*capacity.of_sweep(config))
-        assert capacity.fits(capacity.of_trial(config)) and capacity.fits([])
+        assert capacity.fits(of_trial(config.train.workers)) and capacity.fits([])
         assert not capacity.fits([{"CPU": 2}, {"CPU": 0.5}])
     finally:
         ray.shutdown()

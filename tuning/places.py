@@ -32,7 +32,7 @@ def free() -> dict[str, float]:
         time.sleep(0.1)
 
 
-def of_trial(workers: Workers) -> list[Bundle]:
+def of_trial(workers: Workers) -> Sequence[Bundle]:
     """What a trial takes: its workers, and beside them a core for Ray Data, and its driver."""
     worker = {"CPU": workers.cpus, "GPU": workers.gpus}
     return [worker] * workers.count + [{"CPU": TASK_CPUS + DRIVER_CPUS}]

@@ -24,6 +24,7 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
+from fsspec.implementations.local import LocalFileSystem
 
 from otr.config import DataConfig, ModelConfig
 from otr.training.sources import Piece
@@ -43,12 +44,13 @@ def place_of(part: Sequence[Piece], config: DataConfig, model: ModelConfig) -> P
     """
     folder = _folder()
     tokenizer = _tokenizer_stamp(model.path)
-    if folder is None or tokenizer is None or any(piece.kind == "hub" for piece in part):
+    if folder is None or tokenizer is None:
         return None
     try:
-        text = [{**asdict(piece), "stamp": _stamp(piece.path)} for piece in part]
-    except OSError:  # a file that is gone: reading it will say so
+        stamps = [_commit(p.path) if p.kind == "hub" else _stamp(p.path) for p in part]
+    except Exception:  # a file that is gone, a hub that is away: reading will say so
         return None
+    text = [{**asdict(p), "stamp": stamp} for p, stamp in zip(part, stamps, strict=True)]
     what = [text, config.columns, config.row_length, tokenizer, _code()]
     name = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]
     return folder / f"{name}.arrow"
@@ -157,7 +159,18 @@ def _columns(table: pa.RecordBatch) -> Columns:
 def _stamp(path: str) -> str:
     """Differs when the file is written anew."""
     fs, inner = fsspec.core.url_to_fs(path)
+    if isinstance(fs, LocalFileSystem):
+        stat = os.stat(inner)
+        return f"{stat.st_size} {stat.st_mtime_ns}"  # a shared directory may number files anew
     return str(fs.ukey(inner))
+
+
+@functools.lru_cache
+def _commit(path: str) -> str | None:
+    """Of a data set of the hub."""
+    from huggingface_hub import HfApi
+
+    return HfApi().dataset_info(path.removeprefix("hf:").partition(":")[0]).sha
 
 
 @functools.lru_cache

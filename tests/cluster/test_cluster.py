@@ -13,6 +13,7 @@ from tests.cluster.rig import run
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
+KEPT = ".cache/otr/packed/*.arrow"
 # Ray's own, which it can't be told to bind to one address; its gRPC wants the token.
 EVERYWHERE = {"gcs_server", "raylet", "ray::DashboardA", "python"}
 
@@ -69,6 +70,14 @@ def test_a_host_that_joined_late_is_used_at_once(cluster: Cluster, sweep: Sweep)
     assert sweep.places == [["one"], ["one", "two"]]
     trials = [trial for trial, _ in cluster.reports("debug")]
     assert trials.index("otr-k16-seed0") < len(trials) - trials[::-1].index("sft-seed0")
+
+
+def test_each_host_that_trained_keeps_the_packed_corpus(cluster: Cluster, sweep: Sweep) -> None:
+    kept = {
+        name: {path.name for path in (cluster.hosts.directory / "homes" / name).glob(KEPT)}
+        for name in ("head", "one", "two")
+    }
+    assert kept["one"] and kept["two"] == kept["one"] and not kept["head"]
 
 
 def test_a_planted_secret_is_nowhere(cluster: Cluster, sweep: Sweep) -> None:

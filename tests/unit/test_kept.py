@@ -3,8 +3,14 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -160,3 +166,48 @@ def test_what_nobody_used_for_a_day_makes_room(files, model, monkeypatch, tmp_pa
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=0))
     made(DataConfig(files.paths, row_length=48), model)
     assert not old.exists() and all(path.exists() for path in others)
+
+
+def test_a_data_set_of_the_hub_goes_by_its_commit(files, model) -> None:
+    """Asked of a server that speaks as the hub does, by processes that may ask, unlike tests."""
+    script = (
+        "from otr.config import *; from otr.training import kept, sources;"
+        f"model = ModelConfig({model.path!r}); config = DataConfig(('x',), row_length=32);"
+        "part = [sources.Piece('hub', 'hf:group/rows', 0, 2, 'train')];"
+        "print(kept.place_of(part, config, model))"
+    )
+
+    def place(endpoint: str) -> str:
+        environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0"}
+        words = [sys.executable, "-c", script]
+        return subprocess.check_output(words, env=environment, text=True).strip()
+
+    places = []
+    for commit in ("a" * 40, "a" * 40, "b" * 40, None):
+        with hub(commit) as endpoint:
+            places.append(place(endpoint))
+    one, again, other, unknown = places
+    assert one == again != other and Path(one).suffix == ".arrow"
+    assert unknown == "None" == place(endpoint)  # nobody answers there any more
+
+
+@contextmanager
+def hub(commit: str | None) -> Iterator[str]:
+    """A server with one data set, or none."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            there = commit and self.path.startswith("/api/datasets/group/rows")
+            body = json.dumps({"id": "group/rows", "sha": commit} if there else {}).encode()
+            self.send_response(200 if there else 404)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()

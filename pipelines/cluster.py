@@ -4,6 +4,7 @@ In: how many logical CPUs the run needs and where logs go. Out: an initialised R
 `running` runs, with RAY_ADDRESS set so that every process of the run finds the same one.
 """
 
+import gc
 import logging
 import math
 import os
@@ -49,7 +50,7 @@ def running(logs: Path, cpus: int, *needs: Sequence[Bundle]) -> Iterator[None]:
         finally:
             session = ray._private.worker._global_node
             folder = Path(session.get_logs_dir_path()) if session and not address else None
-            ray.shutdown()
+            _shut_down()
             if folder is not None:
                 with suppress(OSError, shutil.Error):
                     shutil.copytree(folder, logs / "ray", dirs_exist_ok=True)
@@ -79,6 +80,19 @@ def connect(address: str | None, cpus: int) -> None:
             f"RAY_ADDRESS is {address}, but Ray {ray.__version__} can't use it "
             f"({' '.join(lines[:7])[:300]}): start that version there, or unset RAY_ADDRESS"
         ) from error
+
+
+def _shut_down() -> None:
+    """`ray.shutdown`, without garbage collection in any thread meanwhile.
+
+    A reference of Ray's that is collected when Ray's core has gone, and Python does not know it
+    yet, ends the process.
+    """
+    gc.disable()
+    try:
+        ray.shutdown()
+    finally:
+        gc.enable()
 
 
 def places(config: SweepConfig) -> int:

@@ -48,6 +48,8 @@ class Store:
         """The ids of the runs that the store is known to have, by trial."""
         self._last: dict[str, dict[str, int]] = {}
         """The last step of each metric that a run has, by trial."""
+        self._began = False
+        """Whether this process has made all runs of the sweep that there are."""
         self._made: Any = None
         self._actions: dict[str, Callable[..., None]] = {
             "start": self._start,
@@ -214,7 +216,16 @@ class Store:
         return self.runs[trial]
 
     def _find(self, trial: str) -> Any:
-        query = f"tags.`{_ID_TAG}` = '{self.sweep_id}' and tags.`{_TRIAL_TAG}` = '{trial}'"
+        """Its run, if there is one; a search looks through all runs of the store."""
+        if trial and self._began:
+            known = self._client.get_run(self.runs[trial]) if trial in self.runs else None
+            return known if known and known.info.lifecycle_stage == "active" else None
+        found = self._search(f" and tags.`{_TRIAL_TAG}` = '{trial}'")
+        self._began = not trial and found is None and self._search() is None
+        return found
+
+    def _search(self, further: str = "") -> Any:
+        query = f"tags.`{_ID_TAG}` = '{self.sweep_id}'{further}"
         found = self._client.search_runs([self._experiment()], query, max_results=1)
         return found[0] if found else None
 

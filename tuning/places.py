@@ -18,6 +18,7 @@ from tuning.trial import DRIVER_CPUS
 
 Bundle = Mapping[str, float]
 """Resource to amount."""
+LOOK_SECONDS = 1.0  # between two looks at the cluster's nodes
 SETTLE_SECONDS = 5.0  # in which Ray tells that what has ended holds nothing any more
 
 
@@ -82,14 +83,16 @@ class Order(BasicVariantGenerator):
         unheld, there = free(), ray.cluster_resources()
         self._workers, self._most = [*dict.fromkeys(workers)], most  # asked for at every step
         self._others = {kind: amount - unheld.get(kind, 0) for kind, amount in there.items()}
-        self._places = self._fitting()
+        self._places, self._looked = self._fitting(), time.monotonic()
         super().__init__()
 
     @property
     def max_concurrent(self) -> int:
         """The limit now; the last one where no trial fits for a while."""
-        with suppress(ValueError):
-            self._places = self._fitting()
+        if time.monotonic() - self._looked > LOOK_SECONDS:  # Tune asks at each of its steps
+            with suppress(ValueError):
+                self._places = self._fitting()
+            self._looked = time.monotonic()
         return min(self._places, self._most or self._places)
 
     @max_concurrent.setter
@@ -105,7 +108,7 @@ class Order(BasicVariantGenerator):
 
     def get_state(self) -> Any:
         state = super().get_state()
-        ours = ("_workers", "_most", "_others", "_places")
+        ours = ("_workers", "_most", "_others", "_places", "_looked")
         return state and {key: value for key, value in state.items() if key not in ours}
 
     def _fitting(self) -> int:

@@ -17,11 +17,12 @@ from ray import tune
 from ray.tune.callback import CallbackList
 from ray.tune.logger import JsonLoggerCallback
 from ray.tune.result import AUTO_RESULT_KEYS
-from ray.tune.schedulers import ASHAScheduler
+from ray.tune.schedulers import TrialScheduler
 
 from otr.config import TrainConfig
 from otr.training.driver import worker_error
 from tuning.places import Order
+from tuning.schedulers import Asha, Fifo
 from tuning.space import Trial, check_names, config_of
 from tuning.staging import Staging
 from tuning.trial import ON_HEAD, RUN, run_trial
@@ -146,9 +147,9 @@ def _settle_tune() -> None:
 
 
 def _tune_config(settings: SearchSettings, max_steps: int, order: Order) -> tune.TuneConfig:
-    scheduler = None
+    scheduler: TrialScheduler = Fifo()
     if settings.scheduler == "asha":
-        scheduler = ASHAScheduler(
+        scheduler = Asha(
             time_attr="step",
             metric=settings.metric,
             mode="min" if settings.metric.endswith(("loss", "nll")) else "max",
@@ -159,7 +160,7 @@ def _tune_config(settings: SearchSettings, max_steps: int, order: Order) -> tune
         scheduler=scheduler,
         search_alg=order,
         # Spares a process start a trial; a trial that is stopped half-way leaves none to reuse.
-        reuse_actors=scheduler is None,
+        reuse_actors=settings.scheduler == "none",
         trial_name_creator=_name,
         trial_dirname_creator=_name,
     )

@@ -191,3 +191,22 @@ def test_a_failed_sweep_is_recorded_as_failed(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), tracker.run({}, {}):
         raise RuntimeError
     assert MlflowClient(uri).get_run(tracker.run_id() or "").info.status == "FAILED"
+
+
+def test_a_trial_that_begins_twice_has_one_run_and_another_if_that_was_deleted(
+    tmp_path: Path,
+) -> None:
+    uri = store_uri(str(tmp_path))
+    tracker = Tracker(uri, "sweep", "1", tmp_path)
+    with tracker.run({}, {}):
+        ids = []
+        for _ in range(3):
+            tracker.start_trial("a", {"optim.lr": 1e-3})
+            tracker.log("a", {"nll": 1.0}, step=1)
+            tracker.flush()
+            ids.append(tracker.run_id("a"))
+            if len(ids) == 2:
+                MlflowClient(uri).delete_run(ids[0])
+        one, again, other = ids
+    assert one == again != other
+    assert runs_of(uri)["a"].info.run_id == other

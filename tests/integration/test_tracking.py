@@ -203,7 +203,6 @@ def test_a_trial_that_begins_twice_has_one_run_and_another_if_that_was_deleted(
         for _ in range(3):
             tracker.start_trial("a", {"optim.lr": 1e-3})
             tracker.log("a", {"nll": 1.0}, step=1)
-            tracker.flush()
             ids.append(tracker.run_id("a"))
             if len(ids) == 2:
                 MlflowClient(uri).delete_run(ids[0])

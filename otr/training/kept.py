@@ -166,6 +166,12 @@ def _stamp(path: str) -> str:
 
 
 @functools.lru_cache
+def _digest(path: Path, changed: int) -> str:
+    """Of what the file holds: a job's own copy of a model is newer than that of the job before."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@functools.lru_cache
 def _commit(path: str) -> str | None:
     """Of a data set of the hub."""
     from huggingface_hub import HfApi
@@ -189,7 +195,7 @@ def _tokenizer_stamp(model: str) -> list[Any] | None:
     folder = Path(model)
     if folder.is_dir():
         files = [path for path in sorted(folder.iterdir()) if path.suffix in TOKENIZER_FILES]
-        return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+        return [(path.name, _digest(path, path.stat().st_mtime_ns)) for path in files]
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(model, "tokenizer_config.json")

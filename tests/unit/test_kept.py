@@ -91,12 +91,12 @@ def test_a_part_is_tokenized_once_and_read_from_anywhere(files, model, no_tokeni
 
 CHANGES = {
     "text": lambda config, model: write(Path(config.paths[0]) / "a.jsonl", 24),
-    "tokenizer": lambda config, model: touch(Path(model.path) / "tokenizer.json"),
+    "tokenizer": lambda config, model: append(Path(model.path) / "tokenizer.json", "\n"),
 }
 
 
-def touch(path: Path) -> None:
-    os.utime(path, ns=(1, time.time_ns()))
+def append(path: Path, text: str) -> None:
+    path.write_text(path.read_text() + text)
 
 
 @pytest.mark.parametrize("what", CHANGES)
@@ -106,6 +106,13 @@ def test_what_has_changed_is_made_again(files, model, no_tokenizer, what) -> Non
     no_tokenizer()
     with pytest.raises(AssertionError, match="tokenized again"):
         made(files, model)
+
+
+def test_a_copy_of_the_model_is_the_same_model(files, model, no_tokenizer, tmp_path) -> None:
+    first = made(files, model)
+    copy = shutil.copytree(model.path, tmp_path / "copy", copy_function=shutil.copyfile)
+    no_tokenizer()
+    assert same(made(files, ModelConfig(str(copy))), first)
 
 
 def test_rows_of_another_length_or_other_columns_are_others(files, model, no_tokenizer) -> None:

@@ -97,7 +97,7 @@ def run(
     limits = (cpu_limit, cpu_limit + IDLE_SECONDS, STARVED * cpu_limit + IDLE_SECONDS, memory_mb)
     source = program.encode("utf-8", "surrogatepass")
     with (
-        tempfile.TemporaryFile(buffering=0) as stdin,
+        tempfile.TemporaryFile() as stdin,  # buffered: it writes all, or raises
         tempfile.TemporaryFile(buffering=0) as stdout,
         tempfile.TemporaryFile(buffering=0) as stderr,
     ):

@@ -20,6 +20,7 @@ from evals import sandbox_walls as walls
 
 LENGTH_BYTES = 8  # of the program, in front of it and the tests
 SECRET_BYTES = 32
+UNHEARD = ("memmove", "memset", "cast", "_cast", "_memmove_addr", "_memset_addr", "_cast_addr")
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,9 @@ class Prepared:
 
     libc: ctypes.CDLL
     separate: bool
-    """Whether the server is in namespaces of its own."""
+    """Whether the server is in namespaces of its own,"""
+    read_only: bool
+    """and there can't change a file."""
     files: walls.FileRules
     calls: bytes | None
     """The filter of system calls."""
@@ -115,7 +118,7 @@ def _take(streams: Sequence[int], home: str) -> tuple[bytes, bytes]:
 def _build_walls(home: str, limits: Limits, prepared: Prepared) -> None:
     """Builds each wall that the machine offers; the program finds their names in $SANDBOX_WALLS."""
     libc = prepared.libc
-    separate = prepared.separate and walls.mount_home(libc, home)
+    separate = prepared.read_only and walls.mount_home(libc, home)
     walls.drop_privileges(libc)
     os.chdir(home)
     standing = {
@@ -131,6 +134,11 @@ def _build_walls(home: str, limits: Limits, prepared: Prepared) -> None:
         threads = walls.MAX_THREADS + walls.SERVER_PROCESSES
     walls.limit(limits.cpu, limits.memory_mb << 20, threads)
     libc.prctl(walls.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    # What the guard would not hear of: functions that are there need no look-up any more.
+    vars(libc).clear()
+    for module in (ctypes, sys.modules["_ctypes"]):
+        for name in UNHEARD:
+            vars(module).pop(name, None)
 
 
 def _ready(tests: bytes) -> tuple[CodeType | None, list[tuple[dict, dict]]]:

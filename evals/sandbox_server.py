@@ -45,6 +45,7 @@ def serve(temporary: str, *libraries: str) -> None:
     libc.prctl(walls.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     prepared = Prepared(
         libc,
+        separate,
         separate and walls.mount_read_only(libc),
         walls.FileRules(libc, (sys.base_prefix, sys.prefix, *libraries, *walls.READABLE)),
         walls.system_call_filter(),
@@ -65,9 +66,15 @@ def _run(request: str, streams: list[int], channel: socket.socket, prepared: Pre
     limits = Limits(int(cpu), float(idle), float(wall), int(memory))
     secret_out, secret_in = os.pipe()
     outcome_out, outcome_in = os.pipe2(os.O_NONBLOCK)
-    if prepared.separate:
-        walls.new_process_namespace(prepared.libc)
-    child = os.fork()
+    try:
+        if prepared.separate:
+            walls.new_process_namespace(prepared.libc)
+        child = os.fork()
+    except OSError as error:  # no room for one more: that is no verdict
+        os.write(streams[-1], str(error).encode())
+        for descriptor in (secret_out, secret_in, outcome_out, outcome_in, *streams):
+            os.close(descriptor)
+        return BROKEN
     if child == 0:
         channel.close()
         os.close(outcome_out)
@@ -152,13 +159,18 @@ def _leave_root(temporary: str) -> None:
     """Root becomes nobody, unless nobody may not read Python's own library (as under /root)."""
     if os.geteuid() != 0:
         return
+    home = f"{temporary}/sandbox_{os.getpid()}"
+    os.mkdir(home, 0o700)
     try:
+        os.chown(home, walls.NOBODY, walls.NOBODY)
         os.seteuid(walls.NOBODY)
-    except OSError:
-        return  # a container's root that lacks this right, or has no such user
-    usable = os.access(os.__file__, os.R_OK, effective_ids=True)
-    usable = usable and os.access(temporary, os.X_OK, effective_ids=True)
-    os.seteuid(0)
+        usable = os.access(os.__file__, os.R_OK, effective_ids=True)
+        usable = usable and os.access(home, os.W_OK | os.X_OK, effective_ids=True)
+        os.seteuid(0)
+    except OSError:  # a container's root that lacks these rights, or has no such user
+        return
+    finally:
+        os.rmdir(home)
     if usable:
         os.setgroups([])
         os.setresgid(walls.NOBODY, walls.NOBODY, walls.NOBODY)

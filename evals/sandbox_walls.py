@@ -85,8 +85,16 @@ def c_library() -> ctypes.CDLL:
 def enter_namespaces(libc: ctypes.CDLL) -> bool:
     """New user, mount, process, network and IPC namespaces, as nobody without a group.
 
-    Of processes it is the next child that is in the new one.
+    Of processes it is the next child that is in the new one. A child tries it first: where the
+    kernel lets a process in but not name its user, it would be of no more use.
     """
+    trial = os.fork()
+    if trial == 0:
+        os._exit(not _enter(libc))
+    return os.waitpid(trial, 0)[1] == 0 and _enter(libc)
+
+
+def _enter(libc: ctypes.CDLL) -> bool:
     uid, gid = os.getuid(), os.getgid()
     flags = CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC
     libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)  # a change of user before gave /proc/self to root
@@ -116,10 +124,16 @@ def new_process_namespace(libc: ctypes.CDLL) -> None:
 
 
 def own_process_namespace(libc: ctypes.CDLL) -> None:
-    """For the next child, that of this process: only from there another new one can be made."""
+    """For the next child, that of this process: only from there another new one can be made.
+
+    Raises:
+        OSError: it can't be had.
+    """
     own = os.open("/proc/self/ns/pid", os.O_RDONLY)
-    libc.setns(own, CLONE_NEWPID)
+    failed = libc.setns(own, CLONE_NEWPID) != 0
     os.close(own)
+    if failed:
+        raise OSError(ctypes.get_errno(), "no way back to the server's own processes")
 
 
 def mount_read_only(libc: ctypes.CDLL) -> bool:
@@ -194,7 +208,8 @@ class FileRules:
         of_files = LANDLOCK_READ_FILE | LANDLOCK_WRITE_FILE | LANDLOCK_TRUNCATE
         self.rights = rights if version >= 1 else 0
         self.allowed = []
-        for path, right in [*((p, reading) for p in self.places), *((d, rights) for d in DEVICES)]:
+        devices = [device for device in DEVICES if os.path.exists(device)]
+        for path, right in [*((p, reading) for p in self.places), *((d, rights) for d in devices)]:
             kept = rights if os.path.isdir(path) else of_files & rights
             self.allowed.append((os.open(path, os.O_PATH), right & kept))
 

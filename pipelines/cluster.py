@@ -83,16 +83,18 @@ def connect(address: str | None, cpus: int) -> None:
 
 
 def _shut_down() -> None:
-    """`ray.shutdown`, without garbage collection in any thread meanwhile.
+    """`ray.shutdown`, without automatic garbage collection, in whatever thread, meanwhile.
 
     A reference of Ray's that is collected when Ray's core has gone, and Python does not know it
     yet, ends the process.
     """
+    collects = gc.isenabled()
     gc.disable()
     try:
         ray.shutdown()
     finally:
-        gc.enable()
+        if collects:
+            gc.enable()
 
 
 def places(config: SweepConfig) -> int:

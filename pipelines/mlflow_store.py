@@ -129,7 +129,9 @@ class Store:
             own = {_ID_TAG: self.sweep_id, _SWEEP_TAG: self.sweep, _TRIAL_TAG: trial}
             if trial:
                 own["mlflow.parentRunId"] = self._id("")
+            began, self._began = self._began, False  # it may be made, and the answer be lost
             run = self._client.create_run(self._experiment(), time, {**own, **tags}, name)
+            self._began = began
         self.runs[trial] = run.info.run_id
         missing = [Param(k, v) for k, v in params.items() if k not in run.data.params]
         for start in range(0, len(missing), _PARAMS):
@@ -217,11 +219,11 @@ class Store:
 
     def _find(self, trial: str) -> Any:
         """Its run, if there is one; a search looks through all runs of the store."""
-        if trial and self._began:
-            known = self._client.get_run(self.runs[trial]) if trial in self.runs else None
-            return known if known and known.info.lifecycle_stage == "active" else None
+        if trial and self._began and trial not in self.runs:
+            return None
         found = self._search(f" and tags.`{_TRIAL_TAG}` = '{trial}'")
-        self._began = not trial and found is None and self._search() is None
+        if not trial:
+            self._began = found is None and self._search() is None
         return found
 
     def _search(self, further: str = "") -> Any:

@@ -177,11 +177,12 @@ def _read_and_pack(
     """Packed rows of the parts of a task, from the batch `start` = (part, batch)."""
     for part in task["part"]:
         first = start[1] if part == start[0] else 0
-        place = kept.place_of(parts[part], config, model)
-        batches = kept.read(place, first)
+        find = functools.partial(kept.place_of, parts[part], config, model)
+        batches = kept.read(find(), first)
         if batches is None:
             made = _batches(parts[part], first, config, model)
-            batches = kept.keeping(place if first == 0 else None, made)
+            # What is made from the middle on is not the part.
+            batches = kept.keeping(find, made) if first == 0 else (rows for rows, _ in made)
         yield from _numbered(batches, part, first)
 
 

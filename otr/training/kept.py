@@ -13,7 +13,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from importlib import metadata
@@ -31,7 +32,11 @@ from otr.training.sources import Piece
 
 SHARE = 0.1  # of the disk, at most
 UNUSED_SECONDS = 24 * 3600  # after which a file makes room for another one
-CODE = ("data.py", "tokenizer.py", "training/corpus.py", "training/sources.py", "training/kept.py")
+CODE = (
+    *("data.py", "tokenizer.py", "training/audit.py", "training/corpus.py"),
+    *("training/sources.py", "training/kept.py"),
+)
+VERSIONS = {"ETag", "etag", "md5Hash", "generation", "LastModified", "last_modified", "mtime"}
 TOKENIZER_FILES = (".json", ".jinja", ".txt", ".model", ".py")
 
 Columns = dict[str, np.ndarray]
@@ -43,10 +48,10 @@ def place_of(part: Sequence[Piece], config: DataConfig, model: ModelConfig) -> P
     The name is a digest of all that decides them.
     """
     folder = _folder()
-    tokenizer = _tokenizer_stamp(model.path)
-    if folder is None or tokenizer is None:
+    if folder is None:
         return None
     try:
+        tokenizer = [*_tokenizer_stamp(model.path), model.trust_remote_code]
         stamps = [_commit(p.path) if p.kind == "hub" else _stamp(p.path) for p in part]
     except Exception:  # a file that is gone, a hub that is away: reading will say so
         return None
@@ -62,51 +67,90 @@ def read(place: Path | None, first: int) -> Iterator[Columns] | None:
         return None
     try:
         os.utime(place)
-        if not place.stat().st_size:  # a part without rows
-            return iter(())
         reader = pa.ipc.open_file(pa.memory_map(str(place)))
-    except (OSError, pa.ArrowInvalid):  # not there, or cut off when the host lost its power
+    except (OSError, pa.ArrowInvalid):  # not there, or torn
         return None
-    return (_columns(reader.get_batch(n)) for n in range(first, reader.num_record_batches))
+    return _batches(place, reader, first)
 
 
-def keeping(place: Path | None, batches: Iterable[tuple[Columns, bool]]) -> Iterator[Columns]:
+def _batches(place: Path, reader: Any, first: int) -> Iterator[Columns]:
+    try:
+        for number in range(first, reader.num_record_batches):
+            yield _columns(reader.get_batch(number))
+    except (OSError, pa.ArrowException):  # the disk's fault; the next start makes them again
+        place.unlink(missing_ok=True)
+        raise
+
+
+def keeping(
+    find: Callable[[], Path | None], batches: Iterable[tuple[Columns, bool]]
+) -> Iterator[Columns]:
     """The batches of a part, which are kept when all have been taken.
 
     Args:
-        place: of the part; None keeps nothing, as for some of its batches alone.
+        find: the place of the part, if it has one; asked again at the end, since what decides the
+            rows may have changed while they were made.
         batches: each with whether it is as it will always be: one that could not be read is not.
     """
-    if place is None:
-        yield from (columns for columns, _ in batches)
-        return
-    partial = place.with_name(f".{place.name}.{os.getpid()}")
-    writer, whole = None, True
+    place = find()
+    writer: _Writer | None = None if place is None else _Writer(place)
     try:
         for columns, lasting in batches:
-            whole = whole and lasting
-            if whole:
-                try:
-                    table = _table(columns)
-                    if writer is None and _room(place.parent):
-                        options = pa.ipc.IpcWriteOptions(compression="zstd")
-                        writer = pa.ipc.new_file(str(partial), table.schema, options=options)
-                    whole = writer is not None
-                    if writer is not None:
-                        writer.write_batch(table)
-                except OSError:  # a full disk, a folder of somebody else's: then not
-                    whole = False
+            if writer is not None and not (lasting and writer.add(columns)):
+                writer.drop()
+                writer = None
             yield columns
-        if whole:
-            with suppress(OSError):
-                if writer is not None:
-                    writer.close()
-                elif _room(place.parent):
-                    partial.touch()
-                partial.replace(place)
+        if writer is not None and find() == place:
+            writer.finish()
     finally:
+        if writer is not None:
+            writer.drop()
+
+
+class _Writer:
+    """Of one file, whole or not at all; what goes wrong with it is nobody's trouble."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.partial = place.with_name(f".{place.name}.{uuid.uuid4().hex}")
+        self.file: Any = None
+
+    def add(self, columns: Columns) -> bool:
+        """Whether that was possible."""
+        try:
+            table = _table(columns)
+            if self._opened(table.schema):
+                self.file.write_batch(table)
+                return True
+        except OSError:  # a full disk, a folder of somebody else's
+            pass
+        return False
+
+    def finish(self) -> None:
+        """Give it its name; a part without rows has a file without batches."""
         with suppress(OSError):
-            partial.unlink(missing_ok=True)
+            if self.file is not None or self._opened(pa.schema([])):
+                self.file.close()
+                with open(self.partial, "rb") as file:
+                    os.fsync(file.fileno())
+                self.partial.replace(self.place)
+
+    def drop(self) -> None:
+        """Leave nothing, unless it has been finished."""
+        with suppress(OSError):
+            if self.file is not None:
+                self.file.close()
+        with suppress(OSError):
+            self.partial.unlink(missing_ok=True)
+
+    def _opened(self, schema: pa.Schema) -> bool:
+        """Whether there is room for more in it."""
+        if not _room(self.place.parent):
+            return False
+        if self.file is None:
+            options = pa.ipc.IpcWriteOptions(compression="zstd")
+            self.file = pa.ipc.new_file(str(self.partial), schema, options=options)
+        return True
 
 
 def _folder() -> Path | None:
@@ -116,11 +160,11 @@ def _folder() -> Path | None:
 
 
 def _room(folder: Path) -> bool:
-    """Whether one more part may be kept; what nobody used for long is removed for that."""
+    """Whether more may be kept; what nobody used for long is removed for that."""
     folder.mkdir(parents=True, exist_ok=True)
     disk = shutil.disk_usage(folder)
     files = []
-    for path in folder.iterdir():
+    for path in [*folder.glob("*.arrow"), *folder.glob(".*.arrow.*")]:
         with suppress(OSError):  # another trial has just removed it
             stat = path.stat()
             files.append((stat.st_mtime, stat.st_size, path))
@@ -156,13 +200,21 @@ def _columns(table: pa.RecordBatch) -> Columns:
     return columns
 
 
-def _stamp(path: str) -> str:
-    """Differs when the file is written anew."""
+def _stamp(path: str) -> list[str]:
+    """Differs when the file is written anew.
+
+    Raises:
+        ValueError: its store does not tell.
+    """
     fs, inner = fsspec.core.url_to_fs(path)
     if isinstance(fs, LocalFileSystem):
         stat = os.stat(inner)
-        return f"{stat.st_size} {stat.st_mtime_ns}"  # a shared directory may number files anew
-    return str(fs.ukey(inner))
+        return [str(stat.st_size), str(stat.st_mtime_ns)]  # a shared directory may number anew
+    fs.invalidate_cache(inner)
+    told = [f"{key} {value}" for key, value in fs.info(inner).items() if key in VERSIONS]
+    if not told:
+        raise ValueError(f"{path}: no time of change, no tag")
+    return sorted(told)
 
 
 @functools.lru_cache
@@ -171,7 +223,6 @@ def _digest(path: Path, changed: int) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@functools.lru_cache
 def _commit(path: str) -> str | None:
     """Of a data set of the hub."""
     from huggingface_hub import HfApi
@@ -190,8 +241,12 @@ def _code() -> str:
     return digest.hexdigest()
 
 
-def _tokenizer_stamp(model: str) -> list[Any] | None:
-    """Of a directory the files beside its weights; of the hub's model the commit, if it is here."""
+def _tokenizer_stamp(model: str) -> list[Any]:
+    """Of a directory the files beside its weights; of the hub's model the commit that is here.
+
+    Raises:
+        ValueError: none is here.
+    """
     folder = Path(model)
     if folder.is_dir():
         files = [path for path in sorted(folder.iterdir()) if path.suffix in TOKENIZER_FILES]
@@ -199,4 +254,6 @@ def _tokenizer_stamp(model: str) -> list[Any] | None:
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(model, "tokenizer_config.json")
-    return [Path(found).parent.name] if isinstance(found, str) else None
+    if not isinstance(found, str):
+        raise ValueError(f"{model}: not here yet")
+    return [Path(found).parent.name]

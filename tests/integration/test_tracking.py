@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 
 from evals.benchmark import TaskScore
 from pipelines import console
-from pipelines.mlflow_store import EXPERIMENT
+from pipelines.mlflow_store import EXPERIMENT, Store
 from pipelines.presets import PRESETS
 from pipelines.tracking import Tracker, check_store, store_uri
 from pipelines.watch import Watcher, settle
@@ -209,3 +209,25 @@ def test_a_trial_that_begins_twice_has_one_run_and_another_if_that_was_deleted(
         one, again, other = ids
     assert one == again != other
     assert runs_of(uri)["a"].info.run_id == other
+
+
+def test_a_run_whose_making_was_answered_too_late_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = store_uri(str(tmp_path))
+    store, start = Store(uri, "sweep", "1"), {"params": {}, "tags": {}, "time": 1}
+    store.act({"do": "start", "trial": "", "name": "sweep", **start})
+    make, lost = MlflowClient.create_run, []
+
+    def late(self: MlflowClient, *args: Any, **options: Any) -> Any:
+        run = make(self, *args, **options)
+        if lost:
+            return run
+        lost.append(run.info.run_id)
+        raise TimeoutError
+
+    monkeypatch.setattr(MlflowClient, "create_run", late)
+    with pytest.raises(TimeoutError):
+        store.act({"do": "start", "trial": "a", "name": "a", **start})
+    store.act({"do": "start", "trial": "a", "name": "a", **start})
+    assert lost == [store.runs["a"]]

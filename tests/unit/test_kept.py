@@ -13,6 +13,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 
@@ -169,10 +170,29 @@ def test_what_nobody_used_for_a_day_makes_room(files, model, monkeypatch, tmp_pa
     folder = tmp_path / "kept"
     old, *others = sorted(path for path in folder.iterdir() if path.stat().st_size)
     os.utime(old, (0, time.time() - kept.UNUSED_SECONDS - 60))
+    others.append(folder / "thesis.tex")
+    others[-1].write_text("somebody's")
+    os.utime(others[-1], (0, 0))
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=0))
     made(DataConfig(files.paths, row_length=48), model)
     assert not old.exists() and all(path.exists() for path in others)
+
+
+def test_what_changes_while_it_is_made_is_not_kept(files, model, tmp_path) -> None:
+    parts = corpus._parts(corpus.pieces(files.paths))
+    blocks = corpus._read_and_pack({"part": np.arange(1)}, parts, (0, 0), files, model)
+    next(blocks)
+    append(Path(files.paths[0]) / "a.jsonl", "\n")
+    assert len(list(blocks)) == 2
+    assert not list((tmp_path / "kept").iterdir())
+
+
+def test_a_store_that_tells_no_change_is_read_each_time(files, model, tmp_path) -> None:
+    store = fsspec.filesystem("memory")
+    store.put(str(Path(files.paths[0]) / "a.jsonl"), "/rows.jsonl")
+    made(DataConfig(("memory://rows.jsonl",), row_length=32), model)
+    assert not list((tmp_path / "kept").glob("*"))
 
 
 def test_a_data_set_of_the_hub_goes_by_its_commit(files, model) -> None:

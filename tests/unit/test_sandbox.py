@@ -17,6 +17,7 @@ from tests.assets.walls import (
     patch,
 )
 
+REPOSITORY = Path(__file__).parents[2]
 VERDICTS = {
     "assert sum(range(4)) == 6": "passed",
     "1 / 0": "failed",
@@ -36,6 +37,8 @@ VERDICTS = {
     "import ctypes; ctypes.CDLL(None).system(b'true')": "violation",
     "import ctypes; ctypes.string_at(id(1))": "violation",
     "import ctypes; ctypes.pythonapi.Py_Exit(100)": "violation",
+    "import ctypes; ctypes.memmove(ctypes.create_string_buffer(9), id(1), 9)": "failed",
+    "import sys; sys._getframe(1).f_locals['prepared'].libc.syscall(39)": "failed",
     "import resource; resource.prlimit(1, resource.RLIMIT_CPU, (1, 1))": "violation",
     "import gc; gc.get_objects()": "violation",
     "import sys; sys.settrace(print)": "violation",
@@ -232,6 +235,36 @@ def test_limits_that_make_no_sense_are_refused() -> None:
         sandbox.run("", memory_mb=1)
 
 
+@pytest.mark.parametrize(
+    "fault",
+    [
+        # let in, but not as nobody: what AppArmor of some Ubuntus does
+        "walls.enter_namespaces.__globals__['NOBODY'] = -1; ",
+        "walls._enter = lambda libc: False; ",
+    ],
+)
+def test_namespaces_that_are_half_there_are_done_without(monkeypatch, fault) -> None:
+    patch(monkeypatch, fault)
+    for _ in range(3):
+        result = sandbox.run("import os; print(os.environ['SANDBOX_WALLS'])")
+        assert result.passed, result.stderr
+        assert "namespaces" not in result.stdout
+
+
+def test_tests_that_find_no_room_are_not_left_out(tmp_path) -> None:
+    """A process that may write no file larger than the program: as on a full disk."""
+    script = (
+        "import resource, signal; from evals import sandbox; assert sandbox.run('').passed;"
+        "program = '#' * 4000; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4008, 4008));"
+        "sandbox.run(program, tests='assert False')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", script], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert "File too large" in done.stderr.splitlines()[-1]
+
+
 def test_a_broken_sandbox_is_no_verdict(monkeypatch) -> None:
     monkeypatch.setattr(sandbox, "SERVER", "1 / 0")
     with pytest.raises(RuntimeError, match="sandbox itself failed"):
@@ -240,3 +273,8 @@ def test_a_broken_sandbox_is_no_verdict(monkeypatch) -> None:
     patch(monkeypatch, "walls.drop_privileges = lambda libc: 1 / 0; ")
     with pytest.raises(RuntimeError, match=r"sandbox itself failed(.|\n)*ZeroDivisionError"):
         sandbox.run("x = 1")
+    monkeypatch.undo()
+    if "namespaces" in sandbox.isolation():
+        patch(monkeypatch, "walls.new_process_namespace = lambda libc: open('/proc/none'); ")
+        with pytest.raises(RuntimeError, match=r"sandbox itself failed: .*No such file"):
+            sandbox.run("x = 1")

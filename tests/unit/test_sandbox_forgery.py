@@ -55,7 +55,10 @@ import sys
 from types import FunctionType
 own = sys._getframe(1)
 own.f_globals['compile'] = lambda *_, **__: 'pass'
-FunctionType(own.f_code, own.f_globals)((b'', b''), ('/', []), 0, 1)
+known = own.f_locals
+own.f_globals['_take'] = lambda *_: (b'', b'')
+again = FunctionType(own.f_code, own.f_globals)
+again(known['home'], known['limits'], [], known['pipes'], known['prepared'])
 """,
     "exits from the tests": "def f():\n    import sys\n    sys.exit(0)",
     "leaves the tests": "def f():\n    import os\n    os._exit(0)",

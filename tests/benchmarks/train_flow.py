@@ -42,7 +42,7 @@ def measured(way: str, **job: Any) -> Figures:
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.benchmarks.train_flow", way, json.dumps(job)],
             cwd=ROOT,
-            env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+            env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "OTR_CACHE": ""},
             stdout=subprocess.PIPE,
             text=True,
         )

@@ -81,7 +81,7 @@ class Order(BasicVariantGenerator):
 
     def __init__(self, workers: Sequence[Workers], most: int = 0) -> None:
         unheld, there = free(), ray.cluster_resources()
-        self._workers, self._most = [*dict.fromkeys(workers)], most  # asked for at every step
+        self._workers, self._most = [*dict.fromkeys(workers)], most  # equal ones are asked for once
         self._others = {kind: amount - unheld.get(kind, 0) for kind, amount in there.items()}
         self._places, self._looked = self._fitting(), time.monotonic()
         super().__init__()

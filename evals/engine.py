@@ -13,9 +13,9 @@ from pathlib import Path
 from types import TracebackType
 
 from evals import adapters, deployment, probe
-from evals.deployment import EngineSettings
 from evals.replicas import Replicas
 from evals.served import Completion, Served
+from evals.settings import EngineSettings
 
 REQUEST_TIMEOUT_S = 600.0
 

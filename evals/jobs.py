@@ -20,7 +20,7 @@ from evals.prompts import Prompts
 from evals.served import Place
 
 if TYPE_CHECKING:
-    from evals.deployment import EngineSettings
+    from evals.settings import EngineSettings
 
 HARMONIC = "harmonic over subjects"
 

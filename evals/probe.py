@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from evals.served import Answer, Request
 
 if TYPE_CHECKING:
-    from evals.deployment import EngineSettings
+    from evals.settings import EngineSettings
 
 # Largest and mean difference of served log-probabilities from the truth, in nats. Measured on a
 # trained model of 1.4 M parameters and random tokens: float32 1e-5 and 3e-6 (the order of

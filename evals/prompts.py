@@ -17,7 +17,7 @@ from evals import tasks
 from evals.benchmark import Benchmark
 
 if TYPE_CHECKING:
-    from evals.deployment import EngineSettings
+    from evals.settings import EngineSettings
 
 
 @dataclass(frozen=True)

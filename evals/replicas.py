@@ -22,8 +22,8 @@ from ray.util import list_named_actors
 
 from evals import client, deployment, probe
 from evals.client import Key, Limits, LostError, Replica, ReplicaGoneError
-from evals.deployment import EngineSettings
 from evals.served import Answer, Request
+from evals.settings import EngineSettings
 
 MAX_RESTARTS = 3  # of replicas, during one load or one call of `ask`
 START_TIMEOUT_S = 600.0

@@ -29,7 +29,7 @@ from evals.served import Completion, Done, Place
 from evals.statistics import further, interval
 
 if TYPE_CHECKING:
-    from evals.deployment import EngineSettings
+    from evals.settings import EngineSettings
 
 Progress = Callable[[str, int, int], None]
 """Called with a benchmark's name, its finished samples, and all of its samples."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from evals.benchmark import Decoding
 
 if TYPE_CHECKING:
-    from evals.deployment import EngineSettings
+    from evals.settings import EngineSettings
 
 
 class Request(NamedTuple):

@@ -14,15 +14,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
-    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from otr.attention import PACKED, Lengths, hands_on_lengths, no_mask, register
 from otr.config import ModelConfig
+from otr.shape import shape_of
 
 
 def load_model(
@@ -71,37 +70,15 @@ def empty_model(config: ModelConfig) -> PreTrainedModel:
         ValueError: there is no config of a causal language model.
     """
     register()
+    shape = shape_of(config)
     with _reasons(config), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
-            _published(config),
+            shape,
             dtype=torch.float32,
             trust_remote_code=config.trust_remote_code,
             attn_implementation=_requested(config),
         )
     return _attending(model, config)
-
-
-def positions(config: ModelConfig) -> int | None:
-    """Tokens that the longest example may have; None where the model's config sets no limit.
-
-    Positions restart with each example, so that a row of several may be longer. Where the config
-    stretches rotary positions (YaRN, say), the stretched length counts.
-
-    Raises:
-        ValueError: there is no config of a model.
-    """
-    with _reasons(config):
-        text = _published(config).get_text_config()
-    most = getattr(text, "max_position_embeddings", None)
-    rope = getattr(text, "rope_parameters", None) or {}
-    if most is None or rope.get("rope_type", "default") == "default":
-        return most
-    before = rope.get("original_max_position_embeddings") or most
-    return max(most, int(before * (rope.get("factor") or 1)))
-
-
-def _published(config: ModelConfig) -> PretrainedConfig:
-    return AutoConfig.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
 
 
 @contextmanager

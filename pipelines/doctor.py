@@ -10,15 +10,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 if __name__ == "__main__" and not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from otr.config import ModelConfig
 from pipelines import doctor_cluster
 from pipelines import doctor_machine as machine
-from pipelines import doctor_memory as memory
+from pipelines.doctor_training import training
 from pipelines.presets import SweepConfig
 
 _BEFORE_MEMORY = {"devices", "model", "training", "Ray"}  # without them it can't be counted
@@ -59,7 +57,9 @@ def main(argv: Sequence[str]) -> int:
         findings = [*check(config, with_ray=True)]
         code = _told(findings)
         if any(f.check == "memory" for f in findings):
-            memory.tell(config.train)
+            from pipelines import doctor_memory
+
+            doctor_memory.tell(config.train)
     return code
 
 
@@ -120,12 +120,12 @@ def check(config: SweepConfig, *, with_ray: bool, without: Sequence[str] = ()) -
         "MLflow store": _store,
         "benchmarks": _benchmarks,
         "model": _model,
-        "training": memory.training,
+        "training": training,
         "engine": _engine,
         "data": _data,
     }
     if with_ray:
-        checks |= {"Ray": machine.at_ray_address, "memory": memory.memory}
+        checks |= {"Ray": machine.at_ray_address, "memory": _memory}
     failed: set[str] = set()
     for name, run in checks.items():
         if name in without or (name == "memory" and failed & _BEFORE_MEMORY):
@@ -161,13 +161,14 @@ def _benchmarks(config: SweepConfig) -> str:
 
 
 def _model(config: SweepConfig) -> str:
+    from otr.shape import shape_of
     from otr.tokenizer import load_tokenizer
 
     model = config.train.model
     tokenizer = load_tokenizer(model)
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers made one of nothing
         raise ValueError(f"no tokenizer at {model.path!r}: it holds no vocabulary")
-    shape = _shape(model)
+    shape = shape_of(model)
     rows = shape.get_text_config().vocab_size
     if len(tokenizer) > rows:
         raise ValueError(
@@ -179,24 +180,16 @@ def _model(config: SweepConfig) -> str:
     return f"{shape.model_type}, {rows} embeddings, {len(tokenizer)} tokens, a chat template"
 
 
-def _shape(model: ModelConfig) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"no model config at {model.path!r}: {reason}") from error
-
-
 def _engine(config: SweepConfig) -> str:
+    from otr.shape import shape_of
+
     model, wanted = config.train.model, config.engine.max_model_len
     if model.trust_remote_code:
         raise ValueError(
             "train.model.trust_remote_code is set, but scoring never runs code that comes with a "
             "model: use a model whose architecture transformers has; `otr train` alone can take it"
         )
-    shape = _shape(model).get_text_config()
+    shape = shape_of(model).get_text_config()
     most = getattr(shape, "max_position_embeddings", None)
     # A stretched rope has its own bound: vLLM knows it.
     stretched = "factor" in (getattr(shape, "rope_parameters", None) or {})
@@ -206,6 +199,12 @@ def _engine(config: SweepConfig) -> str:
             f"--engine.max-model-len {most} or less"
         )
     return f"{wanted} of {most or 'any number of'} positions, {config.engine.dtype}"
+
+
+def _memory(config: SweepConfig) -> str:
+    from pipelines.doctor_memory import memory  # its imports take seconds, and a run never asks
+
+    return memory(config)
 
 
 def _data(config: SweepConfig) -> str:

@@ -91,7 +91,7 @@ def _parameters_on_hub(model: str) -> int | None:
 
 def port(config: SweepConfig) -> str:
     """The engine's port is free."""
-    from evals.deployment import check_port
+    from evals.settings import check_port
 
     check_port(config.engine.port)
     return f"127.0.0.1:{config.engine.port} is free"

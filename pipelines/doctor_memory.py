@@ -1,4 +1,4 @@
-"""Whether a model can be trained as configured, and whether that fits: told before it is tried.
+"""Whether a training step fits into the memory of each device: told before it is tried.
 
 In: a resolved configuration. Out: a line that tells what was found, or a ValueError with the
 remedy; on the terminal a table of what each device holds, as configured and as suggested. Of the
@@ -7,7 +7,7 @@ model only its config is read.
 
 from dataclasses import fields
 
-from otr.config import ModelConfig, TrainConfig
+from otr.config import TrainConfig
 from otr.fake_step import Footprint
 from otr.planner import Plan, plan, suggest
 from pipelines import console
@@ -27,47 +27,6 @@ _LABELS = (
     "row length",
     "tokens a step",
 )
-
-
-def training(config: SweepConfig) -> str:
-    """The model has the attention, the positions, the adapters and the layers that are asked for.
-
-    Raises:
-        ValueError: it has not.
-    """
-    from otr.lora import add_adapters
-    from otr.model import empty_model, positions
-    from otr.parallel import decoder_layers
-
-    train = config.train
-    _attention(train.model)
-    most, length = positions(train.model), train.data.row_length
-    if most is not None and length > most:
-        raise ValueError(
-            f"data.row_length is {length}, but {train.model.path!r} has {most} positions: give "
-            f"--train.data.row-length {most} or less"
-        )
-    told = [f"rows of {length} of {most or 'any number of'} positions"]
-    if train.model.attention != "auto":
-        empty_model(train.model)  # which transformers refuses if it can't have it
-        told.append(train.model.attention)
-    if train.lora.rank:
-        adapters = add_adapters(empty_model(train.model), train.lora)
-        trained = sum(p.numel() for p in adapters.parameters() if p.requires_grad)
-        told.append(f"{trained} weights in adapters")
-    if train.memory.strategy.startswith("fsdp"):
-        told.append(f"split into {len(decoder_layers(empty_model(train.model)))} layers")
-    return ", ".join(told)
-
-
-def _attention(model: ModelConfig) -> None:
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    name = model.attention
-    known = {"auto", "eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()}
-    known = {one for one in known if "|" not in one and not one.startswith("otr_")}
-    if name not in known and "/" not in name:  # with one it is a kernel on the hub
-        raise ValueError(f"model.attention is {name!r}: use one of {', '.join(sorted(known))}")
 
 
 def memory(config: SweepConfig) -> str:

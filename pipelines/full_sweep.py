@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 if __name__ == "__main__" and not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -31,7 +31,6 @@ from pipelines import (
     report,
     stages,
 )
-from pipelines.ahead import Ahead, room
 from pipelines.builtin import corpus
 from pipelines.leaderboard import BASE, Row
 from pipelines.presets import SweepConfig
@@ -41,7 +40,9 @@ from pipelines.tables import Overlaps
 from pipelines.tracking import Tracker, store_uri
 from tuning import places
 from tuning.space import config_of
-from tuning.sweep import TrialResult
+
+if TYPE_CHECKING:
+    from tuning.sweep import TrialResult
 
 
 def main(argv: Sequence[str]) -> int:
@@ -102,6 +103,8 @@ def _train_and_score(
     config: SweepConfig, directory: Path, tracker: Tracker
 ) -> tuple[list[Row], Overlaps]:
     """Rows of the base model and of each trial; and what the corpus has of the benchmarks."""
+    from pipelines.ahead import Ahead, room  # with Ray Tune, whose import takes a second
+
     answers = directory / "scores"
 
     def record_scores(name: str, scores: list[TaskScore]) -> None:
@@ -139,11 +142,11 @@ def _told(name: str, scores: stages.Scores, answers: Path) -> dict[str, Any]:
     }
 
 
-def _complete(result: TrialResult) -> bool:
+def _complete(result: "TrialResult") -> bool:
     return result.status == "finished"
 
 
-def _row(config: SweepConfig, result: TrialResult, told: dict[str, Any]) -> Row:
+def _row(config: SweepConfig, result: "TrialResult", told: dict[str, Any]) -> Row:
     trial = result.trial
     own = config_of(config.train, trial)
     speeds = [h["tokens_per_second"] for h in result.history if "tokens_per_second" in h]

@@ -15,7 +15,6 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
-import torch
 import tyro
 
 from otr.config import DataConfig, OptimConfig
@@ -273,6 +272,8 @@ def _own_rate(config: SweepConfig) -> SweepConfig:
 
 def _on_gpu(config: SweepConfig, given: set[str]) -> SweepConfig:
     """A GPU for each worker and for the engine, where this machine has one."""
+    import torch  # half a second and more, which --help and a wrong word need not wait for
+
     if not torch.cuda.is_available():
         return config
     if "train.workers.gpus" not in given:

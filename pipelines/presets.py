@@ -10,11 +10,11 @@ from typing import Any
 
 import tyro
 
-from evals.deployment import EngineSettings
+from evals.settings import EngineSettings
 from otr.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 from pipelines.builtin.corpus import BENCHMARKS
+from tuning.settings import SearchSettings
 from tuning.space import Trial, check_names, grid
-from tuning.sweep import SearchSettings
 
 LEARNING_RATES = {
     "sft": 5e-4,

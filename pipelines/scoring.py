@@ -9,16 +9,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from threading import RLock
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-from evals import adapters, deployment
+from evals import adapters
 from evals.benchmark import TaskScore
-from evals.engine import Engine
 from evals.jobs import digest
 from evals.score import Progress, ServesModels, score
 from pipelines.merge_adapter import merge
 from pipelines.presets import SweepConfig
 from pipelines.resolve import load_benchmarks, local_model
+
+if TYPE_CHECKING:
+    from evals.engine import Engine
 
 _MOST_ADAPTERS = 32  # beside a model; each has a place in the engine's memory
 
@@ -78,12 +80,16 @@ class Scorer:
         self._ended = True
         # Without the lock: what another thread still generates or starts ends, too.
         if self._begun:
+            from evals import deployment
+
             deployment.end()
 
     def _serving(self, model_dir: Path) -> ServesModels:
         """What serves a directory: the engine, or in it an adapter."""
         assert not self._ended, "the engine has ended"
         if self._engine is None:
+            from evals.engine import Engine  # Ray Serve's import takes more than a second
+
             self._begun = True
             self.starting()
             base = self._base or model_dir

@@ -8,9 +8,9 @@ already there from an interrupted run is taken from there.
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import ray
-from ray.tune import Callback
 
 from evals import prompts
 from evals.benchmark import Benchmark, TaskScore
@@ -21,9 +21,11 @@ from pipelines.resolve import load_benchmarks, local_model
 from pipelines.scoring import Scorer
 from pipelines.stopping import stops_at_sigterm
 from pipelines.tracking import Tracker
-from pipelines.watch import Watcher, settle
-from tuning import sweep
-from tuning.sweep import TrialResult
+
+if TYPE_CHECKING:
+    from ray.tune import Callback
+
+    from tuning.sweep import TrialResult
 
 Scores = dict[str, list[TaskScore]]
 
@@ -52,12 +54,16 @@ def compare_with_corpus(
 
 
 def train(
-    config: SweepConfig, directory: Path, tracker: Tracker, callbacks: Sequence[Callback] = ()
-) -> list[TrialResult]:
+    config: SweepConfig, directory: Path, tracker: Tracker, callbacks: Sequence["Callback"] = ()
+) -> "list[TrialResult]":
     """Train every trial, or what is left of them; checkpoints in `<directory>/trials`.
 
     `callbacks`: of Ray Tune, called in this process.
     """
+    # Ray Tune's and Train's imports take seconds: a check that fails shall not wait for them.
+    from pipelines.watch import Watcher, settle
+    from tuning import sweep
+
     if len(ray.nodes()) > 1:
         doctor_machine.cluster(config)
     stop_file = directory / "stop"

@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         ValueError: there is no store yet, or the port is taken.
     """
-    from evals.deployment import check_port
+    from evals.settings import check_port
     from pipelines import options
     from pipelines.tracking import store_uri
 

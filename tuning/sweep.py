@@ -21,36 +21,14 @@ from ray.tune.schedulers import TrialScheduler
 
 from otr.config import TrainConfig
 from otr.training.driver import worker_error
-from tuning.places import Order
+from tuning.order import Order
 from tuning.schedulers import Asha, Fifo
+from tuning.settings import SearchSettings
 from tuning.space import Trial, check_names, config_of
 from tuning.staging import Staging
 from tuning.trial import ON_HEAD, RUN, run_trial
 
 TUNE_KEYS = {*AUTO_RESULT_KEYS, "done", "trial_id"}  # what Tune adds to a report
-
-
-@dataclass(frozen=True)
-class SearchSettings:
-    """How the trials are scheduled."""
-
-    scheduler: Literal["none", "asha"] = "none"
-    """asha stops the worse trials early."""
-    metric: str = "val_exact"
-    """That asha compares; a key of what training reports. Less is better of ...loss and ...nll."""
-    grace_steps: int = 100
-    """Steps that every trial may take under asha."""
-    max_concurrent: int = 0
-    """0: as many as the cluster holds."""
-
-    def __post_init__(self) -> None:
-        if self.scheduler not in ("none", "asha"):
-            raise ValueError(f"scheduler {self.scheduler!r}: use 'none' or 'asha'")
-        if self.grace_steps < 1 or self.max_concurrent < 0:
-            raise ValueError(
-                f"grace_steps is {self.grace_steps}, max_concurrent {self.max_concurrent}: "
-                "use at least 1 and 0"
-            )
 
 
 @dataclass(frozen=True)

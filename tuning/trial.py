@@ -21,7 +21,6 @@ from otr.training.driver import fit, worker_error
 from tuning.space import Trial, config_of
 
 RUN = "train"  # of the Ray Train run below the trial's directory
-DRIVER_CPUS = 0.01  # a trial's own process only waits; Ray Train's workers come on top
 ON_HEAD = {"node:__internal_head__": 0.0001}
 """Resources of that process: on the head, which stays when the hosts of workers are lost."""
 

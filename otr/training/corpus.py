@@ -77,7 +77,6 @@ def packed(
         ValueError: a path that is not there or holds nothing that can be read, or fewer parts.
     """
     import ray.data
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     parts = _parts(pieces(config.paths, config.split))
     if part >= len(parts):
@@ -89,10 +88,8 @@ def packed(
         fn_args=(parts, (part, batch), config, model),
         # No logical CPU: where nodes were lost, workers may hold them all, and wait for these rows.
         num_cpus=0,
-        concurrency=min(READERS, os.cpu_count() or 1),
-        scheduling_strategy=NodeAffinitySchedulingStrategy(
-            ray.get_runtime_context().get_node_id(), soft=True
-        ),
+        compute=ray.data.TaskPoolStrategy(min(READERS, os.cpu_count() or 1)),
+        label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},
     )
     options = stream.context
     options.enable_progress_bars = False

@@ -15,6 +15,7 @@ from typing import Any
 import fsspec
 import ray
 import ray.train
+from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator as coordinator
 from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
@@ -70,6 +71,8 @@ def fit(
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", str(int(several_hosts)))
     # A host in the place of a lost one takes minutes to start, another trial hours to make room.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(WAIT_SECONDS))
+    # Of Ray's: the controller asks it before it begins workers. So it starts beside the controller.
+    coordinator.get_or_create_autoscaling_coordinator()
     deaths, before = 0, None
     while True:
         newest, notes = settle(f"{storage}/{name}")

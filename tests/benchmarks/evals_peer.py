@@ -16,9 +16,9 @@ from typing import Any
 
 from evals import deployment, jobs, tasks
 from evals.benchmark import Benchmark
-from evals.deployment import EngineSettings
 from evals.score import score
 from evals.served import Answer, Served
+from evals.settings import EngineSettings
 
 
 class Offline:

@@ -21,11 +21,11 @@ import ray
 from safetensors.torch import load_file, save_file
 
 from evals.benchmark import Benchmark, Item
-from evals.deployment import EngineSettings
 from evals.engine import Engine
 from evals.grading import grade_all
 from evals.jobs import jobs
 from evals.score import score
+from evals.settings import EngineSettings
 from pipelines.builtin import corpus
 from tests.assets.newcomer import REPOSITORY, free_port
 from tests.benchmarks import evals_harness

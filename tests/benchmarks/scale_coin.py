@@ -17,8 +17,8 @@ import ray
 from ray import serve
 
 from evals import deployment, probe
-from evals.deployment import EngineSettings
 from evals.served import Answer, Request
+from evals.settings import EngineSettings
 from tests.benchmarks.scale_trial import read_coin
 
 RIGHT, WRONG = "yes", "no"

@@ -25,7 +25,7 @@ from unittest.mock import patch
 from ray import tune
 
 import tuning.sweep
-from evals.deployment import EngineSettings
+from evals.settings import EngineSettings
 from otr.config import DataConfig, ModelConfig, TrainConfig
 from pipelines import cluster, full_sweep
 from pipelines.presets import SweepConfig
@@ -35,8 +35,8 @@ from tests.benchmarks.scale_coin import RIGHT, in_place_of_vllm
 from tests.benchmarks.scale_figures import figures, watched
 from tests.benchmarks.scale_trial import run_trial, write_coin
 from tuning.places import of_trial, total
+from tuning.settings import SearchSettings
 from tuning.space import Trial, grid
-from tuning.sweep import SearchSettings
 
 BENCHMARKS = ("target", "retained-a", "retained-b")
 ITEMS = 50

@@ -31,7 +31,7 @@ def checkpoints(tmp_path_factory) -> list[Path]:
 @pytest.fixture(scope="module")
 def engine_settings(tmp_path_factory):
     """Of a small engine on a free port, with its logs out of the way."""
-    from evals.deployment import EngineSettings
+    from evals.settings import EngineSettings
 
     return EngineSettings(
         max_model_len=512,

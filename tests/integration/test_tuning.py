@@ -14,8 +14,9 @@ from ray import tune
 
 from otr.config import DataConfig, ModelConfig, TrainConfig
 from tests.assets.tiny import make_tiny_model
+from tuning.settings import SearchSettings
 from tuning.space import Trial, grid
-from tuning.sweep import SearchSettings, run
+from tuning.sweep import run
 
 pytestmark = pytest.mark.integration
 
@@ -97,7 +98,8 @@ from pathlib import Path
 import ray
 from ray import tune
 from tests.integration.test_tuning import SEEDS, config
-from tuning.sweep import SearchSettings, run
+from tuning.settings import SearchSettings
+from tuning.sweep import run
 
 class Kill(tune.Callback):
     def on_trial_result(self, iteration, trials, trial, result, **info):

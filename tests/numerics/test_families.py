@@ -16,8 +16,9 @@ from transformers import (
 
 from otr import ModelConfig, Objective, load_model
 from otr.attention import PACKED
-from otr.model import empty_model, head, hidden_states, positions
+from otr.model import empty_model, head, hidden_states
 from otr.policy import Policy
+from otr.shape import positions
 from tests.numerics.families import FAMILIES, SIZE, alone, make_family, packed_rows, toy
 
 KINDS = [(name, tied) for name in FAMILIES for tied in (True, False)]
@@ -127,7 +128,7 @@ def test_the_longest_example(tmp_path: Path) -> None:
     yarn = rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=32)
     assert most(rope_parameters=yarn) == 128
     assert most(rope_parameters=yarn, max_position_embeddings=256) == 256
-    with pytest.raises(ValueError, match="no causal language model at 'nowhere/x'"):
+    with pytest.raises(ValueError, match="no model config at 'nowhere/x'"):
         positions(ModelConfig("nowhere/x"))
 
 

@@ -8,8 +8,8 @@ from ray.exceptions import ActorDiedError, RayTaskError
 
 from evals import client
 from evals.client import Limits, LostError, Replica
-from evals.deployment import check_port
 from evals.served import Answer, Request
+from evals.settings import check_port
 
 
 class Fake:

@@ -9,6 +9,7 @@ import ray
 
 from otr.config import LoraConfig, MemoryConfig, TrainConfig, Workers
 from pipelines import doctor, doctor_machine, doctor_memory, options
+from pipelines.doctor_training import training
 from pipelines.presets import PRESETS, SweepConfig
 from tests.assets.tiny import make_tiny_model
 
@@ -30,9 +31,9 @@ def with_train(config: SweepConfig, **changes: Any) -> SweepConfig:
 
 
 def test_all_is_well(config: SweepConfig) -> None:
-    assert doctor_memory.training(config) == "rows of 256 of 1024 positions"
+    assert training(config) == "rows of 256 of 1024 positions"
     adapted = with_train(config, lora=LoraConfig(rank=4), memory=MemoryConfig("fsdp"))
-    assert "weights in adapters, split into 2 layers" in doctor_memory.training(adapted)
+    assert "weights in adapters, split into 2 layers" in training(adapted)
     assert "GiB on each device with single, 2048 tokens a step" in doctor_memory.memory(config)
 
 
@@ -48,13 +49,13 @@ def test_it_is_one_of_the_checks(config: SweepConfig) -> None:
 def test_an_attention_that_does_not_exist(config: SweepConfig) -> None:
     wrong = with_train(config, model=replace(config.train.model, attention="flash"))
     with pytest.raises(ValueError, match=r"'flash': use one of auto, eager, .*flash_attention_2"):
-        doctor_memory.training(wrong)
+        training(wrong)
 
 
 def test_adapters_for_no_layer(config: SweepConfig) -> None:
     wrong = with_train(config, lora=LoraConfig(rank=4, targets=("q_prj",)))
     with pytest.raises(ValueError, match=r"'q_prj'.*q_proj"):
-        doctor_memory.training(wrong)
+        training(wrong)
 
 
 def test_more_workers_than_gpus(config: SweepConfig, monkeypatch: pytest.MonkeyPatch) -> None:

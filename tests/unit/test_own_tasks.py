@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from evals import jobs, tasks
-from evals.deployment import EngineSettings
 from evals.grading import grade_all
+from evals.settings import EngineSettings
 from tests.assets.tiny import make_tiny_model
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from evals import deployment, probe
-from evals.deployment import EngineSettings
+from evals.settings import EngineSettings
 from tests.assets.tiny import make_tiny_model
 
 

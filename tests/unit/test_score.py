@@ -9,10 +9,10 @@ import pytest
 from transformers import AutoTokenizer
 
 from evals.benchmark import Benchmark, Decoding, Item, TaskScore
-from evals.deployment import EngineSettings
 from evals.engine import Completion
 from evals.records import Verdicts, read_answers, read_verdicts
 from evals.score import score
+from evals.settings import EngineSettings
 from tests.assets.tiny import TURN_END, make_tiny_model
 
 

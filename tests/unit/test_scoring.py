@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from evals import deployment, engine
 from pipelines import scoring
 from pipelines.presets import debug
 from pipelines.resolve import resolved
@@ -25,14 +26,14 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     def end() -> None:
         calls[-1]["stopped"] += 1
 
-    def score(engine, settings, model_dir, benchmarks, **more):
-        served = engine()
+    def score(serving, settings, model_dir, benchmarks, **more):
+        served = serving()
         calls[-1]["asked"].append((model_dir.name, served))
         return []
 
-    monkeypatch.setattr(scoring, "Engine", SimpleNamespace(start=start))
+    monkeypatch.setattr(engine, "Engine", SimpleNamespace(start=start))
     monkeypatch.setattr(scoring, "score", score)
-    monkeypatch.setattr(scoring.deployment, "end", end)
+    monkeypatch.setattr(deployment, "end", end)
     return calls
 
 
@@ -97,7 +98,7 @@ def test_a_serve_that_is_not_ours_is_left_alone(tmp_path, started, scorer, monke
 
     made = models(tmp_path, "")
     started.append({"stopped": 0})
-    monkeypatch.setattr(scoring, "Engine", SimpleNamespace(start=refuse))
+    monkeypatch.setattr(engine, "Engine", SimpleNamespace(start=refuse))
     with pytest.raises(ValueError, match="already runs"), scorer:
         scorer.score("base", made["base"])
     assert started[-1]["stopped"] == 0

@@ -7,8 +7,9 @@ import pytest
 
 from evals import adapters
 from evals.benchmark import Decoding
-from evals.deployment import EngineSettings, advice, first_error
+from evals.deployment import advice, first_error
 from evals.served import Answer, Served
+from evals.settings import EngineSettings
 
 TOO_MUCH = (
     "ValueError: Available memory on node 0 (14.78/17.71 GiB) on kv cache allocation is less than "

@@ -5,8 +5,8 @@ import pytest
 from otr.config import DataConfig, ModelConfig, TrainConfig, Workers
 from tuning import places
 from tuning.places import concurrency
+from tuning.settings import SearchSettings
 from tuning.space import Trial, check_names, config_of, grid, with_overrides
-from tuning.sweep import SearchSettings
 
 CONFIG = TrainConfig(ModelConfig("model"), DataConfig(("train.jsonl",)), step_rows=8, micro_rows=8)
 

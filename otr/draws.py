@@ -35,16 +35,17 @@ def uniforms(
     draw's number.
     """
     low, high = keys
-    draw = _hash(draw.int() * 4 + word + 1)
-    return _shift(_hash(_hash(low ^ draw) + high), 8).float() * 2.0**-24
+    mixed = low ^ _hash_(draw.int() * 4 + word + 1)
+    _hash_(_hash_(mixed).add_(high))
+    return _shift(mixed, 8, out=mixed).float().mul_(2.0**-24)
 
 
 def row_keys(
     seed: int, position_T: Int[Tensor, " T"]
 ) -> tuple[Int[Tensor, " T"], Int[Tensor, " T"]]:
     """The two int32 words that stand for (seed, position)."""
-    low_T = _hash(_int32(position_T) ^ _signed(seed))
-    high_T = _hash(_int32(position_T >> 32) ^ _signed(seed >> 32) ^ low_T)
+    low_T = _hash_(_int32(position_T) ^ _signed(seed))
+    high_T = _hash_(_int32(position_T >> 32) ^ _signed(seed >> 32) ^ low_T)
     return low_T, high_T
 
 
@@ -100,23 +101,27 @@ def _bisect(cdf_RN: Tensor, row_M: Tensor, uniform_M: Tensor) -> Tensor:
     if missing := width - 1 - last:
         cdf_RN = torch.nn.functional.pad(cdf_RN, (0, missing), value=torch.inf)
     cdf, first_M = cdf_RN.reshape(-1), row_M * width
+    if len(cdf) < 2**31:
+        first_M = first_M.int()  # half of what is read and written
     last_M = first_M - 1  # the last entry that is known not to be above the point
     step = width // 2
     while step:
-        last_M = last_M + step * (cdf.index_select(0, last_M + step) <= point_M)
+        last_M.add_(cdf.index_select(0, last_M + step) <= point_M, alpha=step)
         step //= 2
-    return (last_M - first_M + 1).clamp_(max=last)  # where all weights are 0
+    return (last_M - first_M + 1).clamp_(max=last).long()  # the last where all weights are 0
 
 
-def _hash(x: Tensor) -> Tensor:
-    x = (x ^ _shift(x, 16)) * 0x7FEB352D
-    x = (x ^ _shift(x, 15)) * _signed(0x846CA68B)
-    return x ^ _shift(x, 16)
+def _hash_(x: Tensor) -> Tensor:
+    """In the place of `x`: new memory for each step would take most of the time."""
+    spare = torch.empty_like(x)
+    x.bitwise_xor_(_shift(x, 16, out=spare)).mul_(0x7FEB352D)
+    x.bitwise_xor_(_shift(x, 15, out=spare)).mul_(_signed(0x846CA68B))
+    return x.bitwise_xor_(_shift(x, 16, out=spare))
 
 
-def _shift(x: Tensor, bits: int) -> Tensor:
+def _shift(x: Tensor, bits: int, *, out: Tensor) -> Tensor:
     """Logical right shift; torch's own keeps the sign."""
-    return (x >> bits) & ((1 << (32 - bits)) - 1)
+    return torch.bitwise_right_shift(x, bits, out=out).bitwise_and_((1 << (32 - bits)) - 1)
 
 
 def _signed(value: int) -> int:

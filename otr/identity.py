@@ -4,12 +4,15 @@ In: a `TrainConfig` and what its corpus holds. Out: a flat dict of what decides 
 differences between two of them.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from otr.config import TrainConfig
 
+SAMPLES, SAMPLE_BYTES = 16, 4096  # of each file of weights
 _FREE = (
     "memory.",
     "workers.",
@@ -37,7 +40,23 @@ def identity(config: TrainConfig, corpus: Sequence[tuple[str, int]]) -> dict[str
     kept = {key: value for key, value in flat(config).items() if not key.startswith(_FREE)}
     # A moved model is the same one; its name is what a person would compare.
     kept["model.path"] = str(kept["model.path"]).rstrip("/").rpartition("/")[2]
+    kept["model.weights"] = _sampled(Path(config.model.path))
     return kept | {"data.files": [[name, size] for name, size in corpus]}
+
+
+def _sampled(model: Path) -> str | None:
+    """Digest of the sizes of a directory's weights and of some of their bytes; of the hub, None."""
+    if not model.is_dir():
+        return None
+    digest = hashlib.sha256()
+    for path in sorted(model.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size} ".encode())
+        with path.open("rb") as file:
+            for part in range(SAMPLES):
+                file.seek(size * part // SAMPLES)
+                digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()[:16]
 
 
 def check_same(before: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:

@@ -35,6 +35,10 @@ _LOST_PEER = re.compile(
 IDENTITY = "identity.json"
 
 
+class Preempted(RuntimeError):
+    """A run saved and ended, since a host of its workers is to be taken away."""
+
+
 def fit(
     config: TrainConfig,
     *,
@@ -46,8 +50,8 @@ def fit(
 ) -> Result:
     """Train to `config.max_steps`, from the run's newest whole checkpoint if it has one.
 
-    A run whose worker, controller or host died is begun again, up to RETRIES times without a new
-    checkpoint; one that raised an error is not.
+    A run whose worker, controller or host died, or whose host is to be taken away, is begun again,
+    up to RETRIES times without a new checkpoint; one that raised an error is not.
 
     Args:
         config: the run.
@@ -79,8 +83,11 @@ def fit(
         deaths, before = (deaths if newest == before else 0), newest
         job = Job(config, f"{storage}/{name}", run, stop_file, newest, tuple(notes))
         try:
-            return _trainer(job, storage, name, callbacks).fit()
-        except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
+            result = _trainer(job, storage, name, callbacks).fit()
+            if _ended(result, job):
+                return result
+            raise Preempted(f"{storage}/{name} ended before its last step: a host is to go")
+        except (ray.train.TrainingFailedError, ray.exceptions.RayError, Preempted) as error:
             deaths += 1
             if deaths > RETRIES or not _died(error):
                 raise
@@ -105,11 +112,22 @@ def _trainer(job: Job, storage: str, name: str, callbacks: Sequence[Any]) -> Tor
                 checkpoint_score_attribute=SAVE_ORDER,
                 checkpoint_score_order="min",
             ),
+            # Begun again by Ray itself, a run would go on from where this attempt began.
             failure_config=FailureConfig(  # type: ignore[call-arg]  # Ray types its old one
-                max_failures=0, controller_failure_limit=0
+                max_failures=0, max_preemption_failures=0, controller_failure_limit=0
             ),
         ),
     )
+
+
+def _ended(result: Result, job: Job) -> bool:
+    """Whether a run that returned has taken its last step, or was told to stop before."""
+    if (result.metrics or {}).get("step", 0) >= job.config.max_steps:
+        return True
+    if job.stop_file is None:
+        return False
+    fs, inner = fsspec.core.url_to_fs(job.stop_file)
+    return bool(fs.exists(inner))
 
 
 def _died(error: BaseException) -> bool:

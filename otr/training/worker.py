@@ -22,6 +22,9 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
+from ray.train.v2._internal.execution.context import (
+    get_train_context as get_internal_train_context,
+)
 
 from otr.checkpoint import Snapshot, load_checkpoint
 from otr.config import TrainConfig
@@ -91,7 +94,7 @@ def _train(
         storage.remind(job.resume_from, {**state["metrics"], "note": note})
     model, tokenizer = _model(config, resume_from)
     hooks = Hooks(
-        should_stop=_StopFile(job.stop_file),
+        should_stop=_Told(job.stop_file),
         before_snapshot=storage.flush,
         on_bad_step=partial(_keep_rows, job.directory, tokenizer),
     )
@@ -205,8 +208,12 @@ def _validation(config: TrainConfig) -> list[Batch]:
     return [dict(zip(COLUMNS, part, strict=True)) for part in parts if len(part[0])]
 
 
-class _StopFile:
-    """Whether it is there, by rank 0 and no more than once in LOOK_SECONDS."""
+class _Told:
+    """Whether this rank is told to save and end.
+
+    By the stop file, which rank 0 looks for no more than once in LOOK_SECONDS, or by Ray, whose
+    watcher tells every rank when the host of one is to be taken away.
+    """
 
     def __init__(self, path: str | None) -> None:
         self.path = path if _rank() == 0 else None
@@ -218,7 +225,9 @@ class _StopFile:
             with suppress(OSError):  # a store that is away: the next look will tell
                 self.there = fs.exists(inner)
             self.looked = monotonic()
-        return self.there
+        # Not ray.train.get_preemption_info, a barrier of all ranks: the loop asks them already.
+        taken = get_internal_train_context().preemption_context.preemption_info
+        return self.there or taken is not None
 
 
 def _keep_rows(directory: str, tokenizer: "PreTrainedTokenizerBase", bad: "BadStep") -> str:

@@ -1,6 +1,6 @@
 """A run of two workers on two nodes, which are two raylets of this machine.
 
-    python -m tests.assets.two_nodes DIRECTORY nothing|node
+    python -m tests.assets.two_nodes DIRECTORY nothing|node|notice
 
 In: where to write, and what the run loses once it has saved. Out: on stdout JSON {"weights": their
 SHA-256, "note": what the run said when it began last, "lost": nodes}.
@@ -8,6 +8,7 @@ SHA-256, "note": what the run said when it began last, "lost": nodes}.
 
 import hashlib
 import json
+import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,9 @@ from typing import Any
 
 import ray
 import ray.train
+from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
+from ray.core.generated import autoscaler_pb2
 
 from otr import DataConfig, ModelConfig, TrainConfig, Workers
 from otr.training.driver import fit
@@ -38,8 +41,17 @@ class Notes(ray.train.UserCallback):
             self.path.write_text(metrics[0]["note"])
 
 
+def drain(cluster: Cluster, node: str) -> None:
+    """Say, as a cloud's notice does, that a node will be taken away in ten minutes."""
+    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    deadline = int((time.time() + 600) * 1000)
+    accepted, why = GcsClient(address=cluster.address).drain_node(node, reason, "test", deadline)
+    assert accepted, why
+
+
 def main(directory: Path, loses: str) -> None:
     """Run, lose it, and say how it ended."""
+    os.environ["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"] = "0.2"
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4})
     ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")  # on the first one
     second = cluster.add_node(num_cpus=4)
@@ -53,22 +65,26 @@ def main(directory: Path, loses: str) -> None:
         max_steps=STEPS,
         step_rows=4,
         micro_rows=2,
-        save_every=2,
+        save_every=0 if loses == "notice" else 2,  # only the notice saves
     )
 
-    notes = Notes(directory / "note.txt")
+    notes = Notes(directory / f"{loses}.txt")
     with ThreadPoolExecutor(1) as pool:  # nodes are started and ended by the main thread alone
         fitted = pool.submit(fit, run, storage=str(directory), name=loses, callbacks=[notes])
-        while loses == "node" and not [*directory.glob(f"{loses}/step-*")]:
+        sign = notes.path.name if loses == "notice" else f"{loses}/step-*"
+        while loses != "nothing" and not [*directory.glob(sign)]:
             time.sleep(0.02)
         if loses == "node":
             second.kill_raylet()
+        if loses == "notice":
+            drain(cluster, second.node_id)
+        if loses != "nothing":
             cluster.add_node(num_cpus=4)  # in its place comes another
         fitted.result()
     weights = (directory / loses / f"step-{STEPS:06d}" / "model.safetensors").read_bytes()
     told = {
         "weights": hashlib.sha256(weights).hexdigest(),
-        "note": (directory / "note.txt").read_text(),
+        "note": notes.path.read_text(),
         "lost": len([node for node in ray.nodes() if not node["Alive"]]),
     }
     ray.shutdown()

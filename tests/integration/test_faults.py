@@ -169,16 +169,17 @@ def test_a_full_disk_leaves_the_checkpoint_before(small_disk: Path, weights: byt
 
 
 def test_a_lost_node_is_done_without(tmp_path: Path) -> None:
-    """Two raylets are two nodes; each has a worker, until the second one is killed."""
+    """Two raylets are two nodes; each has a worker, until the second is killed, or said to go."""
     script = [sys.executable, "-m", "tests.assets.two_nodes", str(tmp_path)]
     outcomes = {}
-    for loses in ("nothing", "node"):
+    for loses in ("nothing", "node", "notice"):
         done = run([*script, loses])
         assert done.returncode == 0, done.stderr[-3000:]
         outcomes[loses] = json.loads(done.stdout.splitlines()[-1])
-    assert [outcomes[loses]["lost"] for loses in ("nothing", "node")] == [0, 1]
-    assert "goes on from step" in outcomes["node"]["note"]
-    assert outcomes["node"]["weights"] == outcomes["nothing"]["weights"]
+    assert [outcome["lost"] for outcome in outcomes.values()] == [0, 1, 0]
+    for loses in ("node", "notice"):
+        assert "goes on from step" in outcomes[loses]["note"]
+        assert outcomes[loses]["weights"] == outcomes["nothing"]["weights"]
 
 
 def test_killed_five_times_the_leaderboard_is_the_same(tmp_path: Path) -> None:

@@ -11,8 +11,18 @@ import ray.train
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from otr import DataConfig, LoraConfig, ModelConfig, Objective, OptimConfig, TrainConfig, Workers
+from otr import (
+    DataConfig,
+    LoraConfig,
+    MemoryConfig,
+    ModelConfig,
+    Objective,
+    OptimConfig,
+    TrainConfig,
+    Workers,
+)
 from otr.checkpoint import load_checkpoint
+from otr.tokenizer import load_tokenizer
 from otr.training.driver import fit, worker_error
 from tests.assets.tiny import make_tiny_model
 
@@ -179,6 +189,13 @@ def test_another_number_of_workers_goes_on_and_other_settings_do_not(
     changed = config(*paths, objective=Objective("sft"), seed=1)
     with pytest.raises(ValueError, match=r"objective.name was 'otr', is 'sft'; seed was 0, is 1"):
         fit(changed, storage=str(tmp_path), name="run")
+    (tmp_path / "other").mkdir()
+    other = make_tiny_model(tmp_path / "other" / "model", seed=1)  # of the same name
+    with pytest.raises(ValueError, match=r"settings: model.weights was '\w+', is '\w+': put"):
+        fit(config(other, paths[1]), storage=str(tmp_path), name="run")
+    (more := tmp_path / "rows.jsonl").write_text(paths[1].read_text() + "\n{}")
+    with pytest.raises(ValueError, match=r"settings: data.files was .*rows.jsonl"):
+        fit(config(paths[0], more), storage=str(tmp_path), name="run")
     two = config(*paths, workers=Workers(count=2), micro_rows=1)
     fit(two, storage=str(tmp_path), name="run", callbacks=[Recorder(tmp_path / "log")])
     told = reports(tmp_path / "log")
@@ -194,6 +211,40 @@ def test_an_error_of_ours_ends_the_run_and_says_why(
     with pytest.raises(ray.train.TrainingFailedError) as error:
         fit(broken, storage=str(tmp_path), name="run")
     assert worker_error(error.value).startswith(f"no tokenizer at '{tmp_path}/model'")
+
+
+def test_rows_of_a_step_that_overflows_are_kept(
+    ray_cluster: None, tmp_path: Path, paths: tuple[Path, Path]
+) -> None:
+    """Such a learning rate leaves weights whose gradient is not finite, in no row alone."""
+    run = config(*paths, workers=Workers(2), optim=OptimConfig(lr=1e30))
+    with pytest.raises(ray.train.TrainingFailedError) as error:
+        fit(run, storage=str(tmp_path), name="run")
+    assert "step 2: loss " in worker_error(error.value)
+    tokenizer, seen = load_tokenizer(run.model), []
+    for rank in range(2):
+        file = tmp_path / "run" / f"bad-000002-{rank}.jsonl"
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        seen += [row["row"] for row in rows]
+        assert all(row["text"] == tokenizer.decode(row["input_ids"]) for row in rows)
+        assert all(" + 1?" in row["text"] for row in rows)
+    assert sorted(seen) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("rank", [0, 4], ids=["whole", "lora"])
+def test_a_sharded_run_goes_on(
+    ray_cluster: None, tmp_path: Path, paths: tuple[Path, Path], rank: int
+) -> None:
+    run = config(
+        *paths, workers=Workers(2), memory=MemoryConfig("fsdp"), lora=LoraConfig(rank=rank)
+    )
+    fit(run, storage=str(tmp_path), name="whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    shutil.rmtree(tmp_path / "parts" / "step-000006")
+    fit(run, storage=str(tmp_path), name="parts")
+    name = "adapter_model.safetensors" if rank else "model.safetensors"
+    bits = [(tmp_path / n / "step-000006" / name).read_bytes() for n in ("whole", "parts")]
+    assert bits[0] == bits[1]
 
 
 def test_a_stop_file_saves_and_ends(whole: Path, tmp_path: Path, paths: tuple[Path, Path]) -> None:

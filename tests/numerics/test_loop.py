@@ -14,6 +14,7 @@ from otr.evaluate import evaluate
 from otr.loop import BadStep, Hooks, train
 from otr.model import head, hidden_states, load_model
 from otr.policy import Policy
+from otr.tokenizer import load_tokenizer
 from tests.assets.tiny import make_tiny_model
 from tests.numerics.runs import LENGTH, ROWS, batches, config, examples, join_ranks
 
@@ -186,6 +187,19 @@ def test_such_steps_can_be_skipped_and_are_counted(untied: Path) -> None:
     assert [m.get("skipped_steps") for m in log] == [1, 1, 1]
     assert "loss" not in log[0] and log[1]["loss"] > 0
     assert not torch.equal(weights(model), before)
+
+
+def test_a_model_that_is_written_otherwise_than_trained_is_not_kept(
+    model_dir: Path, tmp_path: Path
+) -> None:
+    run, taken = config(model_dir, Objective("sft"), 1), []
+    train(load_model(run.model), batches(1), run, lambda _, snapshot: taken.append(snapshot))
+    [snapshot] = taken
+    snapshot.write(tmp_path / "whole", load_tokenizer(run.model))
+    snapshot.weights["model.embed_tokens.weight"].mul_(1.5)
+    with pytest.raises(OSError, match=r"step 1 has NLL .* in training has .*: it is not kept"):
+        snapshot.write(tmp_path / "other", load_tokenizer(run.model))
+    assert [path.name for path in tmp_path.iterdir()] == ["whole"]
 
 
 def test_data_that_ends_early_is_an_error(model_dir: Path) -> None:

@@ -119,15 +119,15 @@ def _take_steps(case: Case) -> int:
     with TemporaryDirectory() as directory:
         config = written(case, Path(directory))
         small = replace(case, layers=1, width=64, vocabulary=300, length=16)
-        _train(written(small, Path(directory) / "small"), 300)
+        train_briefly(written(small, Path(directory) / "small"), 300)
         gc.collect()
         before = _resident("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
-        _train(config, case.vocabulary)
+        train_briefly(config, case.vocabulary)
     return _resident("VmHWM") - before
 
 
-def _train(config: TrainConfig, vocabulary: int) -> None:
+def train_briefly(config: TrainConfig, vocabulary: int, device: str = "cpu") -> None:
     """Two steps, without the checkpoint that would follow the last."""
     from otr.loop import train
     from otr.lora import add_adapters
@@ -136,7 +136,7 @@ def _train(config: TrainConfig, vocabulary: int) -> None:
     model = empty_model(config.model)
     if config.lora.rank:
         model = add_adapters(model, config.lora)
-    model.to_empty(device="cpu")
+    model.to_empty(device=device)
     (getattr(model, "get_base_model", lambda: model))().tie_weights()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.02)

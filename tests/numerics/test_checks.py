@@ -44,6 +44,14 @@ def test_a_good_model_passes_and_stays_as_it_is(name: str, adapters: bool, tmp_p
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
+@pytest.mark.integration
+def test_flex_attention_keeps_examples_apart(tmp_path: Path) -> None:
+    """It is compiled, which takes most of a minute; sdpa and eager are compared to it elsewhere."""
+    check_packing(
+        load_model(ModelConfig(str(make_family(tmp_path, "qwen3")), attention="flex_attention"))
+    )
+
+
 def test_logits_that_are_more_than_the_heads(tmp_path: Path) -> None:
     model = loaded(tmp_path, RecurrentGemmaConfig, logits_soft_cap=2.0)
     with pytest.raises(ValueError, match=r"recurrent_gemma .* not those of its head .* supported"):

@@ -1,0 +1,74 @@
+"""A run in bfloat16 on a GPU: it learns, goes on where it stopped, and takes the memory planned."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from otr import ModelConfig, Objective, TrainConfig, Workers
+from otr.checkpoint import load_checkpoint
+from otr.checks import check_packing
+from otr.loop import train
+from otr.model import load_model
+from otr.planner import plan
+from otr.tokenizer import load_tokenizer
+from tests.assets.tiny import make_tiny_model
+from tests.benchmarks import memory
+from tests.numerics.runs import batches, config
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+]
+DEVICE = "cuda"
+STEPS, SAVED = 8, 4
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+def taken(run: TrainConfig, source: Path, to: Path, resume_from: Path | None) -> list[float]:
+    """The NLL of each step from `source`'s weights on; checkpoints are written to `to`."""
+    model = torch.nn.Module.to(load_model(replace(run.model, path=str(source))), DEVICE)
+    tokenizer, log = load_tokenizer(run.model), []
+
+    def report(metrics: dict[str, float], snapshot: Any) -> None:
+        log.append(metrics["nll"])
+        if snapshot is not None:
+            snapshot.write(to / f"step-{snapshot.step}", tokenizer)
+
+    done = 0 if resume_from is None else load_checkpoint(resume_from)["step"]
+    left = (batches(1) * STEPS)[done:]
+    train(model, left, run, report, resume_from=resume_from)
+    return log
+
+
+def test_a_run_learns_and_goes_on(model_dir: Path, tmp_path: Path) -> None:
+    run = config(model_dir, Objective("sft"), STEPS, save_every=SAVED)
+    run = replace(run, model=replace(run.model, dtype="bfloat16"))
+    whole = taken(run, model_dir, tmp_path, None)
+    assert whole[-1] < whole[0]
+    halfway = tmp_path / f"step-{SAVED}"
+    again = taken(run, halfway, tmp_path / "again", halfway)
+    assert again == pytest.approx(whole[SAVED:], rel=2e-2)
+
+
+@pytest.mark.parametrize("attention", ["auto", "sdpa", "flex_attention"])
+def test_packed_examples_do_not_see_each_other(model_dir: Path, attention: Any) -> None:
+    model = load_model(ModelConfig(str(model_dir), attention=attention))
+    check_packing(torch.nn.Module.to(model, DEVICE))
+
+
+@pytest.mark.parametrize("name", ["bf16", "bf16 checkpointed", "lora bf16 checkpointed"])
+def test_the_memory_of_a_step_is_as_planned(name: str, tmp_path: Path) -> None:
+    case = next(case for case in memory.CASES if case.name == name)
+    run = replace(memory.written(case, tmp_path), workers=Workers(gpus=1))
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    memory.train_briefly(run, case.vocabulary, DEVICE)
+    measured = torch.cuda.max_memory_allocated() - before
+    assert plan(run, 2**40).device.total == pytest.approx(measured, rel=0.15)

@@ -58,5 +58,7 @@ def _attention(model: ModelConfig) -> str:
     known = {one for one in known if "|" not in one and not one.startswith("otr_")}
     if name not in known and "/" not in name:  # with one it is a kernel on the hub
         raise ValueError(f"model.attention is {name!r}: use one of {', '.join(sorted(known))}")
+    if name.startswith("flash") and model.dtype == "float32":
+        raise ValueError(f"{name} has no float32: give --train.model.dtype bfloat16")
     empty_model(model)  # which transformers refuses if it can't have it
     return name

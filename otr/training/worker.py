@@ -173,8 +173,10 @@ def _model(
     if not empty and not config.memory.strategy.startswith("fsdp"):
         torch.nn.Module.to(model, ray.train.torch.get_device())
     if resume_from is None and not empty:
-        check_head(model)
-        check_packing(model)
+        half = config.model.attention.startswith("flash")  # which has no float32
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=half):
+            check_head(model)
+            check_packing(model)
     if config.lora.rank:
         model = add_adapters(model, config.lora, seed=config.seed)  # type: ignore[assignment]
     return model, tokenizer

@@ -242,6 +242,16 @@ def test_a_row_is_filled_by_the_examples_that_fill_it_best() -> None:
     assert (pack(examples, 10)["segment_ids"] > 0).all()
 
 
+def test_two_ranks_get_as_many_tokens() -> None:
+    """Of any 32 rows, 16 a rank; the lengths of examples are log-normal."""
+    order = np.random.default_rng(0)
+    lengths = np.clip(order.lognormal(5, 0.8, 1000), 16, 1024).astype(int)
+    packed = pack([([1] * n, [False] + [True] * (n - 1)) for n in lengths], 1024)
+    tokens = order.permutation((packed["segment_ids"] > 0).sum(1))
+    steps = tokens[: len(tokens) // 32 * 32].reshape(-1, 2, 16).sum(2)
+    assert (abs(steps[:, 0] - steps[:, 1]) / steps.mean(1)).mean() < 0.01
+
+
 def test_pack_refuses_what_does_not_fit() -> None:
     with pytest.raises(ValueError, match="9 tokens in rows of 8"):
         pack([([1] * 9, [True] * 9)], 8)

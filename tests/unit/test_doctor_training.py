@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import ray
+import torch
 
 from otr.config import LoraConfig, MemoryConfig, TrainConfig, Workers
+from otr.parallel import decoder_layers
 from pipelines import doctor, doctor_machine, doctor_memory, options
 from pipelines.doctor_training import training
 from pipelines.presets import PRESETS, SweepConfig
@@ -50,6 +52,17 @@ def test_an_attention_that_does_not_exist(config: SweepConfig) -> None:
     wrong = with_train(config, model=replace(config.train.model, attention="flash"))
     with pytest.raises(ValueError, match=r"'flash': use one of auto, eager, .*flash_attention_2"):
         training(wrong)
+
+
+def test_an_attention_that_has_no_float32(config: SweepConfig) -> None:
+    wrong = with_train(config, model=replace(config.train.model, attention="flash_attention_2"))
+    with pytest.raises(ValueError, match=r"no float32: give --train.model.dtype bfloat16"):
+        training(wrong)
+
+
+def test_a_model_that_cannot_be_split() -> None:
+    with pytest.raises(ValueError, match=r"Linear has no list of layers .* strategy ddp"):
+        decoder_layers(torch.nn.Linear(2, 2))
 
 
 def test_adapters_for_no_layer(config: SweepConfig) -> None:

@@ -61,7 +61,7 @@ def test_an_attention_that_has_no_float32(config: SweepConfig) -> None:
 
 
 def test_a_model_that_cannot_be_split() -> None:
-    with pytest.raises(ValueError, match=r"Linear has no list of layers .* strategy ddp"):
+    with pytest.raises(ValueError, match=r"Linear has no list of layers.* ddp or"):
         decoder_layers(torch.nn.Linear(2, 2))
 
 

@@ -1,5 +1,6 @@
 """What a training run is: frozen dataclasses, checked when they are made."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -158,9 +159,12 @@ class TrainConfig:
             raise ValueError(f"save_every is {self.save_every}: use 0 (only the last step) or more")
         rows = self.micro_rows * self.workers.count
         if self.micro_rows < 1 or self.step_rows < 1 or self.step_rows % rows:
+            each = self.step_rows // self.workers.count
+            even = each > 0 and each * self.workers.count == self.step_rows
             raise ValueError(
                 f"step_rows is {self.step_rows}: use a multiple of micro_rows x workers.count "
                 f"= {self.micro_rows} x {self.workers.count}"
+                + (f", or micro_rows {math.gcd(self.micro_rows, each)}" if even else "")
             )
         if self.memory.strategy == "single" and self.workers.count > 1:
             raise ValueError(

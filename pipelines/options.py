@@ -28,6 +28,7 @@ SHORT = {
     "--validation": "--train.data.validation",
     "--columns": "--train.data.columns",
     "--max-steps": "--train.max-steps",
+    "--workers": "--train.workers.count",
 }
 _OWN = ("--preset", "--config", "--arms", "--seeds", "--dry-run", "--help")
 _HELP = """\

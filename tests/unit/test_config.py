@@ -10,6 +10,12 @@ from otr import DataConfig, ModelConfig, OptimConfig, TrainConfig, Workers
 RUN = TrainConfig(ModelConfig("model"), DataConfig(("data",)))
 
 
+@pytest.mark.parametrize(("count", "told"), [(8, " = 32 x 8, or micro_rows 4"), (5, " = 32 x 5")])
+def test_workers_that_need_other_micro_rows(count: int, told: str) -> None:
+    with pytest.raises(ValueError, match=rf"step_rows is 32: use a multiple of .*{told}$"):
+        replace(RUN, workers=Workers(count))
+
+
 @pytest.mark.parametrize(
     ("part", "name", "value", "remedy"),
     [
@@ -18,8 +24,8 @@ RUN = TrainConfig(ModelConfig("model"), DataConfig(("data",)))
         ("", "eval_every", 0, "at least 1"),
         ("", "save_every", -1, "use 0"),
         ("", "step_rows", 0, "a multiple of"),
-        ("", "step_rows", 33, "a multiple of"),
-        ("", "micro_rows", -32, "a multiple of"),
+        ("", "step_rows", 33, "a multiple of .*, or micro_rows 1$"),
+        ("", "micro_rows", -32, "a multiple of .*, or micro_rows 32$"),
         ("optim", "lr", 0.0, "a number > 0"),
         ("optim", "lr", float("nan"), "a number > 0"),
         ("optim", "warmup_steps", -1, "0 or more"),

@@ -22,9 +22,7 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
-from ray.train.v2._internal.execution.context import (
-    get_train_context as get_internal_train_context,
-)
+from ray.train.v2._internal.execution.context import get_train_context
 
 from otr.checkpoint import Snapshot, load_checkpoint
 from otr.config import TrainConfig
@@ -228,7 +226,7 @@ class _Told:
                 self.there = fs.exists(inner)
             self.looked = monotonic()
         # Not ray.train.get_preemption_info, a barrier of all ranks: the loop asks them already.
-        taken = get_internal_train_context().preemption_context.preemption_info
+        taken = get_train_context().preemption_context.preemption_info
         return self.there or taken is not None
 
 

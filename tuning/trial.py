@@ -17,7 +17,7 @@ from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY, TuneReportCallba
 
 from otr.checkpoint import checkpoint_name
 from otr.config import TrainConfig
-from otr.training.driver import fit, worker_error
+from otr.training.driver import fit, told_to_stop, worker_error
 from tuning.space import Trial, config_of
 
 RUN = "train"  # of the Ray Train run below the trial's directory
@@ -63,10 +63,8 @@ def run_trial(
 
 
 def _check_stop(stop_file: str | None) -> None:
-    if stop_file is not None:
-        fs, inner = fsspec.core.url_to_fs(stop_file)
-        if fs.exists(inner):
-            raise RuntimeError("stopped before its end, as told")
+    if told_to_stop(stop_file):
+        raise RuntimeError("stopped before its end, as told")
 
 
 def _tell_address() -> None:

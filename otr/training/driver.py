@@ -84,7 +84,8 @@ def fit(
         job = Job(config, f"{storage}/{name}", run, stop_file, newest, tuple(notes))
         try:
             result = _trainer(job, storage, name, callbacks).fit()
-            if _ended(result, job):
+            done = (result.metrics or {}).get("step", 0) >= config.max_steps
+            if done or told_to_stop(stop_file):
                 return result
             raise Preempted(f"{storage}/{name} ended before its last step: a host is to go")
         except (ray.train.TrainingFailedError, ray.exceptions.RayError, Preempted) as error:
@@ -120,13 +121,11 @@ def _trainer(job: Job, storage: str, name: str, callbacks: Sequence[Any]) -> Tor
     )
 
 
-def _ended(result: Result, job: Job) -> bool:
-    """Whether a run that returned has taken its last step, or was told to stop before."""
-    if (result.metrics or {}).get("step", 0) >= job.config.max_steps:
-        return True
-    if job.stop_file is None:
+def told_to_stop(stop_file: str | None) -> bool:
+    """Whether there is a file that tells runs to save and return; `stop_file` is a path or URI."""
+    if stop_file is None:
         return False
-    fs, inner = fsspec.core.url_to_fs(job.stop_file)
+    fs, inner = fsspec.core.url_to_fs(stop_file)
     return bool(fs.exists(inner))
 
 

@@ -13,7 +13,7 @@ def shape_of(config: ModelConfig) -> PretrainedConfig:
     """
     try:
         return AutoConfig.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"no model config at {config.path!r}: {reason}") from error
 

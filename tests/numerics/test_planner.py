@@ -130,5 +130,5 @@ def test_a_step_that_depends_on_contents(run: TrainConfig, monkeypatch: Any) -> 
 
 
 def test_no_model(tmp_path: Path, run: TrainConfig) -> None:
-    with pytest.raises(ValueError, match="no causal language model at"):
+    with pytest.raises(ValueError, match="no model config at"):
         plan(replace(run, model=ModelConfig(str(tmp_path))), LARGE)

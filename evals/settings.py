@@ -65,3 +65,10 @@ def check_port(port: int) -> None:
             raise ValueError(
                 f"port {port} of 127.0.0.1 can't be used ({error.strerror}); give another one"
             ) from error
+
+
+def free_port() -> int:
+    """Of 127.0.0.1, free a moment ago."""
+    with socket.socket() as trial:
+        trial.bind(("127.0.0.1", 0))
+        return int(trial.getsockname()[1])

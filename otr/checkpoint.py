@@ -87,7 +87,7 @@ class Snapshot:
     """A micro-batch, its NLL under the model in training, and how far from it that of the saved
     model may be; None: that is not looked at."""
     stall_seconds: float = 0.0
-    """That training stood still for it."""
+    """That training stood still for it, and until the one before was written."""
 
     def write(
         self,

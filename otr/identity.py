@@ -5,6 +5,7 @@ differences between two of them.
 """
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 
 from otr.config import TrainConfig
 
-SAMPLES, SAMPLE_BYTES = 16, 4096  # of each file of weights
+PLACES = 16  # in which a large file is looked at
+WEIGHT_BYTES = 64 * 2**10  # of each file of weights
 _FREE = (
     "memory.",
     "workers.",
@@ -30,32 +32,41 @@ _FREE = (
 """Dotted keys, or beginnings of them, that may change from one start of a run to the next."""
 
 
-def identity(config: TrainConfig, corpus: Sequence[tuple[str, int]]) -> dict[str, Any]:
+def identity(config: TrainConfig, corpus: Sequence[Sequence[Any]]) -> dict[str, Any]:
     """What decides the outcome: dotted keys to values that JSON has.
 
     Args:
         config: the run.
-        corpus: name and size of each of its files.
+        corpus: of each of its files what tells it from others.
     """
     kept = {key: value for key, value in flat(config).items() if not key.startswith(_FREE)}
     # A moved model is the same one; its name is what a person would compare.
     kept["model.path"] = str(kept["model.path"]).rstrip("/").rpartition("/")[2]
-    kept["model.weights"] = _sampled(Path(config.model.path))
-    return kept | {"data.files": [[name, size] for name, size in corpus]}
+    kept["model.weights"] = _weights(Path(config.model.path))
+    return kept | {"data.files": [[*file] for file in corpus]}
 
 
-def _sampled(model: Path) -> str | None:
-    """Digest of the sizes of a directory's weights and of some of their bytes; of the hub, None."""
+def _weights(model: Path) -> list[list[Any]] | None:
+    """Of each of a directory's files of weights name, size and digest; None for the hub's."""
     if not model.is_dir():
         return None
+    paths = sorted(model.glob("*.safetensors"))
+    return [[path.name, path.stat().st_size, digest_of(path, WEIGHT_BYTES)] for path in paths]
+
+
+def digest_of(path: str | Path, most: int) -> str:
+    """Of a file's bytes; of one that has more than `most`, of so many in PLACES places.
+
+    Raises:
+        OSError: it can't be read.
+    """
     digest = hashlib.sha256()
-    for path in sorted(model.glob("*.safetensors")):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size} ".encode())
-        with path.open("rb") as file:
-            for part in range(SAMPLES):
-                file.seek(size * part // SAMPLES)
-                digest.update(file.read(SAMPLE_BYTES))
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        places, each = (1, size) if size <= most else (PLACES, most // PLACES)
+        for place in range(places):
+            file.seek((size - each) * place // max(1, places - 1))
+            digest.update(file.read(each))
     return digest.hexdigest()[:16]
 
 
@@ -67,7 +78,10 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], where: str) ->
     """
     keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     if keys:
-        told = "; ".join(f"{k} was {_short(before.get(k))}, is {_short(now.get(k))}" for k in keys)
+        both = [(key, before.get(key), now.get(key)) for key in keys]
+        told = "; ".join(
+            f"{k} was {_short(old, new)}, is {_short(new, old)}" for k, old, new in both
+        )
         raise ValueError(
             f"{where} holds a run with other settings: {told}: put them back, or give another name"
         )
@@ -86,6 +100,9 @@ def flat(config: TrainConfig) -> dict[str, Any]:
     return dict(leaves(asdict(config), ""))
 
 
-def _short(value: Any) -> str:
+def _short(value: Any, other: Any) -> str:
+    """Of two lists, what the other has not."""
+    if isinstance(value, list) and isinstance(other, list):
+        value = [each for each in value if each not in other]
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

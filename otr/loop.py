@@ -115,8 +115,7 @@ def train(  # noqa: PLR0913 - all but what a run is made of by keyword
                 metrics |= evaluate(parallel.plain(policy), validation, config.model.dtype)
             snapshot = None
             if saves:
-                hooks.before_snapshot()
-                snapshot = take_snapshot(policy, optimizer, staging, (step, skipped))
+                snapshot = take_snapshot(policy, optimizer, staging, (step, skipped), hooks)
             if snapshot is not None and last:
                 snapshot.probe = _probe(policy, steps.micro[0], config)
             report({"step": step, "lr": lr, **metrics}, snapshot)
@@ -135,10 +134,15 @@ def _taken(
 
 
 def take_snapshot(
-    policy: nn.Module, optimizer: torch.optim.Optimizer, staging: Staging, done: tuple[int, int]
+    policy: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    staging: Staging,
+    done: tuple[int, int],
+    hooks: Hooks,
 ) -> Snapshot:
     """Copy the state after `done` = (steps, of which were skipped)."""
     began = time.perf_counter()
+    hooks.before_snapshot()
     step, skipped = done
     snapshot = Snapshot(
         step=step,

@@ -2,7 +2,7 @@
 
 from transformers import AutoConfig, PretrainedConfig
 
-from otr.config import ModelConfig
+from otr.config import ModelConfig, TrainConfig
 
 
 def shape_of(config: ModelConfig) -> PretrainedConfig:
@@ -34,3 +34,18 @@ def positions(config: ModelConfig) -> int | None:
         return most
     before = rope.get("original_max_position_embeddings") or most
     return max(most, int(before * (rope.get("factor") or 1)))
+
+
+def check_row_length(config: TrainConfig) -> int | None:
+    """That the longest example of a run has a position for each token; returns how many there are.
+
+    Raises:
+        ValueError: it has not, or there is no config of a model.
+    """
+    most, length = positions(config.model), config.data.row_length
+    if most is not None and length > most:
+        raise ValueError(
+            f"data.row_length is {length}, but {config.model.path!r} has {most} positions: give "
+            f"--train.data.row-length {most} or less"
+        )
+    return most

@@ -14,16 +14,11 @@ def training(config: SweepConfig) -> str:
     Raises:
         ValueError: it has not.
     """
-    from otr.shape import positions
+    from otr.shape import check_row_length
 
     train = config.train
-    most, length = positions(train.model), train.data.row_length
-    if most is not None and length > most:
-        raise ValueError(
-            f"data.row_length is {length}, but {train.model.path!r} has {most} positions: give "
-            f"--train.data.row-length {most} or less"
-        )
-    told = [f"rows of {length} of {most or 'any number of'} positions"]
+    most = check_row_length(train)
+    told = [f"rows of {train.data.row_length} of {most or 'any number of'} positions"]
     if train.model.attention != "auto":
         told.append(_attention(train.model))
     if train.lora.rank:

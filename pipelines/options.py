@@ -30,12 +30,13 @@ SHORT = {
     "--max-steps": "--train.max-steps",
     "--workers": "--train.workers.count",
 }
-_OWN = ("--preset", "--config", "--arms", "--seeds", "--dry-run", "--help")
+_OWN = ("--preset", "--config", "--arms", "--seeds", "--dry-run", "--no-prove", "--help")
 _HELP = """\
 Starts from a preset and changes what you name. In short:
   --preset {presets}; --config RUN.json: start from a former run
   --arms NAME..: only these arms; --seeds N..: these seeds
   --dry-run: print the resolved config and one rendered example; write nothing
+  --no-prove (train): don't start vLLM at the end to see that it serves the checkpoint
   {short}
   --columns prompt=question completion=answer: our names to your columns
 """
@@ -53,6 +54,8 @@ class Request:
 
     config: SweepConfig
     dry_run: bool
+    prove: bool
+    """Whether vLLM is to serve a checkpoint before it counts."""
 
 
 def parse(argv: Sequence[str], prog: str, *, single: str = "") -> Request:
@@ -68,7 +71,7 @@ def parse(argv: Sequence[str], prog: str, *, single: str = "") -> Request:
         ValueError: run.json can't be read.
         SystemExit: after --help.
     """
-    own, rest = _own_options().parse_known_args(_split_pairs(argv))
+    own, rest = _own_options(single).parse_known_args(_split_pairs(argv))
     start = read_run(own.config) if own.config else _preset(own.preset)
     if own.help:
         rest = ["--help"]
@@ -94,7 +97,7 @@ def parse(argv: Sequence[str], prog: str, *, single: str = "") -> Request:
         config = _on_gpu(config, given)
     if not ("name" in given or own.config) and fingerprint(config) != fingerprint(base):
         config = replace(config, name=f"{config.name}-{fingerprint(config)}")
-    return Request(config, own.dry_run)
+    return Request(config, own.dry_run, not own.no_prove)
 
 
 def simple(kind: type[T], argv: Sequence[str], prog: str) -> T:
@@ -112,13 +115,16 @@ class _OwnOptions(argparse.ArgumentParser):
         raise UsageError(message)
 
 
-def _own_options() -> argparse.ArgumentParser:
+def _own_options(single: str) -> argparse.ArgumentParser:
     parser = _OwnOptions(add_help=False, allow_abbrev=False)
     parser.add_argument("--preset", default="builtin")
     parser.add_argument("--config", default="")
     parser.add_argument("--arms", nargs="+", default=[])
     parser.add_argument("--seeds", nargs="+", type=int, default=[])
     parser.add_argument("--dry-run", action="store_true")
+    parser.set_defaults(no_prove=False)
+    if single == "train":  # what is scored is always proven
+        parser.add_argument("--no-prove", action="store_true")
     parser.add_argument("-h", "--help", action="store_true")
     return parser
 

@@ -7,12 +7,13 @@ same weights and items is taken from there. Ray must be running.
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING, cast
 
 from evals import adapters
-from evals.benchmark import TaskScore
+from evals.benchmark import Benchmark, TaskScore
 from evals.jobs import digest
 from evals.score import Progress, ServesModels, score
 from pipelines.merge_adapter import merge
@@ -32,13 +33,17 @@ class Scorer:
         self.config, self.directory = config, directory
         self.starting: Callable[[], None] = lambda: None
         """Called when the engine has to be started."""
-        self.benchmarks = load_benchmarks(config.benchmarks, config.benchmark_dir, config.max_items)
         self.settings = replace(config.engine, log_dir=str(directory / "logs" / "engine"))
         self._lock = RLock()
         self._engine: Engine | None = None
         self._base: Path | None = None
         self._beside: list[Path] = []  # adapters that the engine serves with their model
         self._begun = self._ended = False
+
+    @cached_property
+    def benchmarks(self) -> list[Benchmark]:
+        config = self.config
+        return load_benchmarks(config.benchmarks, config.benchmark_dir, config.max_items)
 
     def plan(self, models: Mapping[str, str]) -> None:
         """Say what is to be scored, so that LoRA adapters can be served beside their model.
@@ -72,6 +77,15 @@ class Scorer:
                 results_dir=self.directory / "scores" / name,
                 progress=progress,
             )
+
+    def prove(self, name: str, path: str) -> None:
+        """See that the engine serves a model directory as transformers does.
+
+        Raises:
+            ValueError, RuntimeError: as `evals.engine.Engine.start`.
+        """
+        with self._lock:
+            self._serving(self._whole(name, path))  # which is proven when it starts
 
     def __enter__(self) -> "Scorer":
         return self

@@ -29,15 +29,18 @@ def main(argv: Sequence[str]) -> int:
         with TemporaryDirectory() as scratch:
             record.dry_run(request.config, resolved(request.config, Path(scratch)))
         return 0
-    return run(request.config)
+    return run(request.config, prove=request.prove)
 
 
-def run(config: SweepConfig) -> int:
-    """Train the config's only trial; returns the exit code.
+def run(config: SweepConfig, *, prove: bool) -> int:
+    """Train the config's only trial, and let vLLM serve it; returns the exit code.
 
     Raises:
-        ValueError: a check failed, training failed, or the directory holds another run.
+        ValueError: a check failed, training failed, the directory holds another run, or vLLM does
+            not serve what was saved.
     """
+    from otr.training import saved  # Ray Train's import takes seconds
+
     directory = Path(config.output).absolute() / config.name
     local = resolved(config, corpus.folder(config.output))
     doctor.require(local, without=("benchmarks", "engine", "port"))
@@ -50,15 +53,20 @@ def run(config: SweepConfig) -> int:
         needs = of_trial(local.train.workers)
         with cluster.running(directory / "logs", cluster.places(local), needs):
             (result,) = stages.train(local, directory, tracker)
-        if result.status == "failed" or result.checkpoint is None:
-            raise ValueError(f"training failed: {result.error}")
+            if result.status == "failed" or result.checkpoint is None:
+                raise ValueError(f"training failed: {result.error}")
+            if prove:
+                stages.prove(local, result.checkpoint, directory)
         outcome.ok = True
     last = result.history[-1]
     figures = [f"{k} {last[k]:.4g}" for k in ("nll", "val_nll", "val_exact") if k in last]
     record.console.say(f"step {last['step']}: {', '.join(figures)}")
-    record.console.say(f"checkpoint: {record.shown(Path(result.checkpoint))}")
+    checkpoint = Path(result.checkpoint)
+    record.console.say(f"checkpoint: {record.shown(checkpoint)}")
+    if (best := saved.best(str(checkpoint.parent))) not in (None, checkpoint.name):
+        record.console.say(f"lowest val_nll: {record.shown(checkpoint.with_name(str(best)))}")
     record.next_commands(
-        ("score it", record.command("score_checkpoint", Path(result.checkpoint))),
+        ("score it", record.command("score_checkpoint", checkpoint)),
         ("its curves", record.command("ui", "--output", config.output)),
     )
     return 0

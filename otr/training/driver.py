@@ -16,7 +16,7 @@ import fsspec
 import ray
 import ray.train
 from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator as coordinator
-from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig
+from ray.train import FailureConfig, Result, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 
@@ -24,11 +24,10 @@ from otr.config import TrainConfig
 from otr.identity import check_same, identity
 from otr.training.saved import settle
 from otr.training.sources import absolute, corpus_identity
-from otr.training.worker import SAVE_ORDER, Job, train_loop
+from otr.training.worker import Job, train_loop
 
 RETRIES = 3
 WAIT_SECONDS = 7 * 24 * 3600  # for a place
-KEPT = 2  # checkpoints, the best by validation or else the last ones; the very last one stays too
 _LOST_PEER = re.compile(
     "Connection (closed|reset) by peer|Broken pipe|NCCL|Socket Timeout|[Tt]imed out waiting"
 )
@@ -108,11 +107,6 @@ def _trainer(job: Job, storage: str, name: str, callbacks: Sequence[Any]) -> Tor
             storage_path=storage,
             callbacks=[*callbacks],
             worker_runtime_env={"env_vars": {"CUDA_VISIBLE_DEVICES": ""}} if hides else {},
-            checkpoint_config=CheckpointConfig(
-                num_to_keep=KEPT,
-                checkpoint_score_attribute=SAVE_ORDER,
-                checkpoint_score_order="min",
-            ),
             # Begun again by Ray itself, a run would go on from where this attempt began.
             failure_config=FailureConfig(  # type: ignore[call-arg]  # Ray types its old one
                 max_failures=0, max_preemption_failures=0, controller_failure_limit=0

@@ -7,7 +7,7 @@ In: `Snapshot`s; a run's directory at Ray Train's storage, local or on an object
 import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 
 COPIES = 4
+KEPT = 2  # of the last checkpoints; the best by validation stays too
 
 
 def settle(directory: str) -> tuple[str | None, list[str]]:
@@ -50,9 +51,7 @@ def settle(directory: str) -> tuple[str | None, list[str]]:
         The name of the newest checkpoint, which is whole (None: there is none), and what was found.
     """
     fs, root = fsspec.core.url_to_fs(directory)
-    fs.invalidate_cache()  # of an object store's listings, which an earlier attempt has read
-    there = fs.ls(root, detail=False) if fs.exists(root) else []
-    names = sorted((path.rstrip("/").rpartition("/")[2] for path in there), reverse=True)
+    names = _names(fs, root)[::-1]
     for name in names:
         if name.startswith(".step-"):
             fs.rm(f"{root}/{name}", recursive=True)
@@ -74,6 +73,34 @@ def settle(directory: str) -> tuple[str | None, list[str]]:
             break
     _forget_lost(fs, root)
     return found, notes
+
+
+def best(directory: str) -> str | None:
+    """Name of the checkpoint of a run with the lowest validation NLL; None: it never measured."""
+    fs, root = fsspec.core.url_to_fs(directory)
+    measured = {}
+    for name in (name for name in _names(fs, root) if name.startswith("step-")):
+        with suppress(OSError, KeyError, json.JSONDecodeError):
+            state = json.loads(fs.cat_file(f"{root}/{name}/{TRAINER}/{STATE}"))
+            measured[name] = state["metrics"]["val_nll"]
+    return min(measured, key=lambda name: measured[name], default=None)
+
+
+def drop_old(directory: str) -> None:
+    """Remove a run's checkpoints but the last KEPT and the best, if they can be removed."""
+    fs, root = fsspec.core.url_to_fs(directory)
+    stays = best(directory)
+    for name in [name for name in _names(fs, root) if name.startswith("step-")][:-KEPT]:
+        if name != stays:
+            with suppress(OSError):
+                fs.rm(f"{root}/{name}", recursive=True)
+
+
+def _names(fs: AbstractFileSystem, root: str) -> list[str]:
+    """What lies in a directory now, sorted."""
+    fs.invalidate_cache()  # of an object store's listings, which were read before
+    there = fs.ls(root, detail=False) if fs.exists(root) else []
+    return sorted(path.rstrip("/").rpartition("/")[2] for path in there)
 
 
 def _check_sizes(fs: AbstractFileSystem, path: str) -> None:
@@ -101,14 +128,15 @@ class Storage:
     """Where a run's checkpoints are kept; every rank has one.
 
     Args:
+        directory: the run's, a path or URI.
         group: gloo ranks that write together and do nothing else (None: a single rank).
     """
 
-    def __init__(self, group: dist.ProcessGroup | None) -> None:
+    def __init__(self, directory: str, group: dist.ProcessGroup | None) -> None:
         context = ray.train.get_context().get_storage()
         self.fs, self.root = context.storage_filesystem, context.experiment_fs_path
         self.local = isinstance(self.fs, pyarrow.fs.LocalFileSystem)
-        self.group = group
+        self.directory, self.group = directory, group
         self.write_seconds: float | None = None
         """That the last checkpoint took, beside training."""
         self._written = Event()
@@ -182,6 +210,8 @@ class Storage:
                     here = f"{scratch}/{name}"
                     snapshot.write(here, tokenizer, run=run, group=self.group, shared=False)
                     self._copy(here, target)
+            if snapshot.weights is not None:  # rank 0 has them
+                drop_old(self.directory)
         finally:
             self.write_seconds = monotonic() - began
             self._written.set()

@@ -13,18 +13,21 @@ import os
 import sys
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
 import fsspec
 import pyarrow as pa
+from fsspec.implementations.local import LocalFileSystem
 
 from otr.config import DataConfig
+from otr.identity import digest_of
 
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
 PIECE_BYTES = 16 * 2**20
+DIGEST_BYTES = 64 * 2**20  # that are looked at to tell whether a corpus has changed
 
 
 @dataclass(frozen=True)
@@ -66,23 +69,29 @@ def pieces(paths: Sequence[str], split: str = "train") -> list[Piece]:
     return found
 
 
-def corpus_identity(config: DataConfig) -> list[tuple[str, int]]:
-    """What tells that the training files are others: base name and bytes of each, in order.
+def corpus_identity(config: DataConfig) -> list[tuple[str, int, str | None]]:
+    """What tells that the training files are others, of each in order: base name, bytes, digest.
 
-    A hub data set gives its name with its split, and its number of shards.
+    The digest of a large local file is of parts of it; there is none of a store's. A hub data set
+    gives its name with its split, and its number of shards.
 
     Raises:
         ValueError: as `pieces`.
     """
-    found: list[tuple[str, int]] = []
+    found: list[tuple[str, int, str | None]] = []
     for path in config.paths:
         if path.startswith("hf:"):
             count = _hub_dataset(path, config.split).num_shards
-            found.append((f"{path} {config.split}", count))
-        else:
-            for fs, name, _ in _stored(path, config.split):
-                size = fs.size(name) if fs.exists(name) else None
-                found.append((os.path.basename(name), size or 0))
+            found.append((f"{path} {config.split}", count, None))
+            continue
+        stored = _stored(path, config.split)
+        for fs, name, _ in stored:
+            size = fs.size(name) if fs.exists(name) else None
+            digest = None
+            if isinstance(fs, LocalFileSystem):
+                with suppress(OSError):  # reading will say so
+                    digest = digest_of(name, DIGEST_BYTES // len(stored))
+            found.append((os.path.basename(name), size or 0, digest))
     return found
 
 

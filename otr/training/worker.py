@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 VALIDATION_EXAMPLES = 2000
 MEBIBYTE = 2**20
-SAVE_ORDER = "save/order"  # of checkpoints: the lower, the longer it is kept
 FLUSH_SECONDS = 60
 LOOK_SECONDS = 1.0  # between two looks at the stop file
 
@@ -65,7 +64,7 @@ def train_loop(job: Job) -> None:
     config = job.config
     torch.set_num_threads(max(1, int(config.workers.cpus)))
     group = dist.new_group(backend="gloo") if config.workers.count > 1 else None
-    storage = Storage(group)
+    storage = Storage(job.directory, group)
     with storage.directory_of(job.resume_from) as resume_from:
         state = load_checkpoint(resume_from) if resume_from is not None else {}
         audit = Audit(config.data.max_rejected, config.data.skip_bad)
@@ -140,8 +139,6 @@ class _Reports:
             told["save/write_seconds"] = self.storage.write_seconds
         if snapshot is not None:
             told["save/stall_seconds"] = snapshot.stall_seconds
-            # Those that were measured come first, and then the later ones.
-            told[SAVE_ORDER] = metrics.get("val_nll", 1e9 - snapshot.step)
             if self.reader is not None:
                 snapshot.progress |= {"reader": asdict(self.reader.place), "metrics": {**told}}
         if self.note:
@@ -156,12 +153,14 @@ def _model(
     from otr.checks import check_head, check_packing
     from otr.lora import add_adapters, load_adapters
     from otr.model import empty_model, load_model
+    from otr.shape import check_row_length
     from otr.tokenizer import load_tokenizer
 
     source = config.model
     if resume_from is not None:
         source = replace(source, path=str(resume_from))
     tokenizer = load_tokenizer(source)
+    check_row_length(config)
     empty = config.memory.strategy.startswith("fsdp") and _rank() != 0
     if config.lora.rank:
         if resume_from is not None and not empty:

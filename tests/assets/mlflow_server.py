@@ -11,7 +11,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-from tests.assets.newcomer import free_port
+from evals.settings import free_port
 
 
 class Server:

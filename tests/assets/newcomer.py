@@ -4,19 +4,11 @@ In: the words of a command line. Out: the process that has ended, or what is nee
 """
 
 import os
-import socket
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
-
-
-def free_port() -> int:
-    """Of this machine, free a moment ago."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def environment() -> dict[str, str]:

@@ -20,7 +20,7 @@ import psutil
 from ray.autoscaler._private.fake_multi_node.node_provider import FakeMultiNodeProvider
 from ray.autoscaler.node_launch_exception import NodeLaunchException
 
-from tests.assets.newcomer import free_port
+from evals.settings import free_port
 
 ROOT = Path(__file__).parents[2]
 HEAD_ID = "f" * 51 + "00000"

@@ -25,9 +25,9 @@ from evals.engine import Engine
 from evals.grading import grade_all
 from evals.jobs import jobs
 from evals.score import score
-from evals.settings import EngineSettings
+from evals.settings import EngineSettings, free_port
 from pipelines.builtin import corpus
-from tests.assets.newcomer import REPOSITORY, free_port
+from tests.assets.newcomer import REPOSITORY
 from tests.benchmarks import evals_harness
 from tests.benchmarks.evals_peer import generate_all, load_benchmarks
 

@@ -1,8 +1,8 @@
 """How well the planner foresees the memory of a step: `python -m tests.benchmarks.memory [NAME..]`.
 
 In: nothing, or the names of cases. Out: a table of planned and measured peaks, and the error in %.
-Each case takes real steps in a process of its own, on the CPU; what is measured is the largest
-resident size during the second step over that after a small model's first. It is of the step
+Each case takes real steps on the CPU, every worker in a process of its own; what is measured is the
+largest resident size of one during two steps over that after a small model's. It is of the step
 alone: writing a checkpoint on a CPU takes a copy of weights and moments more.
 """
 
@@ -17,9 +17,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+import torch.distributed as dist
 from transformers import Qwen3Config
 
-from otr.config import DataConfig, LoraConfig, MemoryConfig, ModelConfig, TrainConfig
+from evals.settings import free_port
+from otr.config import DataConfig, LoraConfig, MemoryConfig, ModelConfig, TrainConfig, Workers
 from otr.model import empty_model
 from otr.objective import Objective
 from otr.planner import plan
@@ -52,6 +54,8 @@ class Case:
     rank: int = 0
     attention: str = "auto"
     objective: str = "otr"
+    workers: int = 1
+    strategy: str = "auto"
 
 
 CASES = (
@@ -70,6 +74,16 @@ CASES = (
     Case("lora", 4, 512, rank=8),
     Case("lora bf16 checkpointed", 4, 512, rank=8, dtype="bfloat16", again=True),
     Case("deep", 2, 256, layers=12),
+    Case("ddp", 4, 512, workers=2, strategy="ddp"),
+    Case("ddp, few tokens, twice", 2, 256, steps=2, workers=2, strategy="ddp"),
+    Case("ddp lora", 4, 512, rank=8, workers=2, strategy="ddp"),
+    Case("fsdp", 4, 512, workers=2, strategy="fsdp"),
+    Case("fsdp, few tokens, untied", 2, 256, tied=False, workers=2, strategy="fsdp"),
+    Case(
+        "fsdp bf16 checkpointed", 4, 512, dtype="bfloat16", again=True, workers=2, strategy="fsdp"
+    ),
+    Case("fsdp lora", 4, 512, rank=8, workers=2, strategy="fsdp"),
+    Case("fsdp deep", 2, 256, layers=12, width=768, workers=2, strategy="fsdp"),
 )
 
 
@@ -92,21 +106,30 @@ def written(case: Case, directory: Path) -> TrainConfig:
         data=DataConfig(("-",), row_length=case.length),
         objective=Objective(case.objective),  # type: ignore[arg-type]
         lora=LoraConfig(rank=case.rank),
-        memory=MemoryConfig(gradient_checkpointing=case.again),
-        step_rows=case.rows * case.steps,
+        memory=MemoryConfig(case.strategy, gradient_checkpointing=case.again),  # type: ignore[arg-type]
+        workers=Workers(case.workers),
+        step_rows=case.rows * case.steps * case.workers,
         micro_rows=case.rows,
     )
 
 
 def measured(case: Case) -> int:
-    """Bytes, in a process of its own."""
+    """Bytes of the worker that holds most."""
     command = [sys.executable, "-m", "tests.benchmarks.memory", "--one", json.dumps(vars(case))]
-    done = subprocess.run(
-        command, env=os.environ | QUIET, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise RuntimeError(done.stderr[-2000:])
-    return int(done.stdout.split()[-1])
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    workers = [
+        subprocess.Popen(
+            command,
+            env=os.environ | QUIET | meeting | {"RANK": str(n), "WORLD_SIZE": str(case.workers)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for n in range(case.workers)
+    ]
+    said = [worker.communicate()[0] for worker in workers]
+    if any(worker.returncode for worker in workers):
+        raise RuntimeError(f"{case.name} failed; its error is above")
+    return max(int(text.split()[-1]) for text in said)
 
 
 def planned(case: Case) -> int:
@@ -116,6 +139,8 @@ def planned(case: Case) -> int:
 
 
 def _take_steps(case: Case) -> int:
+    if case.workers > 1:
+        dist.init_process_group("gloo")
     with TemporaryDirectory() as directory:
         config = written(case, Path(directory))
         small = replace(case, layers=1, width=64, vocabulary=300, length=16)
@@ -136,12 +161,13 @@ def train_briefly(config: TrainConfig, vocabulary: int, device: str = "cpu") -> 
     model = empty_model(config.model)
     if config.lora.rank:
         model = add_adapters(model, config.lora)
-    model.to_empty(device=device)
-    (getattr(model, "get_base_model", lambda: model))().tie_weights()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.02)
-    for buffer in model.buffers():
-        buffer.fill_(0.5)
+    if not (config.memory.strategy == "fsdp" and dist.get_rank()):  # whose model may be empty
+        model.to_empty(device=device)
+        (getattr(model, "get_base_model", lambda: model))().tie_weights()
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.02)
+        for buffer in model.buffers():
+            buffer.fill_(0.5)
     try:
         train(model, _batches(config, vocabulary), config, lambda *_: None)
     except ValueError as error:

@@ -25,11 +25,10 @@ from unittest.mock import patch
 from ray import tune
 
 import tuning.sweep
-from evals.settings import EngineSettings
+from evals.settings import EngineSettings, free_port
 from otr.config import DataConfig, ModelConfig, TrainConfig
 from pipelines import cluster, full_sweep
 from pipelines.presets import SweepConfig
-from tests.assets.newcomer import free_port
 from tests.assets.tiny import make_tiny_model
 from tests.benchmarks.scale_coin import RIGHT, in_place_of_vllm
 from tests.benchmarks.scale_figures import figures, watched

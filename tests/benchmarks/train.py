@@ -41,6 +41,7 @@ QUICK = {
     "mfu": "tiny:64x4x2",
     "rounds": 1,
     "fit_steps": 3,
+    "fit_megabytes": 0.5,
     "megabytes": [0.1],
 }
 
@@ -71,7 +72,8 @@ def parse_options() -> argparse.Namespace:
     add("--save", default="wide", metavar="MODEL")
     add("--mfu", default="large:4096x8x2", metavar="MODEL:SxRxB")
     add("--rounds", type=int, default=7, help="timed steps of each contender")
-    add("--fit-steps", type=int, default=50, help="steps of the run on Ray")
+    add("--fit-steps", type=int, default=150, help="of the run on Ray; 32 a window of the corpus")
+    add("--fit-megabytes", type=float, default=4, help="of its corpus")
     add("--megabytes", nargs="+", type=float, default=[10, 100], help="sizes of the corpus")
     add("--ways", nargs="+", choices=WAYS, default=WAYS, help="of tokenizing and packing it")
     add("--full", action="store_true", help="also a corpus of 1000 MB")
@@ -139,7 +141,7 @@ def mfu(options: argparse.Namespace) -> list[dict[str, Any]]:
 def fit(options: argparse.Namespace) -> list[dict[str, Any]]:
     one = case(options.fit, options)
     with tempfile.TemporaryDirectory() as directory:
-        write_corpus(Path(directory), 0.5, files=1)
+        write_corpus(Path(directory), options.fit_megabytes, files=1)
         ways = measured(
             "fit",
             directory=directory,

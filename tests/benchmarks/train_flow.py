@@ -186,7 +186,7 @@ def save(job: Figures) -> Figures:
 
     from otr import ModelConfig, OptimConfig, load_tokenizer
     from otr.checkpoint import Staging
-    from otr.loop import take_snapshot
+    from otr.loop import Hooks, take_snapshot
     from otr.optim import make_optimizer
     from otr.policy import Policy
     from tests.benchmarks.train_data import Case, make_model
@@ -199,7 +199,7 @@ def save(job: Figures) -> Figures:
     optimizer.step()
     stalls, writes = [], []
     for step in range(4):
-        snapshot = take_snapshot(policy, optimizer, staging, (step, 0))
+        snapshot = take_snapshot(policy, optimizer, staging, (step, 0), Hooks())
         start = time.perf_counter()
         snapshot.write(Path(job["scratch"]) / str(step), tokenizer)
         stalls.append(snapshot.stall_seconds)

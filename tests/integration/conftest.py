@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.assets.newcomer import free_port
 from tests.assets.tiny import make_tiny_model
 
 
@@ -31,7 +30,7 @@ def checkpoints(tmp_path_factory) -> list[Path]:
 @pytest.fixture(scope="module")
 def engine_settings(tmp_path_factory):
     """Of a small engine on a free port, with its logs out of the way."""
-    from evals.settings import EngineSettings
+    from evals.settings import EngineSettings, free_port
 
     return EngineSettings(
         max_model_len=512,

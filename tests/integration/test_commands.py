@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from evals.records import read_answers
-from tests.assets.newcomer import free_port, run
+from evals.settings import free_port
+from tests.assets.newcomer import run
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
@@ -30,7 +31,10 @@ def test_train_on_a_file_and_score_what_comes_out(tmp_path: Path) -> None:
     output = tmp_path / "runs"
     line = ["--data", str(data), "--columns", "prompt=question", "completion=answer"]
     line += ["--train.data.row-length", "256", "--max-steps", "2", "--output", str(output)]
-    said = said_by([sys.executable, "pipelines/train_one.py", *line, "--name", "mine"])
+    done = run([sys.executable, "pipelines/train_one.py", *line, "--name", "mine"])
+    assert done.returncode == 0, done.stderr
+    assert "✓ prove      vLLM serves the checkpoint" in done.stderr
+    said = done.stdout
     checkpoint = output / "mine" / "trials" / "train-seed0" / "train" / "step-000002"
     assert str(checkpoint) in said and "step 2: nll " in said
     assert (checkpoint / "model.safetensors").is_file()

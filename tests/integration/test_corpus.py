@@ -180,7 +180,7 @@ def test_a_corpus_of_which_nothing_can_be_read_is_refused(
 
 
 def test_identity_tells_that_files_are_others(tmp_path: Path) -> None:
-    def identity(*paths: Path | str) -> list[tuple[str, int]]:
+    def identity(*paths: Path | str) -> list[tuple[str, int, str | None]]:
         return sources.corpus_identity(DataConfig(tuple(map(str, paths))))
 
     before = tmp_path / "before"
@@ -188,14 +188,15 @@ def test_identity_tells_that_files_are_others(tmp_path: Path) -> None:
     path = write(before, "jsonl")
     write(before, "parquet")
     first = identity(before)
-    assert first[0] == ("rows.jsonl", len(TEXT)) and first[1][0] == "rows.parquet"
+    assert first[0][:2] == ("rows.jsonl", len(TEXT)) and first[1][0] == "rows.parquet"
     assert identity(before.rename(tmp_path / "after")) == first, "a moved corpus is the same"
     path = tmp_path / "after" / "rows.jsonl"
-    path.write_bytes(TEXT + b"{}\n")
-    assert identity(tmp_path / "after") == [("rows.jsonl", len(TEXT) + 3), first[1]]
+    path.write_bytes(TEXT[:-3] + b" }\n")
+    [edited, same] = identity(tmp_path / "after")
+    assert edited[:2] == first[0][:2] and edited != first[0] and same == first[1]
     (hub := tmp_path / "hub").mkdir()
-    assert identity(name := write(hub, "hub")) == [(f"{name} train", 1)]
-    [(name, size)] = identity(write(tmp_path, "saved"))
+    assert identity(name := write(hub, "hub")) == [(f"{name} train", 1, None)]
+    [(name, size, _)] = identity(write(tmp_path, "saved"))
     assert name == "data-00000-of-00001.arrow" and size > 0
 
 

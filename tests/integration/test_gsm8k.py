@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from evals.records import read_answers
-from tests.assets.newcomer import free_port, run
+from evals.settings import free_port
+from tests.assets.newcomer import run
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from tests.assets.newcomer import REPOSITORY, environment, free_port, run
+from evals.settings import free_port
+from tests.assets.newcomer import REPOSITORY, environment, run
 
 TRIALS = ["sft-seed0", "otr-k16-seed0"]
 BENCHMARKS = ["target-heldout", "retained-code"]

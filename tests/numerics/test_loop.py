@@ -8,11 +8,12 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from otr import ModelConfig, Objective, OptimConfig, TrainConfig, Workers
+from otr import MemoryConfig, ModelConfig, Objective, OptimConfig, TrainConfig, Workers
 from otr.data import pack
 from otr.evaluate import evaluate
 from otr.loop import BadStep, Hooks, train
 from otr.model import head, hidden_states, load_model
+from otr.parallel import decoder_layers
 from otr.policy import Policy
 from otr.tokenizer import load_tokenizer
 from tests.assets.tiny import make_tiny_model
@@ -71,6 +72,39 @@ def test_accumulation_equals_one_batch(model_dir: Path, objective: Objective) ->
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-6)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-5)
     torch.testing.assert_close(w1, w2, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["gradient_checkpointing", pytest.param("compile", marks=pytest.mark.integration)],  # a minute
+)
+def test_what_saves_memory_or_time_learns_the_same(model_dir: Path, option: str) -> None:
+    results = []
+    for on in (False, True):
+        model, log = load_model(ModelConfig(str(model_dir))), []
+        run = config(model_dir, Objective(num_samples=8), 3, memory=MemoryConfig(**{option: on}))
+        train(model, batches(3), run, lambda *report, log=log: log.append(report[0]["nll"]))
+        if option == "compile":
+            compiled = [layer._compiled_call_impl is not None for layer in decoder_layers(model)]
+            assert compiled == [on] * len(compiled)
+        assert model.is_gradient_checkpointing == (on and option == "gradient_checkpointing")
+        results.append((log, weights(model)))
+    (log, plain), (again, changed) = results
+    assert again == pytest.approx(log, abs=1e-4)
+    torch.testing.assert_close(changed, plain, rtol=0, atol=1e-3)  # steps are of 1e-2
+
+
+def test_bfloat16_learns_nearly_the_same(model_dir: Path) -> None:
+    """Its weights stay float32."""
+    logs = []
+    for dtype in ("float32", "bfloat16"):
+        run = config(model_dir, Objective("sft"), 6)
+        run = replace(run, model=replace(run.model, dtype=dtype))
+        model, log = load_model(run.model), []
+        train(model, batches(6), run, lambda *report, log=log: log.append(report[0]["nll"]))
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+        logs.append(log)
+    assert logs[1] == pytest.approx(logs[0], rel=2e-2) and logs[1] != logs[0]
 
 
 def test_each_seed_and_step_draws_anew(model_dir: Path) -> None:

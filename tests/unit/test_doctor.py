@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
+from evals.settings import free_port
 from pipelines import cli, doctor, doctor_machine
 from pipelines.doctor import Finding
 from pipelines.presets import PRESETS, SweepConfig
 from pipelines.tracking import check_store
-from tests.assets.newcomer import free_port
 from tests.assets.tiny import make_tiny_model
 from tuning.space import Trial
 

@@ -19,8 +19,8 @@ import pytest
 import ray
 import yaml
 
+from evals.settings import free_port
 from pipelines import cli, doctor, doctor_cluster
-from tests.assets.newcomer import free_port
 
 HEAD, WORKER = "127.0.0.1", "127.0.0.2"
 SSHD = shutil.which("sshd", path=os.environ["PATH"] + ":/usr/sbin")

@@ -8,11 +8,11 @@ from threading import Thread
 
 import pytest
 
+from evals.settings import free_port
 from pipelines import console, doctor_machine, full_sweep, record, tracking
 from pipelines.outbox import Entry, Outbox
 from pipelines.presets import PRESETS, SweepConfig
 from pipelines.tracking import Tracker, check_store, store_uri
-from tests.assets.newcomer import free_port
 
 SECRET = "planted-5f3a"
 VARIABLES = (

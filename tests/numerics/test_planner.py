@@ -34,6 +34,16 @@ def with_memory(run: TrainConfig, **changes: Any) -> TrainConfig:
     ids=lambda case: case.name,
 )
 def test_a_measured_step(case: Case) -> None:
+    holds(case)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_measured_step_of_two_workers(strategy: str) -> None:
+    holds(Case(strategy, 4, 256, 4, 512, 8000, workers=2, strategy=strategy))
+
+
+def holds(case: Case) -> None:
     real = measured(case)
     assert real > 100 * MIB, "too little to be measured"
     assert planned(case) == pytest.approx(real, rel=0.15)

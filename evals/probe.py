@@ -1,7 +1,7 @@
 """Proof that an engine serves the weights of a Hugging Face directory.
 
 In: the directory and the log-probabilities that the engine served for fixed token sequences.
-Out: nothing, or a RuntimeError. The truth is transformers in float32 on the same directory, so a
+Out: nothing, or a NotServedError. The truth is transformers in float32 on the same directory, so a
 fault of the engine, of its kernels or of a weight swap can't hide.
 """
 
@@ -34,6 +34,10 @@ _FREE_KEYS = {
 }  # fmt: skip
 
 NUM_CONTINUED = 8
+
+
+class NotServedError(RuntimeError):
+    """The engine does not serve the weights that it should."""
 
 
 def check_directory(directory: str | Path) -> Path:
@@ -98,7 +102,7 @@ def prove(
         settings: of the engine.
 
     Raises:
-        RuntimeError: it serves something else.
+        NotServedError: it serves something else.
     """
     prompts = sequences(directory, settings.max_model_len)
     for name, path in {"": None, **adapters}.items():
@@ -150,7 +154,7 @@ def check_logprobs(
     """Return the largest difference in nats.
 
     Raises:
-        RuntimeError: it or the mean exceeds TOLERANCE[dtype], or a value is missing or not a
+        NotServedError: it or the mean exceeds TOLERANCE[dtype], or a value is missing or not a
             number.
     """
     differences = [
@@ -163,7 +167,7 @@ def check_logprobs(
     worst, mean = max(differences, default=0.0), fmean(differences or [0.0])
     most, most_on_average = TOLERANCE[dtype]
     if worst > most or mean > most_on_average:
-        raise RuntimeError(
+        raise NotServedError(
             f"the engine does not serve {what}: log-probabilities differ by up to {worst:.3g} and "
             f"on average {mean:.3g} nats from transformers' in float32 (allowed in {dtype}: "
             f"{most:g} and {most_on_average:g}); nothing it generates may be scored"

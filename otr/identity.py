@@ -101,8 +101,8 @@ def flat(config: TrainConfig) -> dict[str, Any]:
 
 
 def _short(value: Any, other: Any) -> str:
-    """Of two lists, what the other has not."""
-    if isinstance(value, list) and isinstance(other, list):
-        value = [each for each in value if each not in other]
+    """Of two lists of files, what the other has not."""
+    if value and other and isinstance(value, list) and isinstance(value[0], list):
+        value = [each for each in value if each not in other] or value
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

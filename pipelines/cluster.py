@@ -19,6 +19,7 @@ import ray
 
 from pipelines import capacity, console
 from pipelines.presets import SweepConfig
+from pipelines.stopping import ends_at_sigterm
 from tuning.places import Bundle, of_trial, total
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -44,9 +45,10 @@ def running(logs: Path, cpus: int, *needs: Sequence[Bundle]) -> Iterator[None]:
             connect(address, cpus)
             os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
             _to_file(logs / "driver.log")
-            if address:
-                capacity.wait(*needs)
-            yield
+            with ends_at_sigterm():  # Ray's own way to end would leave Serve on a cluster
+                if address:
+                    capacity.wait(*needs)
+                yield
         finally:
             session = ray._private.worker._global_node
             folder = Path(session.get_logs_dir_path()) if session and not address else None

@@ -53,7 +53,9 @@ def disk(config: SweepConfig) -> str:
     if not os.access(there, os.W_OK):
         raise ValueError(f"{there} can't be written to: give another --output")
     weights = parameters(config.train.model.path)
-    needed = _SPARE_BYTES + (len(config.trials) + 1) * _BYTES_A_PARAMETER * (weights or 0)
+    # The last two, the best and the one that is written; of adapters they are small.
+    each = 4 if config.train.save_every and not config.train.lora.rank else 1
+    needed = _SPARE_BYTES + (each * len(config.trials) + 1) * _BYTES_A_PARAMETER * (weights or 0)
     free = shutil.disk_usage(there).free
     about = f"about {needed / GIB:.1f} GiB needed" if weights else "needed: unknown"
     text = f"{free / GIB:.1f} GiB free at {there}, {about}"

@@ -30,7 +30,7 @@ SHORT = {
     "--max-steps": "--train.max-steps",
     "--workers": "--train.workers.count",
 }
-_OWN = ("--preset", "--config", "--arms", "--seeds", "--dry-run", "--no-prove", "--help")
+_OWN = ("--preset", "--config", "--arms", "--seeds", "--dry-run", "--help")
 _HELP = """\
 Starts from a preset and changes what you name. In short:
   --preset {presets}; --config RUN.json: start from a former run

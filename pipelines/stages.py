@@ -1,12 +1,11 @@
 """The stages of a run, each with its line on the terminal.
 
 In: a resolved `SweepConfig`, the run's directory. Out: what the corpus has of the benchmarks;
-trained trials; a proof that vLLM serves a checkpoint; scores of model directories. Ray must be
-running, but for `check_prompts`. What is there from an interrupted run is taken from there.
+trained trials; scores of model directories. Ray must be running, but for `check_prompts`. What is
+already there from an interrupted run is taken from there.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +14,6 @@ import ray
 
 from evals import prompts
 from evals.benchmark import Benchmark, TaskScore
-from evals.settings import free_port
 from pipelines import console, contamination, doctor_machine
 from pipelines.contamination import Overlap
 from pipelines.presets import SweepConfig
@@ -30,7 +28,6 @@ if TYPE_CHECKING:
     from tuning.sweep import TrialResult
 
 Scores = dict[str, list[TaskScore]]
-PROOF_LEN = 256  # tokens: enough for `evals.probe`
 
 
 def check_prompts(config: SweepConfig) -> None:
@@ -86,31 +83,6 @@ def train(
         states = [result.status for result in results]
         stage.say(", ".join(f"{states.count(s)} trials {s}" for s in dict.fromkeys(states)))
         return results
-
-
-def prove(config: SweepConfig, checkpoint: str, directory: Path) -> None:
-    """See that vLLM gives a checkpoint's log-probabilities as transformers does.
-
-    Raises:
-        ValueError: it does not.
-    """
-    port = free_port()  # nobody else asks this engine
-    least = min(PROOF_LEN, config.engine.max_model_len)
-    engine = replace(config.engine, num_replicas=1, max_model_len=least, port=port)
-    with console.stage("prove", "starting vLLM") as stage:
-        if config.train.model.trust_remote_code:
-            stage.say("not in vLLM, which never runs code that comes with a model")
-            return
-        try:
-            with Scorer(replace(config, engine=engine), directory) as scorer:
-                scorer.plan({"base": config.train.model.path, "model": checkpoint})
-                scorer.prove("model", checkpoint)
-        except (ValueError, RuntimeError) as error:
-            raise ValueError(
-                f"the checkpoint is saved, {checkpoint}, but not proven in vLLM: {error}; "
-                "the same command tries again, with --no-prove it does without"
-            ) from error
-        stage.say("vLLM serves the checkpoint with transformers' log-probabilities")
 
 
 def score_models(

@@ -18,6 +18,16 @@ EXIT_CODE = 128 + signal.SIGTERM
 
 
 @contextmanager
+def ends_at_sigterm() -> Iterator[None]:
+    """While the body runs, SIGTERM leaves it as an error would, so that what it began ends too."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_CODE))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
 def stops_at_sigterm(stop_file: Path) -> Iterator[None]:
     """While the body runs, SIGTERM writes `stop_file` first.
 

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 if __name__ == "__main__" and not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipelines import cluster, doctor, options, record, stages
+from pipelines import cluster, doctor, options, proof, record, stages
 from pipelines.builtin import corpus
 from pipelines.presets import SweepConfig
 from pipelines.resolve import resolved
@@ -39,8 +39,6 @@ def run(config: SweepConfig, *, prove: bool) -> int:
         ValueError: a check failed, training failed, the directory holds another run, or vLLM does
             not serve what was saved.
     """
-    from otr.training import saved  # Ray Train's import takes seconds
-
     directory = Path(config.output).absolute() / config.name
     local = resolved(config, corpus.folder(config.output))
     doctor.require(local, without=("benchmarks", "engine", "port"))
@@ -56,15 +54,17 @@ def run(config: SweepConfig, *, prove: bool) -> int:
             if result.status == "failed" or result.checkpoint is None:
                 raise ValueError(f"training failed: {result.error}")
             if prove:
-                stages.prove(local, result.checkpoint, directory)
+                proof.prove(local, result.checkpoint, directory)
         outcome.ok = True
+    from otr.training.saved import best  # Ray Train's import takes seconds
+
     last = result.history[-1]
     figures = [f"{k} {last[k]:.4g}" for k in ("nll", "val_nll", "val_exact") if k in last]
     record.console.say(f"step {last['step']}: {', '.join(figures)}")
     checkpoint = Path(result.checkpoint)
     record.console.say(f"checkpoint: {record.shown(checkpoint)}")
-    if (best := saved.best(str(checkpoint.parent))) not in (None, checkpoint.name):
-        record.console.say(f"lowest val_nll: {record.shown(checkpoint.with_name(str(best)))}")
+    if (name := best(str(checkpoint.parent))) not in (None, checkpoint.name):
+        record.console.say(f"lowest val_nll: {record.shown(checkpoint.with_name(str(name)))}")
     record.next_commands(
         ("score it", record.command("score_checkpoint", checkpoint)),
         ("its curves", record.command("ui", "--output", config.output)),

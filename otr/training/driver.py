@@ -50,7 +50,9 @@ def fit(
     """Train to `config.max_steps`, from the run's newest whole checkpoint if it has one.
 
     A run whose worker, controller or host died, or whose host is to be taken away, is begun again,
-    up to RETRIES times without a new checkpoint; one that raised an error is not.
+    up to RETRIES times without a new checkpoint; one that raised an error is not. The last two
+    checkpoints stay, and the one with the lowest validation NLL, which `otr.training.saved.best`
+    names; `Result.checkpoint` is the last.
 
     Args:
         config: the run.

@@ -5,10 +5,11 @@ In: `Snapshot`s; a run's directory at Ray Train's storage, local or on an object
 """
 
 import json
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import takewhile
+from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Event
@@ -51,12 +52,12 @@ def settle(directory: str) -> tuple[str | None, list[str]]:
         The name of the newest checkpoint, which is whole (None: there is none), and what was found.
     """
     fs, root = fsspec.core.url_to_fs(directory)
-    names = _names(fs, root)[::-1]
-    for name in names:
-        if name.startswith(".step-"):
+    for name in _names(fs, root):
+        # Ray's list of checkpoints too: it would refuse to begin where one of them is gone.
+        if name.startswith(".step-") or name == CHECKPOINT_MANAGER_SNAPSHOT_FILENAME:
             fs.rm(f"{root}/{name}", recursive=True)
     found, notes = None, []
-    for name in (name for name in names if name.startswith("step-")):
+    for name in reversed(_checkpoints(fs, root)):
         path, aside = f"{root}/{name}", f"{root}/damaged-{name}"
         try:
             if isinstance(fs, LocalFileSystem):
@@ -71,36 +72,64 @@ def settle(directory: str) -> tuple[str | None, list[str]]:
         else:
             found = name
             break
-    _forget_lost(fs, root)
     return found, notes
 
 
 def best(directory: str) -> str | None:
-    """Name of the checkpoint of a run with the lowest validation NLL; None: it never measured."""
+    """Name of the checkpoint of a run with the lowest validation NLL, of those that have one.
+
+    Raises:
+        OSError: the storage can't be read.
+    """
     fs, root = fsspec.core.url_to_fs(directory)
-    measured = {}
-    for name in (name for name in _names(fs, root) if name.startswith("step-")):
-        with suppress(OSError, KeyError, json.JSONDecodeError):
-            state = json.loads(fs.cat_file(f"{root}/{name}/{TRAINER}/{STATE}"))
-            measured[name] = state["metrics"]["val_nll"]
-    return min(measured, key=lambda name: measured[name], default=None)
+    return _best({name: _state(fs, f"{root}/{name}") for name in _checkpoints(fs, root)})
 
 
 def drop_old(directory: str) -> None:
-    """Remove a run's checkpoints but the last KEPT and the best, if they can be removed."""
-    fs, root = fsspec.core.url_to_fs(directory)
-    stays = best(directory)
-    for name in [name for name in _names(fs, root) if name.startswith("step-")][:-KEPT]:
-        if name != stays:
-            with suppress(OSError):
+    """Remove a run's checkpoints but the best and the last KEPT that every rank has written.
+
+    What can't be read or removed now is left to the next call.
+    """
+    with suppress(OSError):
+        fs, root = fsspec.core.url_to_fs(directory)
+        states = {name: _state(fs, f"{root}/{name}") for name in _checkpoints(fs, root)}
+        whole = [name for name, state in states.items() if _all_wrote(fs, f"{root}/{name}", state)]
+        stay = {_best(states), *whole[-KEPT:]}
+        for name in takewhile(lambda name: name not in whole[-KEPT:], states):
+            if whole and name not in stay:
                 fs.rm(f"{root}/{name}", recursive=True)
 
 
+def _best(states: Mapping[str, dict[str, Any]]) -> str | None:
+    measured = {name: state.get("metrics", {}).get("val_nll") for name, state in states.items()}
+    known = {name: nll for name, nll in measured.items() if nll is not None and isfinite(nll)}
+    return min(known, key=lambda name: known[name], default=None)
+
+
+def _state(fs: AbstractFileSystem, path: str) -> dict[str, Any]:
+    """What a checkpoint says of itself; of one that is damaged nothing."""
+    try:
+        return dict(json.loads(fs.cat_file(f"{path}/{TRAINER}/{STATE}")))
+    except (FileNotFoundError, ValueError, TypeError):
+        return {}
+
+
+def _all_wrote(fs: AbstractFileSystem, path: str, state: Mapping[str, Any]) -> bool:
+    lists = (f"{path}/{TRAINER}/files-{rank}.json" for rank in range(state.get("world", 0)))
+    return bool(state) and all(map(fs.exists, lists))
+
+
+def _checkpoints(fs: AbstractFileSystem, root: str) -> list[str]:
+    """Their names, in the order of their steps."""
+    return [name for name in _names(fs, root) if name.startswith("step-")]
+
+
 def _names(fs: AbstractFileSystem, root: str) -> list[str]:
-    """What lies in a directory now, sorted."""
+    """What lies in a directory now; of equal beginnings the lower number first."""
     fs.invalidate_cache()  # of an object store's listings, which were read before
     there = fs.ls(root, detail=False) if fs.exists(root) else []
-    return sorted(path.rstrip("/").rpartition("/")[2] for path in there)
+    names = (path.rstrip("/").rpartition("/")[2] for path in there)
+    return sorted(names, key=lambda name: (len(name), name))
 
 
 def _check_sizes(fs: AbstractFileSystem, path: str) -> None:
@@ -111,17 +140,8 @@ def _check_sizes(fs: AbstractFileSystem, path: str) -> None:
             for name, (size, _) in listed.items():
                 if fs.size(f"{path}/{name}") != size:
                     raise DamagedCheckpoint(f"{path}/{name} is not as it was written")
-    except (OSError, KeyError, json.JSONDecodeError) as error:
+    except (OSError, KeyError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DamagedCheckpoint(f"{path} is incomplete: {error}") from error
-
-
-def _forget_lost(fs: AbstractFileSystem, root: str) -> None:
-    """Remove Ray's list of checkpoints if one of them is gone: Ray would refuse to begin."""
-    listed = f"{root}/{CHECKPOINT_MANAGER_SNAPSHOT_FILENAME}"
-    if fs.exists(listed):
-        names = set(re.findall(r"step-\d+", fs.cat_file(listed).decode()))
-        if not all(fs.exists(f"{root}/{name}") for name in names):
-            fs.rm(listed)
 
 
 class Storage:
@@ -156,16 +176,14 @@ class Storage:
             yield here
 
     def remind(self, name: str, metrics: dict[str, Any]) -> None:
-        """Tell Ray Train of a checkpoint that was written, if it died before it could note that."""
-        known = ray.train.get_checkpoint()
-        if known is None or Path(known.path).name != name:
-            ray.train.report(
-                metrics,
-                checkpoint=Checkpoint(f"{self.root}/{name}", self.fs),
-                checkpoint_dir_name=name,
-                checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
-                delete_local_checkpoint_after_upload=False,
-            )
+        """Tell Ray Train of the checkpoint that the run goes on from."""
+        ray.train.report(
+            metrics,
+            checkpoint=Checkpoint(f"{self.root}/{name}", self.fs),
+            checkpoint_dir_name=name,
+            checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
+            delete_local_checkpoint_after_upload=False,
+        )
 
     def report(
         self,
@@ -210,11 +228,11 @@ class Storage:
                     here = f"{scratch}/{name}"
                     snapshot.write(here, tokenizer, run=run, group=self.group, shared=False)
                     self._copy(here, target)
-            if snapshot.weights is not None:  # rank 0 has them
-                drop_old(self.directory)
         finally:
             self.write_seconds = monotonic() - began
             self._written.set()
+        if snapshot.weights is not None:  # rank 0 has them
+            drop_old(self.directory)
         return Checkpoint(target, self.fs)
 
     def _copy(self, here: str, there: str) -> None:

@@ -72,26 +72,27 @@ def pieces(paths: Sequence[str], split: str = "train") -> list[Piece]:
 def corpus_identity(config: DataConfig) -> list[tuple[str, int, str | None]]:
     """What tells that the training files are others, of each in order: base name, bytes, digest.
 
-    The digest of a large local file is of parts of it; there is none of a store's. A hub data set
-    gives its name with its split, and its number of shards.
+    The digests look at up to DIGEST_BYTES in all; a store's files have none. A hub data set gives
+    its name with its split, and its number of shards.
 
     Raises:
         ValueError: as `pieces`.
     """
     found: list[tuple[str, int, str | None]] = []
+    local: dict[int, str] = {}
     for path in config.paths:
         if path.startswith("hf:"):
             count = _hub_dataset(path, config.split).num_shards
             found.append((f"{path} {config.split}", count, None))
             continue
-        stored = _stored(path, config.split)
-        for fs, name, _ in stored:
-            size = fs.size(name) if fs.exists(name) else None
-            digest = None
+        for fs, name, _ in _stored(path, config.split):
             if isinstance(fs, LocalFileSystem):
-                with suppress(OSError):  # reading will say so
-                    digest = digest_of(name, DIGEST_BYTES // len(stored))
-            found.append((os.path.basename(name), size or 0, digest))
+                local[len(found)] = name
+            size = fs.size(name) if fs.exists(name) else None
+            found.append((os.path.basename(name), size or 0, None))
+    for number, name in local.items():
+        with suppress(OSError):  # reading will say so
+            found[number] = (*found[number][:2], digest_of(name, DIGEST_BYTES // len(local)))
     return found
 
 

@@ -89,6 +89,7 @@ def _train(
     note = "; ".join([*job.notes, *_notes(config, state)])
     if job.resume_from is not None:
         storage.remind(job.resume_from, {**state["metrics"], "note": note})
+        note = ""
     model, tokenizer = _model(config, resume_from)
     hooks = Hooks(
         should_stop=_Told(job.stop_file),
@@ -160,7 +161,8 @@ def _model(
     if resume_from is not None:
         source = replace(source, path=str(resume_from))
     tokenizer = load_tokenizer(source)
-    check_row_length(config)
+    if resume_from is None:
+        check_row_length(config)
     empty = config.memory.strategy.startswith("fsdp") and _rank() != 0
     if config.lora.rank:
         if resume_from is not None and not empty:

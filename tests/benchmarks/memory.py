@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -126,6 +127,11 @@ def measured(case: Case) -> int:
         )
         for n in range(case.workers)
     ]
+    while any(worker.poll() is None for worker in workers):
+        if any(worker.poll() for worker in workers):
+            for worker in workers:
+                worker.kill()  # which waits for the one that failed
+        time.sleep(0.1)
     said = [worker.communicate()[0] for worker in workers]
     if any(worker.returncode for worker in workers):
         raise RuntimeError(f"{case.name} failed; its error is above")

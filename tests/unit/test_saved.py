@@ -1,13 +1,14 @@
-"""The checkpoints of a run on an object store, put in order before it begins again."""
+"""The checkpoints of a run on an object store: put in order when it begins, and which stay."""
 
 import json
+import math
 
 import fsspec
 import pytest
 from fsspec.spec import AbstractFileSystem
 
-from otr.checkpoint import STATE, TRAINER
-from otr.training.saved import settle
+from otr.checkpoint import STATE, TRAINER, checkpoint_name
+from otr.training.saved import best, drop_old, settle
 
 
 @pytest.fixture
@@ -50,3 +51,51 @@ def test_there_is_none(store: AbstractFileSystem) -> None:
     save(store, "step-000002", b"")
     found, [note] = settle("memory://run")
     assert found is None and "step-000002/model.safetensors is not as it was written" in note
+
+
+def measure(fs: AbstractFileSystem, step: int, nll: float | None = None, ranks: int = 1) -> None:
+    """One checkpoint of two ranks, of which so many have written theirs."""
+    told = {"world": 2, "metrics": {} if nll is None else {"val_nll": nll}}
+    files = {f"files-{rank}.json": b"{}" for rank in range(ranks)}
+    files[STATE] = json.dumps(told).encode()
+    place = f"/run/{checkpoint_name(step)}/{TRAINER}"
+    fs.pipe({f"{place}/{name}": content for name, content in files.items()})
+
+
+def left(fs: AbstractFileSystem) -> list[int]:
+    return sorted(int(path.rpartition("step-")[2]) for path in fs.ls("/run", detail=False))
+
+
+def test_the_last_two_stay_and_the_best(store: AbstractFileSystem) -> None:
+    for step, nll in ((2, math.nan), (4, 0.1), (6, 0.3), (8, None), (10, 0.2)):
+        measure(store, step, nll, ranks=2)
+    measure(store, 12)  # the other rank still writes
+    drop_old("memory://run")
+    assert left(store) == [4, 8, 10, 12]
+    assert best("memory://run") == "step-000004"
+
+
+def test_steps_are_numbers(store: AbstractFileSystem) -> None:
+    for step in (999_998, 999_999, 1_000_000, 1_000_001):
+        measure(store, step, ranks=2)
+    drop_old("memory://run")
+    assert left(store) == [1_000_000, 1_000_001]
+    assert best("memory://run") is None
+
+
+def test_where_the_storage_can_t_be_read_all_stay(
+    store: AbstractFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (2, 4, 6):
+        measure(store, step, 1 / step, ranks=2)
+
+    def fail(path: str, **how: object) -> bytes:
+        raise OSError("slow down")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "cat_file", fail)
+        drop_old("memory://run")
+    assert left(store) == [2, 4, 6]
+    store.pipe_file(f"/run/step-000002/{TRAINER}/{STATE}", b"\xff{")  # damaged: it has no NLL
+    drop_old("memory://run")
+    assert left(store) == [4, 6]

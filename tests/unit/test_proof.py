@@ -1,0 +1,55 @@
+"""What `otr train` says where vLLM does not serve a checkpoint, or can't be asked."""
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from evals import engine
+from evals.probe import NotServedError
+from pipelines import proof
+from pipelines.presets import SweepConfig, debug
+from pipelines.resolve import resolved
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> SweepConfig:
+    return resolved(debug(), tmp_path / "world")
+
+
+def test_what_is_served_otherwise_is_an_error(
+    tmp_path: Path, config: SweepConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(*asked: Any, **more: Any) -> None:
+        raise NotServedError("log-probabilities differ by up to 3")
+
+    monkeypatch.setattr(engine, "Engine", SimpleNamespace(start=start))
+    (tmp_path / "step-2").mkdir()
+    with pytest.raises(ValueError, match=r"step-2 is saved, but not to be used: .* differ by"):
+        proof.prove(config, str(tmp_path / "step-2"), tmp_path)
+
+
+def test_an_engine_that_does_not_start_is_no_fault_of_the_checkpoint(
+    tmp_path: Path, config: SweepConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """This one is: it is empty. But the engine was not asked."""
+    (empty := tmp_path / "step-2").mkdir()
+    proof.prove(config, str(empty), tmp_path)
+    assert "not proven in vLLM, which could not serve it here" in capsys.readouterr().err
+
+
+def test_where_it_is_not_tried(
+    tmp_path: Path,
+    config: SweepConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    trusting = replace(config.train.model, trust_remote_code=True)
+    proof.prove(replace(config, train=replace(config.train, model=trusting)), "", tmp_path)
+    monkeypatch.setattr(proof.psutil, "virtual_memory", lambda: SimpleNamespace(available=2**20))
+    proof.prove(config, "", tmp_path)
+    said = capsys.readouterr().err
+    assert "not proven in vLLM: it never runs code that comes with a model" in said
+    assert "GiB of memory, 0 are free" in said

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 BLOCK = 64  # vocabulary entries whose weights are summed before one of them is drawn
-SMALL = 4096  # vocabulary up to which summing all entries costs less than those of drawn blocks
+SMALL = 4096  # vocabulary up to which all entries are summed up, and only the misses are drawn
 HIT, WHICH_BLOCK, WHICH_ENTRY = 0, 1, 2  # the words of a draw
 
 
@@ -49,54 +49,68 @@ def row_keys(
     return low_T, high_T
 
 
-def draw_tokens(
-    weight_TV: Float[Tensor, "T V"],
-    row_M: Int[Tensor, " M"],
-    block_M: Float[Tensor, " M"],
-    entry_M: Float[Tensor, " M"],
-) -> Int[Tensor, " M"]:
-    """A draw of each of `row_M` in proportion to its row of `weight_TV`, from two uniforms.
+def draw_each(
+    weight_TV: Float[Tensor, "T V"], block_TK: Float[Tensor, "T K"], entry_TK: Float[Tensor, "T K"]
+) -> Int[Tensor, "T K"]:
+    """K draws of every row in proportion to `weight_TV`, each from two uniforms.
 
     The first picks a block of BLOCK entries by the blocks' sums, the second an entry in it; so a
     draw reads V / BLOCK + BLOCK weights instead of V, and no row is sorted. Entries of weight 0 are
     never drawn, unless all are 0.
     """
     rows, vocabulary = weight_TV.shape
-    if missing := -vocabulary % BLOCK:
-        weight_TV = torch.nn.functional.pad(weight_TV, (0, missing))
-    each_row = weight_TV.shape[1] // BLOCK
-    weight_BE = weight_TV.reshape(-1, BLOCK)  # the blocks of all rows
-    small = vocabulary <= SMALL
-    cdf_BE = weight_BE.cumsum(-1) if small else weight_BE
-    total_B = cdf_BE[:, -1] if small else weight_BE.sum(-1)
-    block_M = _bisect(total_B.view(rows, each_row).cumsum(-1), row_M, block_M)
-    place_M = row_M * each_row + block_M
-    if not small:
-        cdf_BE = weight_BE.index_select(0, place_M).cumsum(-1)
-        place_M = torch.arange(len(place_M), device=place_M.device)
-    entry_M = _bisect(cdf_BE, place_M, entry_M)
+    if vocabulary <= SMALL:
+        row_T1 = torch.arange(rows, device=weight_TV.device)[:, None]
+        flat = (tensor.reshape(-1) for tensor in (row_T1.expand_as(block_TK), block_TK, entry_TK))
+        return draw_some(weight_TV, *flat).view_as(block_TK)
+    weight_BE, each_row = _blocks(weight_TV)
+    cdf_TB = weight_BE.sum(-1).view(rows, each_row).cumsum(-1)
+    block_TK = torch.searchsorted(cdf_TB, _points(cdf_TB[:, -1:], block_TK), right=True)
+    block_TK.clamp_(max=each_row - 1)  # the last where all weights are 0
+    place_TK = block_TK + each_row * torch.arange(rows, device=block_TK.device)[:, None]
+    cdf_ME = weight_BE.index_select(0, place_TK.view(-1)).cumsum(-1)
+    point_M1 = _points(cdf_ME[:, -1:], entry_TK.reshape(-1, 1))
+    entry_TK = torch.searchsorted(cdf_ME, point_M1, right=True).view_as(block_TK)
+    return (block_TK * BLOCK + entry_TK.clamp_(max=BLOCK - 1)).clamp_(max=vocabulary - 1)
+
+
+def draw_some(
+    weight_TV: Float[Tensor, "T V"],
+    row_M: Int[Tensor, " M"],
+    block_M: Float[Tensor, " M"],
+    entry_M: Float[Tensor, " M"],
+) -> Int[Tensor, " M"]:
+    """As `draw_each`, a draw of each of `row_M`, from a vocabulary of up to SMALL entries."""
+    rows, vocabulary = weight_TV.shape
+    weight_BE, each_row = _blocks(weight_TV)
+    cdf_BE = weight_BE.cumsum(-1)
+    block_M = _bisect(cdf_BE[:, -1].view(rows, each_row).cumsum(-1), row_M, block_M)
+    entry_M = _bisect(cdf_BE, row_M * each_row + block_M, entry_M)
     return (block_M * BLOCK + entry_M).clamp_(max=vocabulary - 1)
 
 
-def draw_each(
-    weight_TV: Float[Tensor, "T V"], block_TK: Float[Tensor, "T K"], entry_TK: Float[Tensor, "T K"]
-) -> Int[Tensor, "T K"]:
-    """`draw_tokens` for K draws of every row."""
-    row_T1 = torch.arange(len(block_TK), device=block_TK.device)[:, None]
-    row_TK = row_T1.expand_as(block_TK)
-    flat = (tensor.reshape(-1) for tensor in (row_TK, block_TK, entry_TK))
-    return draw_tokens(weight_TV, *flat).view_as(block_TK)
+def _blocks(weight_TV: Tensor) -> tuple[Tensor, int]:
+    """The blocks of all rows [B, E], and how many a row has."""
+    if missing := -weight_TV.shape[1] % BLOCK:
+        weight_TV = torch.nn.functional.pad(weight_TV, (0, missing))
+    return weight_TV.reshape(-1, BLOCK), weight_TV.shape[1] // BLOCK
+
+
+def _points(total: Tensor, uniform: Tensor) -> Tensor:
+    """The share of a total that a uniform stands for; never the total."""
+    return torch.minimum(
+        uniform.to(total.dtype) * total, torch.nextafter(total, torch.zeros_like(total))
+    )
 
 
 def _bisect(cdf_RN: Tensor, row_M: Tensor, uniform_M: Tensor) -> Tensor:
     """Index of the first entry at which the cumulative sum of a draw's row is above its share.
 
-    `torch.searchsorted` takes twice as long: its branches can't be foreseen.
+    For many draws from few entries `torch.searchsorted` takes twice as long: its branches can't be
+    foreseen.
     """
     last = cdf_RN.shape[1] - 1
-    total_M = cdf_RN[:, -1].index_select(0, row_M)
-    below_M = torch.nextafter(total_M, torch.zeros_like(total_M))
-    point_M = torch.minimum(uniform_M.to(total_M.dtype) * total_M, below_M)  # never the total
+    point_M = _points(cdf_RN[:, -1].index_select(0, row_M), uniform_M)
     width = 1 << last.bit_length()
     if missing := width - 1 - last:
         cdf_RN = torch.nn.functional.pad(cdf_RN, (0, missing), value=torch.inf)

@@ -17,10 +17,21 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from otr.draws import BLOCK, HIT, SMALL, WHICH_BLOCK, WHICH_ENTRY, draw_tokens, row_keys, uniforms
+from otr.draws import (
+    BLOCK,
+    HIT,
+    SMALL,
+    WHICH_BLOCK,
+    WHICH_ENTRY,
+    draw_each,
+    draw_some,
+    row_keys,
+    uniforms,
+)
 from otr.objective import Objective
 
-TILE_BYTES = 8 * 2**20  # of one scratch tensor; up to three are in use
+TILE_BYTES = 8 * 2**20  # of one of three scratch tensors
+DRAW_BYTES = 2**20  # of the uniforms of a word
 PLACES = 8  # numbers that a draw from a small vocabulary is worth
 
 
@@ -53,12 +64,13 @@ def parts(objective: Objective, p_C: Tensor, q_C: Tensor, hit_C: Tensor) -> Part
 
 
 class Rows(NamedTuple):
-    """Scored rows, and the keys of their draws."""
+    """Scored rows, and the uniforms of their draws [C, K]; of a word that is not drawn [C, 0]."""
 
     logits: Tensor
     target: Tensor
-    low: Tensor
-    high: Tensor
+    hit: Tensor
+    block: Tensor
+    entry: Tensor
 
     def tile(self, start: int, size: int) -> "Rows":
         """Some of them."""
@@ -74,7 +86,7 @@ def rows_(
     softcap: float | None = None,
 ) -> Float[Tensor, "4 C"]:
     """Loss, NLL, hit share and entropy of each row; the logits become their gradient."""
-    rows = Rows(logits_CV, target_C, *row_keys(seed, position_C))
+    keys = row_keys(seed, position_C)
     count, vocabulary = logits_CV.shape
     dtype = torch.promote_types(logits_CV.dtype, torch.float32)
     widest = vocabulary
@@ -82,15 +94,30 @@ def rows_(
         each = BLOCK if vocabulary > SMALL else PLACES
         widest = max(vocabulary, each * objective.num_samples)
     size = min(count, max(1, TILE_BYTES // (dtype.itemsize * widest)))
-    buffers = 3 if objective.name == "otr" else 2
-    scratch = logits_CV.new_empty(buffers, size, vocabulary, dtype=dtype)
-    tiles = [_tile_(rows.tile(i, size), objective, scratch, softcap) for i in range(0, count, size)]
+    scratch = logits_CV.new_empty(3, size, vocabulary, dtype=dtype)
+    together = max(size, DRAW_BYTES // (4 * objective.num_samples))
+    tiles = []
+    for start in range(0, count, together):
+        chunk = slice(start, start + together)
+        drawn = _drawn(objective, keys[0][chunk], keys[1][chunk])
+        rows = Rows(logits_CV[chunk], target_C[chunk], *drawn)
+        for first in range(0, len(rows.target), size):
+            tiles.append(_tile_(rows.tile(first, size), objective, scratch, softcap))
     return torch.cat(tiles, dim=1)
+
+
+def _drawn(objective: Objective, low_C: Tensor, high_C: Tensor) -> list[Tensor]:
+    """The uniforms that the rows need, all of a word at once: a tile has too few to be worth it."""
+    draw_K = torch.arange(objective.num_samples, device=low_C.device)
+    wanted = {HIT: objective.draws_hits}
+    wanted |= dict.fromkeys((WHICH_BLOCK, WHICH_ENTRY), objective.draws_misses)
+    keys = low_C[:, None], high_C[:, None]
+    return [uniforms(keys, draw_K[: None if on else 0], word=w) for w, on in wanted.items()]
 
 
 def _tile_(rows: Rows, objective: Objective, scratch: Tensor, softcap: float | None) -> Tensor:
     logits_RV, target_R1 = rows.logits, rows.target[:, None]
-    z_RV, p_RV, *more = scratch[:, : len(logits_RV)]
+    z_RV, p_RV, spare_RV = scratch[:, : len(logits_RV)]
     z_RV.copy_(logits_RV)
     if softcap is not None:
         z_RV.div_(softcap).tanh_().mul_(softcap)
@@ -98,24 +125,22 @@ def _tile_(rows: Rows, objective: Objective, scratch: Tensor, softcap: float | N
     torch.softmax(z_RV, 1, out=p_RV)
     lse_R = -p_RV.amax(1).log()  # of the shifted logits, of which the largest is 0
     logp_R = z_RV.gather(1, target_R1).squeeze(1) - lse_R
-    entropy_R = lse_R - _dot(p_RV, z_RV)
+    entropy_R = lse_R - torch.mul(p_RV, z_RV, out=spare_RV).sum(1)
     p_y_R = logp_R.exp()
     q_RV, q_y_R = p_RV, p_y_R
-    if more:
-        q_RV = torch.div(z_RV, objective.kappa, out=more[0])
+    if objective.name == "otr":
+        q_RV = torch.div(z_RV, objective.kappa, out=spare_RV)
         torch.softmax(q_RV, 1, out=q_RV)
         q_y_R = q_RV.gather(1, target_R1).squeeze(1)
     hit_R = q_y_R
     hit_RK = None
     if objective.draws_hits:
-        draw_K = torch.arange(objective.num_samples, device=q_y_R.device)
-        keys = rows.low[:, None], rows.high[:, None]
-        hit_RK = uniforms(keys, draw_K, word=HIT) < q_y_R[:, None]
+        hit_RK = rows.hit < q_y_R[:, None]
         hit_R = hit_RK.to(q_y_R.dtype).mean(1)
     part = parts(objective, p_y_R, q_y_R, hit_R)
     loss_R = -torch.where(part.target == 0, 0, part.target * logp_R)
     if part.q is not None:
-        loss_R -= part.q * (_dot(q_RV, z_RV) - lse_R)
+        loss_R -= part.q * (torch.linalg.vecdot(q_RV, z_RV) - lse_R)
         p_RV.mul_(part.p[:, None]).addcmul_(q_RV, part.q[:, None], value=-1)
     else:
         p_RV.mul_(part.p[:, None])
@@ -140,14 +165,14 @@ def _misses(
     count, vocabulary = q_RV.shape
     if hit_RK is None:
         hit_RK = rows.target.new_zeros(count, objective.num_samples, dtype=torch.bool)
-    row_M, draw_M = (~hit_RK).nonzero(as_tuple=True)
-    keys = rows.low.index_select(0, row_M), rows.high.index_select(0, row_M)
-    block_M, entry_M = (uniforms(keys, draw_M, word=word) for word in (WHICH_BLOCK, WHICH_ENTRY))
-    return row_M, row_M * vocabulary + draw_tokens(q_RV, row_M, block_M, entry_M)
-
-
-def _dot(a_RV: Tensor, b_RV: Tensor) -> Tensor:
-    return torch.linalg.vecdot(a_RV, b_RV)
+    draw_M = (~hit_RK).view(-1).nonzero().squeeze(1)
+    row_M = draw_M // objective.num_samples
+    if vocabulary > SMALL:  # as many draws a row are found at once: sooner than the misses alone
+        token_M = draw_each(q_RV, rows.block, rows.entry).view(-1).index_select(0, draw_M)
+    else:
+        words = (drawn.view(-1).index_select(0, draw_M) for drawn in (rows.block, rows.entry))
+        token_M = draw_some(q_RV, row_M, *words)
+    return row_M, row_M * vocabulary + token_M
 
 
 def _softcap_slope(logits_RV: Tensor, softcap: float) -> Tensor:

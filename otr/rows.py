@@ -136,7 +136,7 @@ def _tile_(rows: Rows, objective: Objective, scratch: Tensor, softcap: float | N
     hit_RK = None
     if objective.draws_hits:
         hit_RK = rows.hit < q_y_R[:, None]
-        hit_R = hit_RK.to(q_y_R.dtype).mean(1)
+        hit_R = hit_RK.sum(1).to(q_y_R.dtype) / objective.num_samples
     part = parts(objective, p_y_R, q_y_R, hit_R)
     loss_R = -torch.where(part.target == 0, 0, part.target * logp_R)
     if part.q is not None:
@@ -151,7 +151,7 @@ def _tile_(rows: Rows, objective: Objective, scratch: Tensor, softcap: float | N
         logp_M = z_RV.view(-1).index_select(0, place_M) - lse_R.index_select(0, row_M)
         total_R = torch.zeros_like(loss_R, dtype=torch.float64)  # the terms come one after another
         loss_R -= total_R.index_add_(0, row_M, (weight_M * logp_M).double())
-        p_RV.view(-1).index_add_(0, place_M, weight_M, alpha=-1)
+        p_RV.view(-1).scatter_add_(0, place_M, -weight_M)
     if softcap is not None:
         p_RV.mul_(_softcap_slope(logits_RV, softcap))
     logits_RV.copy_(p_RV)

@@ -93,6 +93,8 @@ def _speed(result: Report) -> Report:
 
 def _memory(result: Report) -> Report:
     mib = result["peak_mib"]
+    if "trl-nll" not in mib:
+        return {}
     return {"peak memory, otr / TRL nll": mib["otr"] / mib["trl-nll"]}
 
 

@@ -157,6 +157,11 @@ def check_logprobs(
         NotServedError: it or the mean exceeds TOLERANCE[dtype], or a value is missing or not a
             number.
     """
+    if [*map(len, served)] != [*map(len, truth)]:
+        raise NotServedError(
+            f"the engine did not answer for all of {what}: {[*map(len, served)]} log-probabilities "
+            f"instead of {[*map(len, truth)]}"
+        )
     differences = [
         abs(got - true)
         for got_row, true_row in zip(served, truth, strict=True)

@@ -101,8 +101,10 @@ def flat(config: TrainConfig) -> dict[str, Any]:
 
 
 def _short(value: Any, other: Any) -> str:
-    """Of two lists of files, what the other has not."""
+    """Of two lists of files, those whose name and size, or else digest, the other has not."""
     if value and other and isinstance(value, list) and isinstance(value[0], list):
-        value = [each for each in value if each not in other] or value
+        known = [each[:2] for each in other]
+        named = [each for each in value if each[:2] not in known]
+        value = named or [each for each in value if each not in other] or value
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import shutil
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,7 +20,7 @@ import ray
 
 from pipelines import capacity, console
 from pipelines.presets import SweepConfig
-from pipelines.stopping import ends_at_sigterm
+from pipelines.stopping import end_at_sigterm
 from tuning.places import Bundle, of_trial, total
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -40,19 +41,21 @@ def running(logs: Path, cpus: int, *needs: Sequence[Bundle]) -> Iterator[None]:
             does not grow to what is needed.
     """
     address = os.environ.get("RAY_ADDRESS")
+    at_sigterm = signal.getsignal(signal.SIGTERM)
     with _environment(), console.others_to(logs / "driver.log"):
         try:
             connect(address, cpus)
             os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
             _to_file(logs / "driver.log")
-            with ends_at_sigterm():  # Ray's own way to end would leave Serve on a cluster
-                if address:
-                    capacity.wait(*needs)
-                yield
+            end_at_sigterm()  # Ray's own way, set by `connect`, would leave Serve on a cluster
+            if address:
+                capacity.wait(*needs)
+            yield
         finally:
             session = ray._private.worker._global_node
             folder = Path(session.get_logs_dir_path()) if session and not address else None
             _shut_down()
+            signal.signal(signal.SIGTERM, at_sigterm or signal.SIG_DFL)
             if folder is not None:
                 with suppress(OSError, shutil.Error):
                     shutil.copytree(folder, logs / "ray", dirs_exist_ok=True)

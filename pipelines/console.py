@@ -29,6 +29,8 @@ class Stage:
 
     def __init__(self, title: str) -> None:
         self.title, self.detail = title, ""
+        self.done = True
+        """Whether its mark is ✓ when it ends without an error; else ~."""
         self.began = self._said = time.monotonic()
         self._live: Live | None = None
         if _err.is_terminal:
@@ -68,7 +70,7 @@ def stage(title: str, detail: str = "") -> Iterator[Stage]:
     except BaseException:
         shown._end("x", "red")
         raise
-    shown._end("✓", "green")
+    shown._end(*(("✓", "green") if shown.done else ("~", "yellow")))
 
 
 @contextmanager

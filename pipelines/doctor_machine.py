@@ -12,14 +12,15 @@ import struct
 import sys
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from otr.config import Workers
+from otr.config import TrainConfig, Workers
 from pipelines import doctor_cluster
 from pipelines.presets import SweepConfig
+from tuning.space import Trial, config_of
 
 GIB = 2**30
 _SPARE_BYTES = GIB // 2  # logs, scores, the MLflow store
@@ -53,15 +54,29 @@ def disk(config: SweepConfig) -> str:
     if not os.access(there, os.W_OK):
         raise ValueError(f"{there} can't be written to: give another --output")
     weights = parameters(config.train.model.path)
-    # The last two, the best and the one that is written; of adapters they are small.
-    each = 4 if config.train.save_every and not config.train.lora.rank else 1
-    needed = _SPARE_BYTES + (each * len(config.trials) + 1) * _BYTES_A_PARAMETER * (weights or 0)
+    # One is written before another is removed.
+    count = 1 + sum(_kept(config.train, trial) for trial in config.trials)
+    needed = _SPARE_BYTES + count * _BYTES_A_PARAMETER * (weights or 0) - _saved(config)
     free = shutil.disk_usage(there).free
-    about = f"about {needed / GIB:.1f} GiB needed" if weights else "needed: unknown"
+    about = f"about {max(0, needed) / GIB:.1f} GiB needed" if weights else "needed: unknown"
     text = f"{free / GIB:.1f} GiB free at {there}, {about}"
     if free < needed:
         raise ValueError(f"disk too small: {text}; give another --output or fewer trials")
     return text
+
+
+def _kept(train: TrainConfig, trial: Trial) -> int:
+    """Checkpoints that a trial leaves: the last two and the best; adapters count as one."""
+    with suppress(ValueError):  # which another check tells
+        train = config_of(train, trial)
+    saves = math.ceil(train.max_steps / train.save_every) if train.save_every else 1
+    return 1 if train.lora.rank else min(saves, 3 if train.data.validation else 2)
+
+
+def _saved(config: SweepConfig) -> int:
+    """Bytes that the run of this name has in checkpoints already."""
+    trials = Path(config.output, config.name, "trials")
+    return sum(path.stat().st_size for path in trials.glob("*/*/step-*/**/*") if path.is_file())
 
 
 def parameters(model: str) -> int | None:

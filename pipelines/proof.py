@@ -30,18 +30,17 @@ def prove(config: SweepConfig, checkpoint: str, directory: Path) -> None:
     from evals.probe import NotServedError
 
     with console.stage("prove", "starting vLLM") as stage:
-        told = "vLLM serves the checkpoint with transformers' log-probabilities"
-        if reason := _out_of_reach(config):
-            told = f"not proven in vLLM: {reason}"
-        else:
+        reason = _out_of_reach(config)
+        if not reason:
             try:
                 _serve(config, checkpoint, directory)
             except NotServedError as error:
                 raise ValueError(f"{checkpoint} is saved, but not to be used: {error}") from error
             except Exception as error:  # which tells of the engine here, not of the checkpoint
-                reason = " ".join(str(error).split())[:_LONGEST]
-                told = f"not proven in vLLM, which could not serve it here: {reason}"
-        stage.say(told)
+                reason = f"it could not serve it here: {' '.join(str(error).split())[:_LONGEST]}"
+        stage.done = not reason
+        served = "vLLM serves the checkpoint with transformers' log-probabilities"
+        stage.say(f"not proven in vLLM: {reason}" if reason else served)
 
 
 def _serve(config: SweepConfig, checkpoint: str, directory: Path) -> None:

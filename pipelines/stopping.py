@@ -1,7 +1,7 @@
 """SIGTERM, as a preempted machine or a job's owner sends it: save, then end.
 
 In: the file that tells the workers to stop. Out: exit code 143 once every trial has saved; the same
-command goes on from there. A second SIGTERM ends the process at once.
+command goes on from there. Where nothing trains: once vLLM and Ray have ended.
 """
 
 import os
@@ -17,19 +17,23 @@ from pipelines import console
 EXIT_CODE = 128 + signal.SIGTERM
 
 
-@contextmanager
-def ends_at_sigterm() -> Iterator[None]:
-    """While the body runs, SIGTERM leaves it as an error would, so that what it began ends too."""
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_CODE))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def end_at_sigterm() -> None:
+    """From now on, SIGTERM ends the process as an error would, so that what it began ends too.
+
+    That takes a while, in which another one changes nothing.
+    """
+
+    def told(signum: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        os.write(2, b"told to stop: what was started is ended\n")
+        sys.exit(EXIT_CODE)
+
+    signal.signal(signal.SIGTERM, told)
 
 
 @contextmanager
 def stops_at_sigterm(stop_file: Path) -> Iterator[None]:
-    """While the body runs, SIGTERM writes `stop_file` first.
+    """While the body runs, SIGTERM writes `stop_file` first; a second one leaves it at once.
 
     Raises:
         SystemExit: after the body, where there was one.

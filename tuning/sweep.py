@@ -21,6 +21,7 @@ from ray.tune.schedulers import TrialScheduler
 
 from otr.config import TrainConfig
 from otr.training.driver import worker_error
+from otr.training.saved import there
 from tuning.order import Order
 from tuning.schedulers import Asha, Fifo
 from tuning.settings import SearchSettings
@@ -187,7 +188,11 @@ def _restored(
 
 def _outcome(trial: Trial, result: tune.Result, directory: str, max_steps: int) -> TrialResult:
     history = _history(result)
-    saved = [row["checkpoint_path"] for row in history if row.get("checkpoint_path")]
+    # Ray gives the path without its scheme; its last part is enough.
+    saved = [Path(row["checkpoint_path"]).name for row in history if row.get("checkpoint_path")]
+    # A trial that was stopped may have removed what Tune heard of last.
+    kept = set(there(f"{directory}/{RUN}"))
+    left = [name for name in saved if name in kept]
     status: Literal["finished", "stopped", "failed"] = "finished"
     error = None
     if result.error is not None:
@@ -198,8 +203,7 @@ def _outcome(trial: Trial, result: tune.Result, directory: str, max_steps: int) 
         trial=trial,
         status=status,
         history=history,
-        # Ray gives the path without its scheme; its last part is enough.
-        checkpoint=f"{directory}/{RUN}/{Path(saved[-1]).name}" if saved else None,
+        checkpoint=f"{directory}/{RUN}/{left[-1]}" if left else None,
         error=error,
     )
 

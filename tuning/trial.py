@@ -9,13 +9,10 @@ import os
 from dataclasses import asdict
 from typing import Any
 
-import fsspec
 import ray
-from ray import tune
 from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
-from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY, TuneReportCallback
+from ray.tune.integration.ray_train import TuneReportCallback
 
-from otr.checkpoint import checkpoint_name
 from otr.config import TrainConfig
 from otr.training.driver import fit, told_to_stop, worker_error
 from tuning.space import Trial, config_of
@@ -43,10 +40,8 @@ def run_trial(
     own = config_of(config, trial)
     _tell_address()
     storage = f"{directory}/{trial.name}"
-    fs, last = fsspec.core.url_to_fs(f"{storage}/{RUN}/{checkpoint_name(own.max_steps)}")
-    complete = fs.exists(last)
     try:
-        result = fit(
+        fit(
             own,
             storage=storage,
             name=RUN,
@@ -57,9 +52,6 @@ def run_trial(
     except Exception as error:
         raise RuntimeError(worker_error(error)) from error
     _check_stop(stop_file)
-    if complete and result.checkpoint is not None:
-        # The sweep was killed after the last step, perhaps before Tune heard of it.
-        tune.report({**(result.metrics or {}), CHECKPOINT_PATH_KEY: result.checkpoint.path})
 
 
 def _check_stop(stop_file: str | None) -> None:

@@ -5,8 +5,10 @@ In: `Snapshot`s; a run's directory at Ray Train's storage, local or on an object
 """
 
 import json
+import logging
+import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from itertools import takewhile
 from math import isfinite
@@ -37,6 +39,8 @@ from otr.checkpoint import (
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+
+logger = logging.getLogger(__name__)
 
 COPIES = 4
 KEPT = 2  # of the last checkpoints; the best by validation stays too
@@ -85,19 +89,39 @@ def best(directory: str) -> str | None:
     return _best({name: _state(fs, f"{root}/{name}") for name in _checkpoints(fs, root)})
 
 
-def drop_old(directory: str) -> None:
-    """Remove a run's checkpoints but the best and the last KEPT that every rank has written.
+def there(directory: str) -> list[str]:
+    """Names of the checkpoints of a run, in the order of their steps.
 
-    What can't be read or removed now is left to the next call.
+    Raises:
+        OSError: the storage can't be read.
     """
-    with suppress(OSError):
-        fs, root = fsspec.core.url_to_fs(directory)
-        states = {name: _state(fs, f"{root}/{name}") for name in _checkpoints(fs, root)}
-        whole = [name for name, state in states.items() if _all_wrote(fs, f"{root}/{name}", state)]
-        stay = {_best(states), *whole[-KEPT:]}
-        for name in takewhile(lambda name: name not in whole[-KEPT:], states):
-            if whole and name not in stay:
-                fs.rm(f"{root}/{name}", recursive=True)
+    return _checkpoints(*fsspec.core.url_to_fs(directory))
+
+
+def drop_old(directory: str) -> None:
+    """Remove a run's checkpoints but the last KEPT that every rank has written, and their best.
+
+    Raises:
+        Exception: what the storage raises; the next call does what is left.
+    """
+    fs, root = fsspec.core.url_to_fs(directory)
+    states = {name: _state(fs, f"{root}/{name}") for name in _checkpoints(fs, root)}
+    whole = {n: state for n, state in states.items() if _all_wrote(fs, f"{root}/{n}", state)}
+    last = [*whole][-KEPT:]
+    for name in takewhile(lambda name: name not in last, states):
+        if last and name != _best(whole):
+            _remove(fs, root, name)
+
+
+def _remove(fs: AbstractFileSystem, root: str, name: str) -> None:
+    """So that what is left of it, if this is cut off, is no checkpoint."""
+    path = f"{root}/{name}"
+    if isinstance(fs, LocalFileSystem):
+        path = f"{root}/.{name}"
+        os.replace(f"{root}/{name}", path)
+    elif fs.exists(state := f"{path}/{TRAINER}/{STATE}"):
+        fs.rm(state)
+    fs.rm(path, recursive=True)
 
 
 def _best(states: Mapping[str, dict[str, Any]]) -> str | None:
@@ -109,8 +133,12 @@ def _best(states: Mapping[str, dict[str, Any]]) -> str | None:
 def _state(fs: AbstractFileSystem, path: str) -> dict[str, Any]:
     """What a checkpoint says of itself; of one that is damaged nothing."""
     try:
-        return dict(json.loads(fs.cat_file(f"{path}/{TRAINER}/{STATE}")))
-    except (FileNotFoundError, ValueError, TypeError):
+        content = fs.cat_file(f"{path}/{TRAINER}/{STATE}")
+    except FileNotFoundError:
+        return {}
+    try:
+        return dict(json.loads(content))
+    except (ValueError, TypeError):
         return {}
 
 
@@ -232,7 +260,10 @@ class Storage:
             self.write_seconds = monotonic() - began
             self._written.set()
         if snapshot.weights is not None:  # rank 0 has them
-            drop_old(self.directory)
+            try:
+                drop_old(self.directory)
+            except Exception as error:  # of whatever store; the checkpoint is written, so go on
+                logger.warning("old checkpoints in %s stay for now: %s", self.directory, error)
         return Checkpoint(target, self.fs)
 
     def _copy(self, here: str, there: str) -> None:

@@ -102,7 +102,6 @@ def save(config: TrainConfig, run: Path, metrics: dict[str, Any], told: dict[str
     (trainer / "state.json").write_text(json.dumps(state, indent=2))
     for name in ("files-0.json", "optimizer/.metadata", "optimizer/__0_0.distcp"):
         (trainer / name).write_text("{}")
-    (run / "checkpoint_manager_snapshot.json").write_text(json.dumps([directory.name]))
     return directory
 
 

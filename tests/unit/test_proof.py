@@ -37,7 +37,8 @@ def test_an_engine_that_does_not_start_is_no_fault_of_the_checkpoint(
     """This one is: it is empty. But the engine was not asked."""
     (empty := tmp_path / "step-2").mkdir()
     proof.prove(config, str(empty), tmp_path)
-    assert "not proven in vLLM, which could not serve it here" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "~ prove" in said and "not proven in vLLM: it could not serve it here: " in said
 
 
 def test_where_it_is_not_tried(

@@ -2,13 +2,14 @@
 
 import json
 import math
+from pathlib import Path
 
 import fsspec
 import pytest
 from fsspec.spec import AbstractFileSystem
 
 from otr.checkpoint import STATE, TRAINER, checkpoint_name
-from otr.training.saved import best, drop_old, settle
+from otr.training.saved import best, drop_old, settle, there
 
 
 @pytest.fixture
@@ -69,9 +70,10 @@ def left(fs: AbstractFileSystem) -> list[int]:
 def test_the_last_two_stay_and_the_best(store: AbstractFileSystem) -> None:
     for step, nll in ((2, math.nan), (4, 0.1), (6, 0.3), (8, None), (10, 0.2)):
         measure(store, step, nll, ranks=2)
-    measure(store, 12)  # the other rank still writes
+    measure(store, 12, 0.01)  # the other rank still writes
     drop_old("memory://run")
     assert left(store) == [4, 8, 10, 12]
+    store.rm("/run/step-000012", recursive=True)
     assert best("memory://run") == "step-000004"
 
 
@@ -94,8 +96,31 @@ def test_where_the_storage_can_t_be_read_all_stay(
 
     with monkeypatch.context() as patch:
         patch.setattr(store, "cat_file", fail)
-        drop_old("memory://run")
+        with pytest.raises(OSError, match="slow down"):
+            drop_old("memory://run")
     assert left(store) == [2, 4, 6]
     store.pipe_file(f"/run/step-000002/{TRAINER}/{STATE}", b"\xff{")  # damaged: it has no NLL
     drop_old("memory://run")
     assert left(store) == [4, 6]
+
+
+def test_a_removal_that_is_cut_off_leaves_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fs = fsspec.filesystem("file")
+    for step in (2, 4, 6):
+        place = tmp_path / checkpoint_name(step) / TRAINER
+        place.mkdir(parents=True)
+        (place / STATE).write_text('{"world": 1}')
+        (place / "files-0.json").write_text("{}")
+
+    def fail(self: object, path: str, **how: object) -> None:
+        raise OSError("the power failed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(fs), "rm", fail)
+        with pytest.raises(OSError, match="power"):
+            drop_old(str(tmp_path))
+    assert there(str(tmp_path)) == ["step-000004", "step-000006"]
+    settle(str(tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000004", "step-000006"]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from evals import prompts
 from evals.benchmark import Benchmark
 from evals.prompts import Prompts
-from evals.served import Place
+from evals.serving.requests import Place
 
 if TYPE_CHECKING:
     from evals.settings import EngineSettings
@@ -93,7 +93,7 @@ def _name(function: Callable[..., Any] | None) -> str | None:
         return None
     name = f"{function.__module__}.{function.__qualname__}"
     file = getattr(sys.modules.get(function.__module__), "__file__", None)
-    if file is None or function.__module__.partition(".")[0] == __package__:
+    if file is None or function.__module__.partition(".")[0] == "evals":
         return name
     return f"{name} {digest([Path(file)])[:12]}"
 

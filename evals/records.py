@@ -26,7 +26,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from evals.served import Completion, Place
+from evals.serving.requests import Completion, Place
 
 _TEXTS = ("id", "subject", "prompt", "rendered", "answer", "text", "finish_reason", "extracted")
 SCHEMA = pa.schema(

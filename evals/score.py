@@ -22,11 +22,11 @@ import numpy as np
 
 from evals import jobs
 from evals.benchmark import Benchmark, Decoding, TaskScore
-from evals.grading import graders
+from evals.grading.answers import graders
 from evals.jobs import Job
 from evals.records import Journal, partial_of, write_answers
-from evals.served import Completion, Done, Place
-from evals.statistics import further, interval
+from evals.serving.requests import Completion, Done, Place
+from evals.statistics.estimates import further, interval
 
 if TYPE_CHECKING:
     from evals.settings import EngineSettings
@@ -36,7 +36,7 @@ Progress = Callable[[str, int, int], None]
 
 
 class ServesModels(Protocol):
-    """What scoring needs of an engine; `evals.engine.Engine` has it."""
+    """What scoring needs of an engine; `evals.serving.engine.Engine` has it."""
 
     settings: EngineSettings
     model_dir: Path

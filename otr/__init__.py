@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from otr import _moved
 from otr.config import (
     DataConfig,
     LoraConfig,
@@ -12,13 +13,13 @@ from otr.config import (
     TrainConfig,
     Workers,
 )
-from otr.objective import IGNORE_INDEX, LossOutput, Objective
+from otr.loss.objective import IGNORE_INDEX, LossOutput, Objective
 
 if TYPE_CHECKING:
-    from otr.checkpoint import load_checkpoint, save_checkpoint
-    from otr.loss import linear_token_loss, token_loss
-    from otr.model import load_model
-    from otr.tokenizer import load_tokenizer
+    from otr.loop.checkpoint import load_checkpoint, save_checkpoint
+    from otr.loss.functional import linear_token_loss, token_loss
+    from otr.models.load import load_model
+    from otr.models.tokenizer import load_tokenizer
 
 __all__ = [
     "IGNORE_INDEX",
@@ -39,14 +40,15 @@ __all__ = [
     "token_loss",
 ]
 
+_moved.install()
 
 _HOMES = {
-    "linear_token_loss": "otr.loss",
-    "load_checkpoint": "otr.checkpoint",
-    "load_model": "otr.model",
-    "load_tokenizer": "otr.tokenizer",
-    "save_checkpoint": "otr.checkpoint",
-    "token_loss": "otr.loss",
+    "linear_token_loss": "otr.loss.functional",
+    "load_checkpoint": "otr.loop.checkpoint",
+    "load_model": "otr.models.load",
+    "load_tokenizer": "otr.models.tokenizer",
+    "save_checkpoint": "otr.loop.checkpoint",
+    "token_loss": "otr.loss.functional",
 }
 
 

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from otr.objective import Objective
+from otr.loss.objective import Objective
 
 
 @dataclass(frozen=True)

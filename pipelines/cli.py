@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Sequence
 from difflib import get_close_matches
 
-from pipelines import console
+from pipelines.runtime import console
 
 COMMANDS = {
     "sweep": ("full_sweep", "train and score the arms of a preset; a table says which won"),
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _failed(error: Exception) -> int:
-    from pipelines.options import UsageError
+    from pipelines.config.options import UsageError
 
     notes = "; ".join(getattr(error, "__notes__", ()))
     expected = isinstance(error, ValueError | OSError)

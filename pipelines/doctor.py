@@ -14,10 +14,10 @@ from tempfile import TemporaryDirectory
 if __name__ == "__main__" and not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipelines import doctor_cluster
-from pipelines import doctor_machine as machine
-from pipelines.doctor_training import training
-from pipelines.presets import SweepConfig
+from pipelines.checks import hosts
+from pipelines.checks import machine as machine
+from pipelines.checks.training import training
+from pipelines.config.presets import SweepConfig
 
 _BEFORE_MEMORY = {"devices", "model", "training", "Ray"}  # without them it can't be counted
 
@@ -45,8 +45,8 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         ValueError: the options can't be understood.
     """
-    from pipelines import options
-    from pipelines.resolve import resolved
+    from pipelines.config import options
+    from pipelines.config.resolve import resolved
 
     if any(word.partition("=")[0] == "--cluster" for word in argv):
         asked = options.simple(BeforeRayUp, argv, "otr doctor")
@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
         findings = [*check(config, with_ray=True)]
         code = _told(findings)
         if any(f.check == "memory" for f in findings):
-            from pipelines import doctor_memory
+            from pipelines.checks import memory as doctor_memory
 
             doctor_memory.tell(config.train)
     return code
@@ -65,10 +65,10 @@ def main(argv: Sequence[str]) -> int:
 
 def before_ray_up(file: str) -> Iterator[Finding]:
     """Look at a file for `ray up`, and at its hosts, until what the rest builds on has failed."""
-    for name, run in doctor_cluster.checks(file):
+    for name, run in hosts.checks(file):
         finding = _looked(name, run)
         yield finding
-        if not finding.ok and name in doctor_cluster.STOPS:
+        if not finding.ok and name in hosts.STOPS:
             return
 
 
@@ -81,7 +81,7 @@ def _looked(name: str, run: Callable[[], str]) -> Finding:
 
 def _told(findings: Sequence[Finding]) -> int:
     """Print the table; returns the exit code."""
-    from pipelines import console
+    from pipelines.runtime import console
 
     lines = [(f.check, "ok" if f.ok else "FAILED", f.text) for f in findings]
     console.table(("check", "", "found"), lines)
@@ -94,7 +94,7 @@ def require(config: SweepConfig, *, without: Sequence[str] = ()) -> None:
     Raises:
         ValueError: what it found.
     """
-    from pipelines import console
+    from pipelines.runtime import console
 
     with console.stage("check") as stage:
         for finding in check(config, with_ray=False, without=without):
@@ -145,13 +145,13 @@ def _arms(config: SweepConfig) -> str:
 
 
 def _store(config: SweepConfig) -> str:
-    from pipelines.tracking import check_store, store_uri
+    from pipelines.tracking.tracker import check_store, store_uri
 
     return check_store(store_uri(config.output))
 
 
 def _benchmarks(config: SweepConfig) -> str:
-    from pipelines.resolve import load_benchmarks
+    from pipelines.config.resolve import load_benchmarks
 
     loaded = load_benchmarks(config.benchmarks, config.benchmark_dir, config.max_items)
     names = [benchmark.name for benchmark in loaded]
@@ -161,8 +161,8 @@ def _benchmarks(config: SweepConfig) -> str:
 
 
 def _model(config: SweepConfig) -> str:
-    from otr.shape import shape_of
-    from otr.tokenizer import load_tokenizer
+    from otr.models.architecture import shape_of
+    from otr.models.tokenizer import load_tokenizer
 
     model = config.train.model
     tokenizer = load_tokenizer(model)
@@ -181,7 +181,7 @@ def _model(config: SweepConfig) -> str:
 
 
 def _engine(config: SweepConfig) -> str:
-    from otr.shape import shape_of
+    from otr.models.architecture import shape_of
 
     model, wanted = config.train.model, config.engine.max_model_len
     if model.trust_remote_code:
@@ -202,7 +202,7 @@ def _engine(config: SweepConfig) -> str:
 
 
 def _memory(config: SweepConfig) -> str:
-    from pipelines.doctor_memory import memory  # its imports take seconds, and a run never asks
+    from pipelines.checks.memory import memory  # its imports take seconds, and a run never asks
 
     return memory(config)
 

@@ -19,26 +19,19 @@ if __name__ == "__main__" and not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from evals.benchmark import TaskScore
-from pipelines import (
-    capacity,
-    cluster,
-    contamination,
-    differences,
-    doctor,
-    leaderboard,
-    options,
-    record,
-    report,
-    stages,
-)
+from pipelines import doctor
 from pipelines.builtin import corpus
-from pipelines.leaderboard import BASE, Row
-from pipelines.presets import SweepConfig
-from pipelines.resolve import resolved
-from pipelines.scoring import Scorer
-from pipelines.tables import Overlaps
-from pipelines.tracking import Tracker, store_uri
-from tuning import places
+from pipelines.config import options
+from pipelines.config.presets import SweepConfig
+from pipelines.config.resolve import resolved
+from pipelines.report import differences, leaderboard, page, record
+from pipelines.report.leaderboard import BASE, Row
+from pipelines.report.tables import Overlaps
+from pipelines.runtime import autoscaling, cluster
+from pipelines.stages import contamination, stages
+from pipelines.stages.scoring import Scorer
+from pipelines.tracking.tracker import Tracker, store_uri
+from tuning import resources
 from tuning.space import config_of
 
 if TYPE_CHECKING:
@@ -74,7 +67,7 @@ def run(config: SweepConfig) -> int:
         rows, overlaps = _train_and_score(local, directory, tracker)
         benchmarks = list(rows[0].scores)
         rows = differences.compared(rows, benchmarks)
-        files = report.write(rows, benchmarks, told, directory, overlaps)
+        files = page.write(rows, benchmarks, told, directory, overlaps)
         winner = leaderboard.best_trial(rows, benchmarks[0])
         # What is there already is told before anything that the store can refuse.
         record.summary(rows, benchmarks, overlaps)
@@ -103,7 +96,7 @@ def _train_and_score(
     config: SweepConfig, directory: Path, tracker: Tracker
 ) -> tuple[list[Row], Overlaps]:
     """Rows of the base model and of each trial; and what the corpus has of the benchmarks."""
-    from pipelines.ahead import Ahead, room  # with Ray Tune, whose import takes a second
+    from pipelines.stages.score_during_training import Ahead, room  # imports Ray Tune: a second
 
     answers = directory / "scores"
 
@@ -118,12 +111,12 @@ def _train_and_score(
 
     models = {BASE: config.train.model.path}
     with (
-        cluster.running(directory / "logs", cluster.places(config), *capacity.of_sweep(config)),
+        cluster.running(directory / "logs", cluster.places(config), *autoscaling.of_sweep(config)),
         Scorer(config, directory) as scorer,
     ):
         overlaps = stages.compare_with_corpus(config, scorer.benchmarks, directory)
-        has_room = room(config, places.free())
-        with capacity.growing(config), Ahead(scorer.score, has_room, config) as ahead:
+        has_room = room(config, resources.free())
+        with autoscaling.growing(config), Ahead(scorer.score, has_room, config) as ahead:
             ahead.ready(BASE, models[BASE])
             results = stages.train(config, directory, tracker, [ahead])
         models |= {r.trial.name: r.checkpoint for r in results if _complete(r) and r.checkpoint}

@@ -30,7 +30,9 @@ class Merge:
 
 def main(argv: Sequence[str]) -> int:
     """Merge what the first argument names into what the second one names."""
-    from pipelines import console, options, record
+    from pipelines.config import options
+    from pipelines.report import record
+    from pipelines.runtime import console
 
     words: list[str] = []
     for option, word in zip(("--checkpoint", "--out"), argv, strict=False):
@@ -59,7 +61,7 @@ def merge(checkpoint: str | Path, out: str | Path, *, trust_remote_code: bool = 
             already there.
     """
     from otr import ModelConfig, load_tokenizer, save_checkpoint
-    from otr.lora import base_path, load_adapters, merged
+    from otr.models.lora import base_path, load_adapters, merged
 
     checkpoint, out = Path(checkpoint), Path(out).absolute()
     base = base_path(checkpoint)

@@ -15,22 +15,16 @@ from pathlib import Path
 if __name__ == "__main__" and not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipelines import (
-    capacity,
-    cluster,
-    console,
-    doctor,
-    leaderboard,
-    options,
-    record,
-    show_scores,
-    stages,
-)
+from pipelines import doctor, show_scores
 from pipelines.builtin import corpus
-from pipelines.leaderboard import Estimate
-from pipelines.presets import SweepConfig
-from pipelines.resolve import load_benchmarks, resolved
-from pipelines.scoring import Scorer
+from pipelines.config import options
+from pipelines.config.presets import SweepConfig
+from pipelines.config.resolve import load_benchmarks, resolved
+from pipelines.report import leaderboard, record
+from pipelines.report.leaderboard import Estimate
+from pipelines.runtime import autoscaling, cluster, console
+from pipelines.stages import stages
+from pipelines.stages.scoring import Scorer
 
 
 def main(argv: Sequence[str]) -> int:
@@ -56,7 +50,7 @@ def run(config: SweepConfig) -> int:
     record.begin(config, directory)
     with (
         record.errors_to(directory),
-        cluster.running(directory / "logs", cluster.places(local), capacity.of_engine(local)),
+        cluster.running(directory / "logs", cluster.places(local), autoscaling.of_engine(local)),
         Scorer(local, directory) as scorer,
     ):
         models = {"model": local.train.model.path}

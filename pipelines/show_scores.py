@@ -21,7 +21,8 @@ if __name__ == "__main__" and not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from evals.records import read_answers
-from pipelines import console, options
+from pipelines.config import options
+from pipelines.runtime import console
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _SUFFIX = ".parquet"

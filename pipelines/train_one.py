@@ -14,12 +14,16 @@ from tempfile import TemporaryDirectory
 if __name__ == "__main__" and not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipelines import cluster, doctor, options, proof, record, stages
+from pipelines import doctor
 from pipelines.builtin import corpus
-from pipelines.presets import SweepConfig
-from pipelines.resolve import resolved
-from pipelines.tracking import Tracker, store_uri
-from tuning.places import of_trial
+from pipelines.config import options
+from pipelines.config.presets import SweepConfig
+from pipelines.config.resolve import resolved
+from pipelines.report import record
+from pipelines.runtime import cluster
+from pipelines.stages import serve_check, stages
+from pipelines.tracking.tracker import Tracker, store_uri
+from tuning.resources import of_trial
 
 
 def main(argv: Sequence[str]) -> int:
@@ -54,9 +58,9 @@ def run(config: SweepConfig, *, prove: bool) -> int:
             if result.status == "failed" or result.checkpoint is None:
                 raise ValueError(f"training failed: {result.error}")
             if prove:
-                proof.prove(local, result.checkpoint, directory)
+                serve_check.prove(local, result.checkpoint, directory)
         outcome.ok = True
-    from otr.training.saved import best  # Ray Train's import takes seconds
+    from otr.training.checkpoint_store import best  # Ray Train's import takes seconds
 
     last = result.history[-1]
     figures = [f"{k} {last[k]:.4g}" for k in ("nll", "val_nll", "val_exact") if k in last]

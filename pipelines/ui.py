@@ -30,8 +30,8 @@ def main(argv: Sequence[str]) -> int:
         ValueError: there is no store yet, or the port is taken.
     """
     from evals.settings import check_port
-    from pipelines import options
-    from pipelines.tracking import store_uri
+    from pipelines.config import options
+    from pipelines.tracking.tracker import store_uri
 
     ui = options.simple(Ui, argv, "otr ui")
     uri = store_uri(ui.output)

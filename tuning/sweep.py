@@ -20,9 +20,9 @@ from ray.tune.result import AUTO_RESULT_KEYS
 from ray.tune.schedulers import TrialScheduler
 
 from otr.config import TrainConfig
+from otr.training.checkpoint_store import there
 from otr.training.driver import worker_error
-from otr.training.saved import there
-from tuning.order import Order
+from tuning.concurrency import Order
 from tuning.schedulers import Asha, Fifo
 from tuning.settings import SearchSettings
 from tuning.space import Trial, check_names, config_of

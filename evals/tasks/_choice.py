@@ -8,8 +8,8 @@ and without a random letter where there is none: that is wrong here.
 import dataclasses
 from collections.abc import Iterable, Sequence
 
-from evals import published
 from evals.benchmark import Benchmark, Decoding, Item
+from evals.grading import published
 
 LETTERS = published.LETTERS
 INSTRUCTION = (

@@ -9,7 +9,7 @@ or the body of the function.
 from collections.abc import Iterable
 
 from evals.benchmark import Benchmark, Decoding, Item
-from evals.grading import code_passes
+from evals.grading.answers import code_passes
 
 INSTRUCTION = (
     "Please provide a self-contained Python script that solves the following problem "

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from evals.benchmark import Benchmark, Decoding, Item
-from evals.grading import final_answer, math_equal
+from evals.grading.answers import final_answer, math_equal
 
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 

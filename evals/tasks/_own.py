@@ -11,8 +11,8 @@ import ast
 from pathlib import Path
 from typing import Any
 
-from evals import grading
 from evals.benchmark import Benchmark, Decoding, Item
+from evals.grading import answers
 from evals.tasks._files import check, read_jsonl
 
 DOMAINS = {"math": "mathematics", "code": "code", "exact": "reasoning", "choice": "reasoning"}
@@ -42,11 +42,11 @@ def load(address: str) -> Benchmark:
 def grade(item: Item, text: str) -> bool:
     """Grades by the item's own grader."""
     if item.meta["grader"] == "code":
-        return grading.code_passes(item, text)
+        return answers.code_passes(item, text)
     graders = {
-        "math": grading.math_equal,
-        "exact": grading.exact_equal,
-        "choice": grading.choice_equal,
+        "math": answers.math_equal,
+        "exact": answers.exact_equal,
+        "choice": answers.choice_equal,
     }
     return graders[item.meta["grader"]](text, item.answer)
 
@@ -56,8 +56,8 @@ def extract(item: Item, text: str) -> str:
     if item.meta["grader"] == "choice" and grade(item, text):
         return item.answer
     if item.meta["grader"] == "math":
-        return grading.final_answer(text)
-    return grading.marked_answer(text) or text.strip().rpartition("\n")[2].strip()
+        return answers.final_answer(text)
+    return answers.marked_answer(text) or text.strip().rpartition("\n")[2].strip()
 
 
 def _item(row: dict[str, Any], place: str) -> Item:

@@ -8,8 +8,8 @@ paper's, zero-shot; rule: bbeh/evaluate.py. The score is the harmonic mean over 
 from collections.abc import Iterator
 from pathlib import Path
 
-from evals import published
 from evals.benchmark import Benchmark, Decoding, Item
+from evals.grading import published
 from evals.tasks import _hub
 from evals.tasks._files import Fields, examples
 

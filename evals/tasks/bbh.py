@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from evals import grading, published
 from evals.benchmark import Benchmark, Decoding, Item
+from evals.grading import answers, published
 from evals.tasks import _hub
 from evals.tasks._files import examples, read_json
 
@@ -50,7 +50,7 @@ def base(benchmark: Benchmark) -> Benchmark:
 def grade(item: Item, text: str) -> bool:
     """The option's letter where there are options, else the answer itself."""
     is_choice = re.fullmatch(r"\([A-Z]\)", item.answer)
-    return (grading.choice_equal if is_choice else grading.exact_equal)(text, item.answer)
+    return (answers.choice_equal if is_choice else answers.exact_equal)(text, item.answer)
 
 
 def grade_exactly(item: Item, text: str) -> bool:
@@ -62,7 +62,7 @@ def extract(item: Item, text: str) -> str:
     """The target where the text gives it, else what it marks as final or its last line."""
     if grade(item, text):
         return item.answer
-    return grading.marked_answer(text) or text.strip().rpartition("\n")[2].strip()
+    return answers.marked_answer(text) or text.strip().rpartition("\n")[2].strip()
 
 
 def extract_exactly(item: Item, text: str) -> str:

@@ -8,8 +8,8 @@ the first five rows of the training set, as by its sampler first_n, and its rule
 import dataclasses
 from pathlib import Path
 
-from evals import published
 from evals.benchmark import Benchmark, Decoding, Item
+from evals.grading import published
 from evals.tasks import _hub, _mathematics
 
 SOURCE = _hub.Source(

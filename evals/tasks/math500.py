@@ -10,7 +10,7 @@ import dataclasses
 from pathlib import Path
 
 from evals.benchmark import Benchmark, Decoding
-from evals.grading import marked_answer
+from evals.grading.answers import marked_answer
 from evals.tasks import _hub, _mathematics
 
 SOURCE = _hub.Source(

@@ -8,7 +8,7 @@ See `_mathematics`. The reference answer is the `\boxed{}` of the solution. This
 from pathlib import Path
 
 from evals.benchmark import Benchmark, Item
-from evals.grading import marked_answer
+from evals.grading.answers import marked_answer
 from evals.tasks import _hub, _mathematics
 
 SOURCE = _hub.Source(

@@ -7,8 +7,8 @@ the answer is wrong.
 
 from pathlib import Path
 
-from evals import published
 from evals.benchmark import Benchmark, Decoding, Item
+from evals.grading import published
 from evals.tasks import _choice, _hub
 
 SOURCE = _hub.Source(

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from otr.config import DataConfig, ModelConfig
-from otr.training import kept
+from otr.training import packed_cache
 from otr.training.audit import Audit, audit_of
 from otr.training.sources import Piece, Unreadable, pieces, rows
 
@@ -109,7 +109,7 @@ def stream(
     parts = _parts(pieces(config.paths, config.split))
     first = part
     while part < len(parts):
-        batches = kept.read(kept.place_of(parts[part], config, model), batch)
+        batches = packed_cache.read(packed_cache.place_of(parts[part], config, model), batch)
         if batches is None:
             break
         yield from _numbered(batches, part, batch)
@@ -174,12 +174,12 @@ def _read_and_pack(
     """Packed rows of the parts of a task, from the batch `start` = (part, batch)."""
     for part in task["part"]:
         first = start[1] if part == start[0] else 0
-        find = functools.partial(kept.place_of, parts[part], config, model)
-        batches = kept.read(find(), first)
+        find = functools.partial(packed_cache.place_of, parts[part], config, model)
+        batches = packed_cache.read(find(), first)
         if batches is None:
             made = _batches(parts[part], first, config, model)
             # What is made from the middle on is not the part.
-            batches = kept.keeping(find, made) if first == 0 else (rows for rows, _ in made)
+            batches = packed_cache.keeping(find, made) if first == 0 else (rows for rows, _ in made)
         yield from _numbered(batches, part, first)
 
 
@@ -253,7 +253,7 @@ def _parsed(text: Text) -> Any:
 def _tokenizer(model: ModelConfig) -> "PreTrainedTokenizerBase":
     """Loaded once in a process, however many batches it tokenizes."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a task has one core
-    from otr.tokenizer import load_tokenizer
+    from otr.models.tokenizer import load_tokenizer
 
     return load_tokenizer(model)
 

@@ -21,8 +21,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 
 from otr.config import TrainConfig
-from otr.identity import check_same, identity
-from otr.training.saved import settle
+from otr.loop.identity import check_same, identity
+from otr.training.checkpoint_store import settle
 from otr.training.sources import absolute, corpus_identity
 from otr.training.worker import Job, train_loop
 
@@ -51,8 +51,8 @@ def fit(
 
     A run whose worker, controller or host died, or whose host is to be taken away, is begun again,
     up to RETRIES times without a new checkpoint; one that raised an error is not. The last two
-    checkpoints stay, and the one with the lowest validation NLL, which `otr.training.saved.best`
-    names; `Result.checkpoint` is the last.
+    checkpoints stay, and the one with the lowest validation NLL, which
+    `otr.training.checkpoint_store.best` names; `Result.checkpoint` is the last.
 
     Args:
         config: the run.

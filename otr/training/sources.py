@@ -23,7 +23,7 @@ import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
 from otr.config import DataConfig
-from otr.identity import digest_of
+from otr.loop.identity import digest_of
 
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
 PIECE_BYTES = 16 * 2**20

@@ -24,17 +24,17 @@ import torch
 import torch.distributed as dist
 from ray.train.v2._internal.execution.context import get_train_context
 
-from otr.checkpoint import Snapshot, load_checkpoint
 from otr.config import TrainConfig
+from otr.loop.checkpoint import Snapshot, load_checkpoint
 from otr.training.audit import Audit
+from otr.training.checkpoint_store import Storage
 from otr.training.corpus import BATCH, packed_locally
 from otr.training.reader import COLUMNS, Batch, Reader, corpus_stream, micro_batches
-from otr.training.saved import Storage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from otr.loop import BadStep
+    from otr.loop.loop import BadStep
 
 VALIDATION_EXAMPLES = 2000
 MEBIBYTE = 2**20
@@ -82,8 +82,8 @@ def _train(
     state: dict[str, Any],
     resume_from: Path | None,
 ) -> None:
-    from otr.loop import Hooks, train
-    from otr.parallel import resolved
+    from otr.loop.loop import Hooks, train
+    from otr.loop.parallel import resolved
 
     config = resolved(job.config)
     note = "; ".join([*job.notes, *_notes(config, state)])
@@ -151,11 +151,11 @@ def _model(
     config: TrainConfig, resume_from: Path | None
 ) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     """The model to train, proven; under fsdp only rank 0 reads its weights."""
-    from otr.checks import check_head, check_packing
-    from otr.lora import add_adapters, load_adapters
-    from otr.model import empty_model, load_model
-    from otr.shape import check_row_length
-    from otr.tokenizer import load_tokenizer
+    from otr.models.architecture import check_row_length
+    from otr.models.checks import check_head, check_packing
+    from otr.models.load import empty_model, load_model
+    from otr.models.lora import add_adapters, load_adapters
+    from otr.models.tokenizer import load_tokenizer
 
     source = config.model
     if resume_from is not None:

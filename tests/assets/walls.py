@@ -3,7 +3,7 @@
 In: statements. Out: a sandbox whose server runs them first.
 """
 
-from evals import sandbox
+from evals.sandbox import runner
 
 WITHOUT_NAMESPACES = "walls.enter_namespaces = lambda libc: False; "
 WITHOUT_GUARD = "guard.install = lambda home, readable: []; "
@@ -16,6 +16,6 @@ WITHOUT_ANY = WITHOUT_NAMESPACES + WITHOUT_LANDLOCK_AND_SECCOMP
 
 def patch(monkeypatch, statements: str) -> None:
     """Changes the sandbox inside its own interpreter, before it builds its walls."""
-    known = "from evals import sandbox_guard as guard, sandbox_walls as walls; "
+    known = "from evals.sandbox import guard, isolation as walls; "
     changed = f"{known}{statements}sys.path.pop"
-    monkeypatch.setattr(sandbox, "SERVER", sandbox.SERVER.replace("sys.path.pop", changed))
+    monkeypatch.setattr(runner, "SERVER", runner.SERVER.replace("sys.path.pop", changed))

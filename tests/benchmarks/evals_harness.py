@@ -3,7 +3,7 @@
 In: a warm engine on a model, a benchmark. Out: how many items differ. The harness asks the engine's
 own endpoint as one of its API models, with the prompts of the benchmark as a task in its own
 format, its generation settings and both answer rules of its gsm8k.yaml; we ask by `Served` and
-grade by `evals.published`. It runs in a process of its own (`pip install lm-eval`).
+grade by `evals.grading.published`. It runs in a process of its own (`pip install lm-eval`).
 """
 
 import importlib.util
@@ -16,9 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from evals import published
-from evals.engine import Engine
+from evals.grading import published
 from evals.jobs import Job, jobs
+from evals.serving.engine import Engine
 from tests.assets.newcomer import REPOSITORY
 from tests.benchmarks.evals_peer import load_benchmarks
 

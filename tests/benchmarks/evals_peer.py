@@ -14,15 +14,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from evals import deployment, jobs, tasks
+from evals import jobs, tasks
 from evals.benchmark import Benchmark
 from evals.score import score
-from evals.served import Answer, Served
+from evals.serving import deployment
+from evals.serving.requests import Answer, Served
 from evals.settings import EngineSettings
 
 
 class Offline:
-    """In the place of `evals.replicas.Replicas`: the same requests, answered by vllm.LLM."""
+    """Stands in for `evals.serving.replicas.Replicas`; vllm.LLM answers the same requests."""
 
     def __init__(self, model_dir: Path, settings: EngineSettings) -> None:
         if not settings.gpus:

@@ -21,10 +21,10 @@ import ray
 from safetensors.torch import load_file, save_file
 
 from evals.benchmark import Benchmark, Item
-from evals.engine import Engine
-from evals.grading import grade_all
+from evals.grading.answers import grade_all
 from evals.jobs import jobs
 from evals.score import score
+from evals.serving.engine import Engine
 from evals.settings import EngineSettings, free_port
 from pipelines.builtin import corpus
 from tests.assets.newcomer import REPOSITORY

@@ -23,9 +23,9 @@ from transformers import Qwen3Config
 
 from evals.settings import free_port
 from otr.config import DataConfig, LoraConfig, MemoryConfig, ModelConfig, TrainConfig, Workers
-from otr.model import empty_model
-from otr.objective import Objective
-from otr.planner import plan
+from otr.loss.objective import Objective
+from otr.memory.planner import plan
+from otr.models.load import empty_model
 
 MIB = 2**20
 QUIET = {  # of glibc: memory that is freed goes back at once
@@ -160,8 +160,8 @@ def _take_steps(case: Case) -> int:
 
 def train_briefly(config: TrainConfig, vocabulary: int, device: str = "cpu") -> None:
     """Two steps, without the checkpoint that would follow the last."""
-    from otr.loop import train
-    from otr.lora import add_adapters
+    from otr.loop.loop import train
+    from otr.models.lora import add_adapters
 
     torch.manual_seed(0)
     model = empty_model(config.model)

@@ -16,9 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from evals import sandbox
 from evals.benchmark import Item
-from evals.grading import code_passes
+from evals.grading.answers import code_passes
+from evals.sandbox import runner
 
 FILES = {
     "humaneval": "humaneval/HumanEval.jsonl",
@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--hogs", type=int, default=8, help="busy processes beside the last row")
     arguments = parser.parse_args()
     folder = Path(os.environ["OTR_BENCHMARKS"])
-    print(f"walls: {', '.join(sandbox.isolation())}; 2 programs at a time\n")
+    print(f"walls: {', '.join(runner.isolation())}; 2 programs at a time\n")
     print("| programs | number | passed | a second |\n|---|---|---|---|")
     for name in FILES:
         for kind, answers in zip(("reference", "emptied"), problems(folder, name), strict=True):

@@ -1,7 +1,7 @@
 """The biased coins of `scale_trial` behind Ray Serve, where vLLM would be.
 
-In: model directories and requests, as `evals.server.ScoringServer` takes them. Out: answers "yes"
-(right) or "no", the same each time for the same weights, prompt and seed. Everything else of
+In: model directories and requests, as `evals.serving.server.ScoringServer` takes them. Out: answers
+"yes" (right) or "no", the same each time for the same weights, prompt and seed. Everything else of
 scoring is the real thing: the engine, its replicas and client, journals, grading, intervals.
 """
 
@@ -16,8 +16,8 @@ from unittest.mock import patch
 import ray
 from ray import serve
 
-from evals import deployment, probe
-from evals.served import Answer, Request
+from evals.serving import deployment, probe
+from evals.serving.requests import Answer, Request
 from evals.settings import EngineSettings
 from tests.benchmarks.scale_trial import read_coin
 

@@ -19,11 +19,13 @@ import psutil
 from mlflow import MlflowClient
 
 import tuning.sweep
-from pipelines import differences, full_sweep, record, report
-from pipelines.mlflow_store import EXPERIMENT, Store
-from pipelines.presets import SweepConfig
-from pipelines.scoring import Scorer
-from pipelines.tracking import Tracker
+from pipelines import full_sweep
+from pipelines.config.presets import SweepConfig
+from pipelines.report import differences, record
+from pipelines.report import page as report
+from pipelines.stages.scoring import Scorer
+from pipelines.tracking.mlflow_store import EXPERIMENT, Store
+from pipelines.tracking.tracker import Tracker
 from tests.benchmarks.scale_trial import PROCESS_CPU, REPORT_SECONDS
 
 MIB = 2**20

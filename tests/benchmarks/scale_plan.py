@@ -1,8 +1,8 @@
 """What large runs would take, on paper: ``python -m tests.benchmarks.scale_plan``.
 
 In: the shapes of two published models, and the constants below, none of which was measured here.
-Out: a table as Markdown: memory by the project's own planner (`otr.planner`, which reads a model's
-config alone), network, storage, time and price by arithmetic.
+Out: a table as Markdown: memory by the project's own planner (`otr.memory.planner`, which reads
+a model's config alone), network, storage, time and price by arithmetic.
 
 Bytes are of the code as it is: weights, gradients and both moments in float32, products in
 bfloat16; FSDP2 fetches the weights twice a pass in bfloat16 and hands gradients on in float32;
@@ -18,7 +18,7 @@ from typing import Any
 from transformers import LlamaConfig, PretrainedConfig, Qwen3Config
 
 from otr.config import DataConfig, MemoryConfig, ModelConfig, TrainConfig, Workers
-from otr.planner import Plan, plan
+from otr.memory.planner import Plan, plan
 from tests.benchmarks.train_bars import TERAFLOPS, flops_per_token
 
 GB, GIB, TB = 1e9, 2**30, 1e12

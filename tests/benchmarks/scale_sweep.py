@@ -27,13 +27,14 @@ from ray import tune
 import tuning.sweep
 from evals.settings import EngineSettings, free_port
 from otr.config import DataConfig, ModelConfig, TrainConfig
-from pipelines import cluster, full_sweep
-from pipelines.presets import SweepConfig
+from pipelines import full_sweep
+from pipelines.config.presets import SweepConfig
+from pipelines.runtime import cluster
 from tests.assets.tiny import make_tiny_model
 from tests.benchmarks.scale_coin import RIGHT, in_place_of_vllm
 from tests.benchmarks.scale_figures import figures, watched
 from tests.benchmarks.scale_trial import run_trial, write_coin
-from tuning.places import of_trial, total
+from tuning.resources import of_trial, total
 from tuning.settings import SearchSettings
 from tuning.space import Trial, grid
 

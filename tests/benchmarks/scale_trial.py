@@ -22,7 +22,7 @@ from ray import tune
 from safetensors.numpy import load_file, save_file
 
 from otr.config import TrainConfig
-from otr.identity import identity
+from otr.loop.identity import identity
 from tuning.space import Trial, config_of
 
 REPORT_SECONDS = 0.02  # between two reports: the work of the steps
@@ -38,7 +38,7 @@ def run_trial(
     directory: str,
     stop_file: str | None = None,
 ) -> None:
-    """Report as a run of `otr.loop.train` does, and leave its last checkpoint."""
+    """Report as a run of `otr.loop.loop.train` does, and leave its last checkpoint."""
     trial = Trial(**tune_config["trial"])
     own = config_of(config, trial)
     run = Path(directory, trial.name, "train")
@@ -74,7 +74,7 @@ def skill(config: TrainConfig, step: int) -> float:
 
 
 def report(config: TrainConfig, step: int) -> dict[str, float]:
-    """The figures of a report, under the names of `otr.loop` and `otr.training.worker`."""
+    """The figures of a report, under the names of `otr.loop.loop` and `otr.training.worker`."""
     right, noise = skill(config, step), Random(f"{config.seed}/{step}").random()
     names = ("loss", "nll", "reward", "hit_rate", "entropy", "grad_norm")
     metrics = {"lr": config.optim.lr} | dict.fromkeys(names, 1 - right + 0.01 * noise)
@@ -89,7 +89,7 @@ def report(config: TrainConfig, step: int) -> dict[str, float]:
 
 
 def save(config: TrainConfig, run: Path, metrics: dict[str, Any], told: dict[str, Any]) -> Path:
-    """A checkpoint of the layout of `otr.checkpoint`; returns its directory."""
+    """A checkpoint of the layout of `otr.loop.checkpoint`; returns its directory."""
     directory = run / f"step-{config.max_steps:06d}"
     trainer = directory / "trainer"
     (trainer / "optimizer").mkdir(parents=True, exist_ok=True)

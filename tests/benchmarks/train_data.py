@@ -81,7 +81,7 @@ class Case:
 
 def make_model(case: Case, attention: str) -> torch.nn.Module:
     """On the case's device, float32; the same weights each time."""
-    from otr.attention import PACKED, register
+    from otr.models.attention import PACKED, register
 
     register()
     if case.model == "base":

@@ -185,10 +185,10 @@ def save(job: Figures) -> Figures:
     import torch
 
     from otr import ModelConfig, OptimConfig, load_tokenizer
-    from otr.checkpoint import Staging
-    from otr.loop import Hooks, take_snapshot
+    from otr.loop.checkpoint import Staging
+    from otr.loop.loop import Hooks, take_snapshot
+    from otr.loop.policy import Policy
     from otr.optim import make_optimizer
-    from otr.policy import Policy
     from tests.benchmarks.train_data import Case, make_model
 
     model = make_model(Case(job["model"], 64, 1, 1, 1, "cpu", "float32"), "auto")

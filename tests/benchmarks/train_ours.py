@@ -1,4 +1,4 @@
-"""Our contenders of the training benchmark: `otr.loop.train` on packed rows, without Ray.
+"""Our contenders of the training benchmark: `otr.loop.loop.train` on packed rows, without Ray.
 
 In: `Turns`, which has the case. Out: its turns, taken.
 
@@ -31,7 +31,7 @@ def train(
     together: Callable[[], Any] = lambda: None,
 ) -> None:
     """Be one of `ranks`; they meet in `together` after each step."""
-    from otr.loop import train
+    from otr.loop.loop import train
 
     config = turns.case.config(objective, ranks)
     rows = make_rows(turns.case)

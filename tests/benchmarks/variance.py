@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from otr import Objective, load_model
-from otr.model import head, hidden_states
-from otr.rows import rows_
+from otr.loss.rows import rows_
+from otr.models.load import head, hidden_states
 from otr.training.corpus import packed_locally
-from pipelines.presets import builtin
-from pipelines.resolve import resolved
+from pipelines.config.presets import builtin
+from pipelines.config.resolve import resolved
 
 SAMPLES = (1, 4, 16, 64, 256)
 Slope = Callable[[Objective, int], Tensor]

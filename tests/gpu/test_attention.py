@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from otr.attention import Lengths, no_mask, packed_attention
+from otr.models.attention import Lengths, no_mask, packed_attention
 
 pytestmark = [
     pytest.mark.gpu,

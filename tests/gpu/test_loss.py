@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from otr import IGNORE_INDEX, LossOutput, Objective, linear_token_loss, token_loss
-from otr.linear import CHUNK_BYTES
-from otr.rows import rows_
+from otr.loss.fused import CHUNK_BYTES
+from otr.loss.rows import rows_
 from tests.assets.rows import OBJECTIVES, logits_and_targets
 
 pytestmark = [
@@ -20,7 +20,7 @@ pytestmark = [
 def test_the_kernels_are_the_torch_backend(
     objective: Objective, vocabulary: int, softcap: float | None
 ) -> None:
-    from otr.kernels.rows import rows_ as kernels_
+    from otr.loss.kernels.rows import rows_ as kernels_
 
     logits_CV, target_C = (t.cuda() for t in logits_and_targets(24, vocabulary))
     ours, theirs = logits_CV.clone(), logits_CV.clone()

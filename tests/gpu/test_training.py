@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from otr import ModelConfig, Objective, TrainConfig, Workers
-from otr.checkpoint import load_checkpoint
-from otr.checks import check_packing
-from otr.loop import train
-from otr.model import load_model
-from otr.planner import plan
-from otr.tokenizer import load_tokenizer
+from otr.loop.checkpoint import load_checkpoint
+from otr.loop.loop import train
+from otr.memory.planner import plan
+from otr.models.checks import check_packing
+from otr.models.load import load_model
+from otr.models.tokenizer import load_tokenizer
 from tests.assets.tiny import make_tiny_model
 from tests.benchmarks import memory
-from tests.numerics.runs import batches, config
+from tests.otr.runs import batches, config
 
 pytestmark = [
     pytest.mark.gpu,

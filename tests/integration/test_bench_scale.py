@@ -12,8 +12,8 @@ import pytest
 from pyarrow.fs import LocalFileSystem
 
 from otr.config import ModelConfig
-from otr.model import empty_model
-from pipelines import outbox
+from otr.models.load import empty_model
+from pipelines.tracking import outbox
 from tests.benchmarks.scale import UNITS, measures, tables
 from tests.benchmarks.scale_plan import SHAPES, weights, written
 from tests.benchmarks.scale_sweep import chosen

@@ -9,8 +9,8 @@ import torch
 import pipelines.builtin.pretrain as script
 from otr import ModelConfig, Objective, load_model, load_tokenizer
 from otr.data import pack, tokenize
-from otr.evaluate import evaluate
-from otr.policy import Policy
+from otr.loop.evaluate import evaluate
+from otr.loop.policy import Policy
 from pipelines.builtin.world import items
 
 pytestmark = pytest.mark.integration

@@ -11,10 +11,10 @@ import ray
 from ray.exceptions import RayError
 from ray.util import placement_group, remove_placement_group
 
-from pipelines import capacity
-from pipelines.presets import PRESETS
+from pipelines.config.presets import PRESETS
+from pipelines.runtime import autoscaling
 from tests.assets import pretend_cloud
-from tuning.places import of_trial
+from tuning.resources import of_trial
 
 pytestmark = pytest.mark.integration
 
@@ -25,7 +25,7 @@ def growing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with pretend_cloud.head() as address:
         connect(address)
         try:
-            while capacity._autoscaler() is None:
+            while autoscaling._autoscaler() is None:
                 time.sleep(0.5)
             yield
         finally:
@@ -47,13 +47,13 @@ def connect(address: str) -> None:
 def test_nodes_that_come_and_nodes_that_do_not(
     growing: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    capacity.wait([{"CPU": 1}], [{"CPU": 1.5, "GPU": 0}])
+    autoscaling.wait([{"CPU": 1}], [{"CPU": 1.5, "GPU": 0}])
     assert ray.cluster_resources()["CPU"] == 2
-    assert capacity._autoscaler().grows
+    assert autoscaling._autoscaler().grows
 
-    monkeypatch.setattr(capacity, "WAIT_SECONDS", 10)
+    monkeypatch.setattr(autoscaling, "WAIT_SECONDS", 10)
     with pytest.raises(ValueError, match=r"no room for 2 x \(CPU 1, GPU 1\) after \d+ s") as error:
-        capacity.wait([{"CPU": 1}], [{"CPU": 1, "GPU": 1}] * 2)
+        autoscaling.wait([{"CPU": 1}], [{"CPU": 1, "GPU": 1}] * 2)
     said = str(error.value)
     assert f"gpu: InsufficientInstanceCapacity - {pretend_cloud.REASON}" in said
     assert "in the cluster's file" in said and "\n" not in said
@@ -65,13 +65,13 @@ def test_nodes_that_come_and_nodes_that_do_not(
 
 
 def test_a_sweep_grows_to_its_trials(growing: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capacity, "_WISH_SECONDS", 1)
+    monkeypatch.setattr(autoscaling, "_WISH_SECONDS", 1)
     config = PRESETS["debug"]()  # two trials, of 1.91 CPUs each
-    capacity.wait(*capacity.of_sweep(config))
+    autoscaling.wait(*autoscaling.of_sweep(config))
     assert ray.cluster_resources()["CPU"] == 2
     first = placement_group([{"CPU": 1}, {"CPU": 0.91}])  # as a trial that runs
     assert first.wait(60)
-    with capacity.growing(config):
+    with autoscaling.growing(config):
         late = time.monotonic() + 120
         while ray.cluster_resources()["CPU"] < 4:
             assert time.monotonic() < late
@@ -86,20 +86,20 @@ def test_a_sweep_grows_to_its_trials(growing: None, monkeypatch: pytest.MonkeyPa
 def test_what_no_node_type_can_hold_is_told_soon(
     growing: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(capacity, "_QUIET_SECONDS", 20)
+    monkeypatch.setattr(autoscaling, "_QUIET_SECONDS", 20)
     with pytest.raises(ValueError, match=r"no room for 1 x \(CPU 100\).*nothing is on its way"):
-        capacity.wait([{"CPU": 100}])
+        autoscaling.wait([{"CPU": 100}])
 
 
 def test_a_cluster_that_does_not_grow_is_left_to_the_other_checks() -> None:
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         began = time.monotonic()
-        capacity.wait([{"CPU": 100}])
-        assert time.monotonic() - began < capacity._QUIET_SECONDS
+        autoscaling.wait([{"CPU": 100}])
+        assert time.monotonic() - began < autoscaling._QUIET_SECONDS
         config = PRESETS["debug"]()
-        capacity.wait(*capacity.of_sweep(config))
-        assert capacity.fits(of_trial(config.train.workers)) and capacity.fits([])
-        assert not capacity.fits([{"CPU": 2}, {"CPU": 0.5}])
+        autoscaling.wait(*autoscaling.of_sweep(config))
+        assert autoscaling.fits(of_trial(config.train.workers)) and autoscaling.fits([])
+        assert not autoscaling.fits([{"CPU": 2}, {"CPU": 0.5}])
     finally:
         ray.shutdown()

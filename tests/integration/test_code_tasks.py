@@ -3,7 +3,7 @@
 import pytest
 
 from evals import tasks
-from evals.grading import code_passes, grade_all
+from evals.grading.answers import code_passes, grade_all
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 

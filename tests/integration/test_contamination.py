@@ -9,9 +9,9 @@ import pytest
 
 from evals import tasks
 from otr.config import DataConfig
-from pipelines import contamination
-from pipelines.presets import builtin
-from pipelines.resolve import load_benchmarks, resolved
+from pipelines.config.presets import builtin
+from pipelines.config.resolve import load_benchmarks, resolved
+from pipelines.stages import contamination
 
 pytestmark = pytest.mark.integration
 

@@ -14,11 +14,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from ray.serve._private.long_poll import LongPollClient
 from transformers import AutoModelForCausalLM
 
-from evals import client, deployment, probe, replicas, tasks
+from evals import tasks
 from evals.benchmark import Decoding
-from evals.engine import Engine
 from evals.score import score
-from evals.served import Request
+from evals.serving import client, deployment, probe, replicas
+from evals.serving.engine import Engine
+from evals.serving.requests import Request
 from tests.assets.tiny import make_tiny_model
 
 pytestmark = pytest.mark.integration

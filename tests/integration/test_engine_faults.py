@@ -7,9 +7,9 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from evals import client, replicas
 from evals.benchmark import Decoding
-from evals.engine import Engine
+from evals.serving import client, replicas
+from evals.serving.engine import Engine
 
 pytestmark = pytest.mark.integration
 

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from pipelines import mlflow_sender, outbox, tracking
-from pipelines.mlflow_store import EXPERIMENT
-from pipelines.tracking import Tracker, store_uri
+from pipelines.tracking import mlflow_sender, outbox
+from pipelines.tracking import tracker as tracking
+from pipelines.tracking.mlflow_store import EXPERIMENT
+from pipelines.tracking.tracker import Tracker, store_uri
 from tests.assets.mlflow_server import Server
 from tests.assets.newcomer import REPOSITORY
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from otr.config import DataConfig, ModelConfig
-from otr.tokenizer import load_tokenizer
+from otr.models.tokenizer import load_tokenizer
 from otr.training import corpus
 from otr.training.audit import Audit
 from tests.assets.tiny import make_tiny_model

@@ -11,11 +11,11 @@ import pytest
 from mlflow import MlflowClient
 
 from evals.benchmark import TaskScore
-from pipelines import console
-from pipelines.mlflow_store import EXPERIMENT, Store
-from pipelines.presets import PRESETS
-from pipelines.tracking import Tracker, check_store, store_uri
-from pipelines.watch import Watcher, settle
+from pipelines.config.presets import PRESETS
+from pipelines.runtime import console
+from pipelines.tracking.mlflow_store import EXPERIMENT, Store
+from pipelines.tracking.tracker import Tracker, check_store, store_uri
+from pipelines.tracking.trial_callbacks import Watcher, settle
 from tests.assets.mlflow_server import Server
 from tuning.space import Trial
 from tuning.sweep import TrialResult

@@ -21,9 +21,9 @@ from otr import (
     TrainConfig,
     Workers,
 )
-from otr.checkpoint import load_checkpoint
-from otr.tokenizer import load_tokenizer
-from otr.training import saved
+from otr.loop.checkpoint import load_checkpoint
+from otr.models.tokenizer import load_tokenizer
+from otr.training import checkpoint_store
 from otr.training.driver import fit, worker_error
 from tests.assets.tiny import make_tiny_model
 
@@ -131,7 +131,7 @@ def test_the_best_checkpoint_is_kept_and_the_last_two(
     assert best < 8, "one that would have stayed as one of the last"
     kept = {int(path.name[5:]) for path in (tmp_path / "run").glob("step-*")}
     assert kept == {best, 8, 10}
-    assert saved.best(str(tmp_path / "run")) == f"step-{best:06d}"
+    assert checkpoint_store.best(str(tmp_path / "run")) == f"step-{best:06d}"
 
 
 def test_a_lost_controller_is_replaced(

@@ -1,0 +1,110 @@
+"""Symbolic equality of two answers by math-verify, in processes that can be ended from outside.
+
+In: two answers, LaTeX or plain. Out: equal or not. math-verify guards its time with signals, which
+fail in threads and Ray actors and can't stop a computation inside C, such as 9^(9^9). Here it runs
+in worker processes (one for every thread that asks at the same time, kept for the next question)
+under limits of CPU time and memory, both set by the kernel. CPU time and not the wall clock: a
+verdict does not depend on what else the machine does.
+"""
+
+import logging
+import math
+import os
+import resource
+import subprocess
+import sys
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+
+from evals.process_pool import Spares
+
+CPU_SECONDS = 5
+WALL_SECONDS = 120.0
+MEMORY_BYTES = 4 << 30
+
+
+def equal(gold: str, prediction: str) -> bool:
+    """Says whether `prediction` states the same as `gold`; False if that can't be found in time.
+
+    Not symmetric: "x=5" as a prediction meets the gold answer "5", as math-verify has it.
+
+    Raises:
+        RuntimeError: a worker process does not start (math-verify missing, for example).
+    """
+    try:
+        with _workers.borrowed() as worker:
+            return worker.ask(gold, prediction)
+    except (EOFError, ConnectionError, TimeoutError):
+        return False  # over its limits, or brought down by the expression
+
+
+class _Worker:
+    def __init__(self) -> None:
+        self.connection, far = Pipe()
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        serve = f"from evals.grading import symbolic; symbolic._serve({far.fileno()})"
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", serve],
+            pass_fds=(far.fileno(),),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            env=environment,
+        )
+        far.close()
+        try:
+            self._receive()
+        except (EOFError, ConnectionError, TimeoutError) as error:
+            self.end()
+            raise RuntimeError(
+                "the process for math-verify did not start; its error output is above, "
+                "and \"python -c 'import math_verify'\" should show the same"
+            ) from error
+
+    def ask(self, gold: str, prediction: str) -> bool:
+        self.connection.send((gold, prediction, CPU_SECONDS))
+        return self._receive()
+
+    def _receive(self) -> bool:
+        if not self.connection.poll(WALL_SECONDS):
+            raise TimeoutError
+        return self.connection.recv()
+
+    def end(self) -> None:
+        self.connection.close()
+        self.process.kill()
+        self.process.wait()
+
+
+_workers = Spares(_Worker)
+
+
+def _serve(descriptor: int) -> None:
+    """The worker: answers questions until the other end closes."""
+    logging.disable(logging.CRITICAL)  # math-verify logs every expression that it can't parse
+    from math_verify import parse, verify
+
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    connection = Connection(descriptor)
+    connection.send(True)
+    while True:
+        try:
+            gold, prediction, cpu_seconds = connection.recv()
+        except EOFError:
+            return
+        _allow_cpu_time(cpu_seconds)
+        try:
+            forms = [
+                parse(f"\\boxed{{{text}}}", parsing_timeout=None) for text in (gold, prediction)
+            ]
+            verdict = bool(verify(*forms, timeout_seconds=None, allow_set_relation_comp=True))
+        except Exception:  # whatever sympy makes of a model's text: it is not the gold answer
+            verdict = False
+        connection.send(verdict)
+
+
+def _allow_cpu_time(seconds: int) -> None:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    soft = math.ceil(usage.ru_utime + usage.ru_stime) + seconds
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))

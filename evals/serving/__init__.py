@@ -1,0 +1,1 @@
+"""vLLM behind Ray Serve: one warm engine that serves checkpoint after checkpoint."""

@@ -1,0 +1,233 @@
+"""The Ray Serve application of the engine: `ray.serve.llm` configured for this project.
+
+In: a model directory and `EngineSettings`. Out: an application with an OpenAI-compatible
+endpoint. Each replica is a deployment of its own, under its own model name: only so can a swap
+reach each of them and a probe ask each of them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import serve
+
+from evals.settings import EngineSettings, check_port
+
+APP_NAME = "evals"
+HEALTH_CHECK_PERIOD_S = 2.0
+VLLM_LOG = "vllm.log"
+_CPU_ENVIRONMENT = {
+    "RAYLLM_VLLM_ENGINE_CLS": "evals.serving.lean_engine.LeanVLLMEngine",
+    # The compiler would work for half a minute on the first request, for a log-softmax.
+    "TORCH_COMPILE_DISABLE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+}
+
+SETTLE_SECONDS = 5.0  # in which Ray tells that trials which have ended hold no GPU any more
+
+
+def sized(settings: EngineSettings) -> EngineSettings:
+    """With a number of replicas, chosen from what is free in the running Ray cluster."""
+    if settings.num_replicas or not settings.gpus:
+        return replace(settings, num_replicas=settings.least_replicas)
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while (free := ray.available_resources()).get("GPU", 0) < ray.cluster_resources().get("GPU", 0):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.1)
+    fitting = min(free.get("GPU", 0) // settings.gpus, free.get("CPU", 0))
+    return replace(settings, num_replicas=max(1, int(fitting)))
+
+
+def model_names(settings: EngineSettings) -> list[str]:
+    """Names of the replicas, as the `model` of a request."""
+    return [f"replica-{index}" for index in range(settings.num_replicas)]
+
+
+def launch(model_dir: Path, settings: EngineSettings, more: Mapping[str, Any]) -> None:
+    """Start Serve and the application; return when every replica answers.
+
+    Args:
+        model_dir: what to serve.
+        settings: how.
+        more: arguments of vLLM's engine that the settings don't give.
+
+    Raises:
+        RuntimeError: a replica failed to start.
+    """
+    logs = Path(settings.log_dir).absolute()
+    written = log_file.stat().st_size if (log_file := logs / VLLM_LOG).exists() else 0
+    serve.start(http_options={"host": "127.0.0.1", "port": settings.port})
+    try:
+        serve.run(
+            _build(model_dir, settings, more),
+            name=APP_NAME,
+            logging_config={"logs_dir": str(logs / "serve"), "enable_access_log": False},
+        )
+    except RuntimeError as error:
+        log = log_file.read_bytes()[written:] if log_file.exists() else b""
+        reason = first_error(log.decode(errors="replace"))
+        raise RuntimeError(
+            f"vLLM did not start on {model_dir}{advice(reason, settings)}; its logs are in {logs}"
+        ) from error
+
+
+def end() -> None:
+    """End Serve; Ray goes on.
+
+    A thread of Serve in this process asks its controller for news, again after each. One that came
+    while Ray itself ends would make it ask a Ray that is gone, which ends the process: none is
+    taken any more.
+    """
+    from ray.serve._private.router import SharedRouterLongPollClient, SingletonThreadRouter
+    from ray.serve.context import _get_global_client
+
+    client, loop = _get_global_client(False), SingletonThreadRouter._asyncio_loop
+    if client is not None and loop is not None:
+        news = SharedRouterLongPollClient.get_or_create(client._controller, loop)
+        news.long_poll_client.stop()
+    serve.shutdown()
+
+
+def first_error(log: str) -> str:
+    """The error at the root of a log of vLLM, as "KindError: message"; empty if there is none."""
+    errors = re.findall(r"^\S*(?:Error|Exception): .+", log, re.MULTILINE)
+    return next((line for line in errors if "Engine core initialization failed" not in line), "")
+
+
+def advice(reason: str, settings: EngineSettings) -> str:
+    """What to say of an error of vLLM's: the error, after the setting to change where it is known.
+
+    Args:
+        reason: of `first_error`.
+        settings: with which it came.
+    """
+    cache = f"kv_cache_gib (now {settings.kv_cache_gib:g})"
+    length = f"max_model_len (now {settings.max_model_len})"
+    if re.search(r"larger than the (available KV cache|maximum number of tokens)", reason):
+        return f": the KV cache is too small; raise {cache} or lower {length}: {reason}"
+    if re.search(r"memory", reason, re.IGNORECASE):
+        return f": out of memory; lower {cache}, {length} or num_replicas: {reason}"
+    return f": {reason}" if reason else ""
+
+
+def _build(model_dir: Path, settings: EngineSettings, more: Mapping[str, Any]) -> Any:
+    """Build the Serve application. Reserves one logical CPU a replica, none for the endpoint."""
+    from ray.serve.llm import LLMConfig, build_openai_app
+
+    kind = "gpu" if settings.gpus else "cpu"
+    bundle = {"CPU": 1, "GPU": settings.gpus} if settings.gpus else {"CPU": 1}
+    configs = [
+        LLMConfig.model_validate(
+            {
+                "server_cls": "evals.serving.server.ScoringServer",
+                "model_loading_config": {"model_id": name, "model_source": str(model_dir)},
+                "accelerator_config": {"kind": kind},
+                "placement_group_config": {"bundle_per_worker": bundle},
+                "engine_kwargs": _engine_arguments(settings) | dict(more),
+                "runtime_env": {"env_vars": _environment(settings)},
+                "deployment_config": {
+                    "num_replicas": 1,
+                    "ray_actor_options": {"num_cpus": 0},
+                    "health_check_period_s": HEALTH_CHECK_PERIOD_S,
+                    "max_constructor_retry_count": 1,
+                },
+                "log_engine_metrics": False,
+            }
+        )
+        for name in model_names(settings)
+    ]
+    endpoint = {"num_replicas": 1, "ray_actor_options": {"num_cpus": 0}}
+    return build_openai_app({"llm_configs": configs, "ingress_deployment_config": endpoint})
+
+
+def check_can_start(settings: EngineSettings) -> None:
+    """Check that Ray runs with enough CPUs and GPUs, Serve does not, and the port is free.
+
+    Raises:
+        ValueError: one of the last three does not hold.
+        RuntimeError: Ray is not initialised.
+    """
+    if not ray.is_initialized():
+        raise RuntimeError("the engine runs in a Ray cluster: call ray.init() first")
+    if serve.status().proxies:
+        raise ValueError(
+            "Ray Serve already runs in this Ray cluster, and the engine would share its port and "
+            "end its applications; run `serve shutdown` or use another cluster"
+        )
+    check_port(settings.port)
+    total = ray.cluster_resources()
+    needed = {"CPU": settings.num_replicas, "GPU": settings.num_replicas * settings.gpus}
+    for name, amount in needed.items():
+        if amount > total.get(name, 0):
+            raise ValueError(
+                f"the engine needs {amount:g} logical {name}s and the Ray cluster has "
+                f"{total.get(name, 0):g}; lower num_replicas or gpus, or start Ray with more"
+            )
+
+
+def quiet_driver() -> None:
+    """Keep the messages that Serve and vLLM print in this process off the terminal."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+
+
+def _engine_arguments(settings: EngineSettings) -> dict[str, Any]:
+    arguments = {
+        "dtype": settings.dtype,
+        "max_model_len": settings.max_model_len,
+        "kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30),
+        "enforce_eager": not settings.gpus,
+        "worker_extension_cls": "evals.serving.worker_extension.SwapWeights",
+        # The model's own generation_config.json would add a repetition penalty or top-k to every
+        # request that does not name them.
+        "generation_config": "vllm",
+        "use_tqdm_on_load": False,
+    }
+    if not settings.gpus:
+        # A prompt cut in two would end vLLM 0.29's engine on the CPU, when its request has a seed:
+        # the generator there can't be set back ("CPU Generator does not use offset").
+        arguments["enable_chunked_prefill"] = False
+        arguments["max_num_batched_tokens"] = max(2048, settings.max_model_len)
+    return arguments
+
+
+def _environment(settings: EngineSettings) -> dict[str, str]:
+    environment = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    if not settings.gpus:
+        environment |= _CPU_ENVIRONMENT | {"OMP_NUM_THREADS": str(settings.threads)}
+    if sum(node["Alive"] for node in ray.nodes()) == 1:
+        # Elsewhere the folder may not exist: there Ray's own log files have to do.
+        environment["VLLM_LOGGING_CONFIG_PATH"] = str(_log_to_file(settings))
+    return environment
+
+
+def _log_to_file(settings: EngineSettings) -> Path:
+    """Write a logging configuration that sends vLLM's messages to log_dir/vllm.log."""
+    folder = Path(settings.log_dir).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    line = "%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"
+    handler = {
+        "class": "logging.FileHandler",
+        "filename": str(folder / VLLM_LOG),
+        "formatter": "line",
+    }
+    config = {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"line": {"format": line}},
+        "handlers": {"file": handler},
+        "loggers": {"vllm": {"handlers": ["file"], "level": "INFO", "propagate": False}},
+    }
+    path = folder / "vllm_logging.json"
+    path.write_text(json.dumps(config, indent=2))
+    return path

@@ -1,0 +1,25 @@
+"""Intervals, paired tests and pass@k over the verdicts of a benchmark."""
+
+from evals.statistics.estimates import (
+    Difference,
+    Interval,
+    holm,
+    interval,
+    majority,
+    paired,
+    paired_seeds,
+    pass_at_k,
+    wilson,
+)
+
+__all__ = [
+    "Difference",
+    "Interval",
+    "holm",
+    "interval",
+    "majority",
+    "paired",
+    "paired_seeds",
+    "pass_at_k",
+    "wilson",
+]

@@ -1,0 +1,64 @@
+"""Old module paths, importable for one release with a DeprecationWarning.
+
+Remove this file, and its line in `otr/__init__.py`, in version 0.3.
+"""
+
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+MOVED = {
+    "otr.attention": "otr.models.attention",
+    "otr.checkpoint": "otr.loop.checkpoint",
+    "otr.checks": "otr.models.checks",
+    "otr.draws": "otr.loss.draws",
+    "otr.evaluate": "otr.loop.evaluate",
+    "otr.fake_step": "otr.memory.fake_step",
+    "otr.identity": "otr.loop.identity",
+    "otr.kernels": "otr.loss.kernels",
+    "otr.linear": "otr.loss.fused",
+    "otr.lora": "otr.models.lora",
+    "otr.model": "otr.models.load",
+    "otr.objective": "otr.loss.objective",
+    "otr.parallel": "otr.loop.parallel",
+    "otr.planner": "otr.memory.planner",
+    "otr.policy": "otr.loop.policy",
+    "otr.rows": "otr.loss.rows",
+    "otr.shape": "otr.models.architecture",
+    "otr.tokenizer": "otr.models.tokenizer",
+    "otr.training.kept": "otr.training.packed_cache",
+    "otr.training.saved": "otr.training.checkpoint_store",
+}
+
+
+class _Alias(Loader):
+    """Loads the module at its new path in place of the old one."""
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        module = import_module(MOVED[spec.name])
+        self.spec = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = self.spec  # importlib has replaced it by that of the alias
+
+
+class _MovedFinder(MetaPathFinder):
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname not in MOVED:
+            return None
+        warnings.warn(
+            f"{fullname} has moved to {MOVED[fullname]}", DeprecationWarning, stacklevel=2
+        )
+        return ModuleSpec(fullname, _Alias())
+
+
+def install() -> None:
+    """Make the old paths importable."""
+    sys.meta_path.append(_MovedFinder())

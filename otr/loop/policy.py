@@ -1,0 +1,117 @@
+"""The model and its loss in one module, so that DDP and FSDP see one forward pass.
+
+Shapes: B rows, S row length, N tokens that are no padding, T scored ones.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
+
+from otr.config import ModelConfig
+from otr.loss.functional import linear_token_loss
+from otr.loss.objective import IGNORE_INDEX, LossOutput, Objective
+from otr.models.load import head, hidden_states, load_model
+
+Batch = Mapping[str, Tensor]
+"""A micro-batch: contract 1, [B, S] each."""
+
+CHUNK = 1024  # scored tokens that have logits at a time
+
+
+def reloaded_nll(directory: Path, model: PreTrainedModel, batch: Batch) -> float:
+    """Of a micro-batch under the model in a directory, loaded on the CPU as `model` attends."""
+    from otr.models.lora import load_adapters
+
+    trusted = "auto_map" in model.config.to_dict()  # it has been loaded once
+    source = ModelConfig(str(directory), trust_remote_code=trusted)
+    if hasattr(model, "peft_config"):
+        base = str(model.peft_config["default"].base_model_name_or_path)
+        again = cast(PreTrainedModel, load_adapters(directory, replace(source, path=base)))
+    else:
+        again = load_model(source)
+    with torch.no_grad():
+        return float(Policy(again.eval(), Objective("sft")).score(batch)[0])
+
+
+class Policy(nn.Module):
+    """What is trained, and towards what."""
+
+    def __init__(self, model: PreTrainedModel, objective: Objective) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    @property
+    def device(self) -> torch.device:
+        """That it computes on; under offload its weights lie elsewhere."""
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("cpu")
+
+    def precision(self, dtype: str) -> torch.autocast:
+        """What a pass of a model of `dtype` (as the config names it) runs in."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=dtype == "bfloat16")
+
+    def forward(self, batch: Batch, seed: int, first_row: int) -> LossOutput:
+        """The loss of a micro-batch whose first row is number `first_row` of its step.
+
+        Where logits hold NaN or inf it is NaN, and so is every gradient: on all ranks, once they
+        have been averaged.
+        """
+        ids_BS, segments_BS = batch["input_ids"], batch["segment_ids"]
+        rows, length = ids_BS.shape
+        real_BS = segments_BS > 0
+        target_BS = torch.full_like(ids_BS, IGNORE_INDEX, dtype=torch.long)
+        target_BS[:, :-1] = (
+            ids_BS[:, 1:].long().masked_fill(~batch["loss_mask"][:, 1:], IGNORE_INDEX)
+        )
+        # Draws are numbered by a token's place in its step, however the step is split.
+        row_B = torch.arange(first_row, first_row + rows, device=ids_BS.device)
+        place_S = torch.arange(length, device=ids_BS.device)
+        position_BS = row_B[:, None] * (length - 1) + place_S
+        its = head(self.model)
+        hidden_ND = hidden_states(self.model, ids_BS, segments_BS)
+        try:
+            return linear_token_loss(
+                hidden_ND,
+                its.weight,
+                target_BS[real_BS],
+                self.objective,
+                bias=its.bias,
+                logit_scale=its.logit_scale,
+                softcap=its.softcap,
+                generator=torch.Generator().manual_seed(seed),
+                position_T=position_BS[real_BS],
+            )
+        except FloatingPointError:
+            parts = [hidden_ND, its.weight, *([] if its.bias is None else [its.bias])]
+            nan = torch.stack([torch.nan * part.float().sum() for part in parts]).sum()
+            scored = (target_BS[real_BS] != IGNORE_INDEX).sum()
+            return LossOutput(nan, scored, *[nan.detach()] * 4)
+
+    def score(self, batch: Batch) -> Tensor:
+        """[nll, tokens right, tokens, examples right, examples] of one micro-batch."""
+        real_BS = batch["segment_ids"] > 0
+        scored_BS = torch.zeros_like(real_BS)
+        scored_BS[:, :-1] = batch["loss_mask"][:, 1:]
+        hidden_ND = hidden_states(self.model, batch["input_ids"], batch["segment_ids"])
+        hidden_TD = hidden_ND[scored_BS[real_BS]]
+        target_T = batch["input_ids"][:, 1:][scored_BS[:, :-1]].long()
+        row_BS = torch.arange(len(real_BS), device=real_BS.device)[:, None].expand_as(real_BS)
+        key_BS = row_BS * real_BS.shape[1] + batch["segment_ids"]
+        examples, example_T = key_BS[scored_BS].unique(return_inverse=True)
+        wrong = torch.zeros(len(examples), device=hidden_TD.device)
+        nll = hidden_TD.new_zeros((), dtype=torch.double)
+        for part in torch.arange(len(target_T), device=wrong.device).split(CHUNK):
+            logits_TV = head(self.model).logits(hidden_TD[part])
+            nll += cross_entropy(logits_TV, target_T[part], reduction="sum")
+            wrong_T = (logits_TV.argmax(-1) != target_T[part]).float()
+            wrong.index_add_(0, example_T[part], wrong_T)
+        right = len(target_T) - wrong.sum()
+        counts = [nll, right, len(target_T), (wrong == 0).sum(), len(examples)]
+        return torch.stack([torch.as_tensor(c, device=wrong.device).double() for c in counts])

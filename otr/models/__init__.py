@@ -1,0 +1,1 @@
+"""Hugging Face causal language models and their tokenizers, made ready for training."""

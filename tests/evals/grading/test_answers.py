@@ -1,0 +1,241 @@
+"""Extraction and comparison of answers; code out of chat text; limits on hostile expressions."""
+
+import threading
+import time
+
+import pytest
+
+from evals.benchmark import Benchmark, Decoding, Item
+from evals.grading import answers as grading
+from evals.grading import symbolic
+from evals.grading.answers import choice_equal, exact_equal, extract_code, marked_answer, math_equal
+from evals.process_pool import Spares
+
+RIGHT = [
+    (r"so \boxed{18}.", "18"),
+    (r"\boxed{1} no, \boxed{2}", "2"),
+    (r"\boxed{1} and then \boxed{2 was cut", "1"),
+    (r"\boxed{\boxed{5}}", "5"),
+    (r"\boxed{\frac{\sqrt{3}}{2}}", r"\frac{\sqrt3}{2}"),
+    (r"\boxed{\{2, 1\}}", r"\{1,2\}"),
+    (r"\boxed{18 \text{ dollars}}", "18"),
+    (r"\boxed{\$18.00}", "18"),
+    (r"\boxed{50\%}", "50"),
+    (r"\boxed{x = 18}", "18"),
+    (r"\boxed{10,\!080}", "10080"),
+    (r"\boxed{\text{Evelyn}}", "Evelyn"),
+    (r"\boxed{023}", "23"),
+    (r"\boxed{5^\circ}", "5"),
+    ("3 + 4 = 7\n#### 1,234", "1234"),
+    ("#### 12\n\nDone, in 3 steps.", "12"),
+    ("The answer is 18 dollars per day.", "18"),
+    ("The final answer is $\\frac{1}{2}$. I hope it is correct.", "0.5"),
+    ("The answer is:\n$$5$$", "5"),
+    ("**Answer:** 42", "42"),
+    ("She pays $1,000.", "1000"),
+    ("10-5 is 5", "5"),
+    ("so 3 - 4 = -1", "-1"),
+    (r"\boxed{2 \times 10^{-8}}", "2e-8"),
+    (r"\boxed{1 \frac{4}{5}}", "1.8"),
+    (r"\boxed{(1)/(4) n(n+1)}", r"$\frac{1}{4} n(n+1)$"),
+    (r"\boxed{0.5}", r"50\%"),
+    (r"\boxed{-2 \text{ or } -12}", "-2{or}-12"),
+    (r"\boxed{sqrt(3)/2}", r"\frac{\sqrt{3}}{2}"),
+    (r"\boxed{x \in [-2, 7)}", "[-2,7)"),
+    (r"\boxed{(-∞, 3) ∪ (3, ∞)}", r"(-\infty,3)\cup(3,\infty)"),  # noqa: RUF001
+    (r"\boxed{4:30 PM}", r"\text{4:30 p.m.}"),
+    (r"\boxed{110101_{2}}", "110101_2"),
+    (r"\boxed{2007+\frac{\}{p}i2}", r"2007+\frac{\}{p}i2"),
+]
+
+WRONG = [
+    ("", "5"),
+    ("no idea", "5"),
+    (r"\boxed{}", "5"),
+    (r"\boxed{6} is near 5", "5"),
+    ("#### 12\n13", "13"),
+    ("the answer is 4, not 5", "5"),
+    (r"\boxed{(1,2)}", "(2,1)"),
+    (r"\boxed{[1,2)}", "(1,2]"),
+    (r"\boxed{x+1}", "x-1"),
+    (r"\boxed{0.3}", r"\frac{1}{3}"),
+    (r"\boxed{\text{Mike}}", "Evelyn"),
+    (r"\boxed{12,3}", "123"),
+    (r"\boxed{" + "1" * 5000 + "}", "1"),
+    (r"\boxed{1 \times 10^{-8}}", "3.3e-10"),
+    (r"\boxed{0.333}", r"\frac{1}{3}"),
+    (r"\boxed{1(4)/(5)}", r"1\frac{4}{5}"),
+    (r"\boxed{f(x)/(2)}", r"f\frac{x}{2} + 1"),
+    (r"\boxed{500\%}", "0.5"),
+    (r"\boxed{May 20}", r"\text{June 20}"),
+    (r"\boxed{110101_3}", "110101_2"),
+    (r"\boxed{1,2}", "1"),
+    (r"\boxed{2}", "1,2"),
+]
+
+
+@pytest.mark.parametrize(("prediction", "gold"), RIGHT)
+def test_right_answers_however_they_are_written(prediction, gold) -> None:
+    assert math_equal(prediction, gold)
+
+
+@pytest.mark.parametrize(("prediction", "gold"), WRONG)
+def test_wrong_answers(prediction, gold) -> None:
+    assert not math_equal(prediction, gold)
+
+
+def test_the_published_order_of_extraction() -> None:
+    text = "1\nThe answer is 2\n#### 3\n\\boxed{4}\nand 5"
+    assert marked_answer(text) == "4"
+    assert marked_answer(text.replace("\\boxed", "")) == "3"
+    assert marked_answer("1\nThe answer is 2\nand 5") == "2"
+    assert marked_answer("1 and 5") is None
+    assert marked_answer(r"\boxed{\boxed{5} m}") == "5"
+    assert math_equal("1 and 5", "5")
+
+
+@pytest.mark.parametrize(
+    ("vote", "texts"),
+    {
+        "1/2": [r"\boxed{\frac12}", "#### 0.5", "The answer is 1/2.", r"\boxed{1/2 \text{ cm}}"],
+        "1234": ["it costs $1,234", r"\boxed{1{,}234}", "The answer is $1,234$ dollars."],
+        "1,2": [r"\boxed{2,\,1}", r"\boxed{1 \text{ and } 2}"],
+        "(2,1)": [r"\boxed{\left( 2, 1 \right)}"],
+        "evelyn": [r"\boxed{\text{Evelyn}}", "The answer is Evelyn."],
+        "": ["", "no idea", r"\boxed{" + "1" * 5000 + "}"],
+    }.items(),
+)
+def test_equal_answers_are_one_vote(vote, texts) -> None:
+    assert {grading.final_answer(text) for text in texts} == {vote}
+
+
+def test_extraction_takes_linear_time() -> None:
+    braces = "{" * 200_000 + r"\boxed{" * 20_000
+    started = time.process_time()
+    assert marked_answer(braces) is None
+    assert marked_answer("```\n" * 20_000) is None
+    assert time.process_time() - started < 5  # seconds of CPU; it takes 0.1, quadratic took minutes
+
+
+def test_grading_works_in_threads() -> None:
+    verdicts = []
+    thread = threading.Thread(target=lambda: verdicts.append(math_equal(r"\boxed{0.5}", "1/2")))
+    thread.start()
+    thread.join()
+    assert verdicts == [True]
+
+
+def test_an_expression_that_never_ends_is_wrong_and_the_next_is_graded(monkeypatch) -> None:
+    monkeypatch.setattr(symbolic, "CPU_SECONDS", 1)
+    assert not math_equal(r"\boxed{9^{9^{9^{9}}}}", "1")
+    assert math_equal(r"\boxed{\frac{2}{4}}", "0.5")
+
+
+def test_a_machine_without_math_verify_is_an_error_and_no_verdict(monkeypatch) -> None:
+    monkeypatch.setattr(symbolic, "_workers", Spares(symbolic._Worker))
+    monkeypatch.setattr(symbolic.sys, "executable", "/bin/false")
+    with pytest.raises(RuntimeError, match="math-verify did not start"):
+        symbolic.equal("1", "2")
+
+
+@pytest.mark.parametrize(
+    ("prediction", "gold"),
+    [
+        ("So the answer is (B).", "(B)"),
+        ("The answer is B", "(B)"),
+        (r"\boxed{b}", "B"),
+        (r"\boxed{\text{(C)}}", "C"),
+        ("**Answer:** (D) the owl", "D"),
+        ("(A) is wrong, so it must be (B)", "B"),
+        ("Because A is false:\nB. the owl", "B"),
+        ("C", "(C)"),
+    ],
+)
+def test_choice(prediction, gold) -> None:
+    assert choice_equal(prediction, gold)
+    assert not choice_equal(prediction, "(E)")
+
+
+@pytest.mark.parametrize("prediction", ["", "I think so", "The answer is the owl.", "BAD"])
+def test_no_letter_is_no_choice(prediction) -> None:
+    assert not any(choice_equal(prediction, letter) for letter in "ABCDEFGHI")
+
+
+@pytest.mark.parametrize(
+    ("prediction", "gold"),
+    [
+        ("not True is False.\nSo the answer is False.", "False"),
+        ("So the answer is: ] ) }.", "] ) }"),
+        ("So the answer is ])}.", "] ) }"),
+        ("So the answer is barn, damp, dot.", "barn damp dot"),
+        ("step one\n-35", "-35"),
+        ("#### 1,000", "1000"),
+        ("valid", "Valid"),
+        ("two\nlines", "two lines"),
+    ],
+)
+def test_exact(prediction, gold) -> None:
+    assert exact_equal(prediction, gold)
+    assert not exact_equal(prediction, gold + "x")
+
+
+HEAD = "import math\n\ndef helper(x):\n    return x\n\ndef area(r):\n    '''Area.'''\n"
+BODY = "    return math.pi * helper(r) ** 2\n"
+WHOLE = "def area(r):\n" + BODY
+CHECK = "assert round(area(1), 2) == 3.14\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        BODY,
+        BODY + "\nThis multiplies pi by the square.\n",
+        "return math.pi * helper(r) ** 2",
+        WHOLE,
+        f"Sure! Here it is:\n\n{WHOLE}\nIt's simple.",
+        f"```python\n{WHOLE}```",
+        f"Here:\n```\n{WHOLE}```\nUse it so:\n```python\nprint(area(2))\n```",
+        f"```python\ndef area(r): return 0\n```\nBetter:\n```python\n{WHOLE}```",
+        f"```python\n{WHOLE}",
+        f"1. Do:\n   ```python\n   def area(r):\n   {BODY}   ```",
+        f"```python\n{BODY}```",
+    ],
+)
+def test_code_out_of_an_answer(text) -> None:
+    exec(extract_code(text, HEAD) + "\n" + CHECK, {})
+
+
+def test_code_without_a_head() -> None:
+    assert extract_code("Use `x`:\n```python\nx = 1\n```") == "x = 1\n"
+    assert extract_code("x = 1") == "x = 1"
+    assert (
+        extract_code("Here you go:\ndef f():\n    return 1\nThat's all!")
+        == "def f():\n    return 1"
+    )
+
+
+def test_code_may_have_its_own_time(monkeypatch) -> None:
+    given = []
+    monkeypatch.setattr(
+        grading.sandbox,
+        "run",
+        lambda program, tests, cpu_seconds: (
+            given.append(cpu_seconds) or grading.sandbox.SandboxResult("")
+        ),
+    )
+    grading.code_passes(Item("a", "", ""), "x = 1")
+    grading.code_passes(Item("b", "", "", meta={"cpu_seconds": 30}), "x = 1")
+    assert given == [grading.CPU_SECONDS, 30]
+
+
+def test_grade_all_keeps_the_order_and_raises_what_a_grader_raises() -> None:
+    items = [Item(str(n), "", str(n)) for n in range(50)]
+
+    def grade(item: Item, text: str) -> bool:
+        return math_equal(text, item.answer)
+
+    benchmark = Benchmark("b", "other", tuple(items), grade, Decoding(8), "accuracy", "here")
+    answers = [(item, f"\\boxed{{{int(item.id) // 2 * 2}}}") for item in items]
+    assert grading.grade_all(benchmark, answers) == [n % 2 == 0 for n in range(50)]
+    with pytest.raises(AttributeError):
+        grading.grade_all(benchmark, [(None, "1")])

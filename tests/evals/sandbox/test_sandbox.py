@@ -1,0 +1,280 @@
+"""The sandbox: verdicts, limits, and both walls against programs that try to get out."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from evals.sandbox import runner
+from tests.assets.walls import (
+    WITHOUT_GUARD,
+    WITHOUT_LANDLOCK_AND_SECCOMP,
+    WITHOUT_NAMESPACES,
+    patch,
+)
+
+REPOSITORY = Path(__file__).parents[3]
+VERDICTS = {
+    "assert sum(range(4)) == 6": "passed",
+    "1 / 0": "failed",
+    "def broken(": "failed",
+    "import sys; sys.exit(0)": "failed",
+    "import os; os._exit(0)": "failed",
+    "import os, sys\nos.write(1, b'passed'); sys.exit(100)": "failed",
+    "quit()": "failed",
+    "input()": "failed",
+    "x = [0] * 10**9": "memory",
+    "while True: print('a' * 10**6)": "violation",
+    "import os\nwhile True: os.fork()": "violation",
+    "import subprocess; subprocess.run(['true'])": "violation",
+    "import os; os.kill(os.getppid(), 9)": "violation",
+    "import socket; socket.socket()": "violation",
+    "import urllib.request; urllib.request.urlopen('http://127.0.0.1:9')": "violation",
+    "import ctypes; ctypes.CDLL(None).system(b'true')": "violation",
+    "import ctypes; ctypes.string_at(id(1))": "violation",
+    "import ctypes; ctypes.pythonapi.Py_Exit(100)": "violation",
+    "import ctypes; ctypes.memmove(ctypes.create_string_buffer(9), id(1), 9)": "failed",
+    "import sys; sys._getframe(1).f_locals['prepared'].libc.syscall(39)": "failed",
+    "import resource; resource.prlimit(1, resource.RLIMIT_CPU, (1, 1))": "violation",
+    "import gc; gc.get_objects()": "violation",
+    "import sys; sys.settrace(print)": "violation",
+    "open('/etc/passwd')": "violation",
+    "import os; open(f'/proc/{os.getppid()}/environ')": "violation",
+    "import os; os.listdir(f'/proc/{os.getppid()}/cwd')": "violation",
+    "open('/proc/self/mem', 'rb')": "violation",
+    "import os; os.mkdir('/tmp/outside')": "violation",
+    "open('/proc/self/mem', 'wb')": "violation",
+    "f = open('a', 'wb')\nwhile True: f.write(bytes(1 << 20))": "violation",
+}
+
+HOME_IS_EMPTY_AND_WRITABLE = """
+import os, tempfile
+assert os.listdir('.') == [] and os.path.samefile('.', os.environ['HOME'])
+assert set(os.environ) <= {'HOME', 'TMPDIR', 'PATH', 'LANG', 'PYTHONHASHSEED', 'LC_CTYPE',
+                           'OPENBLAS_NUM_THREADS', 'OMP_NUM_THREADS', 'SANDBOX_WALLS'}
+with tempfile.TemporaryDirectory() as folder:
+    open(os.path.join(folder, 'file'), 'w').write('text')
+open(os.devnull, 'w').write('text')
+"""
+
+ORDINARY_PROGRAMS = {
+    "home": HOME_IS_EMPTY_AND_WRITABLE,
+    "main": "assert __name__ == '__main__'",
+    "pickle": "import pickle\nclass A: pass\nassert isinstance(pickle.loads(pickle.dumps(A())), A)",
+    "asyncio": "import asyncio\nasync def f(): return 1\nassert asyncio.run(f()) == 1",
+    "numpy": "import numpy; assert numpy.ones(3).sum() == 3",
+}
+
+
+@pytest.mark.parametrize("program", VERDICTS)
+def test_verdict(wall, program) -> None:
+    result = runner.run(program, cpu_seconds=2)
+    assert result.reason == VERDICTS[program], result.stderr
+    assert result.passed == (result.reason == "passed")
+    assert not Path("/tmp/outside").exists()
+
+
+@pytest.mark.parametrize("name", ORDINARY_PROGRAMS)
+def test_ordinary_programs_are_not_hindered(wall, name) -> None:
+    result = runner.run(ORDINARY_PROGRAMS[name])
+    assert result.passed, result.stderr
+
+
+def test_endless_programs_end(wall, monkeypatch) -> None:
+    assert runner.run("while True: pass", cpu_seconds=1).reason == "timeout"
+    monkeypatch.setattr(runner, "IDLE_SECONDS", 0)
+    assert runner.run("import time; time.sleep(60)", cpu_seconds=1).reason == "timeout"
+    waits = "import threading; threading.Event().wait()"
+    assert runner.run(waits, cpu_seconds=1).reason == "timeout"
+    patch(monkeypatch, "server._busy_seconds = lambda handle: float('inf'); ")
+    monkeypatch.setattr(runner, "STARVED", 1)
+    assert runner.run("import time; time.sleep(60)", cpu_seconds=1).reason == "timeout"
+
+
+def test_a_busy_machine_changes_no_verdict(monkeypatch) -> None:
+    monkeypatch.setattr(runner, "IDLE_SECONDS", 0)
+    program = "import time\nwhile time.process_time() < 0.6: pass"
+    assert runner.run(program, cpu_seconds=1).passed
+    hogs = [subprocess.Popen([sys.executable, "-c", "while 1: 0"]) for _ in range(8)]
+    try:
+        started = time.monotonic()
+        result = runner.run(program, cpu_seconds=1)
+        waited = time.monotonic() - started
+    finally:
+        for hog in hogs:
+            hog.kill()
+            hog.wait()
+    assert result.passed, f"{result.reason} after {waited:.1f} s"
+
+
+def test_nothing_outside_changes(wall, tmp_path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("kept")
+    for path in (*tmp_path.parents, tmp_path, victim):
+        if path != Path("/") and path.stat().st_uid == os.getuid() and len(path.parts) > 2:
+            path.chmod(0o777)  # only the sandbox is in the way
+    attempts = [
+        "open(p, 'w')",
+        "os.remove(p)",
+        "os.rename(p, 'mine')",
+        "os.chmod(p, 0)",
+        "os.symlink(p, p + '2')",
+        "os.truncate(p, 0)",
+        "shutil.rmtree(os.path.dirname(p))",
+        "os.chdir(os.path.dirname(p)); open('new', 'w')",
+        "sqlite3.connect(p + '3')",
+        "os.remove('victim', dir_fd=os.open(os.path.dirname(p), os.O_RDONLY))",
+    ]
+    for attempt in attempts:
+        program = f"import os, shutil, sqlite3\np = {str(victim)!r}\n{attempt}"
+        assert runner.run(program).reason == "violation", attempt
+    assert victim.read_text() == "kept"
+    assert sorted(os.listdir(tmp_path)) == ["victim"]
+
+
+def test_output_is_kept_and_cut(wall) -> None:
+    result = runner.run("import sys\nprint('a' * 10**6)\nprint('b', file=sys.stderr)")
+    assert result.passed
+    assert result.stdout == "a" * runner.MAX_OUTPUT_CHARS + "\n[cut]"
+    assert result.stderr == "b\n"
+
+
+def test_a_traceback_shows_the_program_and_nothing_of_the_sandbox() -> None:
+    assert runner.run("def f():\n    raise KeyError('x')\nf()").stderr == (
+        'Traceback (most recent call last):\n  File "program.py", line 3, in <module>\n'
+        '  File "program.py", line 2, in f\n'
+        "KeyError: 'x'\n"
+    )
+
+
+KERNEL_WALLS = {"namespaces": WITHOUT_LANDLOCK_AND_SECCOMP, "seccomp": WITHOUT_NAMESPACES}
+
+
+@pytest.mark.parametrize("name", KERNEL_WALLS)
+def test_the_kernel_stops_what_gets_past_the_guard(name, monkeypatch, tmp_path) -> None:
+    if name not in runner.isolation():
+        pytest.skip(f"this machine offers no {name} to processes without privileges")
+    patch(monkeypatch, KERNEL_WALLS[name] + WITHOUT_GUARD)
+    victim = tmp_path / "victim"
+    victim.write_text("kept")
+    listener = socket.create_server(("127.0.0.1", 0))
+    attempts = [
+        f"open({str(victim)!r}, 'w')",
+        f"import os; os.remove({str(victim)!r})",
+        f"open({str(tmp_path / 'new')!r}, 'w')",
+        f"import socket; socket.create_connection({listener.getsockname()}, timeout=5)",
+        "import os; p = os.getppid(); assert p; os.kill(p, 9)",
+        "import resource as r, os; p = os.getppid(); assert p; r.prlimit(p, r.RLIMIT_CPU, (1, 1))",
+    ]
+    for attempt in attempts:
+        assert not runner.run(attempt).passed, attempt
+    listener.close()
+    assert victim.read_text() == "kept"
+    assert os.listdir(tmp_path) == ["victim"]
+
+
+def test_landlock_hides_files_from_what_gets_past_the_guard(monkeypatch, tmp_path) -> None:
+    if "landlock" not in runner.isolation():
+        pytest.skip("this machine's kernel offers no Landlock")
+    patch(monkeypatch, WITHOUT_NAMESPACES + WITHOUT_GUARD)
+    (tmp_path / "secret").write_text("s")
+    for path in (str(tmp_path / "secret"), "/etc/passwd", f"/proc/{os.getpid()}/environ"):
+        assert not runner.run(f"open({path!r})").passed, path
+    assert runner.run("import json, os; open(json.__file__); os.listdir('.')").passed
+
+
+def test_the_kernel_keeps_nothing_for_a_later_program(monkeypatch) -> None:
+    if "seccomp" not in runner.isolation() or os.uname().machine != "x86_64":
+        pytest.skip("the numbers are those of x86-64's system calls")
+    patch(monkeypatch, WITHOUT_GUARD)
+    add_key = "ctypes.CDLL(None).syscall(248, b'user', b'name', b'text', 4, -4)"
+    assert runner.run(f"import ctypes; assert {add_key} == -1").passed
+
+
+@pytest.mark.parametrize("name", KERNEL_WALLS)
+def test_no_process_outlives_the_program(name, monkeypatch) -> None:
+    if name not in runner.isolation():
+        pytest.skip(f"this machine offers no {name} to processes without privileges")
+    patch(monkeypatch, KERNEL_WALLS[name] + WITHOUT_GUARD)
+    if name == "seccomp":
+        assert not runner.run("import os; os.fork()").passed
+    sleeper = "os.execv('/bin/sleep', ['sleep', '987.125'])"
+    runner.run(f"import os\nif os.fork() == 0: {sleeper}")
+    runner.run(f"import os\nif os.fork() == 0: os.setsid(); {sleeper}")
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and _running("987.125"):
+        time.sleep(0.05)
+    assert not _running("987.125")
+
+
+def _running(argument: str) -> bool:
+    commands = Path("/proc").glob("[0-9]*/cmdline")
+    return any(argument.encode() in _read(command) for command in commands)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""  # it ended meanwhile
+
+
+def test_the_same_program_gets_the_same_verdict() -> None:
+    program = "import sys\nprint(list({'a', 'b', 'c', 'd'}))"
+    assert len({runner.run(program).stdout for _ in range(3)}) == 1
+
+
+def test_limits_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(ValueError, match="cpu_seconds=0"):
+        runner.run("", cpu_seconds=0)
+    with pytest.raises(ValueError, match="memory_mb=1"):
+        runner.run("", memory_mb=1)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        # let in, but not as nobody: what AppArmor of some Ubuntus does
+        "walls.enter_namespaces.__globals__['NOBODY'] = -1; ",
+        "walls._enter = lambda libc: False; ",
+    ],
+)
+def test_namespaces_that_are_half_there_are_done_without(monkeypatch, fault) -> None:
+    patch(monkeypatch, fault)
+    for _ in range(3):
+        result = runner.run("import os; print(os.environ['SANDBOX_WALLS'])")
+        assert result.passed, result.stderr
+        assert "namespaces" not in result.stdout
+
+
+def test_tests_that_find_no_room_are_not_left_out(tmp_path) -> None:
+    """A process that may write no file larger than the program: as on a full disk."""
+    script = (
+        "import resource, signal; from evals import sandbox; assert sandbox.run('').passed;"
+        "program = '#' * 4000; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4008, 4008));"
+        "sandbox.run(program, tests='assert False')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", script], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert "File too large" in done.stderr.splitlines()[-1]
+
+
+def test_a_broken_sandbox_is_no_verdict(monkeypatch) -> None:
+    monkeypatch.setattr(runner, "SERVER", "1 / 0")
+    with pytest.raises(RuntimeError, match="sandbox itself failed"):
+        runner.run("x = 1")
+    monkeypatch.undo()
+    patch(monkeypatch, "walls.drop_privileges = lambda libc: 1 / 0; ")
+    with pytest.raises(RuntimeError, match=r"sandbox itself failed(.|\n)*ZeroDivisionError"):
+        runner.run("x = 1")
+    monkeypatch.undo()
+    if "namespaces" in runner.isolation():
+        patch(monkeypatch, "walls.new_process_namespace = lambda libc: open('/proc/none'); ")
+        with pytest.raises(RuntimeError, match=r"sandbox itself failed: .*No such file"):
+            runner.run("x = 1")

@@ -1,0 +1,110 @@
+"""What vLLM is started with: adapters and their obstacles, advice on its errors, requests."""
+
+import json
+from typing import get_args
+
+import pytest
+
+from evals.benchmark import Decoding
+from evals.serving import adapters
+from evals.serving.deployment import advice, first_error
+from evals.serving.requests import Answer, Served
+from evals.settings import EngineSettings
+
+TOO_MUCH = (
+    "ValueError: Available memory on node 0 (14.78/17.71 GiB) on kv cache allocation is less than "
+    "requested memory for kv (1000.0 GiB). Decrease --kv-cache-memory-bytes"
+)
+TOO_LITTLE = (
+    "ValueError: To serve at least one request with the model's max seq len (512), (0.0 GiB KV "
+    "cache is needed, which is larger than the available KV cache memory (0.0 GiB)."
+)
+LOG = f"""2026-11-25 22:51:47,709 21045 INFO vllm.config.model: Using max model len 512
+Traceback (most recent call last):
+  File "core.py", line 1360, in run_engine_core
+{TOO_MUCH}
+RuntimeError: Engine core initialization failed. See root cause above.
+"""
+
+
+def write_adapter(directory, **changes):
+    directory.mkdir(parents=True)
+    names = ["model.layers.0.self_attn.q_proj", "down_proj"]
+    config = {"peft_type": "LORA", "r": 8, "target_modules": names} | changes
+    (directory / "adapter_config.json").write_text(json.dumps(config))
+    return directory
+
+
+def test_engine_has_room_for_all_adapters_and_one_empty_place(tmp_path):
+    paths = [write_adapter(tmp_path / "a"), write_adapter(tmp_path / "b", r=20)]
+    named = adapters.check_all(paths, tmp_path)
+    assert list(named.values()) == paths
+    assert adapters.engine_arguments(named.values()) == {
+        "enable_lora": True,
+        "max_loras": 3,
+        "max_lora_rank": 32,
+        "lora_target_modules": ["down_proj", "q_proj"],
+    }
+    assert adapters.engine_arguments([]) == {}
+
+
+def test_ranks_are_those_of_the_installed_vllm():
+    from vllm.config.lora import MaxLoRARanks
+
+    assert set(adapters.RANKS) == set(get_args(MaxLoRARanks))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
+        ({"use_dora": True}, "use_dora is True; merge it instead"),
+        ({"modules_to_save": ["embed_tokens"]}, "modules_to_save"),
+        ({"r": 1024}, "rank 1024 exceeds 512"),
+        ({"target_modules": ["lm_head"]}, "changes the head"),
+        ({"target_modules": ".*proj"}, "pattern '.*proj'"),
+    ],
+)
+def test_what_vllm_would_leave_out_is_refused(tmp_path, changes, said):
+    with pytest.raises(ValueError, match=said):
+        adapters.check_all([write_adapter(tmp_path / "a", **changes)], tmp_path)
+
+
+def test_an_adapter_of_another_model_or_none_is_refused(tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    stray = write_adapter(tmp_path / "a", base_model_name_or_path=str(other))
+    with pytest.raises(ValueError, match=f"belongs to {other}"):
+        adapters.check_all([stray], tmp_path / "model")
+    with pytest.raises(ValueError, match="no LoRA adapter"):
+        adapters.check_all([other], tmp_path)
+
+
+def test_advice_on_memory_names_the_setting():
+    settings = EngineSettings(kv_cache_gib=3)
+    assert first_error(LOG) == TOO_MUCH
+    assert "lower kv_cache_gib (now 3), max_model_len (now 1024)" in advice(TOO_MUCH, settings)
+    assert "raise kv_cache_gib (now 3) or lower max_model_len" in advice(TOO_LITTLE, settings)
+    assert first_error("INFO all is well\n") == advice("", settings) == ""
+
+
+class Recorder:
+    """Answers each request with its seed, the last first."""
+
+    def ask(self, requests, options):
+        for place, request in reversed(requests.items()):
+            yield place, Answer(str(request.seed), "stop", [1])
+
+
+def test_seeds_depend_on_the_key_and_the_sample_alone(tmp_path):
+    model = Served(Recorder(), EngineSettings(max_model_len=32), tmp_path)
+    decoding = Decoding(max_tokens=4, num_samples=2, seed=3)
+    [[a0, a1], [b0, b1]] = model.generate([[1], [2]], decoding, seeds=["a", "b"])
+    assert len({a0.text, a1.text, b0.text, b1.text}) == 4
+    assert model.generate([[2], [1]], decoding, seeds=["b", "a"]) == [[b0, b1], [a0, a1]]
+    seen = []
+    rest = model.generate(
+        [[1], [2]], decoding, seeds=["a", "b"], skip={(0, 1)}, done=lambda *one: seen.append(one)
+    )
+    assert rest == [[a0, None], [b0, b1]]
+    assert seen == [(1, 1, b1), (1, 0, b0), (0, 0, a0)]

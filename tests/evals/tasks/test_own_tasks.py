@@ -1,0 +1,137 @@
+"""Benchmarks of one's own: a file, a Python class; and errors in one line."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from evals import jobs, tasks
+from evals.grading.answers import grade_all
+from evals.settings import EngineSettings
+from tests.assets.tiny import make_tiny_model
+
+
+def _file(folder: Path, *rows: dict | str) -> str:
+    path = folder / "mine.jsonl"
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return f"file:{path}"
+
+
+def test_own_benchmark(tmp_path) -> None:
+    name = _file(
+        tmp_path,
+        {"prompt": "1/2?", "answer": "0.5", "grader": "math", "id": "half"},
+        {"prompt": "Which?", "answer": "(B)", "grader": "choice"},
+        {"prompt": "Sort b a", "answer": "a b"},
+        {"prompt": "def one():", "tests": "assert one() == 1"},
+    )
+    benchmark = tasks.load(name)
+    assert (benchmark.name, benchmark.domain) == ("mine", "other")
+    assert [item.id for item in benchmark.items] == ["half", "2", "3", "4"]
+    good = ["\\boxed{\\frac12}", "The answer is B.", "a b", "    return 1"]
+    bad = ["\\boxed{2}", "The answer is A.", "b a", "    return 2"]
+    assert grade_all(benchmark, list(zip(benchmark.items, good, strict=True))) == [True] * 4
+    assert grade_all(benchmark, list(zip(benchmark.items, bad, strict=True))) == [False] * 4
+    assert tasks.load(f"{name}#renamed").name == "renamed"
+
+
+def test_domain_follows_the_grader(tmp_path) -> None:
+    rows = [{"prompt": "p", "answer": 7, "grader": "math"}] * 2
+    assert tasks.load(_file(tmp_path, *rows)).domain == "mathematics"
+    rows[1] = {**rows[1], "domain": "mathematics"}
+    assert tasks.load(_file(tmp_path, *rows)).items[1].answer == "7"
+
+
+CAPITALS = """
+from evals.benchmark import Decoding, Item
+
+class Capitals:
+    def items(self):
+        return [Item("france", "Capital of France?", "Paris"), Item("peru", "Of Peru?", "Lima")]
+    def grade(self, item, text):
+        return item.answer in text
+    def decoding(self):
+        return Decoding(max_tokens=32)
+
+class Half:
+    def items(self):
+        return ["no item"]
+    def grade(self, item, text):
+        return True
+
+class Wrong(Capitals):
+    def items(self):
+        return ["no item"]
+"""
+
+
+def test_a_class_of_three_methods_is_a_benchmark(tmp_path, monkeypatch) -> None:
+    (tmp_path / "own_capitals.py").write_text(CAPITALS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    benchmark = tasks.load("class:own_capitals:Capitals@3")
+    assert (benchmark.name, benchmark.decoding.num_samples) == ("capitals@3", 3)
+    verdicts = grade_all(benchmark, [(item, "It is Paris.") for item in benchmark.items])
+    assert verdicts == [True, False]
+    for address, message in (
+        ("own_capitals:Half", "has no method decoding"),
+        ("own_capitals:Wrong", "items\\(\\) gives 'no item', expected Item"),
+        ("own_capitals:Absent", 'has no class "Absent"'),
+        ("own_nothing:Capitals", "No module named 'own_nothing'"),
+        ("own_capitals", "not of the form"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tasks.load(f"class:{address}")
+
+
+def test_another_rule_in_the_same_file_is_another_score(tmp_path, monkeypatch) -> None:
+    module = tmp_path / "own_changing.py"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    model, identities = make_tiny_model(tmp_path / "model"), []
+    for text in (CAPITALS, CAPITALS, CAPITALS.replace("item.answer in text", "True")):
+        module.write_text(text)
+        benchmark = tasks.load("class:own_changing:Capitals")
+        (job,) = jobs.jobs(model, [benchmark], EngineSettings())
+        identities.append(job.identity)
+    assert identities[0] == identities[1] != identities[2]
+
+
+def test_samples_are_drawn_at_temperature_one(tmp_path) -> None:
+    name = _file(tmp_path, {"prompt": "p", "answer": "1"})
+    benchmark = tasks.load(f"{name}@16")
+    assert (benchmark.name, benchmark.metric) == ("mine@16", "avg@16")
+    decoding = benchmark.decoding
+    assert (decoding.num_samples, decoding.temperature, decoding.top_p) == (16, 1.0, 1.0)
+    assert tasks.load(f"{name}#renamed@2").name == "renamed@2"
+    assert tasks.load(name).decoding.temperature == 0
+    with pytest.raises(ValueError, match="asks for 0 answers"):
+        tasks.load(f"{name}@0")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("{broken", r"mine\.jsonl, line 2: not valid JSON"),
+        ("[1]", r"line 2: expected a JSON object, found list"),
+        ({"answer": "1"}, r'line 2: field "prompt" is missing'),
+        ({"prompt": 3, "answer": "1"}, r'line 2: field "prompt" is 3, expected str'),
+        ({"prompt": "p"}, r'row 2: field "answer" is missing'),
+        ({"prompt": "p", "answer": "1", "grader": "magic"}, r'row 2: field "grader" is \'magic\''),
+        ({"prompt": "p", "grader": "code"}, r'row 2: field "tests" is missing'),
+        ({"prompt": "p", "answer": "1", "domain": "law"}, r'row 2: field "domain" is \'law\''),
+        ({"prompt": "p", "answer": "1", "id": "1"}, r'the id "1" stands there more than once'),
+    ],
+)
+def test_a_broken_file_is_told_with_line_and_field(tmp_path, row, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        tasks.load(_file(tmp_path, {"prompt": "p", "answer": "1"}, row))
+
+
+def test_a_file_that_is_not_there_or_empty_is_told(tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"no file .*absent.jsonl"):
+        tasks.load(f"file:{tmp_path}/absent.jsonl")
+    with pytest.raises(ValueError, match="is empty"):
+        tasks.load(_file(tmp_path, ""))

@@ -1,0 +1,234 @@
+"""score(): prompts, verdicts, stored files, reuse. The engine is a fake that answers sums."""
+
+import dataclasses
+import random
+import re
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from evals.benchmark import Benchmark, Decoding, Item, TaskScore
+from evals.records import Verdicts, read_answers, read_verdicts
+from evals.score import score
+from evals.serving.engine import Completion
+from evals.settings import EngineSettings
+from tests.assets.tiny import TURN_END, make_tiny_model
+
+
+class Killed(BaseException):
+    """The driver dies."""
+
+
+class Calculator:
+    """Answers "A + B" with the sum; with 100 where A is odd and the sample's number is odd.
+
+    In any order, as an engine does; dies when it has given `lives` answers.
+    """
+
+    def __init__(self, model_dir: Path, lives: int = 1000) -> None:
+        self.settings = EngineSettings()
+        self.model_dir = model_dir
+        self.tokenizer = AutoTokenizer.from_pretrained(model_dir)
+        self.lives = lives
+        self.generated: list[dict] = []
+
+    def swap(self, checkpoint_dir: Path) -> None:
+        self.model_dir = checkpoint_dir
+
+    def generate(self, prompts, decoding, *, stop_token_ids=(), seeds=None, done=None, skip=()):
+        texts = [self.tokenizer.decode(ids) for ids in prompts]
+        places = [(i, n) for i in range(len(texts)) for n in range(decoding.num_samples)]
+        places = [place for place in places if place not in skip]
+        call = {"texts": texts, "stop": list(stop_token_ids), "seeds": seeds, "places": places}
+        self.generated.append(call)
+        answers = [[None] * decoding.num_samples for _ in texts]
+        for i, n in random.Random(0).sample(places, len(places)):
+            a, b = map(int, re.findall(r"(\d+) \+ (\d+)", texts[i])[-1])
+            total = 100 if a % 2 and n % 2 else a + b
+            answers[i][n] = Completion(f"It is {total}", "stop", 4)
+            if (i, n) == (len(texts) - 1, decoding.num_samples - 1):
+                answers[i][n] = Completion("", "timeout", 0)
+            if not self.lives:
+                raise Killed
+            self.lives -= 1
+            done(i, n, answers[i][n])
+        return answers
+
+
+class Started(Exception):
+    """The engine was asked for."""
+
+
+def no_engine() -> Calculator:
+    raise Started
+
+
+def score_on(engine: Calculator, model_dir: Path, benchmarks, **more) -> list[TaskScore]:
+    return score(lambda: engine, engine.settings, model_dir, benchmarks, **more)
+
+
+def right(item: Item, text: str) -> bool:
+    return text == f"It is {item.answer}"
+
+
+def last_word(item: Item, text: str) -> str:
+    return text.rpartition(" ")[2]
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    return make_tiny_model(tmp_path / "model")
+
+
+@pytest.fixture
+def sums() -> Benchmark:
+    items = tuple(Item(str(n), f"{n} + 1", str(n + 1)) for n in range(4))
+    decoding = Decoding(max_tokens=8, num_samples=2)
+    return Benchmark(
+        "sums", "mathematics", items, right, decoding, "avg@2", "made up", extract=last_word
+    )
+
+
+def test_value_prompts_and_files(model, sums, tmp_path):
+    engine = Calculator(model)
+    [result] = score_on(engine, model, [sums], results_dir=tmp_path / "results")
+    # 8 answers; wrong: the second of items 1 and 3, of which the last also timed out
+    assert result.value == 6 / 8
+    assert result.low < result.value < result.high
+    assert result.settings["num_timeouts"] == 1
+    [call] = engine.generated
+    assert call["texts"][1] == f"<|im_start|>user\n1 + 1{TURN_END}\n<|im_start|>assistant\n"
+    assert call["stop"] == [engine.tokenizer.convert_tokens_to_ids(TURN_END)]
+    assert call["seeds"] == ["0", "1", "2", "3"], "of the items, wherever they stand"
+    rows = read_answers(tmp_path / "results/sums.parquet")
+    assert [(row["id"], row["sample"]) for row in rows] == [(i, n) for i in "0123" for n in (0, 1)]
+    assert [row["correct"] for row in rows] == [True, True, True, False, True, True, True, False]
+    assert rows[3]["text"] == "It is 100" and rows[3]["extracted"] == "100"
+    assert (rows[2]["prompt"], rows[2]["answer"]) == ("1 + 1", "2")
+    assert rows[2]["rendered"] == call["texts"][1]
+    assert {path.name for path in (tmp_path / "results").iterdir()} == {"sums.json", "sums.parquet"}
+
+
+def test_further_metrics_of_several_samples(model, sums):
+    [result] = score_on(Calculator(model), model, [sums])
+    assert list(result.also) == ["pass@1", "pass@2", "maj@2"]
+    assert [result.also[name][0] for name in result.also] == [6 / 8, 1, 7 / 8]
+    assert all(low <= value <= high for value, low, high in result.also.values())
+
+
+def test_subjects_that_are_averaged_by_the_harmonic_mean(model, sums, tmp_path):
+    items = tuple(
+        dataclasses.replace(item, meta={"subject": "odd" if int(item.id) % 2 else "even"})
+        for item in sums.items
+    )
+    by_subject = dataclasses.replace(sums, items=items, average="harmonic over subjects")
+    [result] = score_on(Calculator(model), model, [by_subject], results_dir=tmp_path)
+    assert result.value == pytest.approx(2 / (1 / 1.01 + 1 / 0.51))  # all of even, half of odd
+    verdicts = read_verdicts(tmp_path / "sums.parquet")
+    assert verdicts == Verdicts(tuple("0123"), (1, 0.5, 1, 0.5), ("even", "odd") * 2)
+
+
+@pytest.mark.parametrize("torn", ["", '{"id": "3", "sam', '{"id": "3"}\n', "\0\0\0\n"])
+def test_a_killed_driver_goes_on_with_what_is_left(model, sums, tmp_path, torn):
+    whole, results = tmp_path / "whole", tmp_path / "results"
+    [expected] = score_on(Calculator(model), model, [sums], results_dir=whole)
+    with pytest.raises(Killed):
+        score_on(Calculator(model, lives=5), model, [sums], results_dir=results)
+    journal = results / "sums.journal"
+    kept = len(journal.read_text().splitlines()) - 1
+    assert kept in (4, 5), "all that came in, but for a timeout"
+    with journal.open("a") as file:
+        file.write(torn)
+    engine = Calculator(model)
+    told = []
+    result = score_on(
+        engine, model, [sums], results_dir=results, progress=lambda *words: told.append(words)
+    )
+    assert result == [expected]
+    assert len(engine.generated[0]["places"]) == 8 - kept
+    assert (told[0], told[-1]) == (("sums", kept, 8), ("sums", 8, 8))
+    assert read_answers(results / "sums.parquet") == read_answers(whole / "sums.parquet")
+    assert not journal.exists()
+
+
+def test_a_journal_of_another_job_is_dropped(model, sums, tmp_path):
+    with pytest.raises(Killed):
+        score_on(Calculator(model, lives=5), model, [sums], results_dir=tmp_path)
+    other = make_tiny_model(tmp_path / "other", seed=1)
+    engine = Calculator(other)
+    score_on(engine, other, [sums], results_dir=tmp_path)
+    assert len(engine.generated[0]["places"]) == 8
+
+
+def test_a_base_model_is_asked_to_continue_a_text(model, sums):
+    items = tuple(
+        dataclasses.replace(item, completion=f"0 + 1\n1\n{item.prompt}\n") for item in sums.items
+    )
+    base = dataclasses.replace(sums, items=items, style="completion")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    (model / "chat_template.jinja").unlink()
+    for name, offer in (("gsm8k@4", "'gsm8k-base@4' in place of"), ("sums", "one of .*gsm8k-base")):
+        with pytest.raises(ValueError, match=f"no chat template.* with {offer}"):
+            score_on(Calculator(model), model, [dataclasses.replace(sums, name=name)])
+    engine = Calculator(model)
+    [result] = score_on(engine, model, [base])
+    assert result.value == 6 / 8
+    [call] = engine.generated
+    assert call["texts"][1] == "0 + 1\n1\n1 + 1\n"
+    assert tokenizer.eos_token_id in call["stop"]
+
+
+def test_reused_only_for_same_weights_items_and_settings(model, sums, tmp_path):
+    engine, results = Calculator(model), tmp_path / "results"
+    first = score_on(engine, model, [sums], results_dir=results)
+    assert score(no_engine, engine.settings, model, [sums], results_dir=results) == first
+    without = tmp_path / "without answers"
+    without.mkdir()
+    (without / "sums.json").write_bytes((results / "sums.json").read_bytes())
+    with pytest.raises(Started):
+        score(no_engine, engine.settings, model, [sums], results_dir=without)
+
+    other = make_tiny_model(tmp_path / "other", seed=1)
+    warmer = dataclasses.replace(sums, decoding=dataclasses.replace(sums.decoding, temperature=1.0))
+    fewer = dataclasses.replace(sums, items=sums.items[:3])
+    shorter = dataclasses.replace(engine.settings, max_model_len=64)
+    for directory, benchmark, settings in (
+        (other, sums, engine.settings),
+        (model, warmer, engine.settings),
+        (model, fewer, engine.settings),
+        (model, sums, shorter),
+    ):
+        with pytest.raises(Started):
+            score(no_engine, settings, directory, [benchmark], results_dir=results)
+    score_on(engine, other, [sums], results_dir=results)
+    assert engine.model_dir == other
+    assert len(engine.generated) == 2
+
+
+def test_turn_end_stops_where_the_model_ends_sequences_with_another_token(model, sums):
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.eos_token = "<|endoftext|>"
+    tokenizer.save_pretrained(model)
+    (model / "generation_config.json").unlink()
+    engine = Calculator(model)
+    score_on(engine, model, [sums])
+    expected = tokenizer.convert_tokens_to_ids(["<|endoftext|>", TURN_END])
+    assert engine.generated[0]["stop"] == sorted(expected)
+
+
+def test_bad_input_is_named(model, sums, tmp_path):
+    engine = Calculator(model)
+    with pytest.raises(ValueError, match="same name"):
+        score_on(engine, model, [sums, sums])
+    with pytest.raises(ValueError, match="'sums' has no items"):
+        score_on(engine, model, [dataclasses.replace(sums, items=())])
+    twice = dataclasses.replace(sums, items=(*sums.items, sums.items[1]))
+    with pytest.raises(ValueError, match="'sums' has the id '1' more than once"):
+        score_on(engine, model, [twice])
+    long = (*sums.items, dataclasses.replace(sums.items[0], id="long", prompt="1 + " * 1200))
+    with pytest.raises(ValueError, match=r"'long' has \d+ tokens.*1 of 5.*set engine"):
+        score_on(engine, model, [dataclasses.replace(sums, items=long)])
+    with pytest.raises(ValueError, match="no tokenizer"):
+        score_on(engine, tmp_path / "nowhere", [sums])
+    assert engine.generated == []

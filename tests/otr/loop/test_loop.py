@@ -1,0 +1,242 @@
+"""Packing, accumulation and ranks change nothing; resuming goes on where it stopped."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from otr import MemoryConfig, ModelConfig, Objective, OptimConfig, TrainConfig, Workers
+from otr.data import pack
+from otr.loop.evaluate import evaluate
+from otr.loop.loop import BadStep, Hooks, train
+from otr.loop.parallel import decoder_layers
+from otr.loop.policy import Policy
+from otr.models.load import head, hidden_states, load_model
+from otr.models.tokenizer import load_tokenizer
+from tests.assets.tiny import make_tiny_model
+from tests.otr.runs import LENGTH, ROWS, batches, config, examples, join_ranks
+
+OBJECTIVES = [Objective("sft"), Objective("dft"), Objective(num_samples=8)]
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("model") / "tiny"
+    make_tiny_model(directory)
+    return directory
+
+
+def weights(model: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def test_packed_examples_do_not_see_each_other(model_dir: Path) -> None:
+    model = load_model(ModelConfig(str(model_dir))).eval()
+    made = examples(9)
+    packed = {k: torch.from_numpy(v) for k, v in pack(made, LENGTH).items()}
+    ids, segments = packed["input_ids"], packed["segment_ids"]
+    assert segments.max() >= 3
+    with torch.no_grad():
+        logits_ND = head(model).logits(hidden_states(model, ids, segments))
+    packed_logits = logits_ND.new_zeros(*ids.shape, logits_ND.shape[1])
+    packed_logits[segments > 0] = logits_ND
+    compared = 0
+    for row in range(len(ids)):
+        for segment in range(1, int(segments[row].max()) + 1):
+            inside = segments[row] == segment
+            with torch.no_grad():
+                alone = model(input_ids=ids[row, inside][None].long()).logits[0]
+            torch.testing.assert_close(packed_logits[row, inside], alone, rtol=0, atol=1e-5)
+            compared += 1
+    assert compared == len(made)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: o.name)
+def test_accumulation_equals_one_batch(model_dir: Path, objective: Objective) -> None:
+    results = []
+    for micro_rows in (ROWS, ROWS // 2):
+        model, log = load_model(ModelConfig(str(model_dir))), []
+        parts = [
+            {k: v[i : i + micro_rows] for k, v in batch.items()}
+            for batch in batches(2)
+            for i in range(0, ROWS, micro_rows)
+        ]
+        run = config(model_dir, objective, 2, micro_rows=micro_rows)
+        train(model, parts, run, lambda metrics, _: log.append(metrics))  # noqa: B023 - called here
+        results.append((log, weights(model)))
+    (one, w1), (two, w2) = results
+    for a, b in zip(one, two, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-6)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-5)
+    torch.testing.assert_close(w1, w2, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["gradient_checkpointing", pytest.param("compile", marks=pytest.mark.integration)],  # a minute
+)
+def test_what_saves_memory_or_time_learns_the_same(model_dir: Path, option: str) -> None:
+    results = []
+    for on in (False, True):
+        model, log = load_model(ModelConfig(str(model_dir))), []
+        run = config(model_dir, Objective(num_samples=8), 3, memory=MemoryConfig(**{option: on}))
+        train(model, batches(3), run, lambda *report, log=log: log.append(report[0]["nll"]))
+        if option == "compile":
+            compiled = [layer._compiled_call_impl is not None for layer in decoder_layers(model)]
+            assert compiled == [on] * len(compiled)
+        assert model.is_gradient_checkpointing == (on and option == "gradient_checkpointing")
+        results.append((log, weights(model)))
+    (log, plain), (again, changed) = results
+    assert again == pytest.approx(log, abs=1e-4)
+    torch.testing.assert_close(changed, plain, rtol=0, atol=1e-3)  # steps are of 1e-2
+
+
+def test_bfloat16_learns_nearly_the_same(model_dir: Path) -> None:
+    """Its weights stay float32."""
+    logs = []
+    for dtype in ("float32", "bfloat16"):
+        run = config(model_dir, Objective("sft"), 6)
+        run = replace(run, model=replace(run.model, dtype=dtype))
+        model, log = load_model(run.model), []
+        train(model, batches(6), run, lambda *report, log=log: log.append(report[0]["nll"]))
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+        logs.append(log)
+    assert logs[1] == pytest.approx(logs[0], rel=2e-2) and logs[1] != logs[0]
+
+
+def test_each_seed_and_step_draws_anew(model_dir: Path) -> None:
+    made = []
+    for seed in (0, 1, 2**20):
+        model = load_model(ModelConfig(str(model_dir)))
+        run = config(model_dir, Objective(num_samples=256, reward_scale=0.0), 2, seed=seed)
+        train(model, batches(1) * 2, run, lambda metrics, _: made.append(metrics["hit_rate"]))
+    assert len(set(made)) == len(made)  # of one batch and, as no reward moves it, one model
+
+
+def measured(run: TrainConfig) -> TrainConfig:
+    """The run, with held-out rows that are handed to the loop."""
+    return replace(run, data=replace(run.data, validation=("held out",)))
+
+
+def held_out() -> list[dict[str, torch.Tensor]]:
+    return [{name: column[-1:] for name, column in batches(2)[1].items()}]
+
+
+def _rank(rank: int, model_dir: Path, objective: Objective, directory: Path) -> None:
+    join_ranks(rank, directory)
+    model, log = load_model(ModelConfig(str(model_dir))), []
+    half = slice(rank * ROWS // 2, (rank + 1) * ROWS // 2)
+    parts = [{k: v[half] for k, v in batch.items()} for batch in batches(2)]
+    run = measured(config(model_dir, objective, 2, micro_rows=ROWS // 2, workers=Workers(count=2)))
+    mine = held_out() if rank == 0 else []
+    train(model, parts, run, lambda metrics, _: log.append(metrics), validation=mine)
+    torch.save({"log": log, "weights": weights(model)}, directory / f"rank-{rank}.pt")
+
+
+@pytest.mark.parametrize("objective", [OBJECTIVES[2]], ids=lambda o: o.name)
+def test_two_ranks_equal_one(model_dir: Path, objective: Objective, tmp_path: Path) -> None:
+    mp.spawn(_rank, (model_dir, objective, tmp_path), nprocs=2)
+    ranks = [torch.load(tmp_path / f"rank-{r}.pt", weights_only=True) for r in (0, 1)]
+    model, log = load_model(ModelConfig(str(model_dir))), []
+    run = measured(config(model_dir, objective, 2))
+    train(model, batches(2), run, lambda metrics, _: log.append(metrics), validation=held_out())
+    for rank in ranks:
+        assert rank["log"][-1]["val_nll"] == pytest.approx(log[-1]["val_nll"], rel=1e-4)
+        for ours, alone in zip(rank["log"], log, strict=True):
+            for name in ("loss", "nll", "reward", "hit_rate", "entropy"):
+                assert ours[name] == pytest.approx(alone[name], rel=1e-6)
+            assert ours["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-5)
+    torch.testing.assert_close(ranks[0]["weights"], ranks[1]["weights"], rtol=0, atol=0)
+    torch.testing.assert_close(ranks[0]["weights"], weights(model), rtol=1e-4, atol=1e-5)
+
+
+def test_it_learns_and_evaluate_sees_it(model_dir: Path) -> None:
+    model = load_model(ModelConfig(str(model_dir)))
+    same = batches(1) * 60
+    before = evaluate(Policy(model, Objective("sft")), same[:1])
+    train(model, same, config(model_dir, Objective("sft"), 60), lambda *_: None)
+    after = evaluate(Policy(model, Objective("sft")), same[:1])
+    assert before["val_exact"] == 0 < after["val_exact"]
+    assert after["val_nll"] < before["val_nll"] / 3
+    assert after["val_token_accuracy"] > 0.7
+
+
+def test_the_weights_move_as_the_clipped_gradient_says(model_dir: Path) -> None:
+    """Adam's first step is lr g / (|g| + 1e-8): g is clipped to where the 1e-8 matters."""
+    optim = OptimConfig(lr=1e-2, warmup_steps=0, max_grad_norm=1e-6)
+    run = replace(config(model_dir, Objective("sft"), 1), optim=optim)
+    model, log = load_model(run.model), []
+    before = weights(model)
+    (batch,) = batches(1)
+    Policy(model, run.objective)(batch, 0, 0).loss_sum.backward()
+    summed = torch.cat([p.grad.flatten() for p in model.parameters()])
+    gradient = summed / batch["loss_mask"][:, 1:].sum()
+    clipped = gradient * (1e-6 / gradient.norm())
+    model.zero_grad()
+    train(model, [batch], run, lambda metrics, _: log.append(metrics))
+    assert log[0]["grad_norm"] == pytest.approx(gradient.norm().item(), rel=1e-5)
+    moved = before - weights(model)
+    torch.testing.assert_close(moved, 1e-2 * clipped / (clipped.abs() + 1e-8), rtol=0, atol=1e-6)
+    assert 1e-4 < moved.abs().mean() < 9e-3, "neither nothing nor the whole learning rate"
+
+
+@pytest.fixture(scope="module")
+def untied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A NaN in its embeddings reaches only the rows that hold that token."""
+    return make_tiny_model(tmp_path_factory.mktemp("untied") / "tiny", tied=False)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change(untied: Path) -> None:
+    model = load_model(ModelConfig(str(untied)))
+    with torch.no_grad():
+        model.get_input_embeddings().weight[254] = float("nan")
+    batch = copy.deepcopy(batches(1)[0])
+    batch["input_ids"][0, :4] = 254
+    before = weights(model)
+    kept: list[BadStep] = []
+    hooks = Hooks(on_bad_step=lambda bad: kept.append(bad) or "rows.jsonl")
+    run = config(untied, Objective("sft"), 1)
+    with pytest.raises(FloatingPointError, match=r"step 1: loss nan.* rows 0 .*see rows.jsonl"):
+        train(model, [batch], run, lambda *_: None, hooks=hooks)
+    assert (kept[0].step, kept[0].rows) == (1, [0])
+    torch.testing.assert_close(kept[0].batches[0]["input_ids"], batch["input_ids"])
+    torch.testing.assert_close(weights(model), before, rtol=0, atol=0, equal_nan=True)
+
+
+def test_such_steps_can_be_skipped_and_are_counted(untied: Path) -> None:
+    """The good steps around a bad one are those of a run without it, but for the schedule."""
+    good, log = batches(2), []
+    bad = copy.deepcopy(good[0])
+    bad["input_ids"][1, :4] = 254
+    run = config(untied, Objective("sft"), 3)
+    run = replace(run, data=replace(run.data, skip_bad=True))
+    model = load_model(run.model)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[254] = float("nan")
+    before = weights(model)
+    train(model, [bad, *good], run, lambda metrics, _: log.append(metrics))
+    assert [m.get("skipped_steps") for m in log] == [1, 1, 1]
+    assert "loss" not in log[0] and log[1]["loss"] > 0
+    assert not torch.equal(weights(model), before)
+
+
+def test_a_model_that_is_written_otherwise_than_trained_is_not_kept(
+    model_dir: Path, tmp_path: Path
+) -> None:
+    run, taken = config(model_dir, Objective("sft"), 1), []
+    train(load_model(run.model), batches(1), run, lambda _, snapshot: taken.append(snapshot))
+    [snapshot] = taken
+    snapshot.write(tmp_path / "whole", load_tokenizer(run.model))
+    snapshot.weights["model.embed_tokens.weight"].mul_(1.5)
+    with pytest.raises(OSError, match=r"step 1 has NLL .* in training has .*: it is not kept"):
+        snapshot.write(tmp_path / "other", load_tokenizer(run.model))
+    assert [path.name for path in tmp_path.iterdir()] == ["whole"]
+
+
+def test_data_that_ends_early_is_an_error(model_dir: Path) -> None:
+    model = load_model(ModelConfig(str(model_dir)))
+    with pytest.raises(ValueError, match="ended after step 1 of 3"):
+        train(model, batches(1), config(model_dir, Objective("sft"), 3), lambda *_: None)

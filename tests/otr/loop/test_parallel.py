@@ -1,0 +1,144 @@
+"""However the ranks share a model, the run is the same; its checkpoints go on in another way."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from otr import MemoryConfig, ModelConfig, Objective, TrainConfig, Workers
+from otr.loop.checkpoint import Snapshot, check_checkpoint
+from otr.loop.loop import train
+from otr.models.load import load_model
+from otr.models.tokenizer import load_tokenizer
+from tests.assets.tiny import make_tiny_model
+from tests.otr.runs import ROWS, batches, config, join_ranks
+
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    return {tied: make_tiny_model(folder / f"tied-{tied}", tied=tied) for tied in (True, False)}
+
+
+def run_of(model_dir: Path, strategy: str, world: int) -> TrainConfig:
+    run = config(
+        model_dir,
+        Objective(num_samples=8),
+        STEPS,
+        micro_rows=ROWS // 2,
+        save_every=2,
+        workers=Workers(count=world),
+        memory=MemoryConfig(strategy=strategy),
+    )
+    return replace(run, data=replace(run.data, validation=("held out",)))
+
+
+def share(first: int, rank: int, world: int) -> list[dict[str, torch.Tensor]]:
+    """Micro-batches of a rank from step `first` on; row i of a step is the same for any world."""
+    half = ROWS // 2
+    parts = [
+        {k: v[i * half : (i + 1) * half] for k, v in batch.items()}
+        for batch in batches(STEPS)[first:]
+        for i in (0, 1)
+    ]
+    return parts if world == 1 else parts[rank::2]
+
+
+def go(run: TrainConfig, out: Path, rank: int, resume_from: Path | None = None) -> None:
+    world = run.workers.count
+    group = torch.distributed.new_group(backend="gloo") if world > 1 else None
+    source = run.model if resume_from is None else ModelConfig(str(resume_from))
+    tokenizer = load_tokenizer(source)
+    log: list[dict[str, float]] = []
+    if rank == 0:
+        out.mkdir(parents=True)
+
+    def report(metrics: dict[str, float], snapshot: Snapshot | None) -> None:
+        log.append(metrics)
+        if snapshot is not None:
+            snapshot.write(out / f"step-{snapshot.step}", tokenizer, group=group)
+
+    held_out = share(0, 0, 1)[:1] if rank == 0 else []
+    train(
+        load_model(source),
+        share(2 if resume_from else 0, rank, world),
+        run,
+        report,
+        resume_from=resume_from,
+        validation=held_out,
+    )
+    torch.save(log, out / f"log-{rank}.pt")
+
+
+STRATEGIES = ("ddp", "fsdp", "fsdp_offload")
+
+
+def _both(rank: int, models: dict[bool, Path], alone: Path, out: Path) -> None:
+    """All runs of two ranks, one after another: whole ones, and ones that go on from step 2."""
+    join_ranks(rank, out)
+    for strategy in STRATEGIES:
+        for tied, path in models.items():
+            go(run_of(path, strategy, 2), out / f"{strategy}-{tied}", rank)
+    for before, after in (("fsdp", "fsdp"), ("ddp", "fsdp"), ("single", "ddp")):
+        first = alone / "True" if before == "single" else out / f"{before}-True"
+        run = run_of(models[True], after, 2)
+        go(run, out / f"{before}-then-{after}", rank, first / "step-2")
+
+
+@pytest.fixture(scope="module")
+def done(models: dict[bool, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every run's directory: {strategy}-{tied}, and {strategy}-then-{strategy} of tied models."""
+    out = tmp_path_factory.mktemp("runs")
+    for tied, path in models.items():
+        go(run_of(path, "single", 1), out / "single" / str(tied), 0)
+    mp.spawn(_both, (models, out / "single", out), nprocs=2)
+    run = run_of(models[True], "single", 1)
+    go(run, out / "single-then-single", 0, out / "single" / "True" / "step-2")
+    go(run, out / "fsdp-then-single", 0, out / "fsdp-True" / "step-2")
+    return out
+
+
+def weights(directory: Path) -> torch.Tensor:
+    model = load_model(ModelConfig(str(directory)))
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_two_ranks_equal_one(done: Path, strategy: str, tied: bool) -> None:
+    both, alone = done / f"{strategy}-{tied}", done / "single" / str(tied)
+    check_checkpoint(both / "step-4")
+    assert [p.name for p in both.glob("step-4/*.safetensors")] == ["model.safetensors"]
+    for rank in (0, 1):
+        logs = torch.load(both / f"log-{rank}.pt"), torch.load(alone / "log-0.pt")
+        for one, two in zip(*logs, strict=True):
+            for name in ("loss", "nll", "reward", "hit_rate", "entropy", "val_nll"):
+                if name in two:
+                    assert one[name] == pytest.approx(two[name], rel=1e-5), name
+            assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-4)
+    torch.testing.assert_close(
+        weights(both / "step-4"), weights(alone / "step-4"), rtol=1e-3, atol=2e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("single", "single"),
+        ("fsdp", "fsdp"),
+        ("fsdp", "single"),
+        ("ddp", "fsdp"),
+        ("single", "ddp"),
+    ],
+)
+def test_a_checkpoint_goes_on(done: Path, before: str, after: str) -> None:
+    """Bitwise where nothing differs, to rounding where the ranks do."""
+    first = done / "single" / "True" if before == "single" else done / f"{before}-True"
+    tolerance = {"rtol": 0, "atol": 0} if before == after else {"rtol": 1e-3, "atol": 2e-5}
+    again = weights(done / f"{before}-then-{after}" / "step-4")
+    torch.testing.assert_close(again, weights(first / "step-4"), **tolerance)
+    assert not torch.equal(again, weights(first / "step-2"))

@@ -1,0 +1,91 @@
+"""What the tests of the loss share: objectives, logits, hidden states, and the ways to a gradient.
+
+Shapes: T rows, V vocabulary, D width.
+"""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from otr import IGNORE_INDEX, LossOutput, Objective, linear_token_loss, token_loss
+from otr.loss.draws import draw_seed
+from otr.loss.functional import _plain
+from otr.loss.rows import rows_
+from tests.otr.loss.oracle import generator
+
+SFT, DFT = Objective("sft"), Objective("dft")
+SAMPLED, HALF = Objective(num_samples=7), Objective(num_samples=7, estimator="half")
+EXPECTED = Objective(estimator="expected")
+OBJECTIVES = {"sft": SFT, "dft": DFT, "sampled": SAMPLED, "half": HALF, "expected": EXPECTED}
+MANY = {"sft": SFT, "dft": DFT, "sampled": Objective(), "half": HALF, "expected": EXPECTED}
+EXACT = {"rtol": 1e-12, "atol": 1e-12}
+every_objective = pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
+every_count = pytest.mark.parametrize(
+    ("estimator", "num_samples"),
+    [("expected", 1), *((e, k) for e in ("sampled", "half") for k in (1, 7, 256))],
+)
+
+
+def through_linear(logits: Tensor, target: Tensor, objective: Objective, **more) -> LossOutput:
+    vocabulary = logits.shape[-1]
+    weight = torch.eye(vocabulary, dtype=logits.dtype)
+    return linear_token_loss(logits, weight, target, objective, **more)
+
+
+both = pytest.mark.parametrize("function", [token_loss, through_linear])
+
+
+class Elsewhere:
+    """A generator of a device that this machine need not have."""
+
+    device = torch.device("cuda:1")
+
+
+def rows(num: int, vocabulary: int, seed: int = 0, spread: float = 2) -> tuple[Tensor, Tensor]:
+    numbers = generator(seed)
+    logits = spread * torch.randn(num, vocabulary, dtype=torch.float64, generator=numbers)
+    return logits.requires_grad_(), torch.randint(vocabulary, (num,), generator=numbers)
+
+
+def gradient(logits: Tensor, target: Tensor, objective: Objective, seed: int = 0) -> Tensor:
+    loss = token_loss(logits, target, objective, generator=generator(seed)).loss_sum
+    return torch.autograd.grad(loss, logits)[0]
+
+
+def by_rows(logits: Tensor, target: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
+    """Figures and gradient as `linear_token_loss` forms them."""
+    z, position = logits.detach().clone(), torch.arange(len(logits))
+    return rows_(z, target, position, objective, draw_seed(generator())), z
+
+
+def by_token_loss(logits: Tensor, target: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
+    seed, position = draw_seed(generator()), torch.arange(len(logits))
+    figures = _plain(logits, target, objective, seed, position)
+    return figures.detach(), gradient(logits, target, objective)
+
+
+class Inputs:
+    """Hidden states [T, D], a weight [V, D] and targets, a fifth of which are ignored."""
+
+    def __init__(self, t: int = 13, v: int = 29, d: int = 8, dtype=torch.float64) -> None:
+        numbers = generator(t + v)
+        self.hidden = torch.randn(t, d, generator=numbers).to(dtype).requires_grad_()
+        self.weight = (1.5 * torch.randn(v, d, generator=numbers) / math.sqrt(d)).to(dtype)
+        self.weight.requires_grad_()
+        self.target = torch.randint(v, (t,), generator=numbers)
+        self.target[1::5] = IGNORE_INDEX
+
+    def loss(self, objective: Objective, **more) -> LossOutput:
+        more = {"generator": generator()} | more
+        return linear_token_loss(self.hidden, self.weight, self.target, objective, **more)
+
+    def full(self, objective: Objective, change: Callable = lambda z: z) -> LossOutput:
+        """The loss on all logits at once."""
+        logits = change(self.hidden @ self.weight.T)
+        return token_loss(logits, self.target, objective, generator=generator())
+
+    def gradients(self, loss: Tensor, *more: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(loss, (self.hidden, self.weight, *more))

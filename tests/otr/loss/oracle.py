@@ -1,0 +1,109 @@
+"""The losses by their definitions in float64, a row and a draw at a time, apart from otr's maths.
+
+In: logits [T, V], targets, an objective, draws. Out: the loss of each row, its gradient [T, V].
+Of otr it takes the uniforms and the way from a uniform to a token, so that draws can be the same.
+
+Every loss is a sum of -weight * log p(token) with weights that are held constant: its `terms`.
+
+Shapes: T rows, V vocabulary, K draws.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from otr import IGNORE_INDEX, Objective
+from otr.loss.draws import HIT, WHICH_BLOCK, WHICH_ENTRY, draw_each, draw_seed, row_keys, uniforms
+
+Terms = list[list[tuple[int, float]]]
+
+
+class Draws(NamedTuple):
+    """Whether each draw is the target, and which other token it is where not."""
+
+    hit_TK: Tensor
+    miss_TK: Tensor
+
+
+def generator(number: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(number)
+
+
+def draws(logits_TV: Tensor, target_T: Tensor, o: Objective, number: int = 0) -> Draws:
+    """The draws that a loss makes with ``generator(number)``."""
+    q_TV = torch.softmax(logits_TV.detach().double() / o.temperature, -1)
+    y_T1 = target_T.clamp(min=0)[:, None]
+    seed, position_T = draw_seed(generator(number)), torch.arange(len(target_T))
+    low_T, high_T = row_keys(seed, position_T)
+    hit, block, entry = (
+        uniforms((low_T[:, None], high_T[:, None]), torch.arange(o.num_samples), word=word)
+        for word in (HIT, WHICH_BLOCK, WHICH_ENTRY)
+    )
+    miss_TK = draw_each(q_TV.scatter(1, y_T1, 0), block, entry)
+    return Draws(hit < q_TV.gather(1, y_T1), miss_TK)
+
+
+def terms(logits_TV: Tensor, target_T: Tensor, o: Objective, drawn: Draws | None = None) -> Terms:
+    """(token, weight) of each row's loss; none where the row is not scored."""
+    logits_TV = logits_TV.detach().double()
+    every_p = torch.softmax(logits_TV, -1).tolist()
+    every_q = torch.softmax(logits_TV / o.temperature, -1).tolist()
+    hits, misses = ([], []) if drawn is None else (drawn.hit_TK.tolist(), drawn.miss_TK.tolist())
+    rows: Terms = []
+    for t, y in enumerate(target_T.tolist()):
+        p, q = every_p[t], every_q[t]
+        if y == IGNORE_INDEX:
+            rows.append([])
+        elif o.name == "sft":
+            rows.append([(y, 1.0)])
+        elif o.name == "dft":
+            rows.append([(y, p[y])])
+        elif o.estimator == "expected":
+            rows.append([(a, q[a] * _reward(o, a == y)) for a in range(len(q))])
+        elif o.estimator == "half":
+            share = (1 - q[y]) / o.num_samples
+            rows.append([(a, share * _reward(o, False)) for a in misses[t]])
+            rows[-1].append((y, q[y] * _reward(o, True)))
+        else:
+            a_K = [y if hit else miss for hit, miss in zip(hits[t], misses[t], strict=True)]
+            rows.append([(a, _reward(o, a == y) / o.num_samples) for a in a_K])
+    return rows
+
+
+def loss(logits_TV: Tensor, rows: Terms) -> Tensor:
+    """[T]: the sum of -weight * log p(token)."""
+    logp = torch.log_softmax(logits_TV.detach().double(), -1).tolist()
+    return torch.tensor(
+        [-sum(w * logp[t][a] for a, w in row if w) for t, row in enumerate(rows)],
+        dtype=torch.float64,
+    )
+
+
+def gradient(logits_TV: Tensor, rows: Terms) -> Tensor:
+    """[T, V]: the sum of weight * (p - e_token)."""
+    p_TV = torch.softmax(logits_TV.detach().double(), -1)
+    total = torch.empty_like(p_TV)
+    for t, row in enumerate(rows):
+        of_p, of_token = 0.0, [0.0] * p_TV.shape[1]
+        for a, weight in row:
+            of_p += weight
+            of_token[a] += weight
+        total[t] = of_p * p_TV[t] - torch.tensor(of_token, dtype=torch.float64)
+    return total
+
+
+def magnitude(logits_TV: Tensor, rows: Terms) -> tuple[Tensor, Tensor]:
+    """[T] and [T, V]: loss and gradient with all that is summed made positive.
+
+    What cancels in the sums is in it, so the rounding of any way to form them is a share of it.
+    """
+    positive = [[(a, abs(weight)) for a, weight in row] for row in rows]
+    p_TV = torch.softmax(logits_TV.detach().double(), -1)
+    total_T1 = torch.tensor([[sum(weight for _, weight in row)] for row in positive]).double()
+    twice = 2 * total_T1 * p_TV - gradient(logits_TV, positive)
+    return loss(logits_TV, positive), twice
+
+
+def _reward(o: Objective, hit: bool) -> float:
+    return o.reward_scale * (1.0 if hit else o.mismatch_reward)

@@ -1,0 +1,191 @@
+"""`linear_token_loss`: its gradients by definition and in all that a model does around it."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from otr import LossOutput, Objective, linear_token_loss, token_loss
+from tests.otr.loss import oracle
+from tests.otr.loss.losses import (
+    EXACT,
+    OBJECTIVES,
+    SAMPLED,
+    SFT,
+    Inputs,
+    every_count,
+    every_objective,
+)
+from tests.otr.loss.oracle import generator
+
+
+@pytest.mark.parametrize("kappa", [0.7, 1.0, 1.3])
+@pytest.mark.parametrize("beta", [-1.0, -0.1, 0.0, 0.5, 1.0])
+@every_count
+def test_otr_equals_the_oracle(estimator, num_samples, beta, kappa, chunks) -> None:
+    equals_the_oracle(Objective("otr", num_samples, beta, 2.0, kappa, estimator), chunks)
+
+
+@every_objective
+def test_every_objective_equals_the_oracle(objective: Objective, chunks) -> None:
+    equals_the_oracle(objective, chunks)
+
+
+def equals_the_oracle(objective: Objective, chunks: Callable[..., None]) -> None:
+    x = Inputs()
+    chunks(x, 4, 3)
+    bias = torch.randn(29, dtype=torch.float64, generator=generator(1)).requires_grad_()
+    logits = (x.hidden @ x.weight.T + bias).detach()
+    terms = oracle.terms(logits, x.target, objective, oracle.draws(logits, x.target, objective))
+    dz = oracle.gradient(logits, terms)
+    loss = x.loss(objective, bias=bias).loss_sum
+    assert loss.item() == pytest.approx(oracle.loss(logits, terms).sum().item(), rel=1e-6, abs=1e-6)
+    wanted = dz @ x.weight, dz.T @ x.hidden, dz.sum(0)
+    torch.testing.assert_close(x.gradients(loss, bias), wanted, **EXACT)
+
+
+@every_objective
+def test_finite_differences_with_draws_and_policy_held(objective: Objective) -> None:
+    x = Inputs(t=5, v=7, d=3)
+
+    def logits() -> Tensor:
+        return x.hidden.detach() @ x.weight.detach().T
+
+    drawn = oracle.draws(logits(), x.target, objective)
+    held = oracle.terms(logits(), x.target, objective, drawn)
+    step = 1e-5
+    for moved, got in zip(
+        (x.hidden, x.weight), x.gradients(x.loss(objective).loss_sum), strict=True
+    ):
+        entries = moved.detach().view(-1)  # shares memory: moves what logits() reads
+        for i in range(len(entries)):
+            kept = entries[i].item()
+            sums = []
+            for sign in (1, -1):
+                entries[i] = kept + sign * step
+                sums.append(oracle.loss(logits(), held).sum().item())
+            entries[i] = kept
+            slope = (sums[0] - sums[1]) / (2 * step)
+            assert got.flatten()[i].item() == pytest.approx(slope, abs=1e-8)
+
+
+@every_objective
+def test_bias_scale_and_softcap(objective: Objective, chunks) -> None:
+    x = Inputs()
+    chunks(x, 4, 3)
+    bias = torch.randn(29, dtype=torch.float64, generator=generator(1)).requires_grad_()
+    full = x.full(objective, lambda z: 3 * torch.tanh(1.7 * (z + bias) / 3))
+    ours = x.loss(objective, bias=bias, logit_scale=1.7, softcap=3.0)
+    assert ours.loss_sum.item() == pytest.approx(full.loss_sum.item(), rel=1e-6)
+    assert ours.entropy_sum.item() == pytest.approx(full.entropy_sum.item(), rel=1e-6)
+    torch.testing.assert_close(
+        x.gradients(ours.loss_sum, bias), x.gradients(full.loss_sum, bias), **EXACT
+    )
+
+
+@every_objective
+def test_tied_embeddings_get_the_sum_of_both_gradients(objective: Objective, chunks) -> None:
+    x = Inputs()
+    chunks(x, 4, 3)
+    ids = torch.randint(29, (13,), generator=generator(2))
+
+    def gradient(loss: Callable[[Tensor], LossOutput]) -> Tensor:
+        hidden = torch.tanh(nn.functional.embedding(ids, x.weight))
+        return torch.autograd.grad(loss(hidden).loss_sum, x.weight)[0]
+
+    more = {"generator": generator()}
+    ours = gradient(lambda h: linear_token_loss(h, x.weight, x.target, objective, **more))
+    more = {"generator": generator()}
+    plain = gradient(lambda h: token_loss(h @ x.weight.T, x.target, objective, **more))
+    torch.testing.assert_close(ours, plain, **EXACT)
+
+
+@every_objective
+def test_autocast_is_bf16_products_of_float32_weights(objective: Objective, chunks) -> None:
+    x = Inputs(dtype=torch.float32)
+    chunks(x, 8, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = x.loss(objective).loss_sum
+    ours = x.gradients(loss)
+    assert all(g.dtype == torch.float32 for g in ours)
+    with torch.autocast("cpu", torch.bfloat16):
+        wanted = x.gradients(x.full(objective).loss_sum)
+    y = Inputs(dtype=torch.float32)
+    exact = y.gradients(y.full(objective).loss_sum)
+    for got, naive, precise in zip(ours, wanted, exact, strict=True):
+        torch.testing.assert_close(got, naive, rtol=0.02, atol=0.02 * naive.abs().max().item())
+        assert (got - precise).abs().max() > 1e-6  # it did round
+
+
+def test_the_losss_own_gradient_multiplies_ours() -> None:
+    x = Inputs(dtype=torch.bfloat16)
+    one = x.gradients(x.loss(SFT).loss_sum)
+    many = x.gradients(x.loss(SFT).loss_sum * (1 / 3))
+    for a, b in zip(one, many, strict=True):
+        torch.testing.assert_close(b, (a.float() / 3).bfloat16(), rtol=0, atol=0)
+
+
+def test_a_second_backward_is_an_error() -> None:
+    loss = Inputs().loss(SAMPLED).loss_sum
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="goes backward once"):
+        loss.backward()
+
+
+class Net(nn.Module):
+    """A body and a tied head."""
+
+    def __init__(self, objective: Objective, *, checkpointed: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.body = nn.Embedding(29, 8), nn.Linear(8, 8)
+        self.objective, self.checkpointed = objective, checkpointed
+
+    def forward(self, ids: Tensor, target: Tensor) -> Tensor:
+        hidden = self.embed(ids)
+        if self.checkpointed:
+            hidden = checkpoint(lambda h: torch.tanh(self.body(h)), hidden, use_reentrant=False)
+        else:
+            hidden = torch.tanh(self.body(hidden))
+        out = linear_token_loss(
+            hidden * 2, self.embed.weight, target, self.objective, generator=generator()
+        )
+        return out.loss_sum / out.num_tokens
+
+
+def loss_and_gradients(net: nn.Module) -> list[Tensor]:
+    ids, target = torch.arange(13), Inputs().target
+    loss = net(ids, target)
+    loss.backward()
+    return [loss.detach(), *(p.grad for p in net.parameters())]
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiled_model_gives_the_same(backend: str) -> None:
+    compiled = torch.compile(Net(SAMPLED), backend=backend)
+    torch.testing.assert_close(loss_and_gradients(compiled), loss_and_gradients(Net(SAMPLED)))
+
+
+@every_objective
+def test_gradient_checkpointing_of_the_body_gives_the_same(objective: Objective) -> None:
+    nets = Net(objective, checkpointed=True), Net(objective)
+    torch.testing.assert_close(*(loss_and_gradients(net) for net in nets), rtol=0, atol=0)
+
+
+def test_a_masked_token_is_never_trained_towards_and_an_error_as_a_target(chunks) -> None:
+    x = Inputs(dtype=torch.float32)
+    chunks(x, 4, 3)
+    x.target[[0, 9]] = torch.tensor([4, 5])
+    bias = torch.zeros(29)
+    bias[5] = -math.inf
+    for objective in OBJECTIVES.values():
+        with pytest.raises(FloatingPointError, match="row 9 "):
+            x.loss(objective, bias=bias)
+    x.target[9] = 6
+    for objective in OBJECTIVES.values():
+        gradients = x.gradients(x.loss(objective, bias=bias).loss_sum)
+        assert all(torch.isfinite(g).all() for g in gradients)
+        assert not gradients[1][5].any()

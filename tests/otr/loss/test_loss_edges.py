@@ -1,0 +1,154 @@
+"""Extreme, empty and wrong input: a finite loss, or an error that names what is wrong."""
+
+import math
+
+import hypothesis
+import pytest
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from otr import IGNORE_INDEX, LossOutput, Objective, token_loss
+from tests.otr.loss import oracle
+from tests.otr.loss.losses import (
+    OBJECTIVES,
+    SAMPLED,
+    Elsewhere,
+    both,
+    by_rows,
+    by_token_loss,
+    every_objective,
+    rows,
+)
+
+LOGIT = st.sampled_from([0.0, 1.5, -3.0, 1e4, -1e4, -math.inf])
+
+
+@hypothesis.given(
+    st.integers(1, 8).flatmap(
+        lambda v: st.lists(
+            st.tuples(st.lists(LOGIT, min_size=v, max_size=v), st.integers(0, v - 1)),
+            min_size=1,
+            max_size=4,
+        )
+    ),
+    st.sampled_from(list(OBJECTIVES.values())),
+    st.sampled_from([0.7, 1.3]),
+    st.sampled_from([torch.float64, torch.float32, torch.bfloat16]),
+)
+@hypothesis.settings(max_examples=150, deadline=None, derandomize=True)
+def test_extremes_stay_finite(made: list, objective: Objective, kappa: float, dtype) -> None:
+    """Any shape, masked entries, a vocabulary of one; the target itself is never masked."""
+    o = Objective(objective.name, 7, temperature=kappa, estimator=objective.estimator)
+    logits = torch.tensor([z for z, _ in made])
+    target = torch.tensor([y for _, y in made])
+    logits[torch.arange(len(made)), target] = logits.gather(1, target[:, None])[:, 0].clamp(
+        min=-1e4
+    )
+    logits = logits.to(dtype).requires_grad_()
+    terms = oracle.terms(logits, target, o, oracle.draws(logits, target, o))
+    slack = {"rtol": 1e-5, "atol": 1e-5 if dtype != torch.bfloat16 else 1e-2}
+    for by in (by_token_loss, by_rows):
+        figures, dz = by(logits, target, o)
+        assert torch.isfinite(figures).all()
+        torch.testing.assert_close(dz.double(), oracle.gradient(logits, terms), **slack)
+        torch.testing.assert_close(figures[0].double(), oracle.loss(logits, terms), **slack)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@every_objective
+@both
+def test_nan_is_an_error_that_names_the_row(function, objective: Objective, value: float) -> None:
+    logits, target = rows(9, 5)
+    target[[1, 4]] = IGNORE_INDEX
+    bad = logits.detach().clone()
+    bad[4] = value  # not scored: not looked at
+    assert torch.isfinite(function(bad, target, objective).loss_sum)
+    bad[6] = value
+    bad[8] = value
+    with pytest.raises(FloatingPointError, match="row 6 "):
+        function(bad, target, objective)
+
+
+@every_objective
+def test_a_masked_target_is_an_error_that_names_the_row(objective: Objective) -> None:
+    logits = torch.zeros(3, 4)
+    logits[1, 2] = -math.inf
+    assert torch.isfinite(token_loss(logits, torch.tensor([0, 1, 2]), objective).loss_sum)
+    with pytest.raises(FloatingPointError, match="row 1 "):
+        token_loss(logits, torch.tensor([0, 2, 2]), objective)
+
+
+@pytest.mark.parametrize("target", [torch.full((3,), IGNORE_INDEX), torch.empty(0).long()])
+@every_objective
+@both
+def test_no_rows_give_a_zero_that_can_go_backward(function, objective, target: Tensor) -> None:
+    logits = torch.randn(len(target), 5, requires_grad=True)
+    out = function(logits, target, objective)
+    out.loss_sum.backward()
+    for name in ("loss_sum", "num_tokens", "nll_sum", "reward_sum", "hit_sum", "entropy_sum"):
+        assert getattr(out, name) == 0
+    assert logits.grad.shape == logits.shape and not logits.grad.any()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"name": "ppo"}, "objective name 'ppo': use 'otr', 'sft' or 'dft'"),
+        ({"estimator": "exact"}, "estimator 'exact': use 'sampled', 'half' or 'expected'"),
+        ({"num_samples": 0}, r"num_samples \(K\) is 0: use an integer >= 1"),
+        ({"num_samples": -3}, r"num_samples \(K\) is -3: use an integer"),
+        ({"num_samples": 2.0}, r"num_samples \(K\) is 2.0: use an integer"),
+        ({"num_samples": True}, r"num_samples \(K\) is True: use an integer"),
+        ({"temperature": 0.0}, r"temperature \(kappa\) is 0.0: use a number > 0"),
+        ({"temperature": -1.0}, r"temperature \(kappa\) is -1.0: use a number > 0"),
+        ({"temperature": math.inf}, r"temperature \(kappa\) is inf"),
+        ({"temperature": math.nan}, r"temperature \(kappa\) is nan"),
+        ({"mismatch_reward": math.nan}, "mismatch_reward is nan: use a finite number"),
+        ({"reward_scale": math.inf}, "reward_scale is inf: use a finite number"),
+    ],
+)
+def test_bad_objectives(change: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Objective(**change)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"target": torch.tensor([0, 1, 9, 2])}, "target 9 in row 2: use 0 to 8 or -100"),
+        ({"target": torch.tensor([-1, 1, 0, 2])}, "target -1 in row 0: use 0 to 8 or -100"),
+        ({"target": torch.zeros(3).long()}, r"target is \(3,\): use \[4\]"),
+        ({"target": torch.zeros(4, 1).long()}, r"target is \(4, 1\): use \[4\]"),
+        ({"target": torch.zeros(4)}, "target is torch.float32: use int64"),
+        ({"target": torch.zeros(4).int()}, "target is torch.int32: use int64"),
+        ({"position_T": torch.arange(5)}, r"position is \(5,\): use \[4\]"),
+        ({"position_T": torch.zeros(4)}, "position is torch.float32: use int64"),
+        (
+            {"logits": torch.zeros(4, 9).long()},
+            r"(logits|hidden) is torch.int64 \(4, 9\): use a flo",
+        ),
+        (
+            {"logits": torch.zeros(2, 2, 9)},
+            r"(logits|hidden).* \(2, 2, 9\).*: use (a float matrix|\[T, D])",
+        ),
+        ({"logits": torch.zeros(9)}, r"(logits|hidden).* \(9,\).*: use (a float matrix|\[T, D])"),
+        ({"generator": Elsewhere()}, "generator is on cuda:1: use the CPU or cpu"),
+    ],
+)
+@both
+def test_bad_arguments(function, change: dict, words: str) -> None:
+    good = {"logits": torch.zeros(4, 9), "target": torch.zeros(4).long()}
+
+    def call(logits: Tensor, target: Tensor, **more) -> LossOutput:
+        return function(logits, target, SAMPLED, **more)
+
+    call(**good)
+    with pytest.raises((ValueError, TypeError), match=words):
+        call(**good | change)
+
+
+@both
+def test_an_objective_by_its_name_alone_is_refused(function) -> None:
+    with pytest.raises(TypeError, match=r"objective is 'otr': use an otr.Objective"):
+        function(torch.zeros(4, 9), torch.zeros(4).long(), "otr")

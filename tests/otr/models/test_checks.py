@@ -1,0 +1,100 @@
+"""The two looks at a model before a run: models that must fail do, the others pass unchanged."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AttentionInterface,
+    FalconMambaConfig,
+    GptOssConfig,
+    Lfm2Config,
+    PreTrainedModel,
+    Qwen2MoeConfig,
+    Qwen3Config,
+    RecurrentGemmaConfig,
+)
+
+from otr import LoraConfig, ModelConfig, load_model
+from otr.models.attention import PACKED, Lengths, packed_attention
+from otr.models.checks import check_head, check_packing
+from otr.models.load import plain
+from otr.models.lora import add_adapters
+from tests.otr.models.families import FAMILIES, SIZE, WINDOW, make_family, toy
+
+
+def loaded(directory: Path, kind: type[Any], **more: Any) -> PreTrainedModel:
+    toy(kind(**SIZE | more)).save_pretrained(directory)
+    return load_model(ModelConfig(str(directory)))
+
+
+@pytest.mark.parametrize("adapters", [False, True], ids=["plain", "lora"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_good_model_passes_and_stays_as_it_is(name: str, adapters: bool, tmp_path: Path) -> None:
+    model = load_model(ModelConfig(str(make_family(tmp_path, name)))).train()
+    model = add_adapters(model, LoraConfig(rank=2)) if adapters else model
+    before = torch.random.get_rng_state()
+    check_head(model)
+    check_packing(model)
+    inside = plain(model)
+    assert inside.training and inside.config._attn_implementation == PACKED
+    assert getattr(inside.config, "sliding_window", None) in (WINDOW, None)
+    assert all(p.grad is None for p in model.parameters())
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.integration
+def test_flex_attention_keeps_examples_apart(tmp_path: Path) -> None:
+    """It is compiled, which takes most of a minute; sdpa and eager are compared to it elsewhere."""
+    check_packing(
+        load_model(ModelConfig(str(make_family(tmp_path, "qwen3")), attention="flex_attention"))
+    )
+
+
+def test_logits_that_are_more_than_the_heads(tmp_path: Path) -> None:
+    model = loaded(tmp_path, RecurrentGemmaConfig, logits_soft_cap=2.0)
+    with pytest.raises(ValueError, match=r"recurrent_gemma .* not those of its head .* supported"):
+        check_head(model)
+
+
+@pytest.mark.parametrize("kind", [FalconMambaConfig, Lfm2Config, GptOssConfig])
+def test_layers_that_see_the_example_before(kind: type[Any], tmp_path: Path) -> None:
+    more = {"layer_types": ["conv", "full_attention"]} if kind is Lfm2Config else {}
+    model = loaded(tmp_path, kind, **more)
+    with pytest.raises(ValueError, match=rf"type {kind.model_type} are not supported: .*off by"):
+        check_packing(model)
+
+
+def test_sinks_that_our_attention_leaves_out(tmp_path: Path) -> None:
+    model = loaded(tmp_path, GptOssConfig)
+    model.set_attn_implementation(PACKED)
+    with pytest.raises(ValueError, match="off by"):
+        check_packing(model)
+
+
+def test_a_window_that_only_the_mask_knows(tmp_path: Path) -> None:
+    """It is shorter than the probe's examples only because the probe makes it so."""
+    window = {"sliding_window": 40, "use_sliding_window": True, "max_window_layers": 2}
+    model = loaded(tmp_path, Qwen2MoeConfig, **window, num_experts=2, num_experts_per_tok=1)
+    assert "sliding_attention" in model.config.layer_types
+    assert model.config._attn_implementation == PACKED
+    with pytest.raises(ValueError, match=r"qwen2_moe .* use --train.model.attention sdpa"):
+        check_packing(model)
+    assert model.config.sliding_window == 40
+    check_packing(load_model(ModelConfig(str(tmp_path), attention="sdpa")))
+
+
+def test_an_attention_over_all_examples(tmp_path: Path) -> None:
+    model = loaded(tmp_path, Qwen3Config)
+
+    def leaking(module: Any, *qkvm: Any, lengths: Any = None, **more: Any) -> Any:
+        return packed_attention(module, *qkvm, lengths=Lengths([sum(lengths.each)]), **more)
+
+    AttentionInterface.register(PACKED, leaking)
+    try:
+        with pytest.raises(ValueError, match=r"off by .* use --train.model.attention sdpa"):
+            check_packing(model)
+    finally:
+        AttentionInterface.register(PACKED, packed_attention)
+    check_packing(model)

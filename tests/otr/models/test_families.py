@@ -1,0 +1,141 @@
+"""Packed examples, whatever the attention and the family, are each on its own; gradients too."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    GptOssConfig,
+    NemotronConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    StableLmConfig,
+)
+
+from otr import ModelConfig, Objective, load_model
+from otr.loop.policy import Policy
+from otr.models.architecture import positions
+from otr.models.attention import PACKED
+from otr.models.load import empty_model, head, hidden_states
+from tests.otr.models.families import FAMILIES, SIZE, alone, make_family, packed_rows, toy
+
+KINDS = [(name, tied) for name in FAMILIES for tied in (True, False)]
+SFT = Objective("sft")
+
+
+def slopes(loss: Tensor, model: PreTrainedModel) -> dict[str, Tensor]:
+    named = dict(model.named_parameters())
+    return dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))
+
+
+def assert_as_alone(config: ModelConfig, attention: str) -> None:
+    """Logits, loss and gradients are those of each example on its own by eager attention."""
+    batch, wanted_by = packed_rows(), load_model(replace(config, attention="eager"))
+    wanted, wanted_loss = alone(wanted_by, batch)
+    model = load_model(config)
+    assert model.config._attn_implementation == attention
+    found = head(model).logits(hidden_states(model, batch["input_ids"], batch["segment_ids"]))
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5 * wanted.abs().max().item())
+    loss = Policy(model, SFT)(batch, 0, 0).loss_sum
+    torch.testing.assert_close(loss, wanted_loss)
+    wanted_slopes = slopes(wanted_loss, wanted_by)
+    for name, slope in slopes(loss, model).items():
+        most = wanted_slopes[name].abs().max().item()
+        assert most > 0 or "k_proj.bias" in name, name
+        torch.testing.assert_close(slope, wanted_slopes[name], rtol=1e-4, atol=1e-5 * max(1, most))
+
+
+@pytest.mark.parametrize(("name", "tied"), KINDS, ids=str)
+def test_without_padding(name: str, tied: bool, tmp_path: Path) -> None:
+    assert_as_alone(ModelConfig(str(make_family(tmp_path, name, tied))), PACKED)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_on_padded_rows(name: str, attention: str, tmp_path: Path) -> None:
+    config = ModelConfig(str(make_family(tmp_path, name)), attention=attention)
+    if (name, attention) == ("gemma2", "sdpa"):
+        with pytest.raises(ValueError, match="does not support"):
+            load_model(config)
+    else:
+        assert_as_alone(config, attention)
+
+
+@pytest.mark.parametrize("name", ["qwen2", "mistral", "gemma2"])
+def test_the_window_is_narrower_than_the_examples(name: str, tmp_path: Path) -> None:
+    """Else the tests above say nothing about it."""
+    narrow, batch = load_model(ModelConfig(str(make_family(tmp_path, name)))), packed_rows()
+    wide = load_model(ModelConfig(str(tmp_path)))
+    for holder in (wide.config, *wide.modules()):
+        if getattr(holder, "sliding_window", None):
+            holder.sliding_window = 1000
+    rows = batch["input_ids"], batch["segment_ids"]
+    assert (hidden_states(narrow, *rows) - hidden_states(wide, *rows)).abs().max() > 1e-2
+
+
+PADDED: list[tuple[PretrainedConfig, str]] = [
+    (StableLmConfig(**SIZE), "sdpa"),  # its own attention classes
+    (NemotronConfig(**SIZE), "sdpa"),  # keeps keywords from its attention
+    (GptOssConfig(**SIZE, num_local_experts=2, num_experts_per_tok=1), "eager"),  # sinks
+]
+
+
+@pytest.mark.parametrize(("kind", "attention"), PADDED, ids=lambda k: getattr(k, "model_type", k))
+def test_a_model_that_can_not_take_ours_gets_padded_rows(
+    kind: PretrainedConfig, attention: str, tmp_path: Path
+) -> None:
+    toy(kind).save_pretrained(tmp_path)
+    config = ModelConfig(str(tmp_path))
+    if kind.model_type == "gpt_oss":  # whose packed rows transformers gets wrong
+        assert load_model(config).config._attn_implementation == attention
+    else:
+        assert_as_alone(config, attention)
+
+
+def test_rows_without_a_token_still_pass_all_weights(tmp_path: Path) -> None:
+    model = load_model(ModelConfig(str(make_family(tmp_path, "qwen3"))))
+    empty = {name: torch.zeros_like(column) for name, column in packed_rows().items()}
+    loss = Policy(model, SFT)(empty, 0, 0).loss_sum
+    assert loss == 0
+    assert all((slope == 0).all() for slope in slopes(loss, model).values())
+
+
+@pytest.mark.parametrize(("name", "tied"), KINDS, ids=str)
+def test_the_empty_model_is_the_model_without_weights(
+    name: str, tied: bool, tmp_path: Path
+) -> None:
+    config = ModelConfig(str(make_family(tmp_path, name, tied)))
+    empty, model = empty_model(config), load_model(config)
+    shapes = {n: (p.shape, p.dtype) for n, p in model.named_parameters()}
+    assert {n: (p.shape, p.dtype) for n, p in empty.named_parameters()} == shapes
+    assert {p.device.type for p in (*empty.parameters(), *empty.buffers())} == {"meta"}
+    assert empty.config._attn_implementation == PACKED
+
+
+def test_the_longest_example(tmp_path: Path) -> None:
+    def most(**change: object) -> int | None:
+        kind, _ = FAMILIES["qwen3"]
+        kind(**SIZE | change).save_pretrained(tmp_path)
+        return positions(ModelConfig(str(tmp_path)))
+
+    def rope(**more: object) -> dict[str, object]:
+        return {"rope_theta": 10000.0, **more}
+
+    assert most() == 64
+    assert most(rope_parameters=rope(rope_type="linear", factor=4.0)) == 256
+    yarn = rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=32)
+    assert most(rope_parameters=yarn) == 128
+    assert most(rope_parameters=yarn, max_position_embeddings=256) == 256
+    with pytest.raises(ValueError, match="no model config at 'nowhere/x'"):
+        positions(ModelConfig("nowhere/x"))
+
+
+def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
+    make_family(tmp_path, "qwen3")
+    config = load_model(ModelConfig(str(tmp_path))).config
+    config.num_hidden_layers, config.layer_types = 3, ["full_attention"] * 3
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"lacks 11 of .* such as model.layers.2"):
+        load_model(ModelConfig(str(tmp_path)))

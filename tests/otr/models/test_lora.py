@@ -1,0 +1,188 @@
+"""Adapters: what trains, by which gradient, and that a saved or merged one is the same model."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from otr import LoraConfig, ModelConfig, Objective, load_model
+from otr.loop.policy import Policy
+from otr.models.load import empty_model, head, hidden_states
+from otr.models.lora import adapter_state, add_adapters, load_adapters, merged, write_adapter
+from tests.assets.tiny import make_tiny_model
+from tests.otr.runs import batches
+
+LORA = LoraConfig(rank=3, alpha=6.0)
+LAYER = "model.layers.1.mlp.up_proj"
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
+    directory = tmp_path_factory.mktemp("base")
+    return ModelConfig(str(make_tiny_model(directory, tied=request.param)))
+
+
+def loss(model: PreTrainedModel) -> Tensor:
+    (batch,) = batches(1)
+    return Policy(model, Objective("sft"))(batch, 0, 0).loss_sum / batch["loss_mask"].sum()
+
+
+@torch.no_grad()
+def log_probs(model: PreTrainedModel) -> Tensor:
+    (batch,) = batches(1)
+    seen = hidden_states(model, batch["input_ids"], batch["segment_ids"])
+    return head(model).logits(seen).log_softmax(-1)
+
+
+def trained(base: ModelConfig, config: LoraConfig = LORA, steps: int = 5) -> PeftModel:
+    model = add_adapters(load_model(base), config)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-2)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss(model).backward()
+        optimizer.step()
+    return model
+
+
+def test_only_adapters_train_and_they_do(base: ModelConfig) -> None:
+    start = load_model(base)
+    before, weights = loss(start).item(), dict(start.named_parameters())
+    model = trained(base, steps=20)
+    assert loss(model) < before - 0.3
+    adapters = frozen = 0
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            assert parameter.requires_grad and parameter.dtype == torch.float32
+            assert parameter.abs().max() > 1e-3, name
+            adapters += 1
+        else:
+            plain = name.removeprefix("base_model.model.").replace(".base_layer", "")
+            assert not parameter.requires_grad and parameter.grad is None
+            assert torch.equal(parameter, weights.pop(plain))
+            frozen += 1
+    assert adapters == 2 * 7 * 2 and not weights, "two matrices, seven linear layers, two blocks"
+
+
+def test_the_gradient_is_the_weights_through_the_other_matrix(base: ModelConfig) -> None:
+    """Of W + (alpha / rank) B A: dB = (alpha / rank) dW A^T, and as B is 0 at first, dA = 0."""
+    plain = load_model(base)
+    loss(plain).backward()
+    model = add_adapters(load_model(base), LORA)
+    loss(model).backward()
+    layer = model.get_base_model().get_submodule(LAYER)
+    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    wanted = LORA.alpha / LORA.rank * plain.get_submodule(LAYER).weight.grad @ a.T
+    torch.testing.assert_close(b.grad, wanted, rtol=1e-4, atol=1e-7)
+    assert wanted.abs().max() > 1e-4 and (a.grad == 0).all()
+
+
+def test_gradients_survive_checkpointing(base: ModelConfig) -> None:
+    models = [trained(base, steps=2) for _ in range(2)]
+    models[1].gradient_checkpointing_enable({"use_reentrant": False})
+    slopes = []
+    for model in models:
+        model.train().zero_grad()
+        loss(model).backward()
+        slopes.append([p.grad for p in model.parameters() if p.requires_grad])
+    torch.testing.assert_close(*slopes)
+
+
+def test_a_seed_makes_the_same_adapters_and_leaves_the_stream(base: ModelConfig) -> None:
+    before = torch.random.get_rng_state()
+    one, same, other = (
+        adapter_state(add_adapters(load_model(base), LORA, seed=seed)) for seed in (1, 1, 2)
+    )
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_saved_loaded_and_merged_it_is_the_same_model(base: ModelConfig, tmp_path: Path) -> None:
+    model = trained(base)
+    wanted = log_probs(model)
+    assert (wanted - log_probs(load_model(base))).abs().max() > 0.1
+    write_adapter(tmp_path / "adapter", model, adapter_state(model))
+    names = sorted(path.name for path in (tmp_path / "adapter").iterdir())
+    assert names == ["adapter_config.json", "adapter_model.safetensors"]
+    loaded = load_adapters(tmp_path / "adapter", base)
+    assert torch.equal(log_probs(loaded), wanted)
+    trains = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert {name for name, p in loaded.named_parameters() if p.requires_grad} == trains
+    merged(loaded).save_pretrained(tmp_path / "full")
+    full = load_model(ModelConfig(str(tmp_path / "full")))
+    torch.testing.assert_close(log_probs(full), wanted, rtol=0, atol=1e-5)
+    shapes = {name: p.shape for name, p in load_model(base).named_parameters()}
+    assert {name: p.shape for name, p in full.named_parameters()} == shapes
+
+
+def test_the_state_may_come_from_elsewhere(base: ModelConfig) -> None:
+    """As under FSDP, where it is gathered first, without what is frozen."""
+    model = trained(base, steps=1)
+    gathered = {n: t.clone() for n, t in model.state_dict().items() if ".lora_" in n}
+    found, wanted = adapter_state(model, gathered), adapter_state(model)
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert all(found[name].data_ptr() != wanted[name].data_ptr() for name in wanted)
+
+
+def test_targets_choose_layers(base: ModelConfig) -> None:
+    model = add_adapters(load_model(base), LoraConfig(rank=2, targets=("q_proj", "mlp.up_proj")))
+    layers = {name.split(".lora_")[0] for name in adapter_state(model)}
+    assert {name.split(".", 4)[-1].split(".", 1)[1] for name in layers} == {
+        "self_attn.q_proj",
+        "mlp.up_proj",
+    }
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("q_prj", "'q_prj' is the end of no linear layer's name: did you mean q_proj"),
+        ("embed_tokens", "no linear layer's name: did you mean down_proj, gate_proj, k_proj"),
+        ("lm_head", "'lm_head' is the head, which gets no adapter"),
+        ("proj", "no linear layer"),
+    ],
+)
+def test_a_target_that_can_not_be(base: ModelConfig, target: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        add_adapters(load_model(base), LoraConfig(rank=2, targets=("q_proj", target)))
+
+
+def test_an_empty_model_gets_empty_adapters(base: ModelConfig) -> None:
+    empty = add_adapters(empty_model(base), LORA)
+    real = add_adapters(load_model(base), LORA)
+    shapes = {n: (p.shape, p.requires_grad) for n, p in real.named_parameters()}
+    assert {n: (p.shape, p.requires_grad) for n, p in empty.named_parameters()} == shapes
+    assert {p.device.type for p in empty.parameters()} == {"meta"}
+
+
+def test_an_adapter_of_another_model(base: ModelConfig, tmp_path: Path) -> None:
+    model = trained(base, steps=1)
+    state = adapter_state(model)
+    fewer = {name: t for name, t in state.items() if "layers.1." not in name}
+    for i, wrong in enumerate((fewer, {name: t[:, :1] for name, t in state.items()})):
+        write_adapter(tmp_path / str(i), model, wrong)
+        with pytest.raises(ValueError, match="does not fit the model at"):
+            load_adapters(tmp_path / str(i), base)
+    (tmp_path / "0" / "adapter_model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"there is no adapter_model\.safetensors"):
+        load_adapters(tmp_path / "0", base)
+
+
+def test_an_adapter_is_no_model(base: ModelConfig, tmp_path: Path) -> None:
+    model = add_adapters(load_model(base), LORA)
+    write_adapter(tmp_path, model, adapter_state(model))
+    with pytest.raises(ValueError, match=r"holds a LoRA adapter: .*`otr merge"):
+        load_model(ModelConfig(str(tmp_path)))
+
+
+def test_a_merge_that_is_not_finite(base: ModelConfig) -> None:
+    model = copy.deepcopy(trained(base, steps=1))
+    layer = model.get_base_model().get_submodule(LAYER)
+    layer.lora_B["default"].weight.data[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="NaN"):
+        merged(model)

@@ -1,0 +1,126 @@
+"""The checkpoints of a run on an object store: put in order when it begins, and which stay."""
+
+import json
+import math
+from pathlib import Path
+
+import fsspec
+import pytest
+from fsspec.spec import AbstractFileSystem
+
+from otr.loop.checkpoint import STATE, TRAINER, checkpoint_name
+from otr.training.checkpoint_store import best, drop_old, settle, there
+
+
+@pytest.fixture
+def store() -> AbstractFileSystem:
+    fs = fsspec.filesystem("memory")
+    if fs.exists("/run"):
+        fs.rm("/run", recursive=True)
+    return fs
+
+
+def save(fs: AbstractFileSystem, name: str, weights: bytes = b"weights") -> None:
+    fs.pipe(
+        {
+            f"/run/{name}/model.safetensors": weights,
+            f"/run/{name}/{TRAINER}/{STATE}": b'{"world": 1}',
+            f"/run/{name}/{TRAINER}/files-0.json": json.dumps(
+                {"model.safetensors": [len(b"weights"), "digest"]}
+            ).encode(),
+        }
+    )
+
+
+def test_the_newest_whole_one_is_found(store: AbstractFileSystem) -> None:
+    save(store, "step-000002")
+    save(store, "step-000004")
+    save(store, "step-000006", b"weigh")  # cut off
+    save(store, "step-000008")
+    store.rm(f"/run/step-000008/{TRAINER}/{STATE}")
+    save(store, ".step-000010")  # half-written
+    found, notes = settle("memory://run")
+    assert found == "step-000004"
+    assert "step-000008 is incomplete" in notes[0] and "is not as it was" in notes[1]
+    left = sorted(path.rpartition("/")[2] for path in store.ls("/run", detail=False))
+    whole = ["step-000002", "step-000004"]
+    assert left == ["damaged-step-000006", "damaged-step-000008", *whole]
+
+
+def test_there_is_none(store: AbstractFileSystem) -> None:
+    assert settle("memory://run") == (None, [])
+    save(store, "step-000002", b"")
+    found, [note] = settle("memory://run")
+    assert found is None and "step-000002/model.safetensors is not as it was written" in note
+
+
+def measure(fs: AbstractFileSystem, step: int, nll: float | None = None, ranks: int = 1) -> None:
+    """One checkpoint of two ranks, of which so many have written theirs."""
+    told = {"world": 2, "metrics": {} if nll is None else {"val_nll": nll}}
+    files = {f"files-{rank}.json": b"{}" for rank in range(ranks)}
+    files[STATE] = json.dumps(told).encode()
+    place = f"/run/{checkpoint_name(step)}/{TRAINER}"
+    fs.pipe({f"{place}/{name}": content for name, content in files.items()})
+
+
+def left(fs: AbstractFileSystem) -> list[int]:
+    return sorted(int(path.rpartition("step-")[2]) for path in fs.ls("/run", detail=False))
+
+
+def test_the_last_two_stay_and_the_best(store: AbstractFileSystem) -> None:
+    for step, nll in ((2, math.nan), (4, 0.1), (6, 0.3), (8, None), (10, 0.2)):
+        measure(store, step, nll, ranks=2)
+    measure(store, 12, 0.01)  # the other rank still writes
+    drop_old("memory://run")
+    assert left(store) == [4, 8, 10, 12]
+    store.rm("/run/step-000012", recursive=True)
+    assert best("memory://run") == "step-000004"
+
+
+def test_steps_are_numbers(store: AbstractFileSystem) -> None:
+    for step in (999_998, 999_999, 1_000_000, 1_000_001):
+        measure(store, step, ranks=2)
+    drop_old("memory://run")
+    assert left(store) == [1_000_000, 1_000_001]
+    assert best("memory://run") is None
+
+
+def test_where_the_storage_can_t_be_read_all_stay(
+    store: AbstractFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (2, 4, 6):
+        measure(store, step, 1 / step, ranks=2)
+
+    def fail(path: str, **how: object) -> bytes:
+        raise OSError("slow down")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "cat_file", fail)
+        with pytest.raises(OSError, match="slow down"):
+            drop_old("memory://run")
+    assert left(store) == [2, 4, 6]
+    store.pipe_file(f"/run/step-000002/{TRAINER}/{STATE}", b"\xff{")  # damaged: it has no NLL
+    drop_old("memory://run")
+    assert left(store) == [4, 6]
+
+
+def test_a_removal_that_is_cut_off_leaves_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fs = fsspec.filesystem("file")
+    for step in (2, 4, 6):
+        place = tmp_path / checkpoint_name(step) / TRAINER
+        place.mkdir(parents=True)
+        (place / STATE).write_text('{"world": 1}')
+        (place / "files-0.json").write_text("{}")
+
+    def fail(self: object, path: str, **how: object) -> None:
+        raise OSError("the power failed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(fs), "rm", fail)
+        with pytest.raises(OSError, match="power"):
+            drop_old(str(tmp_path))
+    assert there(str(tmp_path)) == ["step-000004", "step-000006"]
+    settle(str(tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000004", "step-000006"]

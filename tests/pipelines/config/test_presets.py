@@ -1,0 +1,87 @@
+"""Presets are valid, small in their number of options, and name what is there."""
+
+from dataclasses import fields, is_dataclass
+from typing import get_type_hints
+
+import pytest
+
+from pipelines.builtin import corpus
+from pipelines.config.presets import PRESETS, SweepConfig
+from tuning.space import Trial, config_of
+
+MOST_FIELDS = 60
+
+
+def count_leaves(kind: type) -> int:
+    hints = get_type_hints(kind)
+    inner = [hints[field.name] for field in fields(kind)]
+    return sum(count_leaves(each) if is_dataclass(each) else 1 for each in inner)
+
+
+def test_the_project_has_at_most_60_config_fields() -> None:
+    assert count_leaves(SweepConfig) + len(fields(Trial)) <= MOST_FIELDS
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_trial_of_a_preset_is_a_valid_training_run(name: str) -> None:
+    config = PRESETS[name]()
+    assert config.name == name
+    for trial in config.trials:
+        own = config_of(config.train, trial)
+        assert own.optim.lr == trial.overrides["optim.lr"]
+
+
+def test_builtin_compares_five_objectives_with_two_seeds_each() -> None:
+    trials = PRESETS["builtin"]().trials
+    arms = {t.arm: config_of(PRESETS["builtin"]().train, t).objective for t in trials}
+    assert [*arms] == ["sft", "dft", "otr-expected", "otr-k16", "otr-k256"]
+    assert len(trials) == 10
+    assert arms["sft"].name == "sft" and arms["dft"].name == "dft"
+    assert arms["otr-expected"].estimator == "expected"
+    assert (arms["otr-k16"].num_samples, arms["otr-k256"].num_samples) == (16, 256)
+    for name in ("otr-expected", "otr-k16", "otr-k256"):
+        assert (arms[name].temperature, arms[name].mismatch_reward) == (1.3, -0.1)
+
+
+def test_study_crosses_the_settings_and_has_the_controls() -> None:
+    config = PRESETS["study"]()
+    found = {
+        (o.num_samples, o.mismatch_reward, o.temperature)
+        for t in config.trials
+        if (o := config_of(config.train, t).objective).estimator == "sampled" and o.name == "otr"
+    }
+    assert found == {
+        (k, beta, kappa)
+        for k in (1, 4, 16, 64, 256)
+        for beta in (-1.0, -0.1, 0.0)
+        for kappa in (1.0, 1.3)
+    }
+    kinds = {
+        (o.name, o.estimator) for t in config.trials for o in [config_of(config.train, t).objective]
+    }
+    assert {("sft", "sampled"), ("dft", "sampled"), ("otr", "expected")} < kinds
+    assert config.search.scheduler == "asha"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_builtin_names_are_those_that_can_be_made(name: str, tmp_path: object) -> None:
+    config = PRESETS[name]()
+    data = config.train.data
+    for each in (*data.paths, *data.validation, *config.benchmarks):
+        assert each.removeprefix(corpus.PREFIX) in corpus._FILES
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "a/b"}, "name"),
+        ({"trials": ()}, "no trial"),
+        ({"benchmarks": ()}, "no benchmark"),
+        ({"max_items": -1}, "max_items"),
+    ],
+)
+def test_a_sweep_that_can_not_be_is_refused(change: dict, message: str) -> None:
+    from dataclasses import replace
+
+    with pytest.raises(ValueError, match=message):
+        replace(PRESETS["debug"](), **change)

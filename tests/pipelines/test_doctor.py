@@ -1,0 +1,254 @@
+"""Each thing that can be wrong is found, and said in one line with a remedy."""
+
+import json
+import shutil
+import socket
+import sqlite3
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from evals.settings import free_port
+from pipelines import cli, doctor
+from pipelines.checks import machine
+from pipelines.config.presets import PRESETS, SweepConfig
+from pipelines.doctor import Finding
+from pipelines.tracking.tracker import check_store
+from tests.assets.tiny import make_tiny_model
+from tuning.space import Trial
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def config(model: Path, tmp_path: Path) -> SweepConfig:
+    rows = [{"question": f"{i} + 1?", "answer": str(i + 1)} for i in range(20)]
+    data = tmp_path / "train.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    benchmark = tmp_path / "mine.jsonl"
+    benchmark.write_text(json.dumps({"prompt": "1 + 1?", "answer": "2"}) + "\n")
+    start = PRESETS["debug"]()
+    columns = {"prompt": "question", "completion": "answer"}
+    return replace(
+        start,
+        output=str(tmp_path / "runs"),
+        engine=replace(start.engine, port=free_port()),
+        benchmarks=(f"file:{benchmark}",),
+        train=replace(
+            start.train,
+            model=replace(start.train.model, path=str(model)),
+            data=replace(
+                start.train.data, paths=(str(data),), columns=columns, validation=(), row_length=64
+            ),
+        ),
+    )
+
+
+def failed(config: SweepConfig) -> Finding:
+    """The only check that fails."""
+    (bad,) = (f for f in doctor.check(config, with_ray=False) if not f.ok)
+    assert "\n" not in bad.text
+    return bad
+
+
+def with_data(config: SweepConfig, **changes: Any) -> SweepConfig:
+    return replace(config, train=replace(config.train, data=replace(config.train.data, **changes)))
+
+
+def with_model(config: SweepConfig, path: Path) -> SweepConfig:
+    model = replace(config.train.model, path=str(path))
+    return replace(config, train=replace(config.train, model=model))
+
+
+def test_all_is_well(config: SweepConfig) -> None:
+    findings = [*doctor.check(config, with_ray=True)]
+    assert [f.text for f in findings if not f.ok] == []
+    assert {f.check for f in findings} >= {"model", "data", "benchmarks", "disk", "port", "Ray"}
+    doctor.require(config)
+
+
+def test_missing_data(config: SweepConfig, tmp_path: Path) -> None:
+    bad = failed(with_data(config, paths=(str(tmp_path / "nothing.jsonl"),)))
+    assert bad.check == "data" and "nothing.jsonl" in bad.text
+    with pytest.raises(ValueError, match=r"nothing\.jsonl"):
+        doctor.require(with_data(config, paths=(str(tmp_path / "nothing.jsonl"),)))
+
+
+def test_unknown_column(config: SweepConfig) -> None:
+    columns = {"prompt": "qestion", "completion": "answer"}
+    bad = failed(with_data(config, columns=columns))
+    assert bad.check == "data" and "qestion" in bad.text and "'question'" in bad.text
+
+
+def test_validation_is_looked_at_too(config: SweepConfig, tmp_path: Path) -> None:
+    bad = failed(with_data(config, validation=(str(tmp_path / "gone.jsonl"),)))
+    assert bad.check == "data" and "gone.jsonl" in bad.text
+
+
+def test_unknown_and_missing_benchmark(config: SweepConfig, tmp_path: Path) -> None:
+    bad = failed(replace(config, benchmarks=("gsm8",)))
+    assert bad.check == "benchmarks" and "gsm8k" in bad.text
+    bad = failed(replace(config, benchmarks=(f"file:{tmp_path}/none.jsonl",)))
+    assert bad.check == "benchmarks" and "none.jsonl" in bad.text
+
+
+def test_model_without_tokenizer_template_weights(
+    config: SweepConfig, model: Path, tmp_path: Path
+) -> None:
+    for file, said in (
+        ("tokenizer*", "no tokenizer"),
+        ("chat_template.jinja", "chat template"),
+        ("*.safetensors", "no weights"),
+        ("config.json", "config"),
+    ):
+        broken = tmp_path / file.strip("*.")
+        shutil.copytree(model, broken)
+        for path in broken.glob(file):
+            path.unlink()
+        findings = [f for f in doctor.check(with_model(config, broken), with_ray=False) if not f.ok]
+        assert said in next(f.text for f in findings if f.check == "model"), file
+
+
+def test_vocabulary_mismatch(config: SweepConfig, model: Path, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    shutil.copytree(model, small)
+    shape = json.loads((small / "config.json").read_text()) | {"vocab_size": 100}
+    (small / "config.json").write_text(json.dumps(shape))
+    bad = failed(with_model(config, small))
+    assert bad.check == "model" and "259 tokens" in bad.text and "100 embeddings" in bad.text
+
+
+def test_an_arm_that_can_not_be(config: SweepConfig) -> None:
+    trials = (Trial("bad", {"objective.num_samples": 0}),)
+    assert "num_samples (K) is 0" in failed(replace(config, trials=trials)).text
+    trials = (Trial("bad", {"objective.num_sample": 4}),)
+    assert "objective.num_samples" in failed(replace(config, trials=trials)).text
+
+
+def test_disk_too_small(config: SweepConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        machine.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1)
+    )
+    bad = failed(config)
+    assert bad.check == "disk" and "disk too small: 0.0 GiB free" in bad.text
+
+
+def test_disk_counts_each_trials_checkpoint(config: SweepConfig, model: Path) -> None:
+    count = sum(p.numel() for p in __import__("otr").load_model(config.train.model).parameters())
+    assert machine.parameters(str(model)) == count
+
+
+def test_disk_counts_a_model_on_the_hub_where_the_hub_answers(
+    config: SweepConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_hub = with_model(config, Path("someone/large"))
+    assert disk(on_hub).ok and "needed: unknown" in disk(on_hub).text  # tests are offline
+    large = SimpleNamespace(safetensors=SimpleNamespace(total=10**13))
+    monkeypatch.setattr("huggingface_hub.model_info", lambda name, timeout: large)
+    assert not disk(on_hub).ok and "disk too small" in disk(on_hub).text
+
+
+def disk(config: SweepConfig) -> Finding:
+    return next(f for f in doctor.check(config, with_ray=False) if f.check == "disk")
+
+
+def test_what_is_left_out_does_not_run(config: SweepConfig) -> None:
+    broken = with_data(config, paths=("nothing.jsonl",))
+    names = [f.check for f in doctor.check(broken, with_ray=False, without=("data",))]
+    assert names and "data" not in names
+    doctor.require(broken, without=("data",))
+
+
+def test_an_engine_with_more_positions_than_the_model(config: SweepConfig, model: Path) -> None:
+    engine = replace(config.engine, max_model_len=1025)
+    bad = failed(replace(config, engine=engine))
+    assert bad.check == "engine" and "max_model_len is 1025" in bad.text
+    assert "1024 positions" in bad.text and "--engine.max-model-len 1024" in bad.text
+
+
+def test_a_stretched_rope_has_more_positions(
+    config: SweepConfig, model: Path, tmp_path: Path
+) -> None:
+    stretched = tmp_path / "stretched"
+    shutil.copytree(model, stretched)
+    shape = json.loads((stretched / "config.json").read_text())
+    shape["rope_parameters"] |= {"rope_type": "linear", "factor": 4.0}
+    (stretched / "config.json").write_text(json.dumps(shape))
+    longer = replace(config, engine=replace(config.engine, max_model_len=2048))
+    assert [
+        f for f in doctor.check(with_model(longer, stretched), with_ray=False) if not f.ok
+    ] == []
+
+
+def test_scoring_never_runs_a_models_own_code(config: SweepConfig) -> None:
+    trusting = replace(config.train.model, trust_remote_code=True)
+    trusting_config = replace(config, train=replace(config.train, model=trusting))
+    bad = failed(trusting_config)
+    assert bad.check == "engine" and "trust_remote_code" in bad.text
+
+
+def test_port_in_use(config: SweepConfig) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", config.engine.port))
+        taken.listen()
+        bad = failed(config)
+    assert bad.check == "port" and f"port {config.engine.port}" in bad.text
+
+
+def test_store_that_is_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.tracking.tracker._LOCK_SECONDS", 0.1)
+    path = tmp_path / "mlflow.db"
+    holder = sqlite3.connect(path, isolation_level=None)
+    holder.execute("CREATE TABLE a (b)")
+    holder.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(ValueError, match=r"mlflow\.db can't be used .*locked"):
+        check_store(f"sqlite:///{path}")
+    holder.close()
+    assert check_store(f"sqlite:///{path}") == str(path)
+
+
+def test_store_of_another_schema(tmp_path: Path) -> None:
+    path = tmp_path / "mlflow.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as store:
+        store.execute("CREATE TABLE alembic_version (version_num TEXT)")
+        store.execute("INSERT INTO alembic_version VALUES ('from_the_future')")
+    with pytest.raises(ValueError, match="has schema from_the_future, this MLflow writes"):
+        check_store(f"sqlite:///{path}")
+
+
+def test_a_store_that_is_no_database(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_text("no database, but text long enough for a header" * 50)
+    with pytest.raises(ValueError, match="can't be used"):
+        check_store(f"sqlite:///{tmp_path / 'mlflow.db'}")
+
+
+def test_as_a_command(config: SweepConfig, capsys: pytest.CaptureFixture) -> None:
+    line = ["--preset", "debug", "--model", config.train.model.path, "--output", config.output]
+    line += ["--data", *config.train.data.paths, "--columns", "prompt=question"]
+    line += ["completion=answer", "--benchmarks", *config.benchmarks]
+    line += ["--engine.port", str(config.engine.port)]
+    assert cli.main(["doctor", *line]) == 0
+    assert cli.main(["doctor", *line, "--data", "nowhere.jsonl"]) == 1
+    table = capsys.readouterr().out
+    assert "FAILED" in table and "nowhere.jsonl" in table.replace("\n", "")
+    assert not Path(config.output).exists(), "the doctor writes nothing"
+
+
+def test_a_ray_of_another_version(config: SweepConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.9.0\n")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    (bad,) = (f for f in doctor.check(config, with_ray=True) if not f.ok)
+    assert bad.check == "Ray" and "Ray: 2.9.0" in bad.text and ray.__version__ in bad.text
+    assert "unset RAY_ADDRESS" in bad.text and "\n" not in bad.text

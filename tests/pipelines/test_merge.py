@@ -1,0 +1,98 @@
+"""`otr merge`: a directory that all else takes, whole or not at all, and errors in one line."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from otr import LoraConfig, ModelConfig, load_model, load_tokenizer
+from otr.models.load import head, hidden_states
+from otr.models.lora import adapter_state, add_adapters, write_adapter
+from pipelines import cli, merge_adapter
+from tests.assets.tiny import make_tiny_model
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    """Of a model beside it, named by a relative path; it changes every linear layer."""
+    make_tiny_model(tmp_path / "base")
+    back = Path.cwd()
+    os.chdir(tmp_path)
+    try:
+        model = add_adapters(load_model(ModelConfig("base")), LoraConfig(rank=2))
+    finally:
+        os.chdir(back)
+    for name, parameter in model.named_parameters():
+        if ".lora_B." in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    write_adapter(tmp_path / "adapter", model, adapter_state(model))
+    torch.save(logits(model), tmp_path / "logits.pt")
+    return tmp_path / "adapter"
+
+
+@torch.no_grad()
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    ids = torch.arange(5, 25)[None]
+    return head(model).logits(hidden_states(model, ids, torch.ones_like(ids)))
+
+
+def test_the_directory_is_the_adapted_model(
+    adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (adapter / "run.json").write_text('{"note": "kept"}')
+    out = tmp_path / "new" / "full"
+    assert cli.main(["merge", str(adapter), str(out)]) == 0
+    said = capsys.readouterr().out
+    assert f"model: {out}" in said and "score_checkpoint.py" in said
+    config = ModelConfig(str(out))
+    wanted = torch.load(tmp_path / "logits.pt", weights_only=True)
+    torch.testing.assert_close(logits(load_model(config)), wanted, rtol=0, atol=1e-4)
+    assert (wanted - logits(load_model(ModelConfig(str(tmp_path / "base"))))).abs().max() > 0.1
+    assert load_tokenizer(config).chat_template
+    assert not (out / "adapter_config.json").exists()
+    assert json.loads((out / "run.json").read_text()) == {"note": "kept"}
+    assert [p.name for p in out.parent.iterdir()] == ["full"]
+
+
+def test_the_tokenizer_beside_the_adapter_counts(adapter: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(ModelConfig(str(tmp_path / "base")))
+    tokenizer.chat_template = "mine"
+    tokenizer.save_pretrained(adapter)
+    out = merge_adapter.merge(adapter, tmp_path / "full")
+    assert load_tokenizer(ModelConfig(str(out))).chat_template == "mine"
+
+
+def test_a_merge_that_fails_leaves_nothing(
+    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("transformers.PreTrainedTokenizerFast.save_pretrained", full)
+    with pytest.raises(OSError, match="no space left"):
+        merge_adapter.merge(adapter, tmp_path / "out" / "full")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_what_can_not_be_merged(
+    adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    def refused(*words: object) -> str:
+        code = cli.main(["merge", *map(str, words)])
+        [line] = [s for s in capsys.readouterr().err.splitlines() if s.startswith("error: ")]
+        assert code == (2 if "give two directories" in line or "unknown" in line else 1)
+        return line
+
+    new = tmp_path / "new"
+    assert "no LoRA adapter in" in refused(tmp_path / "base", new)
+    assert "is already there: give another" in refused(adapter, tmp_path / "base")
+    assert "give two directories" in refused()
+    assert "give two directories" in refused(adapter)
+    assert "unknown option --bse" in refused(adapter, new, "--bse", "x")
+    shutil.move(tmp_path / "base", tmp_path / "moved")
+    line = refused(adapter, new)
+    assert f"is not at {tmp_path / 'base'}" in line and "base_model_name_or_path" in line
+    assert not new.exists()

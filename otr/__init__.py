@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from otr import _moved
+from otr import _deprecated
 from otr.config import (
     DataConfig,
     LoraConfig,
@@ -40,7 +40,7 @@ __all__ = [
     "token_loss",
 ]
 
-_moved.install()
+_deprecated.install_moved_modules()
 
 _HOMES = {
     "linear_token_loss": "otr.loss.functional",

@@ -4,7 +4,18 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from otr._deprecated import renamed_arguments
 from otr.loss.objective import Objective
+
+RENAMED = {
+    "data.row_length": "data.sequence_length",
+    "step_rows": "global_batch_size",
+    "micro_rows": "micro_batch_size",
+    "log_every": "log_interval",
+    "eval_every": "eval_interval",
+    "save_every": "checkpoint_interval",
+}
+"""Dotted keys of `TrainConfig` by their old names, which are read for one more release."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +63,7 @@ class MemoryConfig:
     """Each decoder layer by torch.compile; pays on a GPU, on long runs."""
 
 
+@renamed_arguments(row_length="sequence_length")
 @dataclass(frozen=True)
 class DataConfig:
     """Which examples to train on, and how they become rows."""
@@ -64,8 +76,8 @@ class DataConfig:
     """The same for examples that are only measured on."""
     split: str = "train"
     """Of a Hugging Face data set."""
-    row_length: int = 1024
-    """S, tokens a packed row."""
+    sequence_length: int = 1024
+    """S, tokens per packed row; no example may be longer."""
     max_rejected: float = 0.05
     """Share of examples that may be unusable."""
     skip_bad: bool = False
@@ -75,8 +87,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not self.paths:
             raise ValueError("data.paths is empty: name a file, a directory or hf:NAME")
-        if self.row_length < 8:
-            raise ValueError(f"data.row_length is {self.row_length}: use at least 8")
+        if self.sequence_length < 8:
+            raise ValueError(f"data.sequence_length is {self.sequence_length}: use at least 8")
         if not 0 <= self.max_rejected <= 1:
             raise ValueError(f"data.max_rejected is {self.max_rejected}: use 0 to 1")
 
@@ -123,6 +135,7 @@ class Workers:
             raise ValueError(f"workers.gpus is {self.gpus}: use 0 (the CPU) or more")
 
 
+@renamed_arguments(**{old: new for old, new in RENAMED.items() if "." not in old})
 @dataclass(frozen=True)
 class TrainConfig:
     """One training run."""
@@ -135,36 +148,41 @@ class TrainConfig:
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     workers: Workers = field(default_factory=Workers)
     max_steps: int = 100
-    step_rows: int = 32
-    """Packed rows an optimiser step, over all workers."""
-    micro_rows: int = 32
-    """Packed rows a forward pass of one worker."""
-    log_every: int = 10
-    eval_every: int = 50
-    save_every: int = 0
+    global_batch_size: int = 32
+    """Packed rows per optimiser step, over all workers and accumulated micro-batches."""
+    micro_batch_size: int = 32
+    """Packed rows per forward pass of one worker."""
+    log_interval: int = 10
+    """Steps between reports of metrics."""
+    eval_interval: int = 50
+    """Steps between evaluations on `data.validation`."""
+    checkpoint_interval: int = 0
     """Steps between checkpoints; 0: only the last one."""
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.max_steps < 1:
             raise ValueError(f"max_steps is {self.max_steps}: use at least 1")
-        if self.log_every < 1:
-            raise ValueError(f"log_every is {self.log_every}: use at least 1")
-        if self.eval_every < 1:
+        if self.log_interval < 1:
+            raise ValueError(f"log_interval is {self.log_interval}: use at least 1")
+        if self.eval_interval < 1:
             raise ValueError(
-                f"eval_every is {self.eval_every}: use at least 1; the last step always measures, "
-                "and an empty data.validation never"
+                f"eval_interval is {self.eval_interval}: use at least 1; the last step always "
+                "measures, and an empty data.validation never"
             )
-        if self.save_every < 0:
-            raise ValueError(f"save_every is {self.save_every}: use 0 (only the last step) or more")
-        rows = self.micro_rows * self.workers.count
-        if self.micro_rows < 1 or self.step_rows < 1 or self.step_rows % rows:
-            each = self.step_rows // self.workers.count
-            even = each > 0 and each * self.workers.count == self.step_rows
+        if self.checkpoint_interval < 0:
             raise ValueError(
-                f"step_rows is {self.step_rows}: use a multiple of micro_rows x workers.count "
-                f"= {self.micro_rows} x {self.workers.count}"
-                + (f", or micro_rows {math.gcd(self.micro_rows, each)}" if even else "")
+                f"checkpoint_interval is {self.checkpoint_interval}: use 0 (only the last step) or "
+                "more"
+            )
+        rows = self.micro_batch_size * self.workers.count
+        if self.micro_batch_size < 1 or self.global_batch_size < 1 or self.global_batch_size % rows:
+            each = self.global_batch_size // self.workers.count
+            even = each > 0 and each * self.workers.count == self.global_batch_size
+            raise ValueError(
+                f"global_batch_size is {self.global_batch_size}: use a multiple of "
+                f"micro_batch_size x workers.count = {self.micro_batch_size} x {self.workers.count}"
+                + (f", or micro_batch_size {math.gcd(self.micro_batch_size, each)}" if even else "")
             )
         if self.memory.strategy == "single" and self.workers.count > 1:
             raise ValueError(
@@ -175,4 +193,4 @@ class TrainConfig:
     @property
     def accumulation(self) -> int:
         """Forward passes of one worker in an optimiser step."""
-        return self.step_rows // (self.micro_rows * self.workers.count)
+        return self.global_batch_size // (self.micro_batch_size * self.workers.count)

@@ -19,6 +19,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 from transformers import PreTrainedTokenizerFast as Fast
 
+from otr._deprecated import renamed_arguments
+
 TOGETHER = 64  # conversations that are rendered and tokenized in one call
 
 FORMS = (("messages",), ("prompt", "completion"), ("instruction", "input", "output"))
@@ -195,12 +197,13 @@ def _example(
     return ids, mask
 
 
+@renamed_arguments(row_length="sequence_length")
 def tokenize(
     rows: Iterable[Any],
     tokenizer: PreTrainedTokenizerBase,
     *,
     columns: Mapping[str, str],
-    row_length: int,
+    sequence_length: int,
 ) -> Tokenized:
     """Encode each row of a corpus; what can't be used comes back with its cause.
 
@@ -211,7 +214,7 @@ def tokenize(
     while some := list(islice(rows, TOGETHER)):
         found = [_conversation(row, columns) for row in some]
         usable = [one for one in found if not isinstance(one, Rejected)]
-        encoded = iter(_encoded(usable, tokenizer, row_length))
+        encoded = iter(_encoded(usable, tokenizer, sequence_length))
         for row, one in zip(some, found, strict=True):
             example = one if isinstance(one, Rejected) else next(encoded)
             if isinstance(example, Rejected):
@@ -231,8 +234,9 @@ def _conversation(row: Any, columns: Mapping[str, str]) -> Conversation | Reject
         return error
 
 
-def pack(examples: Sequence[Example], row_length: int) -> dict[str, np.ndarray]:
-    """Fill rows of `row_length` tokens with whole examples.
+@renamed_arguments(row_length="sequence_length")
+def pack(examples: Sequence[Example], sequence_length: int) -> dict[str, np.ndarray]:
+    """Fill rows of `sequence_length` tokens with whole examples.
 
     Each row gets the longest example that is left, and of the others those that fill it best
     (minimum bin slack; Gupta and Ho, 1999).
@@ -246,14 +250,14 @@ def pack(examples: Sequence[Example], row_length: int) -> dict[str, np.ndarray]:
     left: dict[int, list[Example]] = {}
     for example in reversed(examples):
         left.setdefault(len(example[0]), []).append(example)
-    if left and max(left) > row_length:
-        raise ValueError(f"an example of {max(left)} tokens in rows of {row_length}")
+    if left and max(left) > sequence_length:
+        raise ValueError(f"an example of {max(left)} tokens in rows of {sequence_length}")
     rows: list[list[Example]] = []
     while left:
         longest = max(left)
         rows.append([_take(left, longest)])
-        rows[-1] += [_take(left, length) for length in _fullest(left, row_length - longest)]
-    return _columns(rows, row_length)
+        rows[-1] += [_take(left, length) for length in _fullest(left, sequence_length - longest)]
+    return _columns(rows, sequence_length)
 
 
 def _take(left: dict[int, list[Example]], length: int) -> Example:
@@ -282,8 +286,8 @@ def _fullest(left: Mapping[int, Sequence[Example]], room: int) -> list[int]:
     return chosen
 
 
-def _columns(rows: Sequence[Sequence[Example]], row_length: int) -> dict[str, np.ndarray]:
-    shape = (len(rows), row_length)
+def _columns(rows: Sequence[Sequence[Example]], sequence_length: int) -> dict[str, np.ndarray]:
+    shape = (len(rows), sequence_length)
     packed = {
         "input_ids": np.zeros(shape, np.int32),
         "loss_mask": np.zeros(shape, bool),

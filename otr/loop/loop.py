@@ -105,13 +105,17 @@ def train(  # noqa: PLR0913 - all but what a run is made of by keyword
         skipped += int(metrics.pop("skipped"))
         stop = metrics.pop("stop") > 0
         last = step == config.max_steps
-        saves = last or stop or (config.save_every > 0 and step % config.save_every == 0)
-        if saves or step == 1 or step % config.log_every == 0:
+        saves = (
+            last
+            or stop
+            or (config.checkpoint_interval > 0 and step % config.checkpoint_interval == 0)
+        )
+        if saves or step == 1 or step % config.log_interval == 0:
             seconds = time.perf_counter() - clock
             metrics |= {"tokens_per_second": tokens / seconds, "data_wait": steps.wait / seconds}
             metrics |= {"skipped_steps": skipped} if skipped else {}
             # By the config and not by the rows: a rank without any must meet the others as well.
-            if config.data.validation and (last or step % config.eval_every == 0):
+            if config.data.validation and (last or step % config.eval_interval == 0):
                 metrics |= evaluate(parallel.plain(policy), validation, config.model.dtype)
             snapshot = None
             if saves:

@@ -232,7 +232,7 @@ def _warm_up(
 
 def _loss(model: Any, config: TrainConfig, ledger: _Ledger) -> Tensor:
     """Of one micro-batch: `Policy` without what depends on the contents of its rows."""
-    hidden_ND = _hidden(model, config.micro_rows, config.data.row_length)
+    hidden_ND = _hidden(model, config.micro_batch_size, config.data.sequence_length)
     its = head(model)
     scored_N = torch.arange(len(hidden_ND))
     dtype = getattr(torch, config.model.dtype)

@@ -62,7 +62,7 @@ def plan(config: TrainConfig, device_bytes: int) -> Plan:
     counted = _counted(config, split=strategy.startswith("fsdp"))
     shares = [_share(part, counted, config, strategy) for part in counted.parts]
     device, host = max(shares, key=lambda share: share[0].total)
-    tokens = config.step_rows * config.data.row_length
+    tokens = config.global_batch_size * config.data.sequence_length
     return Plan(strategy, device, host, device_bytes, tokens)
 
 
@@ -114,19 +114,21 @@ def resolve_strategy(config: TrainConfig, device_bytes: int) -> Strategy:
 def _candidates(config: TrainConfig) -> Iterator[list[TrainConfig]]:
     """In rows, of which each candidate takes less memory than the one before."""
     yield [config]
-    fewer = [n for n in range(config.micro_rows - 1, 0, -1) if config.micro_rows % n == 0]
+    fewer = [
+        n for n in range(config.micro_batch_size - 1, 0, -1) if config.micro_batch_size % n == 0
+    ]
     last = config
     for strategy in _strategies(config):
         memory = replace(config.memory, strategy=strategy)
         again = replace(config, memory=replace(memory, gradient_checkpointing=True))
         yield [replace(config, memory=memory), again]
         # More passes a step keep gradients from one to the next: not always less than `again`.
-        if row := [replace(again, micro_rows=rows) for rows in fewer]:
+        if row := [replace(again, micro_batch_size=rows) for rows in fewer]:
             yield row
         last = row[-1] if row else again
-    length = last.data.row_length // 2
+    length = last.data.sequence_length // 2
     while length >= _SHORTEST:
-        yield [replace(last, data=replace(last.data, row_length=length))]
+        yield [replace(last, data=replace(last.data, sequence_length=length))]
         length //= 2
 
 
@@ -174,10 +176,10 @@ class _Counted:
 
 def _counted(config: TrainConfig, *, split: bool) -> _Counted:
     """The same for all runs whose steps are the same."""
-    few = config.micro_rows * min(2, config.accumulation)
+    few = config.micro_batch_size * min(2, config.accumulation)
     alike = replace(
         config,
-        step_rows=few,
+        global_batch_size=few,
         workers=replace(config.workers, count=1),
         memory=replace(config.memory, strategy="single"),
     )

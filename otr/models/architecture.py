@@ -36,16 +36,16 @@ def positions(config: ModelConfig) -> int | None:
     return max(most, int(before * (rope.get("factor") or 1)))
 
 
-def check_row_length(config: TrainConfig) -> int | None:
+def check_sequence_length(config: TrainConfig) -> int | None:
     """That the longest example of a run has a position for each token; returns how many there are.
 
     Raises:
         ValueError: it has not, or there is no config of a model.
     """
-    most, length = positions(config.model), config.data.row_length
+    most, length = positions(config.model), config.data.sequence_length
     if most is not None and length > most:
         raise ValueError(
-            f"data.row_length is {length}, but {config.model.path!r} has {most} positions: give "
-            f"--train.data.row-length {most} or less"
+            f"data.sequence_length is {length}, but {config.model.path!r} has {most} positions: "
+            f"give --train.data.sequence-length {most} or less"
         )
     return most

@@ -126,7 +126,7 @@ def packed_locally(
     from otr.data import pack
 
     texts = islice(_texts(pieces(paths, config.split), config.skip_bad), limit)
-    return pack(_tokenized(texts, config, model).examples, config.row_length)
+    return pack(_tokenized(texts, config, model).examples, config.sequence_length)
 
 
 def inspect(config: DataConfig, model: ModelConfig, *, limit: int = 20_000) -> CorpusReport:
@@ -207,10 +207,11 @@ def _pack(texts: Sequence[Text], config: DataConfig, model: ModelConfig) -> dict
     from otr.data import pack
 
     done = _tokenized(texts, config, model)
-    columns = pack(done.examples, config.row_length)
+    columns = pack(done.examples, config.sequence_length)
     if not done.examples:
         columns = {
-            name: np.zeros((1, config.row_length), column.dtype) for name, column in columns.items()
+            name: np.zeros((1, config.sequence_length), column.dtype)
+            for name, column in columns.items()
         }
     audit = [audit_of(len(texts), done.rejected)]
     audit += [""] * (len(columns["input_ids"]) - 1)
@@ -224,7 +225,7 @@ def _tokenized(texts: Iterable[Text], config: DataConfig, model: ModelConfig) ->
         map(_parsed, texts),
         _tokenizer(model),
         columns=config.columns,
-        row_length=config.row_length,
+        sequence_length=config.sequence_length,
     )
 
 

@@ -56,7 +56,7 @@ def place_of(part: Sequence[Piece], config: DataConfig, model: ModelConfig) -> P
     except Exception:  # a file that is gone, a hub that is away: reading will say so
         return None
     text = [{**asdict(p), "stamp": stamp} for p, stamp in zip(part, stamps, strict=True)]
-    what = [text, config.columns, config.row_length, tokenizer, _code()]
+    what = [text, config.columns, config.sequence_length, tokenizer, _code()]
     name = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]
     return folder / f"{name}.arrow"
 

@@ -162,11 +162,11 @@ def corpus_stream(config: TrainConfig) -> Stream:
 
 def micro_batches(reader: Reader | None, config: TrainConfig) -> Iterator[Batch]:
     """This rank's, for ever. Every rank calls this together; only rank 0 has a reader."""
-    shape = (config.micro_rows, config.data.row_length)
+    shape = (config.micro_batch_size, config.data.sequence_length)
     world = config.workers.count
     dtypes = {"input_ids": torch.int32, "loss_mask": torch.bool, "segment_ids": torch.int32}
     while True:
-        rows: Arrays = {} if reader is None else reader.take(config.micro_rows * world)
+        rows: Arrays = {} if reader is None else reader.take(config.micro_batch_size * world)
         whole = {name: torch.from_numpy(np.ascontiguousarray(rows[name])) for name in rows}
         if world == 1:
             yield whole
@@ -175,6 +175,6 @@ def micro_batches(reader: Reader | None, config: TrainConfig) -> Iterator[Batch]
         for name, column in mine.items():
             parts: list[Any] | None = None
             if reader is not None:
-                parts = [part.contiguous() for part in whole[name].split(config.micro_rows)]
+                parts = [part.contiguous() for part in whole[name].split(config.micro_batch_size)]
             dist.scatter(column, parts, src=0)
         yield mine

@@ -151,7 +151,7 @@ def _model(
     config: TrainConfig, resume_from: Path | None
 ) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     """The model to train, proven; under fsdp only rank 0 reads its weights."""
-    from otr.models.architecture import check_row_length
+    from otr.models.architecture import check_sequence_length
     from otr.models.checks import check_head, check_packing
     from otr.models.load import empty_model, load_model
     from otr.models.lora import add_adapters, load_adapters
@@ -162,7 +162,7 @@ def _model(
         source = replace(source, path=str(resume_from))
     tokenizer = load_tokenizer(source)
     if resume_from is None:
-        check_row_length(config)
+        check_sequence_length(config)
     empty = config.memory.strategy.startswith("fsdp") and _rank() != 0
     if config.lora.rank:
         if resume_from is not None and not empty:
@@ -202,10 +202,10 @@ def _validation(config: TrainConfig) -> list[Batch]:
     if not len(columns["input_ids"]):
         raise ValueError(
             f"no row of data.validation {config.data.validation} can be used: compare its columns "
-            "with data.columns, its lengths with data.row_length"
+            "with data.columns, its lengths with data.sequence_length"
         )
     mine = {n: torch.from_numpy(columns[n][_rank() :: config.workers.count]) for n in COLUMNS}
-    parts = zip(*(column.split(config.micro_rows) for column in mine.values()), strict=True)
+    parts = zip(*(column.split(config.micro_batch_size) for column in mine.values()), strict=True)
     return [dict(zip(COLUMNS, part, strict=True)) for part in parts if len(part[0])]
 
 

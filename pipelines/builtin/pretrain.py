@@ -48,7 +48,7 @@ class Pretrain:
     """Of the second stage."""
     taste_share: float = 0.3
     """Of the second stage's examples that are the target skill."""
-    step_rows: int = 8
+    global_batch_size: int = 8
     lr: float = 2e-3
     taste_lr: float = 3e-4
     seed: int = 0
@@ -117,7 +117,7 @@ def batches(
             for skill in dict.fromkeys(chosen)
             for item in items(skill, "train", chosen.count(skill), seed=seed * 2**31 + block)
         ]
-        done = tokenize(examples, tokenizer, columns={}, row_length=_ROW_LENGTH)
+        done = tokenize(examples, tokenizer, columns={}, sequence_length=_ROW_LENGTH)
         assert not done.rejected, done.rejected[0]
         packed = {k: torch.from_numpy(v) for k, v in pack(done.examples, _ROW_LENGTH).items()}
         shuffle = torch.Generator().manual_seed(block)
@@ -148,16 +148,16 @@ def pretrain(config: Pretrain) -> None:
 
             train(
                 model,
-                batches(tokenizer, config.step_rows, share, seed=config.seed + stage),
+                batches(tokenizer, config.global_batch_size, share, seed=config.seed + stage),
                 TrainConfig(
                     model=ModelConfig(str(config.output)),
-                    data=DataConfig(("built-in world",), row_length=_ROW_LENGTH),
+                    data=DataConfig(("built-in world",), sequence_length=_ROW_LENGTH),
                     objective=Objective("sft"),
                     optim=optim,
                     max_steps=steps,
-                    step_rows=config.step_rows,
-                    micro_rows=config.step_rows,
-                    log_every=50,
+                    global_batch_size=config.global_batch_size,
+                    micro_batch_size=config.global_batch_size,
+                    log_interval=50,
                     seed=config.seed,
                 ),
                 report,

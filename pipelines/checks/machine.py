@@ -69,7 +69,9 @@ def _kept(train: TrainConfig, trial: Trial) -> int:
     """Checkpoints that a trial leaves: the last two and the best; adapters count as one."""
     with suppress(ValueError):  # which another check tells
         train = config_of(train, trial)
-    saves = math.ceil(train.max_steps / train.save_every) if train.save_every else 1
+    saves = (
+        math.ceil(train.max_steps / train.checkpoint_interval) if train.checkpoint_interval else 1
+    )
     return 1 if train.lora.rank else min(saves, 3 if train.data.validation else 2)
 
 

@@ -73,8 +73,8 @@ def _told(label: str, config: TrainConfig, its: Plan) -> str:
         {
             "strategy": its.strategy,
             "passes a step": config.accumulation,
-            "rows a pass": config.micro_rows,
-            "row length": config.data.row_length,
+            "rows a pass": config.micro_batch_size,
+            "row length": config.data.sequence_length,
             "tokens a step": its.step_tokens,
         }[label]
     )
@@ -94,8 +94,8 @@ def _flags(config: TrainConfig, other: TrainConfig, its: Plan, size: int) -> lis
         flags.append(f"--train.memory.strategy {its.strategy}")
     if other.memory.gradient_checkpointing and not config.memory.gradient_checkpointing:
         flags.append("--train.memory.gradient-checkpointing")
-    if other.micro_rows != config.micro_rows:
-        flags.append(f"--train.micro-rows {other.micro_rows}")
-    if other.data.row_length != config.data.row_length:
-        flags.append(f"--train.data.row-length {other.data.row_length}")
+    if other.micro_batch_size != config.micro_batch_size:
+        flags.append(f"--train.micro-batch-size {other.micro_batch_size}")
+    if other.data.sequence_length != config.data.sequence_length:
+        flags.append(f"--train.data.sequence-length {other.data.sequence_length}")
     return flags

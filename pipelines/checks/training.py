@@ -14,11 +14,11 @@ def training(config: SweepConfig) -> str:
     Raises:
         ValueError: it has not.
     """
-    from otr.models.architecture import check_row_length
+    from otr.models.architecture import check_sequence_length
 
     train = config.train
-    most = check_row_length(train)
-    told = [f"rows of {train.data.row_length} of {most or 'any number of'} positions"]
+    most = check_sequence_length(train)
+    told = [f"rows of {train.data.sequence_length} of {most or 'any number of'} positions"]
     if train.model.attention != "auto":
         told.append(_attention(train.model))
     if train.lora.rank:

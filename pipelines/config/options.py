@@ -260,8 +260,8 @@ def _own_data(config: SweepConfig, given: set[str]) -> DataConfig:
     changes: dict[str, Any] = {}
     if "train.data.validation" not in given:
         changes["validation"] = ()
-    if "train.data.row_length" not in given:
-        changes["row_length"] = DataConfig.row_length
+    if "train.data.sequence_length" not in given:
+        changes["sequence_length"] = DataConfig.sequence_length
     return replace(config.train.data, **changes)
 
 

@@ -76,12 +76,14 @@ def builtin() -> SweepConfig:
         name="builtin",
         train=TrainConfig(
             model=ModelConfig("builtin:base"),
-            data=DataConfig(("builtin:train",), validation=("builtin:validation",), row_length=256),
+            data=DataConfig(
+                ("builtin:train",), validation=("builtin:validation",), sequence_length=256
+            ),
             optim=OptimConfig(lr=3e-4),
             max_steps=120,
-            step_rows=8,
-            micro_rows=8,
-            eval_every=40,
+            global_batch_size=8,
+            micro_batch_size=8,
+            eval_interval=40,
         ),
         trials=_arms(_OBJECTIVES, seeds=(0, 1)),
         benchmarks=tuple(f"builtin:{name}" for name in BENCHMARKS),
@@ -116,7 +118,7 @@ def debug() -> SweepConfig:
     return replace(
         config,
         name="debug",
-        train=replace(config.train, max_steps=6, log_every=2, eval_every=3),
+        train=replace(config.train, max_steps=6, log_interval=2, eval_interval=3),
         trials=_arms(("sft", "otr-k16"), seeds=(0,)),
         benchmarks=("builtin:target-heldout", "builtin:retained-code"),
         max_items=8,

@@ -98,8 +98,8 @@ def _facts(rows: Sequence[Row], benchmarks: Sequence[str], run: Mapping[str, Any
     facts = {
         "model": train["model"]["path"],
         "data": ", ".join(train["data"]["paths"]),
-        "training": f"{train['max_steps']} steps of {train['step_rows']} rows of "
-        f"{train['data']['row_length']} tokens",
+        "training": f"{train['max_steps']} steps of {train['global_batch_size']} rows of "
+        f"{train['data']['sequence_length']} tokens",
         "trials": f"{len(trained)} in {len({r.arm for r in trained})} arms",
         "benchmarks": f"{len(benchmarks)} of {_span(items)} items",
         "when": run["created"],

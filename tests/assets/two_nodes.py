@@ -60,12 +60,12 @@ def main(directory: Path, loses: str) -> None:
     data.write_text("\n".join(map(json.dumps, rows)))
     run = TrainConfig(
         ModelConfig(str(make_tiny_model(directory / "model"))),
-        DataConfig((str(data),), row_length=64),
+        DataConfig((str(data),), sequence_length=64),
         workers=Workers(count=2, cpus=2.5),  # one has no place for two
         max_steps=STEPS,
-        step_rows=4,
-        micro_rows=2,
-        save_every=0 if loses == "notice" else 2,  # only the notice saves
+        global_batch_size=4,
+        micro_batch_size=2,
+        checkpoint_interval=0 if loses == "notice" else 2,  # only the notice saves
     )
 
     notes = Notes(directory / f"{loses}.txt")

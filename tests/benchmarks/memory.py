@@ -104,13 +104,13 @@ def written(case: Case, directory: Path) -> TrainConfig:
     ).save_pretrained(directory)
     return TrainConfig(
         model=ModelConfig(str(directory), dtype=case.dtype, attention=case.attention),  # type: ignore[arg-type]
-        data=DataConfig(("-",), row_length=case.length),
+        data=DataConfig(("-",), sequence_length=case.length),
         objective=Objective(case.objective),  # type: ignore[arg-type]
         lora=LoraConfig(rank=case.rank),
         memory=MemoryConfig(case.strategy, gradient_checkpointing=case.again),  # type: ignore[arg-type]
         workers=Workers(case.workers),
-        step_rows=case.rows * case.steps * case.workers,
-        micro_rows=case.rows,
+        global_batch_size=case.rows * case.steps * case.workers,
+        micro_batch_size=case.rows,
     )
 
 
@@ -181,7 +181,7 @@ def train_briefly(config: TrainConfig, vocabulary: int, device: str = "cpu") -> 
 
 
 def _batches(config: TrainConfig, vocabulary: int) -> Iterator[dict[str, torch.Tensor]]:
-    shape = config.micro_rows, config.data.row_length
+    shape = config.micro_batch_size, config.data.sequence_length
     for _ in range(2 * config.accumulation):
         yield {
             "input_ids": torch.randint(vocabulary, shape, dtype=torch.int32),

@@ -42,13 +42,13 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """A trial: `steps` steps of `step_rows` rows of `row_length` tokens."""
+    """A trial: `steps` steps of `global_batch_size` rows of `sequence_length` tokens."""
 
     shape: str
     gpus: int
-    step_rows: int
-    micro_rows: int
-    row_length: int = 4096
+    global_batch_size: int
+    micro_batch_size: int
+    sequence_length: int = 4096
     steps: int = 500
 
 
@@ -70,12 +70,12 @@ class Figures:
     @property
     def passes(self) -> int:
         """A step, of each GPU."""
-        return self.case.step_rows // (self.case.micro_rows * self.case.gpus)
+        return self.case.global_batch_size // (self.case.micro_batch_size * self.case.gpus)
 
     @property
     def tokens_per_second(self) -> float:
         """Of all GPUs, at the assumed MFU; the second forward pass of checkpointing is in it."""
-        flops = flops_per_token(SHAPES[self.case.shape], self.case.row_length)
+        flops = flops_per_token(SHAPES[self.case.shape], self.case.sequence_length)
         return self.case.gpus * MFU * TERAFLOPS["H100"] * 1e12 / flops
 
     @property
@@ -117,7 +117,7 @@ class Figures:
 ROWS: dict[str, tuple[Callable[[Figures], str], str]] = {
     "weights": (lambda f: f"{f.weights / GB:.2f} B", "shape"),
     "strategy, rows a pass, passes a step": (
-        lambda f: f"{f.plan.strategy}, {f.case.micro_rows}, {f.passes}",
+        lambda f: f"{f.plan.strategy}, {f.case.micro_batch_size}, {f.passes}",
         "chosen",
     ),
     "a GPU holds: weights": (lambda f: _gib(f.plan.device.parameters), "planner"),
@@ -130,7 +130,7 @@ ROWS: dict[str, tuple[Callable[[Figures], str], str]] = {
     "to score: the weights on one GPU, bfloat16": (lambda f: _gib(2 * f.weights), "computed"),
     "to score: the driver's memory for the proof": (lambda f: _gib(4 * f.weights), "computed"),
     "FLOPs a token": (
-        lambda f: f"{flops_per_token(SHAPES[f.case.shape], f.case.row_length):.3g}",
+        lambda f: f"{flops_per_token(SHAPES[f.case.shape], f.case.sequence_length):.3g}",
         "computed",
     ),
     "tokens/s": (lambda f: f"{f.tokens_per_second:,.0f}", "MFU assumed"),
@@ -185,12 +185,12 @@ def figures(case: Case) -> Figures:
         written(case.shape, Path(directory))
         config = TrainConfig(
             ModelConfig(directory, dtype="bfloat16"),
-            DataConfig(("corpus.jsonl",), row_length=case.row_length),
+            DataConfig(("corpus.jsonl",), sequence_length=case.sequence_length),
             memory=MemoryConfig(gradient_checkpointing=True),
             workers=Workers(case.gpus, gpus=1),
             max_steps=case.steps,
-            step_rows=case.step_rows,
-            micro_rows=case.micro_rows,
+            global_batch_size=case.global_batch_size,
+            micro_batch_size=case.micro_batch_size,
         )
         return Figures(case, plan(config, DEVICE_BYTES), weights(SHAPES[case.shape]))
 

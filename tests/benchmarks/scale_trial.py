@@ -59,7 +59,7 @@ def run_trial(
 
 def reported(config: TrainConfig) -> list[int]:
     """The steps of which a run reports."""
-    every = range(config.log_every, config.max_steps, config.log_every)
+    every = range(config.log_interval, config.max_steps, config.log_interval)
     return sorted({1, *every, config.max_steps})
 
 
@@ -83,7 +83,7 @@ def report(config: TrainConfig, step: int) -> dict[str, float]:
         "system/cpu_utilization_percentage": 100 * noise,
         "system/system_memory_usage_megabytes": 5000 + noise,
     }
-    if step % config.eval_every == 0 or step == config.max_steps:
+    if step % config.eval_interval == 0 or step == config.max_steps:
         metrics |= {"val_nll": 2 * (1 - right), "val_token_accuracy": right, "val_exact": right}
     return {"step": step, **metrics}
 

@@ -84,7 +84,7 @@ def parse_options() -> argparse.Namespace:
     add("--megabytes", nargs="+", type=float, default=[10, 100], help="sizes of the corpus")
     add("--ways", nargs="+", choices=WAYS, default=WAYS, help="of tokenizing and packing it")
     add("--full", action="store_true", help="also a corpus of 1000 MB")
-    add("--corpus-row-length", type=int, default=1024)
+    add("--corpus-sequence-length", type=int, default=1024)
     add("--processes", type=int, default=2, help="that tokenize and pack, in every way")
     add("--threads", type=int, default=loss.describe_machine("cpu")["threads"])
     add("--device", choices=("cpu", "cuda"))
@@ -103,10 +103,12 @@ def parse_options() -> argparse.Namespace:
 def case(text: str, options: argparse.Namespace, *, steps: int | None = None) -> Case:
     """Of "base:256x32x16"; bfloat16 on a GPU."""
     model, _, sizes = text.partition(":")
-    row_length, step_rows, micro_rows = map(int, sizes.split("x"))
+    sequence_length, global_batch_size, micro_batch_size = map(int, sizes.split("x"))
     dtype = "bfloat16" if options.device == "cuda" else "float32"
     steps = steps or WARM_UP + options.rounds
-    return Case(model, row_length, step_rows, micro_rows, steps, options.device, dtype)
+    return Case(
+        model, sequence_length, global_batch_size, micro_batch_size, steps, options.device, dtype
+    )
 
 
 def result(name: str, one: Case, figures: dict[str, Any]) -> dict[str, Any]:
@@ -153,8 +155,8 @@ def fit(options: argparse.Namespace) -> list[dict[str, Any]]:
         ways = measured(
             "fit",
             directory=directory,
-            row_length=one.row_length,
-            step_rows=one.step_rows,
+            sequence_length=one.sequence_length,
+            global_batch_size=one.global_batch_size,
             steps=options.fit_steps,
             processes=options.processes,
         )
@@ -176,7 +178,7 @@ def corpus(options: argparse.Namespace) -> list[dict[str, Any]]:
         with tempfile.TemporaryDirectory() as directory:
             examples = write_corpus(Path(directory), megabytes)
             job = {"directory": directory, "processes": options.processes}
-            job["row_length"] = options.corpus_row_length
+            job["sequence_length"] = options.corpus_row_length
             ways = {way: measured(way, **job) for way in options.ways}
         tokens = {name: way["tokens"] for name, way in ways.items()}
         if len(set(tokens.values())) > 1:

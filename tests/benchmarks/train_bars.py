@@ -45,19 +45,19 @@ def summary(figures: dict[str, list[dict[str, Any]]], warm_up: int) -> Report:
     return found
 
 
-def flops_per_token(shape: dict[str, int], row_length: int) -> float:
+def flops_per_token(shape: dict[str, int], sequence_length: int) -> float:
     """Of forward and backward, every token trained, one causal example a row; nothing twice."""
     D, L, wide = shape["hidden_size"], shape["num_hidden_layers"], shape["intermediate_size"]
     queries = shape["num_attention_heads"] * shape["head_dim"]
     keys = shape["num_key_value_heads"] * shape["head_dim"]
     weights = L * D * (2 * queries + 2 * keys + 3 * wide) + shape["vocab_size"] * D
-    return 6.0 * weights + 6.0 * L * queries * row_length
+    return 6.0 * weights + 6.0 * L * queries * sequence_length
 
 
 def mfu(tokens_per_second: float, case: Report, gpu: str) -> float | None:
     """None where the card's peak is not known."""
     peak = next((peak for name, peak in TERAFLOPS.items() if name in gpu), None)
-    done = tokens_per_second * flops_per_token(SHAPES[case["model"]], case["row_length"])
+    done = tokens_per_second * flops_per_token(SHAPES[case["model"]], case["sequence_length"])
     return None if peak is None else done / (peak * 1e12)
 
 

@@ -56,10 +56,10 @@ class Case:
 
     model: str
     """base, or one of SHAPES."""
-    row_length: int
-    step_rows: int
+    sequence_length: int
+    global_batch_size: int
     """Packed rows an optimiser step."""
-    micro_rows: int
+    micro_batch_size: int
     """Packed rows a forward pass; a contender may take fewer."""
     steps: int
     device: str = "cpu"
@@ -69,13 +69,13 @@ class Case:
         """One step more than is taken: what a run does at its end is not a step's work."""
         return TrainConfig(
             model=ModelConfig(BASE, dtype=self.dtype),
-            data=DataConfig(("-",), row_length=self.row_length),
+            data=DataConfig(("-",), sequence_length=self.sequence_length),
             objective=objective,
             workers=Workers(ranks),
             max_steps=self.steps + 1,
-            step_rows=self.step_rows,
-            micro_rows=min(self.micro_rows, self.step_rows // ranks),
-            log_every=1,
+            global_batch_size=self.global_batch_size,
+            micro_batch_size=min(self.micro_batch_size, self.global_batch_size // ranks),
+            log_interval=1,
         )
 
 
@@ -102,8 +102,8 @@ def make_rows(case: Case) -> dict[str, np.ndarray]:
     """The rows of all steps; those of a small corpus come again."""
     from otr.data import pack
 
-    wanted = case.step_rows * case.steps
-    columns = pack(list(_examples(case, wanted * case.row_length)), case.row_length)
+    wanted = case.global_batch_size * case.steps
+    columns = pack(list(_examples(case, wanted * case.sequence_length)), case.sequence_length)
     count = len(columns["input_ids"])
     # Packing puts the longest examples first; the rows that it fills worst come last.
     order = np.resize(np.random.default_rng(0).permutation(count), wanted)
@@ -133,9 +133,9 @@ def _random(case: Case) -> Iterator[tuple[list[int], list[bool]]]:
     """Log-normal lengths, 60 % of each the answer; for `large` whole rows, all of them trained."""
     order = np.random.default_rng(0)
     while True:
-        length, prompt = case.row_length, 0
+        length, prompt = case.sequence_length, 0
         if case.model != "large":
-            length = int(np.clip(order.lognormal(5.0, 0.8), 16, case.row_length))
+            length = int(np.clip(order.lognormal(5.0, 0.8), 16, case.sequence_length))
             prompt = int(0.4 * length)
         ids = order.integers(SHAPES[case.model]["vocab_size"], size=length).tolist()
         yield ids, [False] * prompt + [True] * (length - prompt)

@@ -102,13 +102,17 @@ def ray_data(job: Figures) -> Figures:
     from otr.training.corpus import packed
 
     ray.init(num_cpus=job["processes"], log_to_driver=False, logging_level="ERROR")
-    data = DataConfig((f"{job['directory']}/plain",), row_length=job["row_length"])
+    data = DataConfig((f"{job['directory']}/plain",), sequence_length=job["sequence_length"])
     start, tokens, rows = time.perf_counter(), 0, 0
     for batch in packed(data, ModelConfig(BASE)).iter_batches(batch_size=1024):
         tokens += int((batch["segment_ids"] > 0).sum())
         rows += len(batch["segment_ids"])
     seconds = time.perf_counter() - start
-    return {"seconds": seconds, "tokens": tokens, "density": tokens / (rows * job["row_length"])}
+    return {
+        "seconds": seconds,
+        "tokens": tokens,
+        "density": tokens / (rows * job["sequence_length"]),
+    }
 
 
 def trl(job: Figures) -> Figures:
@@ -132,7 +136,7 @@ def _prepared(prepare: Callable[..., Any], job: Figures) -> Figures:
 
     assert trl.pack_dataset
     datasets.disable_progress_bars()
-    length, processes = job["row_length"], job["processes"]
+    length, processes = job["sequence_length"], job["processes"]
     start = time.perf_counter()
     done = prepare(Path(job["directory"]), length, processes, job["scratch"])
     seconds = time.perf_counter() - start
@@ -150,12 +154,12 @@ def fit(job: Figures) -> Figures:
     ray.init(num_cpus=job["processes"] + 1, log_to_driver=False, logging_level="ERROR")
     config = TrainConfig(
         model=ModelConfig(BASE),
-        data=DataConfig((f"{job['directory']}/plain",), row_length=job["row_length"]),
+        data=DataConfig((f"{job['directory']}/plain",), sequence_length=job["sequence_length"]),
         objective=OTR,
         max_steps=job["steps"],
-        step_rows=job["step_rows"],
-        micro_rows=job["step_rows"],
-        log_every=job["steps"] - 1,  # the second report is of all steps but the first and last
+        global_batch_size=job["global_batch_size"],
+        micro_batch_size=job["global_batch_size"],
+        log_interval=job["steps"] - 1,  # the second report is of all steps but the first and last
     )
     seen = Path(job["scratch"]) / "reports.jsonl"
     fit(config, storage=job["scratch"], name="run", callbacks=[_callback(str(seen))])

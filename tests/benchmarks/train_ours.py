@@ -48,7 +48,7 @@ def train(
 
     turns.begin()
     try:
-        train(model, _batches(rows, config.micro_rows, rank, ranks), config, report)
+        train(model, _batches(rows, config.micro_batch_size, rank, ranks), config, report)
     except LastStep:
         return
 

@@ -23,7 +23,7 @@ from tests.benchmarks.train_data import BASE, Case, make_model, make_rows
 from tests.benchmarks.train_turns import Turns
 
 
-def train(turns: Turns, micro_rows: int) -> None:
+def train(turns: Turns, micro_batch_size: int) -> None:
     from trl import SFTTrainer
 
     case = turns.case
@@ -33,7 +33,7 @@ def train(turns: Turns, micro_rows: int) -> None:
     with tempfile.TemporaryDirectory() as directory:
         SFTTrainer(
             model=model,
-            args=settings(case, micro_rows, directory),
+            args=settings(case, micro_batch_size, directory),
             train_dataset=as_dataset(rows),
             processing_class=otr.load_tokenizer(ModelConfig(BASE)),
             callbacks=[_callback(turns)],
@@ -47,7 +47,7 @@ def attention(device: str) -> str:
     return "flash_attention_2" if device == "cuda" and is_flash_attn_2_available() else "sdpa"
 
 
-def settings(case: Case, micro_rows: int, directory: str) -> Any:
+def settings(case: Case, micro_batch_size: int, directory: str) -> Any:
     from trl import SFTConfig
 
     return SFTConfig(
@@ -55,11 +55,11 @@ def settings(case: Case, micro_rows: int, directory: str) -> Any:
         loss_type="nll",  # in chunks of the vocabulary; full logits are never held
         packing=True,
         packing_strategy="bfd",
-        max_length=case.row_length,
+        max_length=case.sequence_length,
         dataset_kwargs={"skip_prepare_dataset": True},
         train_sampling_strategy="sequential",
-        per_device_train_batch_size=micro_rows,
-        gradient_accumulation_steps=case.step_rows // micro_rows,
+        per_device_train_batch_size=micro_batch_size,
+        gradient_accumulation_steps=case.global_batch_size // micro_batch_size,
         max_steps=case.steps,
         gradient_checkpointing=False,
         use_cpu=case.device == "cpu",
@@ -108,7 +108,7 @@ def _callback(turns: Turns) -> Any:
     return Steps()
 
 
-def prepare(directory: Path, row_length: int, processes: int, cache: str) -> Any:
+def prepare(directory: Path, sequence_length: int, processes: int, cache: str) -> Any:
     """As SFTTrainer prepares a data set of conversations; example by example."""
     from trl import SFTConfig, SFTTrainer
 
@@ -116,7 +116,7 @@ def prepare(directory: Path, row_length: int, processes: int, cache: str) -> Any
     trainer = SimpleNamespace(_tokenizer=tokenizer, completion_only_loss=True, chat_template=None)
     args = SFTConfig(
         output_dir=cache,
-        max_length=row_length,
+        max_length=sequence_length,
         dataset_num_proc=processes,
         use_cpu=True,
         bf16=False,
@@ -125,7 +125,7 @@ def prepare(directory: Path, row_length: int, processes: int, cache: str) -> Any
     return SFTTrainer._prepare_dataset(trainer, corpus, tokenizer, args, True, None, "train")
 
 
-def prepare_batched(directory: Path, row_length: int, processes: int, cache: str) -> Any:
+def prepare_batched(directory: Path, sequence_length: int, processes: int, cache: str) -> Any:
     """The same in one pass over batches, which whoever is in a hurry writes instead."""
     from trl import pack_dataset
 
@@ -144,7 +144,7 @@ def prepare_batched(directory: Path, row_length: int, processes: int, cache: str
     corpus = _loaded(directory / "chat", processes, cache)
     together = {"num_proc": processes}
     done = corpus.map(encode, batched=True, remove_columns=corpus.column_names, **together)
-    return pack_dataset(done, row_length, "bfd", together)
+    return pack_dataset(done, sequence_length, "bfd", together)
 
 
 def _loaded(directory: Path, processes: int, cache: str) -> Any:

@@ -167,8 +167,8 @@ def run(name: str, turns: Turns) -> None:
     from tests.benchmarks.train_data import OTR, SFT
 
     if name.startswith("trl"):
-        micro_rows = 1 if name.endswith("row") else turns.case.micro_rows
-        train_peers.train(turns, micro_rows)
+        micro_batch_size = 1 if name.endswith("row") else turns.case.micro_batch_size
+        train_peers.train(turns, micro_batch_size)
     elif name.startswith("otr-"):
         _, ranks, kind = name.split("-")
         train_ours.train_ranks(turns, int(ranks), connected=kind != "alone")

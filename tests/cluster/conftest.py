@@ -73,7 +73,14 @@ class Sweep:
 @pytest.fixture(scope="session")
 def sweep(cluster: Cluster, times: dict[str, float]) -> Sweep:
     """Two trials, with room for one; the second worker is switched on when that has begun."""
-    steps = ["--max-steps", str(STEPS), "--train.save-every", "50", "--train.eval-every", "100"]
+    steps = [
+        "--max-steps",
+        str(STEPS),
+        "--train.checkpoint-interval",
+        "50",
+        "--train.eval-interval",
+        "100",
+    ]
     job = cluster.sweep("debug", *steps)
     job.until("Running entrypoint")
     times["job: its code is there"] = time.monotonic() - job.began

@@ -20,8 +20,8 @@ from tests.cluster.test_cluster import runs_of
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 NAME, TRIAL, STEPS, SAVE = "faults", "sft-seed0", 400, 5
-OPTIONS = ["--arms", "sft", "--max-steps", str(STEPS), "--train.save-every", str(SAVE)]
-OPTIONS += ["--train.eval-every", str(STEPS), "--max-items", "100", "--engine.concurrency", "2"]
+OPTIONS = ["--arms", "sft", "--max-steps", str(STEPS), "--train.checkpoint-interval", str(SAVE)]
+OPTIONS += ["--train.eval-interval", str(STEPS), "--max-items", "100", "--engine.concurrency", "2"]
 AWAY_SECONDS = 30
 
 

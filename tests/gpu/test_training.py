@@ -48,7 +48,7 @@ def taken(run: TrainConfig, source: Path, to: Path, resume_from: Path | None) ->
 
 
 def test_a_run_learns_and_goes_on(model_dir: Path, tmp_path: Path) -> None:
-    run = config(model_dir, Objective("sft"), STEPS, save_every=SAVED)
+    run = config(model_dir, Objective("sft"), STEPS, checkpoint_interval=SAVED)
     run = replace(run, model=replace(run.model, dtype="bfloat16"))
     whole = taken(run, model_dir, tmp_path, None)
     assert whole[-1] < whole[0]

@@ -102,7 +102,7 @@ def test_mfu_counts_what_is_done() -> None:
     # Scores and their sum, each 2 x 4 x 1 on average (half of 2 are seen), three times.
     attention = 3 * 2 * (2 * 4 * 1)
     assert flops_per_token(shape, 2) == 6 * weights + attention
-    case = {"model": "large", "row_length": 4096}
+    case = {"model": "large", "sequence_length": 4096}
     all_of_it = 989e12 / flops_per_token(SHAPES["large"], 4096)
     assert mfu(all_of_it, case, "NVIDIA H100 80GB HBM3") == pytest.approx(1.0)
     assert mfu(all_of_it, case, "a card of next year") is None

@@ -28,7 +28,7 @@ def base() -> tuple:
 def share_exact(base: tuple, skill: str, split: str) -> float:
     model, tokenizer = base
     rows = [vars(item) for item in items(skill, split, 100, seed=3)]
-    done = tokenize(rows, tokenizer, columns={}, row_length=256)
+    done = tokenize(rows, tokenizer, columns={}, sequence_length=256)
     packed = {k: torch.from_numpy(v) for k, v in pack(done.examples, 256).items()}
     return evaluate(Policy(model, Objective("sft")), [packed])["val_exact"]
 
@@ -57,7 +57,7 @@ def test_its_log_is_there() -> None:
 
 def test_the_script_makes_a_model_that_loads(tmp_path: Path) -> None:
     output = tmp_path / "made"
-    script.pretrain(script.Pretrain(output, steps=3, taste_steps=2, step_rows=2))
+    script.pretrain(script.Pretrain(output, steps=3, taste_steps=2, global_batch_size=2))
     config = ModelConfig(str(output))
     model = load_model(config, load_tokenizer(config))
     assert model.config.tie_word_embeddings

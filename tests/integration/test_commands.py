@@ -30,7 +30,7 @@ def test_train_on_a_file_and_score_what_comes_out(tmp_path: Path) -> None:
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     output = tmp_path / "runs"
     line = ["--data", str(data), "--columns", "prompt=question", "completion=answer"]
-    line += ["--train.data.row-length", "256", "--max-steps", "2", "--output", str(output)]
+    line += ["--train.data.sequence-length", "256", "--max-steps", "2", "--output", str(output)]
     done = run([sys.executable, "pipelines/train_one.py", *line, "--name", "mine"])
     assert done.returncode == 0, done.stderr
     assert "✓ prove      vLLM serves the checkpoint" in done.stderr

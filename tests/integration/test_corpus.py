@@ -154,7 +154,7 @@ def test_a_file_that_can_not_be_read_is_named_or_left_out(
     path, content = tmp_path / name, BAD[name]
     path.mkdir() if content is None else path.write_bytes(content)
     # A directory's name is taken for a file's only where it comes from a glob.
-    config = DataConfig((str(tmp_path / "good.jsonl"), f"{path}*"), row_length=64)
+    config = DataConfig((str(tmp_path / "good.jsonl"), f"{path}*"), sequence_length=64)
     message = rf"can't read .*/{name}: .*replace the file, or leave it out with data\.skip_bad$"
     with pytest.raises(ValueError, match=message) as raised:
         corpus.inspect(config, model)
@@ -211,7 +211,7 @@ def test_inspect_counts_causes_and_shows_an_example(tmp_path: Path, model: Model
     path.write_bytes(
         TEXT + b'{"prompt": \n\xff\n' + f"{json.dumps(empty)}\n{json.dumps(long)}".encode()
     )
-    config = DataConfig((str(path),), row_length=64, max_rejected=0.1)
+    config = DataConfig((str(path),), sequence_length=64, max_rejected=0.1)
     report = corpus.inspect(config, model)
     assert (report.rows, report.complete) == (54, True)
     assert report.rejected == {"broken": 2, "empty": 1, "over-long": 1}
@@ -242,8 +242,8 @@ def test_too_many_rejected_rows_stop_it(tmp_path: Path, model: ModelConfig) -> N
     path = tmp_path / "rows.jsonl"
     path.write_bytes(TEXT + b"broken\n" * 3)
     with pytest.raises(ValueError, match=r"3 of 53 rows can't be used \(3 broken\).*5%"):
-        corpus.inspect(DataConfig((str(path),), row_length=64), model)
-    corpus.inspect(DataConfig((str(path),), row_length=64, max_rejected=0.06), model)
+        corpus.inspect(DataConfig((str(path),), sequence_length=64), model)
+    corpus.inspect(DataConfig((str(path),), sequence_length=64, max_rejected=0.06), model)
 
 
 def test_an_empty_corpus_is_refused(tmp_path: Path, model: ModelConfig) -> None:

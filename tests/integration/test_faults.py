@@ -30,7 +30,7 @@ LAST = f"run/trials/train-seed0/train/step-{STEPS:06d}/model.safetensors"
 
 def command(output: Path, *options: str) -> list[str]:
     words = ["-m", "pipelines.train_one", "--preset", "debug", "--max-steps", str(STEPS)]
-    words += ["--train.save-every", "2", "--name", "run", "--output", str(output)]
+    words += ["--train.checkpoint-interval", "2", "--name", "run", "--output", str(output)]
     return [sys.executable, *words, "--no-prove", *options]
 
 
@@ -112,7 +112,7 @@ def test_a_killed_driver_goes_on_at_the_next_start(tmp_path: Path, weights: byte
 
 
 def test_sigterm_saves_says_so_and_goes_on(tmp_path: Path, weights: bytes) -> None:
-    words = command(tmp_path, "--train.save-every", "0")  # only the signal saves
+    words = command(tmp_path, "--train.checkpoint-interval", "0")  # only the signal saves
     with started(words, tmp_path) as process:
         wait_for(
             lambda: "step" in said(tmp_path) or [*tmp_path.glob("run/trials/*/train")], process

@@ -42,7 +42,7 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
     directory = tmp_path_factory.mktemp("several")
     for file, count in enumerate(FILES):
         (directory / f"{file}.jsonl").write_bytes(lines(count, f"file {file}"))
-    return DataConfig((str(directory),), row_length=96)
+    return DataConfig((str(directory),), sequence_length=96)
 
 
 def stream(config: DataConfig, model: ModelConfig, **start: int) -> dict[str, np.ndarray]:
@@ -135,7 +135,7 @@ def test_ray_packs_every_usable_example(
     """What Ray Data yields holds just the examples that plain Python finds."""
     for part in range(3):
         (tmp_path / f"{part}.jsonl").write_bytes(lines(50, start=50 * part) + b"broken\n")
-    config = DataConfig((str(tmp_path),), row_length=128)
+    config = DataConfig((str(tmp_path),), sequence_length=128)
     first = stream(config, model)
     local = corpus.packed_locally(config, model, config.paths, limit=1000)
     assert examples(first) == examples(local)
@@ -161,7 +161,7 @@ def test_training_begins_before_the_corpus_is_read(
     monkeypatch.setattr(corpus, "_read_and_pack", withholding)
     timer = threading.Timer(60, given_up.touch)
     timer.start()
-    config = DataConfig((str(tmp_path / "*.jsonl"),), row_length=48)
+    config = DataConfig((str(tmp_path / "*.jsonl"),), sequence_length=48)
     batches = iter(corpus.packed(config, model).iterator().iter_batches(batch_size=8))
     audit = Audit(0.0)
     audit.add(next(batches)["audit"])
@@ -178,7 +178,7 @@ def test_a_batch_without_a_usable_row_still_reports(
     ray_cluster: None, tmp_path: Path, model: ModelConfig
 ) -> None:
     (tmp_path / "rows.jsonl").write_bytes(b"broken\n" * 5)
-    rows = stream(DataConfig((str(tmp_path),), row_length=64), model)
+    rows = stream(DataConfig((str(tmp_path),), sequence_length=64), model)
     assert len(rows["audit"]) == 1 and not rows["segment_ids"].any()
     assert json.loads(rows["audit"][0])["rejected"] == {"broken": 5}
     assert rows["place"].tolist() == [[0, 0, 0]]
@@ -192,7 +192,7 @@ def test_files_that_go_bad_end_the_run_or_are_left_out(
     (tmp_path / "1.jsonl.gz").write_bytes(gzip.compress(lines(50))[:-20])
     (tmp_path / "2.jsonl").write_bytes(lines(1))
     (tmp_path / "3.jsonl").write_bytes(lines(70))
-    planned = corpus.packed(DataConfig((str(tmp_path),), row_length=48), model)
+    planned = corpus.packed(DataConfig((str(tmp_path),), sequence_length=48), model)
     (tmp_path / "2.jsonl").unlink()
     rows = collect(planned)
     with pytest.raises(ValueError, match=r"^can't read .*/1\.jsonl\.gz: .* data\.skip_bad$") as one:

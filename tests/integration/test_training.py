@@ -31,16 +31,16 @@ pytestmark = pytest.mark.integration
 
 
 def config(model: Path, data: Path, **changes: Any) -> TrainConfig:
-    data_config = DataConfig((str(data),), row_length=64, validation=(str(data),))
+    data_config = DataConfig((str(data),), sequence_length=64, validation=(str(data),))
     base = TrainConfig(
         ModelConfig(str(model)),
         data_config,
         max_steps=6,
-        step_rows=4,
-        micro_rows=2,
-        log_every=2,
-        eval_every=6,
-        save_every=2,
+        global_batch_size=4,
+        micro_batch_size=2,
+        log_interval=2,
+        eval_interval=6,
+        checkpoint_interval=2,
     )
     return replace(base, **changes)
 
@@ -92,7 +92,7 @@ def test_two_workers_train_a_model_that_transformers_loads(
     whole: Path, tmp_path: Path, paths: tuple[Path, Path]
 ) -> None:
     """Its curve is that of one worker, row for row."""
-    run = config(*paths, workers=Workers(count=2), micro_rows=1)
+    run = config(*paths, workers=Workers(count=2), micro_batch_size=1)
     callbacks = [Recorder(tmp_path / "log")]
     result = fit(run, storage=str(tmp_path), name="run", run={"arm": "otr"}, callbacks=callbacks)
     assert result.metrics["step"] == 6
@@ -122,7 +122,7 @@ def test_the_best_checkpoint_is_kept_and_the_last_two(
     other = tmp_path / "other.jsonl"
     rows = [{"prompt": f"{i} + 1?", "completion": "qqqqqqqq"} for i in range(20)]
     other.write_text("\n".join(map(json.dumps, rows)))
-    run = config(*paths, optim=OptimConfig(lr=1e-2, warmup_steps=2), max_steps=10, eval_every=2)
+    run = config(*paths, optim=OptimConfig(lr=1e-2, warmup_steps=2), max_steps=10, eval_interval=2)
     run = replace(run, objective=Objective("sft"))
     run = replace(run, data=replace(run.data, validation=(str(other),)))
     fit(run, storage=str(tmp_path), name="run", callbacks=[Recorder(tmp_path / "log")])
@@ -198,7 +198,7 @@ def test_another_number_of_workers_goes_on_and_other_settings_do_not(
     (edited := tmp_path / "rows.jsonl").write_text(paths[1].read_text().replace("7 + 1", "7 + 2"))
     with pytest.raises(ValueError, match=r"settings: data.files was .*rows.jsonl"):
         fit(config(paths[0], edited), storage=str(tmp_path), name="run")
-    two = config(*paths, workers=Workers(count=2), micro_rows=1)
+    two = config(*paths, workers=Workers(count=2), micro_batch_size=1)
     fit(two, storage=str(tmp_path), name="run", callbacks=[Recorder(tmp_path / "log")])
     told = reports(tmp_path / "log")
     assert "had 1 workers, has 2: the same rows in each step" in told[0]["note"]
@@ -213,10 +213,10 @@ def test_an_error_of_ours_ends_the_run_and_says_why(
     with pytest.raises(ray.train.TrainingFailedError) as error:
         fit(broken, storage=str(tmp_path), name="run")
     assert worker_error(error.value).startswith(f"no tokenizer at '{tmp_path}/model'")
-    long = replace(run, data=replace(run.data, row_length=4096))
+    long = replace(run, data=replace(run.data, sequence_length=4096))
     with pytest.raises(ray.train.TrainingFailedError) as error:
         fit(long, storage=str(tmp_path), name="long")
-    assert "has 1024 positions: give --train.data.row-length 1024" in worker_error(error.value)
+    assert "has 1024 positions: give --train.data.sequence-length 1024" in worker_error(error.value)
 
 
 def test_rows_of_a_step_that_overflows_are_kept(
@@ -256,7 +256,7 @@ def test_a_sharded_run_goes_on(
 def test_a_stop_file_saves_and_ends(whole: Path, tmp_path: Path, paths: tuple[Path, Path]) -> None:
     stop = tmp_path / "stop"
     stop.touch()
-    run = config(*paths, save_every=0)
+    run = config(*paths, checkpoint_interval=0)
     result = fit(run, storage=str(tmp_path), name="run", stop_file=str(stop))
     assert result.metrics["step"] == 1
     stop.unlink()

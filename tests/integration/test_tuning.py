@@ -25,13 +25,13 @@ def config(directory: Path) -> TrainConfig:
     rows = str(directory / "rows.jsonl")
     return TrainConfig(
         ModelConfig(str(directory / "model")),
-        DataConfig((rows,), row_length=64, validation=(rows,)),
+        DataConfig((rows,), sequence_length=64, validation=(rows,)),
         max_steps=12,
-        step_rows=4,
-        micro_rows=4,
-        log_every=2,
-        eval_every=4,
-        save_every=2,
+        global_batch_size=4,
+        micro_batch_size=4,
+        log_interval=2,
+        eval_interval=4,
+        checkpoint_interval=2,
     )
 
 

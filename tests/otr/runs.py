@@ -31,12 +31,12 @@ def batches(steps: int) -> list[dict[str, torch.Tensor]]:
 def config(model_dir: Path, objective: Objective, steps: int, **change: object) -> TrainConfig:
     return TrainConfig(
         model=ModelConfig(str(model_dir)),
-        data=DataConfig(("none",), row_length=LENGTH),
+        data=DataConfig(("none",), sequence_length=LENGTH),
         objective=objective,
         optim=OptimConfig(lr=1e-2, warmup_steps=2),
         max_steps=steps,
-        log_every=1,
-        **{"step_rows": ROWS, "micro_rows": ROWS} | change,
+        log_interval=1,
+        **{"global_batch_size": ROWS, "micro_batch_size": ROWS} | change,
     )
 
 

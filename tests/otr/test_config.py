@@ -10,9 +10,11 @@ from otr import DataConfig, ModelConfig, OptimConfig, TrainConfig, Workers
 RUN = TrainConfig(ModelConfig("model"), DataConfig(("data",)))
 
 
-@pytest.mark.parametrize(("count", "told"), [(8, " = 32 x 8, or micro_rows 4"), (5, " = 32 x 5")])
+@pytest.mark.parametrize(
+    ("count", "told"), [(8, " = 32 x 8, or micro_batch_size 4"), (5, " = 32 x 5")]
+)
 def test_workers_that_need_other_micro_rows(count: int, told: str) -> None:
-    with pytest.raises(ValueError, match=rf"step_rows is 32: use a multiple of .*{told}$"):
+    with pytest.raises(ValueError, match=rf"global_batch_size is 32: use a multiple of .*{told}$"):
         replace(RUN, workers=Workers(count))
 
 
@@ -20,12 +22,12 @@ def test_workers_that_need_other_micro_rows(count: int, told: str) -> None:
     ("part", "name", "value", "remedy"),
     [
         ("", "max_steps", 0, "at least 1"),
-        ("", "log_every", 0, "at least 1"),
-        ("", "eval_every", 0, "at least 1"),
-        ("", "save_every", -1, "use 0"),
-        ("", "step_rows", 0, "a multiple of"),
-        ("", "step_rows", 33, "a multiple of .*, or micro_rows 1$"),
-        ("", "micro_rows", -32, "a multiple of .*, or micro_rows 32$"),
+        ("", "log_interval", 0, "at least 1"),
+        ("", "eval_interval", 0, "at least 1"),
+        ("", "checkpoint_interval", -1, "use 0"),
+        ("", "global_batch_size", 0, "a multiple of"),
+        ("", "global_batch_size", 33, "a multiple of .*, or micro_batch_size 1$"),
+        ("", "micro_batch_size", -32, "a multiple of .*, or micro_batch_size 32$"),
         ("optim", "lr", 0.0, "a number > 0"),
         ("optim", "lr", float("nan"), "a number > 0"),
         ("optim", "warmup_steps", -1, "0 or more"),
@@ -37,7 +39,7 @@ def test_workers_that_need_other_micro_rows(count: int, told: str) -> None:
         ("workers", "cpus", 0.0, "a number > 0"),
         ("workers", "gpus", -1.0, "use 0"),
         ("data", "paths", (), "name a file"),
-        ("data", "row_length", 7, "at least 8"),
+        ("data", "sequence_length", 7, "at least 8"),
         ("data", "max_rejected", 1.1, "0 to 1"),
     ],
 )
@@ -53,5 +55,11 @@ def test_settings_that_can_not_be(part: str, name: str, value: Any, remedy: str)
 
 def test_the_least_that_is_allowed() -> None:
     optim = OptimConfig(warmup_steps=0, final_lr=0.0, weight_decay=0.0)
-    least = {"max_steps": 1, "step_rows": 1, "micro_rows": 1, "log_every": 1, "eval_every": 1}
+    least = {
+        "max_steps": 1,
+        "global_batch_size": 1,
+        "micro_batch_size": 1,
+        "log_interval": 1,
+        "eval_interval": 1,
+    }
     assert replace(RUN, optim=optim, workers=Workers(1, 0.5, 0.0), **least).accumulation == 1

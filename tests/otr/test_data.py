@@ -83,7 +83,7 @@ def test_every_assistant_turn_is_trained(tokenizer: PreTrainedTokenizerBase) -> 
 )
 def test_rejects_by_cause(row: object, cause: str, tokenizer: PreTrainedTokenizerBase) -> None:
     assert cause in Rejected.CAUSES
-    done = tokenize([row, {"messages": TURNS}], tokenizer, columns={}, row_length=64)
+    done = tokenize([row, {"messages": TURNS}], tokenizer, columns={}, sequence_length=64)
     assert len(done.examples) == 1
     assert [(r, c) for r, c, _ in done.rejected] == [(row, cause)]
 
@@ -210,7 +210,7 @@ def test_many_at_once_are_what_each_is_alone(
     rows = [{"messages": messages} for messages in some]
     tokenizer = TOKENIZERS[kind]()
     tokenizer.chat_template = TEMPLATES[template]
-    done = tokenize(rows, tokenizer, columns={}, row_length=200)
+    done = tokenize(rows, tokenizer, columns={}, sequence_length=200)
     assert done.examples == [one for one in wanted if not isinstance(one, str)] != []
     causes = [cause for _, cause, _ in done.rejected]
     assert causes == [one for one in wanted if isinstance(one, str)] != []

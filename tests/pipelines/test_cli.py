@@ -42,8 +42,8 @@ def test_short_flags_set_what_they_stand_for() -> None:
     assert data.paths == ("a.jsonl", "b.jsonl")
     assert data.columns == {"prompt": "question", "completion": "answer"}
     assert data.validation == (), "the preset's validation set is of its own corpus"
-    assert data.row_length == 1024, "and so is its row length"
-    assert sweep("--data a --train.data.row-length 99").train.data.row_length == 99
+    assert data.sequence_length == 1024, "and so is its row length"
+    assert sweep("--data a --train.data.sequence-length 99").train.data.sequence_length == 99
     assert (config.benchmarks, config.max_items, config.train.max_steps) == (("gsm8k",), 50, 20)
     assert (config.benchmark_dir, config.name, config.train.model.path) == ("data", "mine", "m")
 

@@ -45,7 +45,11 @@ def config(model: Path, tmp_path: Path) -> SweepConfig:
             start.train,
             model=replace(start.train.model, path=str(model)),
             data=replace(
-                start.train.data, paths=(str(data),), columns=columns, validation=(), row_length=64
+                start.train.data,
+                paths=(str(data),),
+                columns=columns,
+                validation=(),
+                sequence_length=64,
             ),
         ),
     )

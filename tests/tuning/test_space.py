@@ -8,7 +8,9 @@ from tuning.resources import concurrency
 from tuning.settings import SearchSettings
 from tuning.space import Trial, check_names, config_of, grid, with_overrides
 
-CONFIG = TrainConfig(ModelConfig("model"), DataConfig(("train.jsonl",)), step_rows=8, micro_rows=8)
+CONFIG = TrainConfig(
+    ModelConfig("model"), DataConfig(("train.jsonl",)), global_batch_size=8, micro_batch_size=8
+)
 
 
 def test_grid_makes_an_arm_of_every_combination_and_a_trial_of_every_seed() -> None:
@@ -43,8 +45,8 @@ def test_overrides_reach_every_level_and_leave_the_rest() -> None:
 
 
 def test_values_that_depend_on_each_other_change_together() -> None:
-    """Neither change is valid alone: step_rows must be a multiple of micro_rows."""
-    config = with_overrides(CONFIG, {"step_rows": 9, "micro_rows": 3})
+    """Neither change is valid alone: global_batch_size must be a multiple of micro_batch_size."""
+    config = with_overrides(CONFIG, {"global_batch_size": 9, "micro_batch_size": 3})
     assert config.accumulation == 3
 
 

@@ -57,14 +57,14 @@ def test_packed_examples_do_not_see_each_other(model_dir: Path) -> None:
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: o.name)
 def test_accumulation_equals_one_batch(model_dir: Path, objective: Objective) -> None:
     results = []
-    for micro_rows in (ROWS, ROWS // 2):
+    for micro_batch_size in (ROWS, ROWS // 2):
         model, log = load_model(ModelConfig(str(model_dir))), []
         parts = [
-            {k: v[i : i + micro_rows] for k, v in batch.items()}
+            {k: v[i : i + micro_batch_size] for k, v in batch.items()}
             for batch in batches(2)
-            for i in range(0, ROWS, micro_rows)
+            for i in range(0, ROWS, micro_batch_size)
         ]
-        run = config(model_dir, objective, 2, micro_rows=micro_rows)
+        run = config(model_dir, objective, 2, micro_batch_size=micro_batch_size)
         train(model, parts, run, lambda metrics, _: log.append(metrics))  # noqa: B023 - called here
         results.append((log, weights(model)))
     (one, w1), (two, w2) = results
@@ -130,7 +130,9 @@ def _rank(rank: int, model_dir: Path, objective: Objective, directory: Path) -> 
     model, log = load_model(ModelConfig(str(model_dir))), []
     half = slice(rank * ROWS // 2, (rank + 1) * ROWS // 2)
     parts = [{k: v[half] for k, v in batch.items()} for batch in batches(2)]
-    run = measured(config(model_dir, objective, 2, micro_rows=ROWS // 2, workers=Workers(count=2)))
+    run = measured(
+        config(model_dir, objective, 2, micro_batch_size=ROWS // 2, workers=Workers(count=2))
+    )
     mine = held_out() if rank == 0 else []
     train(model, parts, run, lambda metrics, _: log.append(metrics), validation=mine)
     torch.save({"log": log, "weights": weights(model)}, directory / f"rank-{rank}.pt")

@@ -29,8 +29,8 @@ def run_of(model_dir: Path, strategy: str, world: int) -> TrainConfig:
         model_dir,
         Objective(num_samples=8),
         STEPS,
-        micro_rows=ROWS // 2,
-        save_every=2,
+        micro_batch_size=ROWS // 2,
+        checkpoint_interval=2,
         workers=Workers(count=world),
         memory=MemoryConfig(strategy=strategy),
     )

@@ -52,7 +52,7 @@ def holds(case: Case) -> None:
 @pytest.mark.parametrize("again", [False, True])
 @pytest.mark.parametrize("steps", [1, 2])
 def test_carried_on_to_more_layers(run: TrainConfig, again: bool, steps: int) -> None:
-    run = with_memory(replace(run, step_rows=16 * steps), gradient_checkpointing=again)
+    run = with_memory(replace(run, global_batch_size=16 * steps), gradient_checkpointing=again)
     architecture = planner.empty_model(run.model).config
     whole = max(fake_step.footprint(architecture, run), key=lambda part: part.total)
     assert plan(run, LARGE).device.total == pytest.approx(whole.total, rel=0.005)
@@ -60,20 +60,20 @@ def test_carried_on_to_more_layers(run: TrainConfig, again: bool, steps: int) ->
 
 def test_the_parts(run: TrainConfig) -> None:
     weights = sum(p.numel() for p in planner.empty_model(run.model).parameters())
-    twice = plan(replace(run, step_rows=32), LARGE).device
+    twice = plan(replace(run, global_batch_size=32), LARGE).device
     slack = 4096  # buffers, and the optimiser's step numbers
     assert twice.parameters == pytest.approx(4 * weights, abs=slack)
     assert twice.gradients == pytest.approx(4 * weights, abs=slack)
     assert twice.optimizer == pytest.approx(8 * weights, abs=slack)
     assert plan(run, LARGE).step_tokens == 16 * 128
-    adapters = plan(replace(run, step_rows=32, lora=LoraConfig(rank=4)), LARGE).device
+    adapters = plan(replace(run, global_batch_size=32, lora=LoraConfig(rank=4)), LARGE).device
     assert adapters.gradients < twice.gradients / 4 and adapters.optimizer < twice.optimizer / 4
 
 
 def test_checkpointing_and_fewer_rows_take_less(run: TrainConfig) -> None:
     whole = plan(run, LARGE).device.activations
     assert plan(with_memory(run, gradient_checkpointing=True), LARGE).device.activations < whole / 2
-    assert plan(replace(run, micro_rows=1), LARGE).device.activations < whole / 3
+    assert plan(replace(run, micro_batch_size=1), LARGE).device.activations < whole / 3
 
 
 def on(run: TrainConfig, strategy: str, **workers: Any) -> Plan:
@@ -84,8 +84,11 @@ def on(run: TrainConfig, strategy: str, **workers: Any) -> Plan:
 
 
 def test_strategies(run: TrainConfig) -> None:
-    run = replace(run, micro_rows=4)
-    alone, ddp = on(replace(run, step_rows=4), "single").device, on(run, "ddp", count=4).device
+    run = replace(run, micro_batch_size=4)
+    alone, ddp = (
+        on(replace(run, global_batch_size=4), "single").device,
+        on(run, "ddp", count=4).device,
+    )
     trained = alone.parameters
     # One pass a step on four workers, whose gradients are not there yet where most is in use.
     assert ddp.gradients == pytest.approx(trained, rel=0.01) and ddp.optimizer == alone.optimizer
@@ -101,25 +104,25 @@ def test_what_is_suggested(run: TrainConfig) -> None:
     need = plan(run, LARGE).device.total
     assert suggest(run, 2 * need)[0] == run  # type: ignore[index]
     changed, found = suggest(run, need)  # type: ignore[misc]  # no room to spare
-    assert changed.memory.gradient_checkpointing and changed.micro_rows == 16 and found.fits
+    assert changed.memory.gradient_checkpointing and changed.micro_batch_size == 16 and found.fits
     checkpointed = plan(changed, LARGE).device.total
     changed, found = suggest(run, checkpointed)  # type: ignore[misc]
-    assert changed.micro_rows < 16 and changed.step_rows == 16 and found.fits
+    assert changed.micro_batch_size < 16 and changed.global_batch_size == 16 and found.fits
     assert found.step_tokens == plan(run, LARGE).step_tokens, "the step stays the same"
     assert suggest(run, MIB) is None
 
 
 def test_shared_where_a_whole_model_is_too_much(run: TrainConfig) -> None:
-    run = replace(run, workers=Workers(4, gpus=1), micro_rows=4)
+    run = replace(run, workers=Workers(4, gpus=1), micro_batch_size=4)
     ddp = with_memory(run, strategy="ddp", gradient_checkpointing=True)
-    least = plan(replace(ddp, micro_rows=1), LARGE).device.total
+    least = plan(replace(ddp, micro_batch_size=1), LARGE).device.total
     changed, _ = suggest(run, least)  # type: ignore[misc]
     assert changed.memory.strategy == "fsdp"
 
 
 def test_auto(run: TrainConfig) -> None:
     weights = sum(p.numel() for p in planner.empty_model(run.model).parameters())
-    one, four = (replace(run, micro_rows=4, workers=Workers(n, gpus=1)) for n in (1, 4))
+    one, four = (replace(run, micro_batch_size=4, workers=Workers(n, gpus=1)) for n in (1, 4))
     assert resolve_strategy(one, 32 * weights) == "single"
     assert resolve_strategy(one, 16 * weights) == "fsdp_offload"
     assert resolve_strategy(four, 32 * weights) == "ddp"

@@ -39,7 +39,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataConfig:
     directory.mkdir()
     for name, count in (("a", 25), ("b", 0), ("c", 12)):
         write(directory / f"{name}.jsonl", count)
-    return DataConfig((str(directory),), row_length=32)
+    return DataConfig((str(directory),), sequence_length=32)
 
 
 def write(path: Path, count: int) -> None:
@@ -120,8 +120,8 @@ def test_rows_of_another_length_or_other_columns_are_others(files, model, no_tok
     made(files, model)
     no_tokenizer()
     for other in (
-        DataConfig(files.paths, row_length=48),
-        DataConfig(files.paths, row_length=32, columns={"prompt": "completion"}),
+        DataConfig(files.paths, sequence_length=48),
+        DataConfig(files.paths, sequence_length=32, columns={"prompt": "completion"}),
     ):
         with pytest.raises(AssertionError, match="tokenized again"):
             made(other, model)
@@ -130,7 +130,7 @@ def test_rows_of_another_length_or_other_columns_are_others(files, model, no_tok
 def test_what_could_not_be_read_or_was_left_half_way_is_not_kept(files, model, tmp_path) -> None:
     bad = tmp_path / "bad.jsonl.gz"
     bad.write_bytes(b"\x1f\x8b no gzip")
-    made(DataConfig((str(bad),), row_length=32), model)
+    made(DataConfig((str(bad),), sequence_length=32), model)
     parts = corpus._parts(corpus.pieces(files.paths))
     some = corpus._read_and_pack({"part": np.arange(1)}, parts, (0, 0), files, model)
     next(some)
@@ -175,7 +175,7 @@ def test_what_nobody_used_for_a_day_makes_room(files, model, monkeypatch, tmp_pa
     os.utime(others[-1], (0, 0))
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=0))
-    made(DataConfig(files.paths, row_length=48), model)
+    made(DataConfig(files.paths, sequence_length=48), model)
     assert not old.exists() and all(path.exists() for path in others)
 
 
@@ -191,7 +191,7 @@ def test_what_changes_while_it_is_made_is_not_kept(files, model, tmp_path) -> No
 def test_a_store_that_tells_no_change_is_read_each_time(files, model, tmp_path) -> None:
     store = fsspec.filesystem("memory")
     store.put(str(Path(files.paths[0]) / "a.jsonl"), "/rows.jsonl")
-    made(DataConfig(("memory://rows.jsonl",), row_length=32), model)
+    made(DataConfig(("memory://rows.jsonl",), sequence_length=32), model)
     assert not list((tmp_path / "kept").glob("*"))
 
 
@@ -199,7 +199,7 @@ def test_a_data_set_of_the_hub_goes_by_its_commit(files, model) -> None:
     """Asked of a server that speaks as the hub does, by processes that may ask, unlike tests."""
     script = (
         "from otr.config import *; from otr.training import packed_cache, sources;"
-        f"model = ModelConfig({model.path!r}); config = DataConfig(('x',), row_length=32);"
+        f"model = ModelConfig({model.path!r}); config = DataConfig(('x',), sequence_length=32);"
         "part = [sources.Piece('hub', 'hf:group/rows', 0, 2, 'train')];"
         "print(packed_cache.place_of(part, config, model))"
     )

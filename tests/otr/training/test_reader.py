@@ -126,9 +126,9 @@ def test_rejected_rows_are_counted_once_over_interruptions(window: int) -> None:
 
 def _rank(rank: int, directory: Path) -> None:
     join_ranks(rank, directory)
-    run = config(directory, Objective("sft"), 1, micro_rows=4, workers=Workers(count=2))
+    run = config(directory, Objective("sft"), 1, micro_batch_size=4, workers=Workers(count=2))
     its = Reader(Corpus(), 0, Audit(0.05)) if rank == 0 else None
-    run = replace(run, data=replace(run.data, row_length=LENGTH))
+    run = replace(run, data=replace(run.data, sequence_length=LENGTH))
     stream = micro_batches(its, run)
     mine = [next(stream)["input_ids"][:, 0] for _ in range(3)]
     torch.save(torch.stack(mine), directory / f"{rank}.pt")

@@ -42,12 +42,12 @@ def test_all_is_well(config: SweepConfig) -> None:
 
 
 def test_it_is_one_of_the_checks(config: SweepConfig) -> None:
-    wrong = with_train(config, data=replace(config.train.data, row_length=2048))
+    wrong = with_train(config, data=replace(config.train.data, sequence_length=2048))
     without = ("port", "benchmarks", "data", "packages")
     bad = [f for f in doctor.check(wrong, with_ray=False, without=without) if not f.ok]
     assert [f.check for f in bad] == ["training"]
-    assert "row_length is 2048" in bad[0].text and "1024 positions" in bad[0].text
-    assert "--train.data.row-length 1024" in bad[0].text
+    assert "sequence_length is 2048" in bad[0].text and "1024 positions" in bad[0].text
+    assert "--train.data.sequence-length 1024" in bad[0].text
 
 
 def test_an_attention_that_does_not_exist(config: SweepConfig) -> None:
@@ -76,14 +76,14 @@ def test_adapters_for_no_layer(config: SweepConfig) -> None:
 def test_more_workers_than_gpus(config: SweepConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    wrong = with_train(config, workers=Workers(4, gpus=1), micro_rows=1)
+    wrong = with_train(config, workers=Workers(4, gpus=1), micro_batch_size=1)
     with pytest.raises(ValueError, match=r"count is 4 with 1 GPUs each, .* has 2: .*count 2 or"):
         machine.devices(wrong)
     assert machine.devices(with_train(wrong, workers=Workers(4, gpus=0.5))) == "2 of 2 GPUs"
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     with pytest.raises(ValueError, match=r"--train\.workers\.gpus 0"):
         machine.devices(wrong)
-    many = with_train(config, workers=Workers(8), micro_rows=1)
+    many = with_train(config, workers=Workers(8), micro_batch_size=1)
     assert machine.devices(many).startswith("8 logical CPUs")
 
 
@@ -108,14 +108,14 @@ def test_what_is_suggested_can_be_passed(config: SweepConfig) -> None:
     other = replace(
         train,
         memory=MemoryConfig("single", True),
-        micro_rows=2,
-        data=replace(train.data, row_length=128),
+        micro_batch_size=2,
+        data=replace(train.data, sequence_length=128),
     )
     flags = memory._flags(train, other, memory.plan(other, 2**40), 2**40)
     words = " ".join(flags).split()
     parsed = options.parse(["--preset", "debug", *words], "otr doctor").config.train
-    assert parsed.memory.gradient_checkpointing and parsed.micro_rows == 2
-    assert parsed.data.row_length == 128 and parsed.accumulation == 4
+    assert parsed.memory.gradient_checkpointing and parsed.micro_batch_size == 2
+    assert parsed.data.sequence_length == 128 and parsed.accumulation == 4
 
 
 def test_a_file_that_a_node_can_not_reach(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_every_node_of_a_cluster(config: SweepConfig, monkeypatch: pytest.Monkey
         assert found == f"1 nodes, {config.output} on each"
         assert not Path(config.output).exists(), "it leaves nothing behind"
         with pytest.raises(ValueError, match="count is 4 with 1 CPUs each, but the cluster has 2"):
-            machine.cluster(with_train(config, workers=Workers(4), micro_rows=1))
+            machine.cluster(with_train(config, workers=Workers(4), micro_batch_size=1))
         monkeypatch.setattr(machine, "_visit", lambda mark: "read-only")
         with pytest.raises(ValueError, match=r"not the same on every node .*: read-only"):
             machine.cluster(config)

@@ -1,15 +1,19 @@
-"""Old module paths, importable for one release with a DeprecationWarning.
+"""Old names, accepted for one release with a DeprecationWarning.
 
-Remove this file, and its line in `otr/__init__.py`, in version 0.3.
+To be removed in version 0.3, with every use of this module.
 """
 
+import functools
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any, TypeVar
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 MOVED = {
     "otr.attention": "otr.models.attention",
@@ -59,6 +63,31 @@ class _MovedFinder(MetaPathFinder):
         return ModuleSpec(fullname, _Alias())
 
 
-def install() -> None:
-    """Make the old paths importable."""
+def install_moved_modules() -> None:
+    """Make the old module paths importable."""
     sys.meta_path.append(_MovedFinder())
+
+
+def renamed_arguments(**new_names: str) -> Callable[[F], F]:
+    """Let a function, or the constructor of a dataclass, also take arguments by their old names.
+
+    `new_names` maps each old name to the new one.
+    """
+
+    def decorate(target: F) -> F:
+        function: Any = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            for old in new_names.keys() & kwargs.keys():
+                new = new_names[old]
+                warnings.warn(f"{old} is now {new}", DeprecationWarning, stacklevel=2)
+                kwargs[new] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        if isinstance(target, type):
+            target.__init__ = call  # type: ignore[misc]
+            return target
+        return call  # type: ignore[return-value]
+
+    return decorate

@@ -24,18 +24,18 @@ test-cluster: setup
 	@tests/cluster/sandbox.sh $(BIN)/python -m pytest -m cluster -p no:cacheprovider tests/cluster
 
 bench-loss: setup
-	@$(BIN)/python -m tests.benchmarks.loss --json docs/loss/benchmark.json
+	@$(BIN)/python -m tests.benchmarks.loss --json docs/results/loss/benchmark.json
 
 bench-train: setup
-	@$(BIN)/python -m tests.benchmarks.train --json docs/train/benchmark.json
+	@$(BIN)/python -m tests.benchmarks.train --json docs/results/training/benchmark.json
 
 bench-eval: setup
 	@$(BIN)/python -m tests.benchmarks.gold
 	@$(BIN)/python -m tests.benchmarks.sandbox
-	@$(BIN)/python -m tests.benchmarks.evals --json docs/evals/benchmark.json
+	@$(BIN)/python -m tests.benchmarks.evals --json docs/results/scoring/benchmark.json
 
 bench-scale: setup
-	@$(BIN)/python -m tests.benchmarks.scale --json docs/scale/benchmark.json
+	@$(BIN)/python -m tests.benchmarks.scale --json docs/results/scale/benchmark.json
 
 check: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -1,7 +1,7 @@
 """Tune's schedulers with their own rule of which trial is next, at a cost that a sweep keeps.
 
 Tune's own look at all trials that there ever were, at each step: of 1,000 trials that took a fifth
-of the scheduler's time (docs/scaling.md).
+of the scheduler's time (docs/results/scale/README.md).
 """
 
 from operator import attrgetter

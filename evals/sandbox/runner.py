@@ -10,7 +10,7 @@ Two kinds of walls. The kernel's (`isolation.py`): namespaces, Landlock and a fi
 calls, as many of the three as the machine offers; `isolation()` says which. Python's
 (`guard.py`): an audit hook in the child. It gives "violation" its meaning, and stands
 everywhere; but a program that hunts for gaps in the interpreter can get round it: where no wall of
-the kernel stands, use a container with no network. docs/sandbox.md has a table of attacks.
+the kernel stands, use a container with no network. docs/reference/sandbox.md has a table of attacks.
 
 A program passes only by reaching its end: a hook that it can't reach then hands back a secret. The
 tests run after the program, with Python's own names as they were before. Both share one

@@ -1,4 +1,4 @@
-"""How noisy each estimator's gradient is: ``python -m tests.benchmarks.variance --out docs/loss``.
+"""How noisy each estimator's gradient is: ``python -m tests.benchmarks.variance --out docs/results/loss``.
 
 In: the built-in base model on the validation rows of its world. Out: variance.svg and
 variance.json: the variance of the gradient with respect to the logits, summed over the vocabulary

@@ -10,7 +10,6 @@ A `Snapshot` is taken while training stands still, and written while it goes on.
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +22,8 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from torch import Tensor, nn
+
+from otr.files import write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -126,12 +127,12 @@ class Snapshot:
                 if self.weights is not None:
                     _write_model(scratch, self.model, self.weights, tokenizer)
                     state = {"step": self.step, "world": world, **self.progress}
-                    _write_json(scratch / TRAINER / STATE, state)
+                    write_json(scratch / TRAINER / STATE, state)
                     if run is not None:
-                        _write_json(scratch / "run.json", run)
+                        write_json(scratch / "run.json", run)
                     self._check_export(scratch)
                 sums = _sums(scratch, _own_files(scratch, rank))
-                _write_json(scratch / TRAINER / f"files-{rank}.json", sums)
+                write_json(scratch / TRAINER / f"files-{rank}.json", sums)
                 _meet(group)
                 if first:
                     shutil.rmtree(directory, ignore_errors=True)
@@ -259,13 +260,6 @@ def _sums(directory: Path, paths: Iterable[Path]) -> dict[str, list[Any]]:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         sums[str(path.relative_to(directory))] = [path.stat().st_size, digest]
     return sums
-
-
-def _write_json(path: Path, content: Any) -> None:
-    with path.open("w") as file:
-        file.write(json.dumps(content, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
 
 
 @contextmanager

@@ -19,8 +19,8 @@ if __name__ == "__main__" and not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from evals.benchmark import TaskScore
-from pipelines import doctor
 from pipelines.builtin import corpus
+from pipelines.checks import preflight
 from pipelines.config import options
 from pipelines.config.presets import SweepConfig
 from pipelines.config.resolve import resolved
@@ -56,7 +56,7 @@ def run(config: SweepConfig) -> int:
     """
     directory = Path(config.output).absolute() / config.name
     local = resolved(config, corpus.folder(config.output))
-    doctor.require(local)
+    preflight.require(local)
     stages.check_prompts(local)
     told = record.begin(config, directory)
     tracker = Tracker(store_uri(config.output), config.name, told["id"], directory)
@@ -115,7 +115,7 @@ def _train_and_score(
         Scorer(config, directory) as scorer,
     ):
         overlaps = stages.compare_with_corpus(config, scorer.benchmarks, directory)
-        has_room = room(config, resources.free())
+        has_room = room(config, resources.free_resources())
         with autoscaling.growing(config), Ahead(scorer.score, has_room, config) as ahead:
             ahead.ready(BASE, models[BASE])
             results = stages.train(config, directory, tracker, [ahead])

@@ -15,8 +15,9 @@ from pathlib import Path
 if __name__ == "__main__" and not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipelines import doctor, show_scores
+from pipelines import show_scores
 from pipelines.builtin import corpus
+from pipelines.checks import preflight
 from pipelines.config import options
 from pipelines.config.presets import SweepConfig
 from pipelines.config.resolve import load_benchmarks, resolved
@@ -46,7 +47,7 @@ def run(config: SweepConfig) -> int:
     directory = Path(config.output).absolute() / config.name
     local = resolved(config, corpus.folder(config.output))
     stages.check_prompts(local)
-    doctor.require(local, without=_needless(local))
+    preflight.require(local, without=_needless(local))
     record.begin(config, directory)
     with (
         record.errors_to(directory),

@@ -14,8 +14,8 @@ from tempfile import TemporaryDirectory
 if __name__ == "__main__" and not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipelines import doctor
 from pipelines.builtin import corpus
+from pipelines.checks import preflight
 from pipelines.config import options
 from pipelines.config.presets import SweepConfig
 from pipelines.config.resolve import resolved
@@ -23,7 +23,7 @@ from pipelines.report import record
 from pipelines.runtime import cluster
 from pipelines.stages import serve_check, stages
 from pipelines.tracking.tracker import Tracker, store_uri
-from tuning.resources import of_trial
+from tuning.resources import trial_resources
 
 
 def main(argv: Sequence[str]) -> int:
@@ -45,14 +45,14 @@ def run(config: SweepConfig, *, prove: bool) -> int:
     """
     directory = Path(config.output).absolute() / config.name
     local = resolved(config, corpus.folder(config.output))
-    doctor.require(local, without=("benchmarks", "engine", "port"))
+    preflight.require(local, without=("benchmarks", "engine", "port"))
     told = record.begin(config, directory)
     tracker = Tracker(store_uri(config.output), config.name, told["id"], directory)
     with (
         record.errors_to(directory),
         tracker.run(record.params(config), record.tags(told)) as outcome,
     ):
-        needs = of_trial(local.train.workers)
+        needs = trial_resources(local.train.workers)
         with cluster.running(directory / "logs", cluster.places(local), needs):
             (result,) = stages.train(local, directory, tracker)
             if result.status == "failed" or result.checkpoint is None:
@@ -60,14 +60,14 @@ def run(config: SweepConfig, *, prove: bool) -> int:
             if prove:
                 serve_check.prove(local, result.checkpoint, directory)
         outcome.ok = True
-    from otr.training.checkpoint_store import best  # Ray Train's import takes seconds
+    from otr.training.checkpoint_store import best_checkpoint  # Ray Train's import takes seconds
 
     last = result.history[-1]
     figures = [f"{k} {last[k]:.4g}" for k in ("nll", "val_nll", "val_exact") if k in last]
     record.console.say(f"step {last['step']}: {', '.join(figures)}")
     checkpoint = Path(result.checkpoint)
     record.console.say(f"checkpoint: {record.shown(checkpoint)}")
-    if (name := best(str(checkpoint.parent))) not in (None, checkpoint.name):
+    if (name := best_checkpoint(str(checkpoint.parent))) not in (None, checkpoint.name):
         record.console.say(f"lowest val_nll: {record.shown(checkpoint.with_name(str(name)))}")
     record.next_commands(
         ("score it", record.command("score_checkpoint", checkpoint)),

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from evals.settings import free_port
-from pipelines import cli, doctor
-from pipelines.checks import machine
+from pipelines import cli
+from pipelines.checks import machine, preflight
+from pipelines.checks.preflight import Finding
 from pipelines.config.presets import PRESETS, SweepConfig
-from pipelines.doctor import Finding
 from pipelines.tracking.tracker import check_store
 from tests.assets.tiny import make_tiny_model
 from tuning.space import Trial
@@ -57,7 +57,7 @@ def config(model: Path, tmp_path: Path) -> SweepConfig:
 
 def failed(config: SweepConfig) -> Finding:
     """The only check that fails."""
-    (bad,) = (f for f in doctor.check(config, with_ray=False) if not f.ok)
+    (bad,) = (f for f in preflight.check(config, with_ray=False) if not f.ok)
     assert "\n" not in bad.text
     return bad
 
@@ -72,17 +72,17 @@ def with_model(config: SweepConfig, path: Path) -> SweepConfig:
 
 
 def test_all_is_well(config: SweepConfig) -> None:
-    findings = [*doctor.check(config, with_ray=True)]
+    findings = [*preflight.check(config, with_ray=True)]
     assert [f.text for f in findings if not f.ok] == []
     assert {f.check for f in findings} >= {"model", "data", "benchmarks", "disk", "port", "Ray"}
-    doctor.require(config)
+    preflight.require(config)
 
 
 def test_missing_data(config: SweepConfig, tmp_path: Path) -> None:
     bad = failed(with_data(config, paths=(str(tmp_path / "nothing.jsonl"),)))
     assert bad.check == "data" and "nothing.jsonl" in bad.text
     with pytest.raises(ValueError, match=r"nothing\.jsonl"):
-        doctor.require(with_data(config, paths=(str(tmp_path / "nothing.jsonl"),)))
+        preflight.require(with_data(config, paths=(str(tmp_path / "nothing.jsonl"),)))
 
 
 def test_unknown_column(config: SweepConfig) -> None:
@@ -116,7 +116,10 @@ def test_model_without_tokenizer_template_weights(
         shutil.copytree(model, broken)
         for path in broken.glob(file):
             path.unlink()
-        findings = [f for f in doctor.check(with_model(config, broken), with_ray=False) if not f.ok]
+        checks = preflight.check(with_model(config, broken), with_ray=False)
+        findings = [f for f in checks if not f.ok]
+            f for f in preflight.check(with_model(config, broken), with_ray=False) if not f.ok
+        ]
         assert said in next(f.text for f in findings if f.check == "model"), file
 
 
@@ -160,14 +163,14 @@ def test_disk_counts_a_model_on_the_hub_where_the_hub_answers(
 
 
 def disk(config: SweepConfig) -> Finding:
-    return next(f for f in doctor.check(config, with_ray=False) if f.check == "disk")
+    return next(f for f in preflight.check(config, with_ray=False) if f.check == "disk")
 
 
 def test_what_is_left_out_does_not_run(config: SweepConfig) -> None:
     broken = with_data(config, paths=("nothing.jsonl",))
-    names = [f.check for f in doctor.check(broken, with_ray=False, without=("data",))]
+    names = [f.check for f in preflight.check(broken, with_ray=False, without=("data",))]
     assert names and "data" not in names
-    doctor.require(broken, without=("data",))
+    preflight.require(broken, without=("data",))
 
 
 def test_an_engine_with_more_positions_than_the_model(config: SweepConfig, model: Path) -> None:
@@ -187,7 +190,7 @@ def test_a_stretched_rope_has_more_positions(
     (stretched / "config.json").write_text(json.dumps(shape))
     longer = replace(config, engine=replace(config.engine, max_model_len=2048))
     assert [
-        f for f in doctor.check(with_model(longer, stretched), with_ray=False) if not f.ok
+        f for f in preflight.check(with_model(longer, stretched), with_ray=False) if not f.ok
     ] == []
 
 
@@ -253,6 +256,6 @@ def test_a_ray_of_another_version(config: SweepConfig, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(ray, "init", refuse)
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
-    (bad,) = (f for f in doctor.check(config, with_ray=True) if not f.ok)
+    (bad,) = (f for f in preflight.check(config, with_ray=True) if not f.ok)
     assert bad.check == "Ray" and "Ray: 2.9.0" in bad.text and ray.__version__ in bad.text
     assert "unset RAY_ADDRESS" in bad.text and "\n" not in bad.text

@@ -20,8 +20,9 @@ import ray
 import yaml
 
 from evals.settings import free_port
-from pipelines import cli, doctor
+from pipelines import cli
 from pipelines.checks import hosts as doctor_cluster
+from pipelines.checks import preflight
 
 HEAD, WORKER = "127.0.0.1", "127.0.0.2"
 SSHD = shutil.which("sshd", path=os.environ["PATH"] + ":/usr/sbin")
@@ -60,11 +61,11 @@ class Hosts:
         server.kill()
         server.wait()
 
-    def found(self) -> dict[str, doctor.Finding]:
+    def found(self) -> dict[str, preflight.Finding]:
         """By name; looked at as a file."""
         path = self.folder / "cluster.yaml"
         path.write_text(yaml.safe_dump(self.file))
-        found = {finding.check: finding for finding in doctor.before_ray_up(str(path))}
+        found = {finding.check: finding for finding in preflight.before_ray_up(str(path))}
         assert not any("\n" in finding.text for finding in found.values())
         return found
 
@@ -192,7 +193,7 @@ def test_a_directory_where_the_head_may_not_write(hosts: Hosts) -> None:
 def test_a_file_that_is_none(content: str, told: str, tmp_path: Path) -> None:
     file = tmp_path / "cluster.yaml"
     file.write_text(content)
-    last = [*doctor.before_ray_up(str(file))][-1]
+    last = [*preflight.before_ray_up(str(file))][-1]
     assert not last.ok and told in last.text and "\n" not in last.text
 
 

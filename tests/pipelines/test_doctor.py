@@ -118,8 +118,6 @@ def test_model_without_tokenizer_template_weights(
             path.unlink()
         checks = preflight.check(with_model(config, broken), with_ray=False)
         findings = [f for f in checks if not f.ok]
-            f for f in preflight.check(with_model(config, broken), with_ray=False) if not f.ok
-        ]
         assert said in next(f.text for f in findings if f.check == "model"), file
 
 

@@ -1,0 +1,104 @@
+"""Private interfaces of Ray and MLflow that the pipelines depend on.
+
+Everything here may change in any release of its library. `tests/pipelines/test_compat.py` fails
+when an upstream name disappears or behaves differently. Imports are inside the functions: importing
+Ray or MLflow takes seconds.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class AutoscalerStatus:
+    """The node section of `ray status`."""
+
+    active_types: frozenset[str]
+    """Node types with at least one active node. A node without a type is listed by its id,
+    which begins with "node_"."""
+    messages: tuple[str, ...]
+    """One line per pending node and per recent launch failure, without duplicates."""
+
+
+def autoscaler_status() -> AutoscalerStatus | None:
+    """Return what the autoscaler of the connected cluster reports; None before its first report.
+
+    Ray offers no structured report that covers both autoscaler versions
+    (github.com/ray-project/ray/issues/41551), so this reads the text of `ray status --verbose`.
+    Upstream: `ray.autoscaler._private.commands.debug_status` and the two keys of its arguments in
+    `ray._private.ray_constants`, Ray 2.60.
+    """
+    import ray
+    from ray._private import ray_constants
+    from ray.autoscaler._private.commands import debug_status
+
+    text = debug_status(
+        internal_kv_get(ray_constants.DEBUG_AUTOSCALING_STATUS),
+        internal_kv_get(ray_constants.DEBUG_AUTOSCALING_ERROR),
+        verbose=True,
+        address=ray.get_runtime_context().gcs_address,
+    )
+    return parse_autoscaler_status(text)
+
+
+def parse_autoscaler_status(text: str) -> AutoscalerStatus | None:
+    """Parse the text of `ray status --verbose`; None where it holds no node section."""
+    sections = re.search(r"Active:\n(.*?)Pending:\n(.*?)Recent failures:\n(.*?)\n\n", text, re.S)
+    if sections is None:
+        return None
+    active, pending, failures = sections.groups()
+    lines = re.sub(r" \(latest_attempt: \S+\)", "", pending + failures).splitlines()
+    messages = dict.fromkeys(" ".join(line.split()).removesuffix(" -") for line in lines)
+    return AutoscalerStatus(
+        active_types=frozenset(re.findall(r"^ \d+ (\S+)", active, re.M)),
+        messages=tuple(line for line in messages if line and not line.startswith("(no ")),
+    )
+
+
+def internal_kv_get(key: str) -> bytes | None:
+    """Read a key of the connected cluster's internal key-value store.
+
+    The autoscaler publishes its report and the standing resource request there and nowhere else.
+    Upstream: `ray.experimental.internal_kv`, Ray 2.60.
+    """
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    return _internal_kv_get(key)
+
+
+def session_log_dir() -> Path | None:
+    """Return the log directory of the Ray node that this process started or joined, if any.
+
+    `ray.get_runtime_context()` has the session's name but not its directory. Upstream:
+    `ray._private.worker._global_node`, Ray 2.60.
+    """
+    import ray
+
+    node = ray._private.worker._global_node
+    return Path(node.get_logs_dir_path()) if node else None
+
+
+def cluster_schema() -> dict[str, Any]:
+    """Return the JSON schema of cluster files for `ray up`.
+
+    Ray validates with this file but exposes no function that returns it
+    (github.com/ray-project/ray/pull/7261). Upstream: `ray/autoscaler/ray-schema.json`, Ray 2.60.
+    """
+    import ray.autoscaler
+
+    return json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
+
+
+def mlflow_schema_revision() -> str:
+    """Return the schema revision of the sqlite stores that the installed MLflow writes.
+
+    MLflow refuses a store of another revision only after it has been opened for writing
+    (github.com/mlflow/mlflow/issues/21053); a check before the run needs the revision. Upstream:
+    `mlflow.store.db.utils`, MLflow 3.17.
+    """
+    from mlflow.store.db.utils import _get_latest_schema_revision
+
+    return _get_latest_schema_revision()

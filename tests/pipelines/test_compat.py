@@ -1,0 +1,98 @@
+"""Each private upstream interface still exists and behaves as `pipelines._compat` expects."""
+
+import inspect
+
+import pytest
+
+from pipelines import _compat
+
+
+def v1_report() -> str:
+    """Return Ray's own text for one active node, one booting node and one failed launch."""
+    from ray.autoscaler._private.autoscaler import AutoscalerSummary
+    from ray.autoscaler._private.load_metrics import LoadMetricsSummary
+    from ray.autoscaler._private.node_provider_availability_tracker import (
+        NodeAvailabilityRecord,
+        NodeAvailabilitySummary,
+        UnavailableNodeInformation,
+    )
+    from ray.autoscaler._private.util import format_info_string
+
+    failure = NodeAvailabilityRecord(
+        node_type="gpu",
+        is_available=False,
+        last_checked_timestamp=1.0,
+        unavailable_node_information=UnavailableNodeInformation("NoCapacity", "none left in a"),
+    )
+    nodes = AutoscalerSummary(
+        active_nodes={"cpu": 2, "head": 1},
+        idle_nodes={},
+        pending_nodes=[("10.0.0.5", "cpu", "Setting-up")],
+        pending_launches={"gpu": 1},
+        failed_nodes=[],
+        node_availability_summary=NodeAvailabilitySummary({"gpu": failure}),
+    )
+    load = LoadMetricsSummary(
+        usage={}, resource_demand=[], pg_demand=[], request_demand=[], node_types=[]
+    )
+    return format_info_string(load, nodes, verbose=True)
+
+
+def v2_report() -> str:
+    """Return Ray's own text for a cluster without nodes."""
+    from ray.autoscaler.v2.schema import ClusterStatus
+    from ray.autoscaler.v2.utils import ClusterStatusFormatter
+
+    return ClusterStatusFormatter.format(ClusterStatus(), verbose=True)
+
+
+def test_the_report_of_autoscaler_v1_is_parsed() -> None:
+    status = _compat.parse_autoscaler_status(v1_report())
+    assert status is not None
+    assert status.active_types == {"cpu", "head"}
+    assert status.messages == (
+        "gpu, 1 launching",
+        "10.0.0.5: cpu, setting-up",
+        "gpu: NoCapacity - none left in a",
+    )
+
+
+def test_the_report_of_autoscaler_v2_is_parsed() -> None:
+    assert _compat.parse_autoscaler_status(v2_report()) == _compat.AutoscalerStatus(frozenset(), ())
+
+
+def test_a_text_without_node_section_is_none() -> None:
+    assert _compat.parse_autoscaler_status("No cluster status.") is None
+
+
+def test_names_of_the_autoscaler_report_exist() -> None:
+    from ray._private import ray_constants
+    from ray.autoscaler._private.commands import debug_status
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    assert ray_constants.DEBUG_AUTOSCALING_STATUS and ray_constants.DEBUG_AUTOSCALING_ERROR
+    assert list(inspect.signature(debug_status).parameters) == [
+        "status",
+        "error",
+        "verbose",
+        "address",
+    ]
+    assert callable(_internal_kv_get)
+
+
+def test_log_directory_of_the_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+    from ray._private.node import Node
+
+    monkeypatch.setattr(ray._private.worker, "_global_node", None)
+    assert _compat.session_log_dir() is None
+    assert callable(Node.get_logs_dir_path)
+
+
+def test_cluster_schema_is_a_schema_of_cluster_files() -> None:
+    assert "available_node_types" in _compat.cluster_schema()["properties"]
+
+
+def test_schema_revision_is_the_one_that_mlflow_writes() -> None:
+    revision = _compat.mlflow_schema_revision()
+    assert revision and revision.isalnum()

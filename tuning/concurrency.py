@@ -13,7 +13,7 @@ import ray
 from ray.tune.search import BasicVariantGenerator
 
 from otr.config import Workers
-from tuning.resources import concurrency, free
+from tuning.resources import free_resources, max_concurrent_trials
 
 LOOK_SECONDS = 1.0  # between two looks at the cluster's nodes
 
@@ -37,7 +37,7 @@ class Order(BasicVariantGenerator):
     """
 
     def __init__(self, workers: Sequence[Workers], most: int = 0) -> None:
-        unheld, there = free(), ray.cluster_resources()
+        unheld, there = free_resources(), ray.cluster_resources()
         self._workers, self._most = [*dict.fromkeys(workers)], most  # equal ones are asked for once
         self._others = {kind: amount - unheld.get(kind, 0) for kind, amount in there.items()}
         self._places, self._looked = self._fitting(), time.monotonic()
@@ -71,4 +71,4 @@ class Order(BasicVariantGenerator):
     def _fitting(self) -> int:
         there = ray.cluster_resources().items()
         left = {kind: amount - self._others.get(kind, 0) for kind, amount in there}
-        return min(concurrency(each, left) for each in self._workers)
+        return min(max_concurrent_trials(each, left) for each in self._workers)

@@ -17,7 +17,7 @@ DRIVER_CPUS = 0.01  # a trial's own process only waits
 SETTLE_SECONDS = 5.0  # in which Ray tells that what has ended holds nothing any more
 
 
-def free() -> dict[str, float]:
+def free_resources() -> dict[str, float]:
     """What nobody holds of the cluster's resources."""
     deadline = time.monotonic() + SETTLE_SECONDS
     while True:
@@ -28,24 +28,24 @@ def free() -> dict[str, float]:
         time.sleep(0.1)
 
 
-def of_trial(workers: Workers) -> Sequence[Bundle]:
+def trial_resources(workers: Workers) -> list[Bundle]:
     """What a trial takes: its workers, and beside them a core for Ray Data, and its driver."""
-    worker = {"CPU": workers.cpus, "GPU": workers.gpus}
+    worker: Bundle = {"CPU": workers.cpus, "GPU": workers.gpus}
     return [worker] * workers.count + [{"CPU": TASK_CPUS + DRIVER_CPUS}]
 
 
-def total(bundles: Sequence[Bundle]) -> dict[str, float]:
+def total_resources(bundles: Sequence[Bundle]) -> dict[str, float]:
     """CPUs and GPUs of all of them."""
     return {kind: sum(bundle.get(kind, 0) for bundle in bundles) for kind in ("CPU", "GPU")}
 
 
-def concurrency(workers: Workers, resources: Mapping[str, float]) -> int:
+def max_concurrent_trials(workers: Workers, resources: Mapping[str, float]) -> int:
     """How many trials fit at once.
 
     Raises:
         ValueError: not even one.
     """
-    needs = total(of_trial(workers))
+    needs = total_resources(trial_resources(workers))
     fitting = min(int(resources.get(kind, 0) / amount) for kind, amount in needs.items() if amount)
     if fitting < 1:
         raise ValueError(

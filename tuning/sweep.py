@@ -20,7 +20,7 @@ from ray.tune.result import AUTO_RESULT_KEYS
 from ray.tune.schedulers import TrialScheduler
 
 from otr.config import TrainConfig
-from otr.training.checkpoint_store import there
+from otr.training.checkpoint_store import list_checkpoints
 from otr.training.driver import worker_error
 from tuning.concurrency import Order
 from tuning.schedulers import Asha, Fifo
@@ -191,7 +191,7 @@ def _outcome(trial: Trial, result: tune.Result, directory: str, max_steps: int) 
     # Ray gives the path without its scheme; its last part is enough.
     saved = [Path(row["checkpoint_path"]).name for row in history if row.get("checkpoint_path")]
     # A trial that was stopped may have removed what Tune heard of last.
-    kept = set(there(f"{directory}/{RUN}"))
+    kept = set(list_checkpoints(f"{directory}/{RUN}"))
     left = [name for name in saved if name in kept]
     status: Literal["finished", "stopped", "failed"] = "finished"
     error = None

@@ -46,7 +46,7 @@ COPIES = 4
 KEPT = 2  # of the last checkpoints; the best by validation stays too
 
 
-def settle(directory: str) -> tuple[str | None, list[str]]:
+def recover(directory: str) -> tuple[str | None, list[str]]:
     """Put a run's checkpoints in order before it begins again.
 
     Those that are damaged are renamed to damaged-step-..., what a killed process left half-written
@@ -79,7 +79,7 @@ def settle(directory: str) -> tuple[str | None, list[str]]:
     return found, notes
 
 
-def best(directory: str) -> str | None:
+def best_checkpoint(directory: str) -> str | None:
     """Name of the checkpoint of a run with the lowest validation NLL, of those that have one.
 
     Raises:
@@ -89,7 +89,7 @@ def best(directory: str) -> str | None:
     return _best({name: _state(fs, f"{root}/{name}") for name in _checkpoints(fs, root)})
 
 
-def there(directory: str) -> list[str]:
+def list_checkpoints(directory: str) -> list[str]:
     """Names of the checkpoints of a run, in the order of their steps.
 
     Raises:

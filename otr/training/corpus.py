@@ -23,7 +23,7 @@ import numpy as np
 from otr.config import DataConfig, ModelConfig
 from otr.training import packed_cache
 from otr.training.audit import Audit, audit_of
-from otr.training.sources import Piece, Unreadable, pieces, rows
+from otr.training.sources import SourceChunk, UnreadableSource, list_chunks, read_records
 
 if TYPE_CHECKING:
     import ray.data
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
     from otr.data import Tokenized
 
 BATCH = 1000  # examples that are packed together
-TASKS = 256  # at most, that read the pieces of a corpus
+MAX_TASKS = 256  # at most, that read the pieces of a corpus
 BLOCK_BYTES = 4 * 2**20  # of packed rows; Ray's 128 MiB would keep a run waiting for its first ones
 TASK_CPUS = 0.9  # less than one: next to a worker and a trial's driver, two cores hold one task
 READERS = 8  # tasks of a run at once, at most
 
-Text = bytes | Unreadable
+Text = bytes | UnreadableSource
 """A row as it was read, or why the rest of a file can't be."""
 
 
@@ -78,7 +78,7 @@ def packed(
     """
     import ray.data
 
-    parts = _parts(pieces(config.paths, config.split))
+    parts = _parts(list_chunks(config.paths, config.split))
     if part >= len(parts):
         raise ValueError(f"the corpus ends before part {part}, it has {len(parts)}: did it change?")
     numbers = [{"part": number} for number in range(part, len(parts))]
@@ -106,7 +106,7 @@ def stream(
     Raises:
         ValueError: as `packed`.
     """
-    parts = _parts(pieces(config.paths, config.split))
+    parts = _parts(list_chunks(config.paths, config.split))
     first = part
     while part < len(parts):
         batches = packed_cache.read(packed_cache.place_of(parts[part], config, model), batch)
@@ -125,18 +125,18 @@ def packed_locally(
     """The first `limit` rows of `paths` as the columns of contract 1, [N, S] each."""
     from otr.data import pack
 
-    texts = islice(_texts(pieces(paths, config.split), config.skip_bad), limit)
+    texts = islice(_texts(list_chunks(paths, config.split), config.skip_bad), limit)
     return pack(_tokenized(texts, config, model).examples, config.sequence_length)
 
 
-def inspect(config: DataConfig, model: ModelConfig, *, limit: int = 20_000) -> CorpusReport:
+def inspect_corpus(config: DataConfig, model: ModelConfig, *, limit: int = 20_000) -> CorpusReport:
     """Read up to `limit` rows in this process and judge them, before anything expensive.
 
     Raises:
         ValueError: a missing or broken file, columns that are not there (with the nearest), no
             usable row, or a larger share of rejected rows than `config.max_rejected`.
     """
-    texts = _texts(pieces(config.paths, config.split), config.skip_bad)
+    texts = _texts(list_chunks(config.paths, config.split), config.skip_bad)
     read = list(islice(texts, limit))
     complete = next(texts, None) is None
     _check_columns(config, map(_parsed, read))
@@ -157,16 +157,16 @@ def inspect(config: DataConfig, model: ModelConfig, *, limit: int = 20_000) -> C
     )
 
 
-def _parts(found: Sequence[Piece]) -> list[Sequence[Piece]]:
+def _parts(found: Sequence[SourceChunk]) -> list[Sequence[SourceChunk]]:
     """The pieces that each task reads, one after another."""
-    parts = min(len(found), TASKS)
+    parts = min(len(found), MAX_TASKS)
     bounds = [len(found) * part // parts for part in range(parts + 1)]
     return [found[start:end] for start, end in pairwise(bounds)]
 
 
 def _read_and_pack(
     task: Mapping[str, np.ndarray],
-    parts: Sequence[Sequence[Piece]],
+    parts: Sequence[Sequence[SourceChunk]],
     start: tuple[int, int],
     config: DataConfig,
     model: ModelConfig,
@@ -193,12 +193,12 @@ def _numbered(
 
 
 def _batches(
-    part: Sequence[Piece], first: int, config: DataConfig, model: ModelConfig
+    part: Sequence[SourceChunk], first: int, config: DataConfig, model: ModelConfig
 ) -> Iterator[tuple[dict[str, np.ndarray], bool]]:
     """Packed rows of BATCH examples at a time, and whether all of these could be read."""
     texts = islice(_texts(part, True), first * BATCH, None)
     while some := list(islice(texts, BATCH)):
-        readable = not any(isinstance(text, Unreadable) for text in some)
+        readable = not any(isinstance(text, UnreadableSource) for text in some)
         yield _pack(some, config, model), readable
 
 
@@ -229,12 +229,12 @@ def _tokenized(texts: Iterable[Text], config: DataConfig, model: ModelConfig) ->
     )
 
 
-def _texts(found: Iterable[Piece], skip_bad: bool) -> Iterator[Text]:
+def _texts(found: Iterable[SourceChunk], skip_bad: bool) -> Iterator[Text]:
     """The rows of pieces; with `skip_bad` the error stands for what can't be read of a piece."""
     for piece in found:
         try:
-            yield from rows(piece)
-        except Unreadable as error:
+            yield from read_records(piece)
+        except UnreadableSource as error:
             if not skip_bad:
                 raise
             yield error
@@ -242,7 +242,7 @@ def _texts(found: Iterable[Piece], skip_bad: bool) -> Iterator[Text]:
 
 def _parsed(text: Text) -> Any:
     """The row, or its text where it is no JSON; `otr.data` counts that as broken."""
-    if isinstance(text, Unreadable):
+    if isinstance(text, UnreadableSource):
         return text
     try:
         return json.loads(text)

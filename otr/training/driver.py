@@ -22,8 +22,8 @@ from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 
 from otr.config import TrainConfig
 from otr.loop.identity import check_same, identity
-from otr.training.checkpoint_store import settle
-from otr.training.sources import absolute, corpus_identity
+from otr.training.checkpoint_store import recover
+from otr.training.sources import absolute_path, corpus_identity
 from otr.training.worker import Job, train_loop
 
 RETRIES = 3
@@ -67,7 +67,7 @@ def fit(
             data or objective.
         ray.train.TrainingFailedError: a worker failed; `worker_error` gives its own error.
     """
-    storage, config = absolute(storage), _with_absolute_paths(config)
+    storage, config = absolute_path(storage), _with_absolute_paths(config)
     _check_identity(config, f"{storage}/{name}")
     several_hosts = len([node for node in ray.nodes() if node["Alive"]]) > 1
     # How often the controller looks at its workers: Ray's 2 s add that much to each end of a run.
@@ -80,7 +80,7 @@ def fit(
     coordinator.get_or_create_autoscaling_coordinator()
     deaths, before = 0, None
     while True:
-        newest, notes = settle(f"{storage}/{name}")
+        newest, notes = recover(f"{storage}/{name}")
         deaths, before = (deaths if newest == before else 0), newest
         job = Job(config, f"{storage}/{name}", run, stop_file, newest, tuple(notes))
         try:
@@ -154,8 +154,8 @@ def _check_identity(config: TrainConfig, directory: str) -> None:
 def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
     """As a worker of Ray Train, which has a working directory of its own, finds them."""
     model, data = config.model, config.data
-    path = absolute(model.path) if os.path.isdir(model.path) else model.path
-    paths, validation = (tuple(map(absolute, some)) for some in (data.paths, data.validation))
+    path = absolute_path(model.path) if os.path.isdir(model.path) else model.path
+    paths, validation = (tuple(map(absolute_path, some)) for some in (data.paths, data.validation))
     return replace(
         config,
         model=replace(model, path=path),

@@ -28,7 +28,7 @@ import pyarrow.ipc
 from fsspec.implementations.local import LocalFileSystem
 
 from otr.config import DataConfig, ModelConfig
-from otr.training.sources import Piece
+from otr.training.sources import SourceChunk
 
 SHARE = 0.1  # of the disk, at most
 UNUSED_SECONDS = 24 * 3600  # after which a file makes room for another one
@@ -42,7 +42,7 @@ TOKENIZER_FILES = (".json", ".jinja", ".txt", ".model", ".py")
 Columns = dict[str, np.ndarray]
 
 
-def place_of(part: Sequence[Piece], config: DataConfig, model: ModelConfig) -> Path | None:
+def place_of(part: Sequence[SourceChunk], config: DataConfig, model: ModelConfig) -> Path | None:
     """Where the rows of a part are kept, if they are; None where that can't be told.
 
     The name is a digest of all that decides them.

@@ -2,7 +2,7 @@
 
 In: what `DataConfig.paths` names: JSONL (plain, .gz, .zst) and Parquet files, globs, directories,
 directories made by `datasets.save_to_disk`, each local or at a URI that fsspec knows, and
-``hf:NAME[:CONFIG]``. Out: `Piece`s, each of which one task reads, and rows as JSON text (bytes).
+``hf:NAME[:CONFIG]``. Out: `SourceChunk`s, each of which one task reads, and rows as JSON text (bytes).
 JSON text and not columns: rows of one corpus may differ in their fields, and a broken line is but
 a text that does not parse.
 """
@@ -31,7 +31,7 @@ DIGEST_BYTES = 64 * 2**20  # that are looked at to tell whether a corpus has cha
 
 
 @dataclass(frozen=True)
-class Piece:
+class SourceChunk:
     """A part of a corpus that is read on its own."""
 
     kind: str
@@ -45,22 +45,22 @@ class Piece:
     """Of a hub data set."""
 
 
-class Unreadable(ValueError):
+class UnreadableSource(ValueError):
     """A file, or the rest of it, can't be read."""
 
 
-def absolute(path: str) -> str:
+def absolute_path(path: str) -> str:
     """A local path from the root, so that it means the same in every process; a URI as it is."""
     return path if "://" in path or path.startswith("hf:") else os.path.abspath(path)
 
 
-def pieces(paths: Sequence[str], split: str = "train") -> list[Piece]:
+def list_chunks(paths: Sequence[str], split: str = "train") -> list[SourceChunk]:
     """What `paths` name, in order; nothing is read yet but names and sizes.
 
     Raises:
         ValueError: a path that is not there, or holds nothing that can be read.
     """
-    found: list[Piece] = []
+    found: list[SourceChunk] = []
     for path in paths:
         if path.startswith("hf:"):
             found += _hub(path, split)
@@ -96,11 +96,11 @@ def corpus_identity(config: DataConfig) -> list[tuple[str, int, str | None]]:
     return found
 
 
-def rows(piece: Piece) -> Iterator[bytes]:
+def read_records(piece: SourceChunk) -> Iterator[bytes]:
     """The rows of a piece as JSON text; blank lines are left out.
 
     Raises:
-        Unreadable: it can't be read to its end.
+        UnreadableSource: it can't be read to its end.
     """
     try:
         if piece.kind == "json":
@@ -111,7 +111,7 @@ def rows(piece: Piece) -> Iterator[bytes]:
                 yield json.dumps(row, default=str).encode()
     except (OSError, EOFError, ValueError, zlib.error, pa.ArrowException) as error:
         reason = " ".join(str(error).split())
-        raise Unreadable(
+        raise UnreadableSource(
             f"can't read {piece.path}: {reason}: replace the file, or leave it out with "
             "data.skip_bad"
         ) from error
@@ -154,15 +154,15 @@ def _kind(name: str) -> str:
     return {"parquet": "parquet", "arrow": "arrow"}.get(name.rsplit(".", 1)[-1], "")
 
 
-def _pieces(fs: Any, name: str, kind: str) -> Iterator[Piece]:
+def _pieces(fs: Any, name: str, kind: str) -> Iterator[SourceChunk]:
     """One piece, or several of a plain JSONL or Parquet file, which can be entered anywhere."""
     url = fs.unstrip_protocol(name)
     if kind == "arrow" or name.endswith((".gz", ".zst")):
-        yield Piece(kind, url)
+        yield SourceChunk(kind, url)
         return
     size = fs.size(name) or 0
     for start in range(0, max(1, size), PIECE_BYTES):
-        yield Piece(kind, url, start, min(size, start + PIECE_BYTES))
+        yield SourceChunk(kind, url, start, min(size, start + PIECE_BYTES))
 
 
 def _saved_to_disk(fs: Any, directory: str, split: str) -> list[str]:
@@ -178,7 +178,7 @@ def _saved_to_disk(fs: Any, directory: str, split: str) -> list[str]:
     return [f"{directory}/{file['filename']}" for file in state["_data_files"]]
 
 
-def _json_lines(piece: Piece) -> Iterator[bytes]:
+def _json_lines(piece: SourceChunk) -> Iterator[bytes]:
     """Lines that begin inside the piece."""
     with _opened(piece.path) as file:
         place = piece.start
@@ -208,7 +208,7 @@ def _opened(path: str) -> Iterator[io.BufferedReader]:
             yield io.BufferedReader(file)
 
 
-def _parquet(piece: Piece) -> Iterator[dict[str, Any]]:
+def _parquet(piece: SourceChunk) -> Iterator[dict[str, Any]]:
     """Rows of the row groups that begin inside the piece."""
     import pyarrow.parquet
 
@@ -225,7 +225,7 @@ def _first_byte(metadata: Any, group: int) -> int:
     return column.dictionary_page_offset or column.data_page_offset
 
 
-def _arrow(piece: Piece) -> Iterator[dict[str, Any]]:
+def _arrow(piece: SourceChunk) -> Iterator[dict[str, Any]]:
     import pyarrow.ipc
 
     with fsspec.open(piece.path, "rb") as file:
@@ -244,12 +244,12 @@ def _hub_dataset(path: str, split: str) -> Any:
         raise ValueError(f"no data set {path!r} with split {split!r}: {reason}") from error
 
 
-def _hub(path: str, split: str) -> Iterable[Piece]:
+def _hub(path: str, split: str) -> Iterable[SourceChunk]:
     count = _hub_dataset(path, split).num_shards
-    return [Piece("hub", path, shard, count, split) for shard in range(count)]
+    return [SourceChunk("hub", path, shard, count, split) for shard in range(count)]
 
 
-def _hub_shard(piece: Piece) -> Iterator[dict[str, Any]]:
+def _hub_shard(piece: SourceChunk) -> Iterator[dict[str, Any]]:
     whole = _hub_dataset(piece.path, piece.split)
     try:
         yield from whole.shard(num_shards=piece.end, index=piece.start)

@@ -186,7 +186,7 @@ def _notes(config: TrainConfig, state: dict[str, Any]) -> list[str]:
     workers = config.workers.count
     notes = [f"{config.memory.strategy} on {workers} worker{'s' if workers > 1 else ''}"]
     if state:
-        notes.append(f"goes on from step {state['step']}")
+        notes.append(f"resumes from step {state['step']}")
         if state["world"] != workers:
             notes.append(f"had {state['world']} workers, has {workers}: the same rows in each step")
     return notes

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from evals import tasks
 from evals.benchmark import Benchmark
-from otr.training.sources import absolute
+from otr.training.sources import absolute_path
 from pipelines.builtin import corpus
 from pipelines.config.presets import SweepConfig
 
@@ -22,7 +22,7 @@ def resolved(config: SweepConfig, builtin_files: Path) -> SweepConfig:
     """
 
     def place(name: str) -> str:
-        return absolute(corpus.materialise(name, builtin_files))
+        return absolute_path(corpus.materialise(name, builtin_files))
 
     def benchmark(name: str) -> str:
         path = corpus.materialise(name, builtin_files)

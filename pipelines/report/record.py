@@ -92,9 +92,9 @@ def errors_to(directory: Path) -> Iterator[None]:
 
 def dry_run(config: SweepConfig, local: SweepConfig) -> None:
     """Print the resolved config, the number of trials and one example as the model sees it."""
-    from otr.training.corpus import inspect
+    from otr.training.corpus import inspect_corpus
 
-    report = inspect(local.train.data, local.train.model)
+    report = inspect_corpus(local.train.data, local.train.model)
     told = asdict(config)
     trials = told.pop("trials")
     console.say(json.dumps(told, indent=2))

@@ -16,7 +16,7 @@ import ray
 
 from pipelines.config.presets import SweepConfig
 from pipelines.runtime import console
-from tuning.resources import Bundle, of_trial
+from tuning.resources import Bundle, trial_resources
 
 WAIT_SECONDS = 1200
 """For a node: a cloud's to boot and to install the packages, or a spot market to have one."""
@@ -32,7 +32,7 @@ def of_engine(config: SweepConfig) -> list[Bundle]:
 
 def of_sweep(config: SweepConfig) -> tuple[list[Bundle], list[Bundle]]:
     """Of one trial, and of the engine, which may come after."""
-    return of_trial(config.train.workers), of_engine(config)
+    return trial_resources(config.train.workers), of_engine(config)
 
 
 def wait(*needs: Sequence[Bundle]) -> None:
@@ -77,7 +77,9 @@ def growing(config: SweepConfig) -> Iterator[None]:
     """
     most = min(len(config.trials), config.search.max_concurrent or len(config.trials))
     ended = Event()
-    thread = Thread(target=_wish, args=(of_trial(config.train.workers), most, ended), daemon=True)
+    thread = Thread(
+        target=_wish, args=(trial_resources(config.train.workers), most, ended), daemon=True
+    )
     thread.start()
     try:
         yield

@@ -21,7 +21,7 @@ import ray
 from pipelines.config.presets import SweepConfig
 from pipelines.runtime import autoscaling, console
 from pipelines.runtime.stopping import end_at_sigterm
-from tuning.resources import Bundle, of_trial, total
+from tuning.resources import Bundle, total_resources, trial_resources
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 _TRIAL_BYTES = 4 * 2**30  # the processes of a small trial
@@ -107,7 +107,7 @@ def places(config: SweepConfig) -> int:
 
     They are places in a schedule, not cores.
     """
-    trial = total(of_trial(config.train.workers))["CPU"]
+    trial = total_resources(trial_resources(config.train.workers))["CPU"]
     return math.ceil(max(_at_once(config) * trial, config.engine.least_replicas + 1))
 
 

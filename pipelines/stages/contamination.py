@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 
 from evals.benchmark import Benchmark, Item
 from otr.config import DataConfig
-from otr.training.corpus import TASK_CPUS, TASKS
-from otr.training.sources import Unreadable, corpus_identity, pieces, rows
+from otr.training.corpus import MAX_TASKS, TASK_CPUS
+from otr.training.sources import UnreadableSource, corpus_identity, list_chunks, read_records
 from pipelines.report import leaderboard
 
 LONGEST, SHORTEST = 13, 8
@@ -151,9 +151,9 @@ def _counted(data: DataConfig, known: Grams) -> tuple[Counter[int], int]:
     import ray
     import ray.data
 
-    found = pieces(data.paths, data.split)
+    found = list_chunks(data.paths, data.split)
     shared = ray.put(known)
-    tasks = min(len(found), TASKS)
+    tasks = min(len(found), MAX_TASKS)
     stream = ray.data.from_items(
         [{"piece": number} for number in range(len(found))], override_num_blocks=tasks
     ).map_batches(
@@ -180,7 +180,7 @@ def _look_through(
 
     known = ray.get(shared)
     for number in task["piece"]:
-        read = _readable(rows(found[number]))
+        read = _readable(read_records(found[number]))
         while batch := _some(read):
             counts = hits([_turns(row, data) for row in batch], known)
             counts[-1] = len(batch)
@@ -202,7 +202,7 @@ def _some(read: Iterator[bytes]) -> list[bytes]:
 def _readable(lines: Iterator[bytes]) -> Iterator[bytes]:
     try:
         yield from lines
-    except Unreadable:
+    except UnreadableSource:
         return
 
 
@@ -247,7 +247,7 @@ def _words(text: str) -> list[str]:
 
 
 def _windows(numbers: Numbers, longest: int) -> Iterator[tuple[int, Numbers]]:
-    """n and, for each n words in a row, a number: sum of word * base^place, modulo 2^64."""
+    """N and, for each n words in a row, a number: sum of word * base^place, modulo 2^64."""
     made = np.zeros(len(numbers) + 1, np.uint64)
     for n in range(1, longest + 1):
         made = made[:-1] * _BASE + numbers[n - 1 :]

@@ -13,7 +13,7 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial as TuneTrial
 
 from pipelines.config.presets import SweepConfig
-from tuning.resources import concurrency, of_trial, total
+from tuning.resources import max_concurrent_trials, total_resources, trial_resources
 from tuning.space import Trial, config_of
 
 HasRoom = Callable[[int], bool]
@@ -28,11 +28,11 @@ def room(config: SweepConfig, free: Mapping[str, float]) -> HasRoom:
         return lambda unfinished: False
     workers = [config_of(config.train, trial).workers for trial in config.trials]
     try:
-        fitting = min(concurrency(each, free) for each in workers)
+        fitting = min(max_concurrent_trials(each, free) for each in workers)
     except ValueError:  # not one trial fits: training tells it
         return lambda unfinished: False
     at_once = min(fitting, config.search.max_concurrent or fitting)
-    totals = [total(of_trial(each)) for each in workers]
+    totals = [total_resources(trial_resources(each)) for each in workers]
     trial = {kind: max(each[kind] for each in totals) for kind in ("CPU", "GPU")}
     replicas = config.engine.least_replicas
     engine = {"CPU": replicas, "GPU": replicas * config.engine.gpus}

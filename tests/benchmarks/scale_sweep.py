@@ -34,7 +34,7 @@ from tests.assets.tiny import make_tiny_model
 from tests.benchmarks.scale_coin import RIGHT, in_place_of_vllm
 from tests.benchmarks.scale_figures import figures, watched
 from tests.benchmarks.scale_trial import run_trial, write_coin
-from tuning.resources import of_trial, total
+from tuning.resources import total_resources, trial_resources
 from tuning.settings import SearchSettings
 from tuning.space import Trial, grid
 
@@ -51,7 +51,7 @@ def main() -> None:
 def simulated(trials: int, concurrent: int, fresh: bool, directory: str) -> dict[str, Any]:
     """The figures of a sweep of so many trials."""
     config = sweep_config(Path(directory), chosen(trials))
-    places = math.ceil(concurrent * total(of_trial(config.train.workers))["CPU"])
+    places = math.ceil(concurrent * total_resources(trial_resources(config.train.workers))["CPU"])
     plain = tuning.sweep._tune_config
 
     def tune_config(*args: Any) -> tune.TuneConfig:

@@ -52,8 +52,8 @@ class Faulty:
 
     def begins_again(self, at_least: int) -> int:
         """From which step the job says that it goes on, which must be of what was saved."""
-        self.job.until(r"goes on from step \d+")
-        step = int(re.findall(r"goes on from step (\d+)", self.job.log)[-1])
+        self.job.until(r"resumes from step \d+")
+        step = int(re.findall(r"resumes from step (\d+)", self.job.log)[-1])
         assert at_least <= step <= self.saved, (at_least, step, self.saved)
         return step
 

@@ -14,7 +14,7 @@ from ray.util import placement_group, remove_placement_group
 from pipelines.config.presets import PRESETS
 from pipelines.runtime import autoscaling
 from tests.assets import pretend_cloud
-from tuning.resources import of_trial
+from tuning.resources import trial_resources
 
 pytestmark = pytest.mark.integration
 
@@ -99,7 +99,7 @@ def test_a_cluster_that_does_not_grow_is_left_to_the_other_checks() -> None:
         assert time.monotonic() - began < autoscaling._QUIET_SECONDS
         config = PRESETS["debug"]()
         autoscaling.wait(*autoscaling.of_sweep(config))
-        assert autoscaling.fits(of_trial(config.train.workers)) and autoscaling.fits([])
+        assert autoscaling.fits(trial_resources(config.train.workers)) and autoscaling.fits([])
         assert not autoscaling.fits([{"CPU": 2}, {"CPU": 0.5}])
     finally:
         ray.shutdown()

@@ -30,8 +30,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
 def every_row(*paths: Any) -> list[Any]:
     return [
         json.loads(row)
-        for piece in sources.pieces([str(p) for p in paths])
-        for row in sources.rows(piece)
+        for piece in sources.list_chunks([str(p) for p in paths])
+        for row in sources.read_records(piece)
     ]
 
 
@@ -117,7 +117,10 @@ def test_pieces_of_a_file_hold_each_row_once(
     assert every_row(path) == ROWS
     (path := tmp_path / "rows.parquet").write_bytes(parquet())
     assert every_row(path) == ROWS
-    assert size > 100 or max(len(list(sources.rows(p))) for p in sources.pieces([str(path)])) == 10
+    assert (
+        size > 100
+        or max(len(list(sources.read_records(p))) for p in sources.list_chunks([str(path)])) == 10
+    )
 
 
 @pytest.mark.parametrize(
@@ -127,7 +130,7 @@ def test_pieces_of_a_file_hold_each_row_once(
 def test_what_is_not_there_is_refused(tmp_path: Path, path: str, message: str) -> None:
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(ValueError, match=message):
-        sources.pieces([str(tmp_path / path)])
+        sources.list_chunks([str(tmp_path / path)])
 
 
 GZ, ZST = gzip.compress(TEXT), zstandard.compress(TEXT)
@@ -157,9 +160,9 @@ def test_a_file_that_can_not_be_read_is_named_or_left_out(
     config = DataConfig((str(tmp_path / "good.jsonl"), f"{path}*"), sequence_length=64)
     message = rf"can't read .*/{name}: .*replace the file, or leave it out with data\.skip_bad$"
     with pytest.raises(ValueError, match=message) as raised:
-        corpus.inspect(config, model)
+        corpus.inspect_corpus(config, model)
     assert "\n" not in str(raised.value)
-    report = corpus.inspect(replace(config, skip_bad=True, max_rejected=0.0), model)
+    report = corpus.inspect_corpus(replace(config, skip_bad=True, max_rejected=0.0), model)
     assert report.rejected == {"unreadable": 1} and report.rows >= len(ROWS)
     [sample] = report.samples
     assert sample["detail"] == str(raised.value) and sample["cause"] == "unreadable"
@@ -176,7 +179,7 @@ def test_a_corpus_of_which_nothing_can_be_read_is_refused(
     path.write_bytes(BAD[path.name] or b"")
     config = DataConfig((str(path),), {"prompt": "question"}, skip_bad=True, max_rejected=1.0)
     with pytest.raises(ValueError, match=r"no file of the corpus can be read.*/bad\.parquet"):
-        corpus.inspect(config, model)
+        corpus.inspect_corpus(config, model)
 
 
 def test_identity_tells_that_files_are_others(tmp_path: Path) -> None:
@@ -202,7 +205,7 @@ def test_identity_tells_that_files_are_others(tmp_path: Path) -> None:
 
 def test_an_unknown_split_names_those_there_are(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no split 'test': use one of \['train'\]"):
-        sources.pieces([str(write(tmp_path, "saved_splits"))], split="test")
+        sources.list_chunks([str(write(tmp_path, "saved_splits"))], split="test")
 
 
 def test_inspect_counts_causes_and_shows_an_example(tmp_path: Path, model: ModelConfig) -> None:
@@ -212,12 +215,12 @@ def test_inspect_counts_causes_and_shows_an_example(tmp_path: Path, model: Model
         TEXT + b'{"prompt": \n\xff\n' + f"{json.dumps(empty)}\n{json.dumps(long)}".encode()
     )
     config = DataConfig((str(path),), sequence_length=64, max_rejected=0.1)
-    report = corpus.inspect(config, model)
+    report = corpus.inspect_corpus(config, model)
     assert (report.rows, report.complete) == (54, True)
     assert report.rejected == {"broken": 2, "empty": 1, "over-long": 1}
     assert {s["cause"] for s in report.samples} == set(report.rejected)
     assert [text for text, trained in report.example if trained] == ["0<|im_end|>"]
-    first = corpus.inspect(config, model, limit=10)
+    first = corpus.inspect_corpus(config, model, limit=10)
     assert (first.rows, first.complete, first.rejected) == (10, False, {})
 
 
@@ -235,19 +238,19 @@ def test_unknown_columns_name_the_nearest(
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"question": "1 + 1?", "answer": "2"}))
     with pytest.raises(ValueError, match=message):
-        corpus.inspect(DataConfig((str(path),), columns), model)
+        corpus.inspect_corpus(DataConfig((str(path),), columns), model)
 
 
 def test_too_many_rejected_rows_stop_it(tmp_path: Path, model: ModelConfig) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(TEXT + b"broken\n" * 3)
     with pytest.raises(ValueError, match=r"3 of 53 rows can't be used \(3 broken\).*5%"):
-        corpus.inspect(DataConfig((str(path),), sequence_length=64), model)
-    corpus.inspect(DataConfig((str(path),), sequence_length=64, max_rejected=0.06), model)
+        corpus.inspect_corpus(DataConfig((str(path),), sequence_length=64), model)
+    corpus.inspect_corpus(DataConfig((str(path),), sequence_length=64, max_rejected=0.06), model)
 
 
 def test_an_empty_corpus_is_refused(tmp_path: Path, model: ModelConfig) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("\n")
     with pytest.raises(ValueError, match="the corpus is empty"):
-        corpus.inspect(DataConfig((str(path),)), model)
+        corpus.inspect_corpus(DataConfig((str(path),)), model)

@@ -96,7 +96,7 @@ def test_a_killed_process_is_replaced(tmp_path: Path, weights: bytes, title: str
         wait_for_saves(process, tmp_path)
         kill(process, title)
         assert process.wait() == 0, (tmp_path / "said.txt").read_text()
-    assert "goes on from step" in (tmp_path / "said.txt").read_text()
+    assert "resumes from step" in (tmp_path / "said.txt").read_text()
     assert (tmp_path / LAST).read_bytes() == weights
 
 
@@ -107,7 +107,7 @@ def test_a_killed_driver_goes_on_at_the_next_start(tmp_path: Path, weights: byte
         process.wait()
     done = run(command(tmp_path))
     assert done.returncode == 0, done.stderr
-    assert "goes on from step" in done.stderr
+    assert "resumes from step" in done.stderr
     assert (tmp_path / LAST).read_bytes() == weights
 
 
@@ -166,7 +166,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(small_disk: Path, weights: byt
     ballast.unlink()
     done = run(command(small_disk))
     assert done.returncode == 0, done.stderr
-    assert "goes on from step" in done.stderr
+    assert "resumes from step" in done.stderr
     assert (small_disk / LAST).read_bytes() == weights
 
 
@@ -180,7 +180,7 @@ def test_a_lost_node_is_done_without(tmp_path: Path) -> None:
         outcomes[loses] = json.loads(done.stdout.splitlines()[-1])
     assert [outcome["lost"] for outcome in outcomes.values()] == [0, 1, 0]
     for loses in ("node", "notice"):
-        assert "goes on from step" in outcomes[loses]["note"]
+        assert "resumes from step" in outcomes[loses]["note"]
         assert outcomes[loses]["weights"] == outcomes["nothing"]["weights"]
 
 

@@ -114,7 +114,7 @@ def test_what_lies_before_the_start_is_not_tokenized(
         return real(text)
 
     monkeypatch.setattr(corpus, "_parsed", counting)
-    parts = corpus._parts(corpus.pieces(several.paths))
+    parts = corpus._parts(corpus.list_chunks(several.paths))
     task = {"part": np.array([0])}
     [columns] = corpus._read_and_pack(task, parts, (0, 2), several, model)
     assert b"".join(text + b"\n" for text in parsed) == lines(1000, "file 0", start=2000)
@@ -122,8 +122,8 @@ def test_what_lies_before_the_start_is_not_tokenized(
 
 
 def test_more_files_than_tasks_share_them_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus, "TASKS", 3)
-    found = [corpus.Piece("json", str(number)) for number in range(8)]
+    monkeypatch.setattr(corpus, "MAX_TASKS", 3)
+    found = [corpus.SourceChunk("json", str(number)) for number in range(8)]
     parts = corpus._parts(found)
     assert [len(part) for part in parts] == [2, 3, 3]
     assert [piece for part in parts for piece in part] == found

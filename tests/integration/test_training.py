@@ -131,7 +131,7 @@ def test_the_best_checkpoint_is_kept_and_the_last_two(
     assert best < 8, "one that would have stayed as one of the last"
     kept = {int(path.name[5:]) for path in (tmp_path / "run").glob("step-*")}
     assert kept == {best, 8, 10}
-    assert checkpoint_store.best(str(tmp_path / "run")) == f"step-{best:06d}"
+    assert checkpoint_store.best_checkpoint(str(tmp_path / "run")) == f"step-{best:06d}"
 
 
 def test_a_lost_controller_is_replaced(
@@ -141,7 +141,7 @@ def test_a_lost_controller_is_replaced(
     result = fit(config(*paths), storage=str(tmp_path), name="run", callbacks=[callback])
     assert result.metrics["step"] == 6
     notes = [report["note"] for report in reports(tmp_path / "log") if "note" in report]
-    assert len(notes) == 2 and "goes on from step" in notes[1]
+    assert len(notes) == 2 and "resumes from step" in notes[1]
     assert torch.equal(weights(tmp_path / "run" / "step-000006"), weights(whole / "step-000006"))
 
 
@@ -158,7 +158,7 @@ def test_a_damaged_checkpoint_is_passed_over(
         log = storage / "log"
         fit(config(*paths), storage=str(storage), name="run", callbacks=[Recorder(log)])
         note = reports(log)[0]["note"]
-        assert victim in note and "goes on from step 4" in note
+        assert victim in note and "resumes from step 4" in note
         assert (storage / "run" / "damaged-step-000006").is_dir()
         again = weights(storage / "run" / "step-000006")
         assert torch.equal(again, weights(whole / "step-000006"))

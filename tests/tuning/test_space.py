@@ -4,7 +4,7 @@ import pytest
 
 from otr.config import DataConfig, ModelConfig, TrainConfig, Workers
 from tuning import resources as places
-from tuning.resources import concurrency
+from tuning.resources import max_concurrent_trials
 from tuning.settings import SearchSettings
 from tuning.space import Trial, check_names, config_of, grid, with_overrides
 
@@ -83,7 +83,7 @@ def test_a_refused_value_says_why() -> None:
 def test_concurrency_leaves_ray_data_a_cpu_a_trial(
     workers: Workers, resources: dict[str, float], expected: int
 ) -> None:
-    assert concurrency(workers, resources) == expected
+    assert max_concurrent_trials(workers, resources) == expected
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_a_cluster_that_would_hang_is_refused(
     workers: Workers, resources: dict[str, float]
 ) -> None:
     with pytest.raises(ValueError, match="free are"):
-        concurrency(workers, resources)
+        max_concurrent_trials(workers, resources)
 
 
 def test_settings_are_checked() -> None:
@@ -106,11 +106,11 @@ def test_what_has_just_ended_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     told = iter([{"CPU": 1.1}, {"CPU": 1.1}, {"CPU": 2.0}])
     monkeypatch.setattr(places.ray, "available_resources", lambda: next(told))
     monkeypatch.setattr(places.ray, "cluster_resources", lambda: {"CPU": 2.0})
-    assert places.free() == {"CPU": 2.0}
+    assert places.free_resources() == {"CPU": 2.0}
 
 
 def test_what_others_hold_is_not_waited_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(places, "SETTLE_SECONDS", 0.2)
     monkeypatch.setattr(places.ray, "available_resources", lambda: {"CPU": 1.1})
     monkeypatch.setattr(places.ray, "cluster_resources", lambda: {"CPU": 2.0})
-    assert places.free() == {"CPU": 1.1}
+    assert places.free_resources() == {"CPU": 1.1}

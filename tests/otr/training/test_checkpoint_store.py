@@ -9,7 +9,7 @@ import pytest
 from fsspec.spec import AbstractFileSystem
 
 from otr.loop.checkpoint import STATE, TRAINER, checkpoint_name
-from otr.training.checkpoint_store import best, drop_old, settle, there
+from otr.training.checkpoint_store import best_checkpoint, drop_old, list_checkpoints, recover
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_the_newest_whole_one_is_found(store: AbstractFileSystem) -> None:
     save(store, "step-000008")
     store.rm(f"/run/step-000008/{TRAINER}/{STATE}")
     save(store, ".step-000010")  # half-written
-    found, notes = settle("memory://run")
+    found, notes = recover("memory://run")
     assert found == "step-000004"
     assert "step-000008 is incomplete" in notes[0] and "is not as it was" in notes[1]
     left = sorted(path.rpartition("/")[2] for path in store.ls("/run", detail=False))
@@ -48,9 +48,9 @@ def test_the_newest_whole_one_is_found(store: AbstractFileSystem) -> None:
 
 
 def test_there_is_none(store: AbstractFileSystem) -> None:
-    assert settle("memory://run") == (None, [])
+    assert recover("memory://run") == (None, [])
     save(store, "step-000002", b"")
-    found, [note] = settle("memory://run")
+    found, [note] = recover("memory://run")
     assert found is None and "step-000002/model.safetensors is not as it was written" in note
 
 
@@ -74,7 +74,7 @@ def test_the_last_two_stay_and_the_best(store: AbstractFileSystem) -> None:
     drop_old("memory://run")
     assert left(store) == [4, 8, 10, 12]
     store.rm("/run/step-000012", recursive=True)
-    assert best("memory://run") == "step-000004"
+    assert best_checkpoint("memory://run") == "step-000004"
 
 
 def test_steps_are_numbers(store: AbstractFileSystem) -> None:
@@ -82,7 +82,7 @@ def test_steps_are_numbers(store: AbstractFileSystem) -> None:
         measure(store, step, ranks=2)
     drop_old("memory://run")
     assert left(store) == [1_000_000, 1_000_001]
-    assert best("memory://run") is None
+    assert best_checkpoint("memory://run") is None
 
 
 def test_where_the_storage_can_t_be_read_all_stay(
@@ -121,6 +121,6 @@ def test_a_removal_that_is_cut_off_leaves_no_checkpoint(
         patch.setattr(type(fs), "rm", fail)
         with pytest.raises(OSError, match="power"):
             drop_old(str(tmp_path))
-    assert there(str(tmp_path)) == ["step-000004", "step-000006"]
-    settle(str(tmp_path))
+    assert list_checkpoints(str(tmp_path)) == ["step-000004", "step-000006"]
+    recover(str(tmp_path))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000004", "step-000006"]

@@ -50,7 +50,7 @@ def write(path: Path, count: int) -> None:
 
 def made(config: DataConfig, model: ModelConfig, part: int = 0, batch: int = 0) -> dict[str, Any]:
     """What a task of Ray Data makes, from a place on."""
-    parts = corpus._parts(corpus.pieces(config.paths))
+    parts = corpus._parts(corpus.list_chunks(config.paths))
     task = {"part": np.arange(part, len(parts))}
     return joined(corpus._read_and_pack(task, parts, (part, batch), config, model))
 
@@ -131,7 +131,7 @@ def test_what_could_not_be_read_or_was_left_half_way_is_not_kept(files, model, t
     bad = tmp_path / "bad.jsonl.gz"
     bad.write_bytes(b"\x1f\x8b no gzip")
     made(DataConfig((str(bad),), sequence_length=32), model)
-    parts = corpus._parts(corpus.pieces(files.paths))
+    parts = corpus._parts(corpus.list_chunks(files.paths))
     some = corpus._read_and_pack({"part": np.arange(1)}, parts, (0, 0), files, model)
     next(some)
     some.close()
@@ -180,7 +180,7 @@ def test_what_nobody_used_for_a_day_makes_room(files, model, monkeypatch, tmp_pa
 
 
 def test_what_changes_while_it_is_made_is_not_kept(files, model, tmp_path) -> None:
-    parts = corpus._parts(corpus.pieces(files.paths))
+    parts = corpus._parts(corpus.list_chunks(files.paths))
     blocks = corpus._read_and_pack({"part": np.arange(1)}, parts, (0, 0), files, model)
     next(blocks)
     append(Path(files.paths[0]) / "a.jsonl", "\n")
@@ -200,7 +200,7 @@ def test_a_data_set_of_the_hub_goes_by_its_commit(files, model) -> None:
     script = (
         "from otr.config import *; from otr.training import packed_cache, sources;"
         f"model = ModelConfig({model.path!r}); config = DataConfig(('x',), sequence_length=32);"
-        "part = [sources.Piece('hub', 'hf:group/rows', 0, 2, 'train')];"
+        "part = [sources.SourceChunk('hub', 'hf:group/rows', 0, 2, 'train')];"
         "print(packed_cache.place_of(part, config, model))"
     )
 

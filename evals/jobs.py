@@ -9,13 +9,14 @@ import dataclasses
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evals import prompts
 from evals.benchmark import Benchmark
+from evals.files import digest
 from evals.prompts import Prompts
 from evals.serving.requests import Place
 
@@ -107,12 +108,3 @@ def _weights(model_dir: Path) -> list[Path]:
         base = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path") or ""
         files += Path(base).glob("*.safetensors") if Path(base).is_dir() else []
     return files
-
-
-def digest(paths: Iterable[Path]) -> str:
-    """SHA-256 over names and contents."""
-    total = hashlib.sha256()
-    for path in sorted(paths):
-        with path.open("rb") as file:
-            total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()

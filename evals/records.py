@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from evals.files import replacing
 from evals.serving.requests import Completion, Place
 
 _TEXTS = ("id", "subject", "prompt", "rendered", "answer", "text", "finish_reason", "extracted")
@@ -109,9 +109,8 @@ class Journal:
 
 def write_answers(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write the rows as Parquet, whole or not at all."""
-    partial = partial_of(path)
-    pq.write_table(pa.Table.from_pylist(list(rows), SCHEMA), partial, compression="zstd")
-    partial.replace(path)
+    with replacing(path) as partial:
+        pq.write_table(pa.Table.from_pylist(list(rows), SCHEMA), partial, compression="zstd")
 
 
 def read_answers(path: Path) -> list[dict[str, Any]]:
@@ -138,11 +137,6 @@ def read_verdicts(path: Path) -> Verdicts:
     means = tuple(sum(verdicts) / len(verdicts) for verdicts in given.values())
     named = tuple(subject for subject in subjects.values() if subject is not None)
     return Verdicts(tuple(given), means, named)
-
-
-def partial_of(path: Path) -> Path:
-    """Where a file is written before it takes its place."""
-    return path.with_name(f"{path.name}.{os.getpid()}.partial")
 
 
 def _table(path: Path, columns: list[str]) -> pa.Table:

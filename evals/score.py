@@ -22,9 +22,10 @@ import numpy as np
 
 from evals import jobs
 from evals.benchmark import Benchmark, Decoding, TaskScore
+from evals.files import write_json
 from evals.grading.answers import graders
 from evals.jobs import Job
-from evals.records import Journal, partial_of, write_answers
+from evals.records import Journal, write_answers
 from evals.serving.requests import Completion, Done, Place
 from evals.statistics.estimates import further, interval
 
@@ -134,7 +135,7 @@ def _run(
         (folder / f"{name}.json").unlink(missing_ok=True)  # it would vouch for other answers
         write_answers(folder / f"{name}.parquet", _rows(job, answered))
         summary = {"identity": job.identity, "score": dataclasses.asdict(result)}
-        _write(folder / f"{name}.json", json.dumps(summary, indent=2) + "\n")
+        write_json(folder / f"{name}.json", summary)
         journal.remove()
     return result
 
@@ -246,10 +247,3 @@ def _stored(job: Job, folder: Path | None) -> TaskScore | None:
         return None
     summary = json.loads(path.read_text(encoding="utf-8"))
     return TaskScore(**summary["score"]) if summary["identity"] == job.identity else None
-
-
-def _write(path: Path, text: str) -> None:
-    """Write all or nothing."""
-    partial = partial_of(path)
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

@@ -7,7 +7,6 @@ strings and the answer rule that go with `Item.completion`, and `SHOTS`, where i
 """
 
 import dataclasses
-import difflib
 import importlib
 import os
 import pkgutil
@@ -17,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 
 from evals.benchmark import Benchmark
+from evals.hints import nearest_name
 from evals.tasks import _class, _own
 
 FOLDER_VARIABLE = "OTR_BENCHMARKS"
@@ -70,9 +70,9 @@ def _published(name: str, samples: str, directory: Path | None) -> Benchmark:
     task = name.removesuffix("-base")
     if task not in names():
         suffix = name[len(task) :] + (f"@{samples}" if samples else "")
-        near = difflib.get_close_matches(task, names(), n=1, cutoff=0)
+        near = nearest_name(task, names())
         raise ValueError(
-            f'unknown benchmark "{name}"; did you mean "{near[0]}{suffix}"? '
+            f'unknown benchmark "{name}"; did you mean "{near}{suffix}"? '
             f'Known: {", ".join(names())}, and "file:PATH.jsonl" or "class:MODULE:CLASS" for your '
             "own"
         )

@@ -13,7 +13,7 @@ from threading import RLock
 from typing import TYPE_CHECKING, cast
 
 from evals.benchmark import Benchmark, TaskScore
-from evals.jobs import digest
+from evals.files import digest
 from evals.score import Progress, ServesModels, score
 from evals.serving import adapters
 from pipelines.config.presets import SweepConfig

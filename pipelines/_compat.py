@@ -36,8 +36,8 @@ def autoscaler_status() -> AutoscalerStatus | None:
     from ray.autoscaler._private.commands import debug_status
 
     text = debug_status(
-        internal_kv_get(ray_constants.DEBUG_AUTOSCALING_STATUS),
-        internal_kv_get(ray_constants.DEBUG_AUTOSCALING_ERROR),
+        internal_kv_get(ray_constants.DEBUG_AUTOSCALING_STATUS) or b"",
+        internal_kv_get(ray_constants.DEBUG_AUTOSCALING_ERROR) or b"",
         verbose=True,
         address=ray.get_runtime_context().gcs_address,
     )

@@ -1,119 +1,119 @@
-"""Room for a run on a cluster that grows: asked for, waited for, or missed in one clear line.
+"""Wait for the nodes that an autoscaling cluster adds.
 
-In: what must fit at the same time, as a list of bundles {resource: amount}. Out: nothing, once the
-cluster's nodes hold it; a ValueError with what the autoscaler says where they never do. A cluster
-that does not grow is left to the checks that follow.
+A need is a list of bundles ({resource: amount}) that must fit on the cluster at the same time. On a
+cluster that does not grow nothing here waits or fails: the checks that follow count its resources.
 """
 
-import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from threading import Event, Thread
 
 import ray
 
+from pipelines._compat import AutoscalerStatus, autoscaler_status
 from pipelines.config.presets import SweepConfig
 from pipelines.runtime import console
 from tuning.resources import Bundle, trial_resources
 
 WAIT_SECONDS = 1200
-"""For a node: a cloud's to boot and to install the packages, or a spot market to have one."""
-_LOOK_SECONDS = 1.0
-_WISH_SECONDS = 20.0
-_QUIET_SECONDS = 60  # an autoscaler that says nothing for so long won't bring anything
+"""Longest wait for nodes: a cloud has to boot them and install packages, or find spot capacity."""
+_POLL_SECONDS = 1.0
+_REQUEST_PAUSE_SECONDS = 20.0
+_IDLE_SECONDS = 60  # an autoscaler that reports nothing for so long won't add a node
 
 
-def of_engine(config: SweepConfig) -> list[Bundle]:
-    """What the engine's replicas take."""
+def engine_bundles(config: SweepConfig) -> list[Bundle]:
+    """Return what the engine's replicas need: one bundle per replica."""
     return [{"CPU": 1, "GPU": config.engine.gpus}] * config.engine.least_replicas
 
 
-def of_sweep(config: SweepConfig) -> tuple[list[Bundle], list[Bundle]]:
-    """Of one trial, and of the engine, which may come after."""
-    return trial_resources(config.train.workers), of_engine(config)
+def sweep_needs(config: SweepConfig) -> tuple[list[Bundle], list[Bundle]]:
+    """Return what one trial needs, and what the engine needs; they may run one after the other."""
+    return list(trial_resources(config.train.workers)), engine_bundles(config)
 
 
-def wait(*needs: Sequence[Bundle]) -> None:
-    """Wait until each of `needs` fits on the nodes that are alive, the others aside.
+def wait_for_nodes(*needs: Sequence[Bundle]) -> None:
+    """Wait until each need on its own fits on the nodes that are alive.
 
     Raises:
-        ValueError: the autoscaler has not brought the nodes within `WAIT_SECONDS`.
+        ValueError: the autoscaler did not add the nodes within `WAIT_SECONDS`.
     """
     if all(map(fits, needs)):
         return
     with console.stage("nodes") as stage:
         for need in needs:
-            with _asked_for(need):
+            with _requested(need):
                 _wait_for(need, stage)
-        stage.say(f"{sum(node['Alive'] for node in ray.nodes())} are there")
+        stage.say(f"{sum(node['Alive'] for node in ray.nodes())} nodes are alive")
 
 
 def _wait_for(need: Sequence[Bundle], stage: console.Stage) -> None:
-    began = busy = time.monotonic()
+    start = last_activity = time.monotonic()
     while not fits(need):
-        said, now = _autoscaler(), time.monotonic()
-        if not (said.grows if said else now - began < _QUIET_SECONDS):
+        status, now = autoscaler_status(), time.monotonic()
+        if not (_may_add_nodes(status) if status else now - start < _IDLE_SECONDS):
             return
-        if said and said.words:
-            busy = now
-        told = (said and said.words) or "nothing is on its way"
-        if now - began > WAIT_SECONDS or now - busy > _QUIET_SECONDS:
+        messages = status.messages if status else ()
+        if messages:
+            last_activity = now
+        report = "; ".join(messages) or "no node is starting"
+        if now - start > WAIT_SECONDS or now - last_activity > _IDLE_SECONDS:
             raise ValueError(
-                f"no room for {_shown(need)} after {now - began:.0f} s; the autoscaler: {told}; "
-                "allow more nodes, or nodes of another type or zone, in the cluster's file, or ask "
-                "for less (--train.workers, --engine): the same command again goes on from here"
+                f"the cluster has no nodes for {_formatted(need)} after {now - start:.0f} s; the "
+                f"autoscaler reports: {report}; allow more nodes, or another node type or zone, in "
+                "the cluster file, or use fewer resources (--train.workers, --engine); then repeat "
+                "the same command to resume"
             )
-        stage.say(f"waiting for {_shown(need)}; {told}")
-        time.sleep(_LOOK_SECONDS)
+        stage.say(f"waiting for {_formatted(need)}; {report}")
+        time.sleep(_POLL_SECONDS)
 
 
 @contextmanager
-def growing(config: SweepConfig) -> Iterator[None]:
-    """While the body runs, bring nodes until as many trials have room as may run at once.
+def scale_up_for_trials(config: SweepConfig) -> Iterator[None]:
+    """While the body runs, make the cluster grow until all concurrent trials fit.
 
-    Trials begin only where there is room, so the autoscaler would see no need for more of it.
+    Tune starts a trial only where resources are free, so without this request the autoscaler sees
+    no demand for more nodes.
     """
     most = min(len(config.trials), config.search.max_concurrent or len(config.trials))
-    ended = Event()
-    thread = Thread(
-        target=_wish, args=(trial_resources(config.train.workers), most, ended), daemon=True
-    )
+    trial = trial_resources(config.train.workers)
+    done = Event()
+    thread = Thread(target=_request_until_fits, args=(trial, most, done), daemon=True)
     thread.start()
     try:
         yield
     finally:
-        ended.set()
+        done.set()
         thread.join()
 
 
-def _wish(trial: Sequence[Bundle], most: int, ended: Event) -> None:
-    """One placement group after the other, each given up as soon as it is granted.
+def _request_until_fits(trial: Sequence[Bundle], most: int, done: Event) -> None:
+    """Request one placement group after another; release each as soon as it is granted.
 
-    Unlike a request to the autoscaler it ends with this process, however that ends, and is not
-    replaced by a request of Ray Data.
+    Placement groups, unlike `request_resources`, end with this process however it ends, and Ray
+    Data does not overwrite them.
     """
     from ray.util import placement_group, remove_placement_group
 
     try:
-        said = _autoscaler()
-        if said is None or not said.brings_more:
+        status = autoscaler_status()
+        if status is None or not _adds_nodes(status):
             return
-        while not fits(trial * most) and not ended.is_set():
-            group = placement_group(_asked(trial))
+        while not fits(list(trial) * most) and not done.is_set():
+            group = placement_group(_without_zeros(trial))
             try:
-                while not group.wait(0) and not ended.wait(_LOOK_SECONDS):
+                while not group.wait(0) and not done.wait(_POLL_SECONDS):
                     pass
             finally:
                 remove_placement_group(group)
-            ended.wait(_WISH_SECONDS)  # for trials to take what has come
-    except Exception:  # the sweep goes on with the nodes that it has, or meets it again
+            done.wait(_REQUEST_PAUSE_SECONDS)  # trials take the new resources meanwhile
+    except Exception:  # the sweep continues on the present nodes, or fails with the same error
         return
 
 
 def fits(need: Sequence[Bundle]) -> bool:
-    """Whether the nodes that are alive hold the bundles, the largest first, were they empty."""
+    """Return whether the nodes that are alive could hold all bundles if they were idle."""
     free = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
     for bundle in sorted(need, key=lambda b: (b.get("GPU", 0), b.get("CPU", 0)), reverse=True):
         for node in free:
@@ -127,64 +127,40 @@ def fits(need: Sequence[Bundle]) -> bool:
 
 
 @contextmanager
-def _asked_for(need: Sequence[Bundle]) -> Iterator[None]:
-    """Ask the autoscaler for it meanwhile; a wish that stays would keep idle nodes for ever."""
+def _requested(need: Sequence[Bundle]) -> Iterator[None]:
+    """Request `need` from the autoscaler while the body runs.
+
+    A request that stayed would keep idle nodes alive for ever.
+    """
     from ray.autoscaler.sdk import request_resources
 
-    request_resources(bundles=_asked(need))
+    request_resources(bundles=_without_zeros(need))
     try:
         yield
     finally:
         request_resources(bundles=[])
 
 
-def _asked(need: Sequence[Bundle]) -> list[dict[str, float]]:
-    """As Ray takes it: no zeros."""
+def _without_zeros(need: Sequence[Bundle]) -> list[dict[str, float]]:
+    """Return the bundles without zero amounts, which Ray rejects."""
     return [{kind: amount for kind, amount in bundle.items() if amount} for bundle in need]
 
 
-@dataclass(frozen=True)
-class _Said:
-    """What the autoscaler says of itself."""
-
-    grows: bool
-    """Or may: it does not tell of nodes that people started."""
-    brings_more: bool
-    """It has brought a node, and not as one of a fixed number of hosts."""
-    words: str
-    """Nodes on their way, and what failed lately."""
+def _may_add_nodes(status: AutoscalerStatus) -> bool:
+    """Return False if people started the nodes: those have no type and are listed by their id."""
+    return not any(kind.startswith("node_") for kind in status.active_types)
 
 
-def _autoscaler() -> _Said | None:
-    """The report that `ray status` prints; None while there is none."""
-    from ray._private import ray_constants as keys
-    from ray.autoscaler._private.commands import debug_status
-    from ray.experimental.internal_kv import _internal_kv_get as get
-
-    report = debug_status(
-        get(keys.DEBUG_AUTOSCALING_STATUS),
-        get(keys.DEBUG_AUTOSCALING_ERROR),
-        verbose=True,
-        address=ray.get_runtime_context().gcs_address,
-    )
-    parts = re.search(r"Active:\n(.*?)Pending:\n(.*?)Recent failures:\n(.*?)\n\n", report, re.S)
-    if parts is None:
-        return None
-    active, pending, failures = parts.groups()
-    kinds = set(re.findall(r"^ \d+ (\S+)", active, re.M))
-    # Where nobody but people starts nodes, they have no type, and are named by their id.
-    grows = not any(kind.startswith("node_") for kind in kinds)
-    brings_more = grows and bool(kinds) and "local.cluster.node" not in kinds
-    lines = [re.sub(r" \(latest_attempt: \S+\)", "", s) for s in (pending + failures).splitlines()]
-    told = dict.fromkeys(" ".join(line.split()).removesuffix(" -") for line in lines)
-    words = "; ".join(line for line in told if line and not line.startswith("(no "))
-    return _Said(grows, brings_more, words)
+def _adds_nodes(status: AutoscalerStatus) -> bool:
+    """Return whether the autoscaler has added a node that is not one of a fixed list of hosts."""
+    types = status.active_types
+    return bool(types) and _may_add_nodes(status) and "local.cluster.node" not in types
 
 
-def _shown(need: Sequence[Bundle]) -> str:
-    """The bundles, equal ones together: 2 x (CPU 1, GPU 1) and 1 x (CPU 0.91)."""
-    words = [
+def _formatted(need: Sequence[Bundle]) -> str:
+    """Return the bundles as text, equal ones counted: 2 x (CPU 1, GPU 1) and 1 x (CPU 0.91)."""
+    bundles = [
         "(" + ", ".join(f"{kind} {amount:g}" for kind, amount in bundle.items() if amount) + ")"
         for bundle in need
     ]
-    return " and ".join(f"{words.count(word)} x {word}" for word in dict.fromkeys(words))
+    return " and ".join(f"{bundles.count(text)} x {text}" for text in dict.fromkeys(bundles))

@@ -1,8 +1,4 @@
-"""The Ray cluster that a run uses: the one at RAY_ADDRESS, or one of its own on this machine.
-
-In: how many logical CPUs the run needs and where logs go. Out: an initialised Ray while the body of
-`running` runs, with RAY_ADDRESS set so that every process of the run finds the same one.
-"""
+"""The Ray cluster of a run: the one at RAY_ADDRESS, or a local one that ends with the run."""
 
 import gc
 import logging
@@ -18,54 +14,58 @@ from typing import Any
 import psutil
 import ray
 
+from pipelines._compat import session_log_dir
 from pipelines.config.presets import SweepConfig
 from pipelines.runtime import autoscaling, console
-from pipelines.runtime.stopping import end_at_sigterm
+from pipelines.runtime.stopping import exit_at_sigterm
 from tuning.resources import Bundle, total_resources, trial_resources
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-_TRIAL_BYTES = 4 * 2**30  # the processes of a small trial
+_TRIAL_BYTES = 4 * 2**30  # memory of the processes of a small trial
 
 
 @contextmanager
-def running(logs: Path, cpus: int, *needs: Sequence[Bundle]) -> Iterator[None]:
-    """Connect to or start Ray; a cluster of its own is stopped afterwards, its logs kept in `logs`.
+def ray_session(logs: Path, cpus: int, *needs: Sequence[Bundle]) -> Iterator[None]:
+    """Connect to the cluster at RAY_ADDRESS, or start a local one, while the body runs.
+
+    RAY_ADDRESS is set meanwhile, so that every process of the run finds the same cluster. A local
+    cluster is stopped afterwards.
 
     Args:
-        logs: directory for the logs of Ray.
-        cpus: logical CPUs of a cluster of its own; see `places`.
-        needs: each of them must find room on the cluster at RAY_ADDRESS; see `capacity.wait`.
+        logs: directory for the driver's log and the logs of a local cluster.
+        cpus: logical CPUs of a local cluster; see `logical_cpus`.
+        needs: what must fit on the cluster at RAY_ADDRESS; see `autoscaling.wait_for_nodes`.
 
     Raises:
-        ValueError: RAY_ADDRESS names no cluster, or one of another version of Ray, or one that
-            does not grow to what is needed.
+        ValueError: no cluster answers at RAY_ADDRESS, it runs another version of Ray, or it does
+            not grow to what is needed.
     """
     address = os.environ.get("RAY_ADDRESS")
-    at_sigterm = signal.getsignal(signal.SIGTERM)
-    with _environment(), console.others_to(logs / "driver.log"):
+    sigterm_handler = signal.getsignal(signal.SIGTERM)
+    with _run_environment(), console.other_output_to(logs / "driver.log"):
         try:
             connect(address, cpus)
             os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
-            _to_file(logs / "driver.log")
-            end_at_sigterm()  # Ray's own way, set by `connect`, would leave Serve on a cluster
+            _ray_logs_to(logs / "driver.log")
+            # The handler that ray.init installs would leave Serve running on a cluster.
+            exit_at_sigterm()
             if address:
-                autoscaling.wait(*needs)
+                autoscaling.wait_for_nodes(*needs)
             yield
         finally:
-            session = ray._private.worker._global_node
-            folder = Path(session.get_logs_dir_path()) if session and not address else None
+            ray_logs = None if address else session_log_dir()
             _shut_down()
-            signal.signal(signal.SIGTERM, at_sigterm or signal.SIG_DFL)
-            if folder is not None:
+            signal.signal(signal.SIGTERM, sigterm_handler or signal.SIG_DFL)
+            if ray_logs is not None:
                 with suppress(OSError, shutil.Error):
-                    shutil.copytree(folder, logs / "ray", dirs_exist_ok=True)
+                    shutil.copytree(ray_logs, logs / "ray", dirs_exist_ok=True)
 
 
 def connect(address: str | None, cpus: int) -> None:
-    """`ray.init`, with errors that say what to do.
+    """Connect to the cluster at `address`, or start a local one with `cpus` logical CPUs.
 
     Raises:
-        ValueError: no cluster at `address`, or one of another version of Ray.
+        ValueError: no cluster answers at `address`, or it runs another version of Ray.
     """
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if not address:
@@ -82,37 +82,37 @@ def connect(address: str | None, cpus: int) -> None:
     except (ConnectionError, RuntimeError, ValueError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ValueError(
-            f"RAY_ADDRESS is {address}, but Ray {ray.__version__} can't use it "
+            f"RAY_ADDRESS is {address}, but Ray {ray.__version__} can't connect to it "
             f"({' '.join(lines[:7])[:300]}): start that version there, or unset RAY_ADDRESS"
         ) from error
 
 
 def _shut_down() -> None:
-    """`ray.shutdown`, without automatic garbage collection, in whatever thread, meanwhile.
+    """Call `ray.shutdown` with automatic garbage collection off in all threads.
 
-    A reference of Ray's that is collected when Ray's core has gone, and Python does not know it
-    yet, ends the process.
+    Ray's core ends the process if an object reference is collected after the core has stopped and
+    before Python has noticed.
     """
-    collects = gc.isenabled()
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         ray.shutdown()
     finally:
-        if collects:
+        if was_enabled:
             gc.enable()
 
 
-def places(config: SweepConfig) -> int:
-    """Logical CPUs of a cluster of its own: for as many trials at once as the machine is good for.
+def logical_cpus(config: SweepConfig) -> int:
+    """Return the logical CPUs for a local cluster: enough for the trials this machine can run.
 
-    They are places in a schedule, not cores.
+    They are slots of Ray's scheduler and may exceed the machine's cores.
     """
     trial = total_resources(trial_resources(config.train.workers))["CPU"]
-    return math.ceil(max(_at_once(config) * trial, config.engine.least_replicas + 1))
+    return math.ceil(max(_concurrent_trials(config) * trial, config.engine.least_replicas + 1))
 
 
-def _at_once(config: SweepConfig) -> int:
-    """Trials that this machine's cores and memory are enough for; at least one."""
+def _concurrent_trials(config: SweepConfig) -> int:
+    """Return how many trials this machine's cores and memory suffice for; at least one."""
     workers = config.train.workers
     cores = (os.cpu_count() or 1) // max(1, workers.count * workers.cpus)
     memory = psutil.virtual_memory().total // (_TRIAL_BYTES * workers.count)
@@ -120,19 +120,19 @@ def _at_once(config: SweepConfig) -> int:
 
 
 @contextmanager
-def _environment() -> Iterator[None]:
-    """What the processes of the run inherit; put back afterwards."""
+def _run_environment() -> Iterator[None]:
+    """Set the environment variables that the run's processes inherit; restore them afterwards."""
     path = os.environ.get("PYTHONPATH", "")
     if str(REPOSITORY) not in path.split(os.pathsep):
         path = os.pathsep.join(filter(None, [str(REPOSITORY), path]))
-    wanted = {
+    variables = {
         "PYTHONPATH": path,
         "RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0"),
-        "RAY_AIR_NEW_OUTPUT": "0",  # the new one prints a box, however silent it is asked to be
-        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # it would return as if the trials had ended
+        "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints a box even when verbosity is 0
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune's handler returns as if all trials had finished
     }
-    before = {key: os.environ.get(key) for key in [*wanted, "RAY_ADDRESS"]}
-    os.environ.update(wanted)
+    before = {key: os.environ.get(key) for key in [*variables, "RAY_ADDRESS"]}
+    os.environ.update(variables)
     try:
         yield
     finally:
@@ -143,8 +143,8 @@ def _environment() -> Iterator[None]:
                 os.environ[key] = value
 
 
-def _to_file(path: Path) -> None:
-    """Send what Ray says in this process to a file instead of the terminal."""
+def _ray_logs_to(path: Path) -> None:
+    """Send the log messages of Ray's libraries in this process to a file, not the terminal."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))

@@ -1,8 +1,7 @@
-"""What a run says on the terminal: one live line a stage, tables, one line for an error.
+"""What a run prints: one live line per stage, tables, and one line per error.
 
-In: texts. Out: stdout for results, stderr for the live line and errors. Without a terminal (a file,
-a CI job) a stage says a line when it begins to do something new, at most every half minute, and
-when it ends.
+Results go to stdout; stage lines, notes and errors go to stderr. When stderr is not a terminal (a
+file, a CI job), a stage prints its line at most every half minute, and once when it ends.
 """
 
 import sys
@@ -19,19 +18,19 @@ from rich.table import Table
 from rich.text import Text
 
 QUIET_SECONDS = 30
-_FILE_WIDTH = 160  # of a table that no terminal bounds
+_FILE_WIDTH = 160  # columns of a table that does not go to a terminal
 _out = Console(highlight=False, soft_wrap=True)
 _err = Console(highlight=False, soft_wrap=True, stderr=True)
 
 
 class Stage:
-    """A stage that is under way; `say` changes its line."""
+    """A stage in progress: its title and what it is doing."""
 
     def __init__(self, title: str) -> None:
         self.title, self.detail = title, ""
         self.done = True
-        """Whether its mark is ✓ when it ends without an error; else ~."""
-        self.began = self._said = time.monotonic()
+        """Whether the stage, if it ends without an exception, is marked ✓ rather than ~."""
+        self.began = self._printed = time.monotonic()
         self._live: Live | None = None
         if _err.is_terminal:
             spinner = Spinner("dots", self._line())
@@ -44,8 +43,8 @@ class Stage:
         self.detail = detail
         if self._live is not None:
             self._live.update(Spinner("dots", self._line()))
-        elif time.monotonic() - self._said > QUIET_SECONDS:
-            self._said = time.monotonic()
+        elif time.monotonic() - self._printed > QUIET_SECONDS:
+            self._printed = time.monotonic()
             _err.print(self._line())
 
     def _line(self) -> Text:
@@ -58,7 +57,7 @@ class Stage:
 
 @contextmanager
 def stage(title: str, detail: str = "") -> Iterator[Stage]:
-    """Show a line while the body runs; it stays, with its time, when the body has ended."""
+    """Show a live line while the body runs; print it with its duration when the body has ended."""
     shown = Stage(title)
     shown.say(detail)
     try:
@@ -74,38 +73,39 @@ def stage(title: str, detail: str = "") -> Iterator[Stage]:
 
 
 @contextmanager
-def others_to(log: Path) -> Iterator[None]:
-    """While the body runs, send what others print in this process to a file."""
+def other_output_to(log: Path) -> Iterator[None]:
+    """Append to `log` what other libraries print in this process while the body runs."""
     log.parent.mkdir(parents=True, exist_ok=True)
     _out.file, _err.file = sys.stdout, sys.stderr
     try:
         with log.open("a", buffering=1) as file, redirect_stdout(file), redirect_stderr(file):
             yield
     finally:
-        _out.file = _err.file = None  # type: ignore[assignment]  # again what sys.stdout is then
+        # With None rich looks up sys.stdout at each print again.
+        _out.file = _err.file = None  # type: ignore[assignment]
 
 
 def note(text: str) -> None:
-    """A line on stderr that stays, above the live one."""
+    """Print a line on stderr that stays, above the live one."""
     _err.print(Text(text))
 
 
 def say(text: str) -> None:
-    """A line of the result."""
+    """Print a line of the result on stdout."""
     _out.print(text, markup=False)
 
 
 def error(text: str) -> None:
-    """One line on stderr."""
+    """Print an error as one line on stderr."""
     _err.print(Text.assemble(("error: ", "bold red"), " ".join(text.split())))
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
-    """A table; columns after the first are aligned to the right when they hold figures."""
+    """Print a table on stdout; columns of numbers, except the first, are aligned to the right."""
     shown = Table(title=title or None, title_justify="left", header_style="bold", box=None)
     for i, column in enumerate(columns):
-        figures = i > 0 and all(row[i][:1].isdigit() or row[i] in ("", "-") for row in rows)
-        justify: Literal["right", "left"] = "right" if figures else "left"
+        numbers = i > 0 and all(row[i][:1].isdigit() or row[i] in ("", "-") for row in rows)
+        justify: Literal["right", "left"] = "right" if numbers else "left"
         shown.add_column(column, justify=justify, overflow="fold", no_wrap=i == 0)
     for row in rows:
         shown.add_row(*(Text(cell) for cell in row))

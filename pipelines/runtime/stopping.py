@@ -1,7 +1,8 @@
-"""SIGTERM, as a preempted machine or a job's owner sends it: save, then end.
+"""Clean stop at SIGTERM, which a scheduler sends before it preempts a machine or ends a job.
 
-In: the file that tells the workers to stop. Out: exit code 143 once every trial has saved; the same
-command goes on from there. Where nothing trains: once vLLM and Ray have ended.
+While trials train, SIGTERM makes each save a checkpoint before the process exits; otherwise the
+process shuts down vLLM and Ray and exits. The exit code is 143 in both cases, and the same command
+resumes the run.
 """
 
 import os
@@ -17,41 +18,43 @@ from pipelines.runtime import console
 EXIT_CODE = 128 + signal.SIGTERM
 
 
-def end_at_sigterm() -> None:
-    """From now on, SIGTERM ends the process as an error would, so that what it began ends too.
+def exit_at_sigterm() -> None:
+    """Raise SystemExit at SIGTERM from now on, so that open contexts shut down what they started.
 
-    That takes a while, in which another one changes nothing.
+    Shutting down takes a while; further SIGTERMs are ignored meanwhile.
     """
 
-    def told(signum: int, frame: FrameType | None) -> None:
+    def on_sigterm(signum: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        os.write(2, b"told to stop: what was started is ended\n")
+        os.write(2, b"SIGTERM received: shutting down\n")
         sys.exit(EXIT_CODE)
 
-    signal.signal(signal.SIGTERM, told)
+    signal.signal(signal.SIGTERM, on_sigterm)
 
 
 @contextmanager
-def stops_at_sigterm(stop_file: Path) -> Iterator[None]:
-    """While the body runs, SIGTERM writes `stop_file` first; a second one leaves it at once.
+def save_at_sigterm(stop_file: Path) -> Iterator[None]:
+    """Create `stop_file`, which makes the trials save and stop, at a SIGTERM during the body.
+
+    A second SIGTERM raises SystemExit at once.
 
     Raises:
-        SystemExit: after the body, where there was one.
+        SystemExit: SIGTERM was received; raised when the body has ended.
     """
     stop_file.unlink(missing_ok=True)
 
-    def told(signum: int, frame: FrameType | None) -> None:
+    def on_sigterm(signum: int, frame: FrameType | None) -> None:
         if stop_file.exists():
             sys.exit(EXIT_CODE)
         stop_file.touch()
-        # Not by what may be writing at this moment.
-        os.write(2, b"told to stop: the trials save what they have; once more ends them at once\n")
+        # os.write, since the signal may interrupt a write of the console.
+        os.write(2, b"SIGTERM received: saving all trials; a second SIGTERM stops at once\n")
 
-    before = signal.signal(signal.SIGTERM, told)
+    before = signal.signal(signal.SIGTERM, on_sigterm)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
     if stop_file.exists():
-        console.note("stopped: the same command goes on from here")
+        console.note("stopped: repeat the same command to resume")
         sys.exit(EXIT_CODE)

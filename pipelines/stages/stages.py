@@ -18,7 +18,7 @@ from pipelines.checks import machine
 from pipelines.config.presets import SweepConfig
 from pipelines.config.resolve import load_benchmarks, local_model
 from pipelines.runtime import console
-from pipelines.runtime.stopping import stops_at_sigterm
+from pipelines.runtime.stopping import save_at_sigterm
 from pipelines.stages import contamination
 from pipelines.stages.contamination import Overlap
 from pipelines.stages.scoring import Scorer
@@ -69,7 +69,7 @@ def train(
     if len(ray.nodes()) > 1:
         machine.cluster(config)
     stop_file = directory / "stop"
-    with stops_at_sigterm(stop_file), console.stage("train") as stage:
+    with save_at_sigterm(stop_file), console.stage("train") as stage:
         results = sweep.run(
             config.train,
             config.trials,

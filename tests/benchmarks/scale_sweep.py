@@ -51,7 +51,9 @@ def main() -> None:
 def simulated(trials: int, concurrent: int, fresh: bool, directory: str) -> dict[str, Any]:
     """The figures of a sweep of so many trials."""
     config = sweep_config(Path(directory), chosen(trials))
-    places = math.ceil(concurrent * total_resources(trial_resources(config.train.workers))["CPU"])
+    logical_cpus = math.ceil(
+        concurrent * total_resources(trial_resources(config.train.workers))["CPU"]
+    )
     plain = tuning.sweep._tune_config
 
     def tune_config(*args: Any) -> tune.TuneConfig:
@@ -61,7 +63,7 @@ def simulated(trials: int, concurrent: int, fresh: bool, directory: str) -> dict
         in_place_of_vllm(),
         patch.object(tuning.sweep, "run_trial", run_trial),
         patch.object(tuning.sweep, "_tune_config", tune_config),
-        patch.object(cluster, "places", lambda _: places),
+        patch.object(cluster, "logical_cpus", lambda _: logical_cpus),
         watched(Path(config.output)) as spent,
     ):
         code = full_sweep.run(config)

@@ -1,6 +1,6 @@
-"""A run waits for the nodes that an autoscaler brings, and tells in a line why none comes.
+"""A run waits for the nodes that an autoscaler adds, and reports in one line why none comes.
 
-Ray's own autoscaler, with a cloud that has CPU nodes and no GPU node left.
+Uses Ray's own autoscaler with a pretend cloud that has CPU nodes but no GPU node left.
 """
 
 import time
@@ -11,6 +11,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util import placement_group, remove_placement_group
 
+from pipelines._compat import autoscaler_status, internal_kv_get
 from pipelines.config.presets import PRESETS
 from pipelines.runtime import autoscaling
 from tests.assets import pretend_cloud
@@ -20,12 +21,12 @@ pytestmark = pytest.mark.integration
 
 
 @pytest.fixture
-def growing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def growing_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     with pretend_cloud.head() as address:
         connect(address)
         try:
-            while autoscaling._autoscaler() is None:
+            while autoscaler_status() is None:
                 time.sleep(0.5)
             yield
         finally:
@@ -33,72 +34,73 @@ def growing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def connect(address: str) -> None:
-    late = time.monotonic() + 120
+    deadline = time.monotonic() + 120
     while True:
         try:
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
             return
         except (ConnectionError, RuntimeError, ValueError, TimeoutError, RayError):
-            if time.monotonic() > late:
+            if time.monotonic() > deadline:
                 raise
             time.sleep(1)
 
 
-def test_nodes_that_come_and_nodes_that_do_not(
-    growing: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+def test_waits_for_cpu_nodes_and_reports_missing_gpu_nodes(
+    growing_cluster: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    autoscaling.wait([{"CPU": 1}], [{"CPU": 1.5, "GPU": 0}])
+    autoscaling.wait_for_nodes([{"CPU": 1}], [{"CPU": 1.5, "GPU": 0}])
     assert ray.cluster_resources()["CPU"] == 2
-    assert autoscaling._autoscaler().grows
+    status = autoscaler_status()
+    assert status is not None and status.active_types >= {"cpu"}
 
     monkeypatch.setattr(autoscaling, "WAIT_SECONDS", 10)
-    with pytest.raises(ValueError, match=r"no room for 2 x \(CPU 1, GPU 1\) after \d+ s") as error:
-        autoscaling.wait([{"CPU": 1}], [{"CPU": 1, "GPU": 1}] * 2)
-    said = str(error.value)
-    assert f"gpu: InsufficientInstanceCapacity - {pretend_cloud.REASON}" in said
-    assert "in the cluster's file" in said and "\n" not in said
+    with pytest.raises(ValueError, match=r"no nodes for 2 x \(CPU 1, GPU 1\) after \d+ s") as error:
+        autoscaling.wait_for_nodes([{"CPU": 1}], [{"CPU": 1, "GPU": 1}] * 2)
+    message = str(error.value)
+    assert f"gpu: InsufficientInstanceCapacity - {pretend_cloud.REASON}" in message
+    assert "in the cluster file" in message and "\n" not in message
     assert "waiting for 2 x (CPU 1, GPU 1)" in capsys.readouterr().err
 
-    from ray.experimental.internal_kv import _internal_kv_get
-
-    assert _internal_kv_get("autoscaler_resource_request") == b"[]", "no wish stays behind"
+    assert internal_kv_get("autoscaler_resource_request") == b"[]", "a request stayed"
 
 
-def test_a_sweep_grows_to_its_trials(growing: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(autoscaling, "_WISH_SECONDS", 1)
-    config = PRESETS["debug"]()  # two trials, of 1.91 CPUs each
-    autoscaling.wait(*autoscaling.of_sweep(config))
+def test_cluster_grows_to_hold_all_concurrent_trials(
+    growing_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(autoscaling, "_REQUEST_PAUSE_SECONDS", 1)
+    config = PRESETS["debug"]()  # two trials of 1.91 CPUs each
+    autoscaling.wait_for_nodes(*autoscaling.sweep_needs(config))
     assert ray.cluster_resources()["CPU"] == 2
-    first = placement_group([{"CPU": 1}, {"CPU": 0.91}])  # as a trial that runs
+    first = placement_group([{"CPU": 1}, {"CPU": 0.91}])  # what a running trial holds
     assert first.wait(60)
-    with autoscaling.growing(config):
-        late = time.monotonic() + 120
+    with autoscaling.scale_up_for_trials(config):
+        deadline = time.monotonic() + 120
         while ray.cluster_resources()["CPU"] < 4:
-            assert time.monotonic() < late
+            assert time.monotonic() < deadline
             time.sleep(0.5)
     remove_placement_group(first)
-    late = time.monotonic() + 60
+    deadline = time.monotonic() + 60
     while ray.available_resources().get("CPU") != 4:
-        assert time.monotonic() < late, "no wish stays behind"
+        assert time.monotonic() < deadline, "a request stayed"
         time.sleep(0.5)
 
 
-def test_what_no_node_type_can_hold_is_told_soon(
-    growing: None, monkeypatch: pytest.MonkeyPatch
+def test_a_need_that_no_node_type_can_hold_fails_soon(
+    growing_cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(autoscaling, "_QUIET_SECONDS", 20)
-    with pytest.raises(ValueError, match=r"no room for 1 x \(CPU 100\).*nothing is on its way"):
-        autoscaling.wait([{"CPU": 100}])
+    monkeypatch.setattr(autoscaling, "_IDLE_SECONDS", 20)
+    with pytest.raises(ValueError, match=r"no nodes for 1 x \(CPU 100\).*no node is starting"):
+        autoscaling.wait_for_nodes([{"CPU": 100}])
 
 
-def test_a_cluster_that_does_not_grow_is_left_to_the_other_checks() -> None:
+def test_a_fixed_cluster_is_left_to_the_other_checks() -> None:
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
-        began = time.monotonic()
-        autoscaling.wait([{"CPU": 100}])
-        assert time.monotonic() - began < autoscaling._QUIET_SECONDS
+        start = time.monotonic()
+        autoscaling.wait_for_nodes([{"CPU": 100}])
+        assert time.monotonic() - start < autoscaling._IDLE_SECONDS
         config = PRESETS["debug"]()
-        autoscaling.wait(*autoscaling.of_sweep(config))
+        autoscaling.wait_for_nodes(*autoscaling.sweep_needs(config))
         assert autoscaling.fits(trial_resources(config.train.workers)) and autoscaling.fits([])
         assert not autoscaling.fits([{"CPU": 2}, {"CPU": 0.5}])
     finally:

@@ -14,7 +14,7 @@ SCRIPT = """
 import gc, sys, threading
 from pathlib import Path
 import ray
-from pipelines import cluster
+from pipelines.runtime import cluster
 
 def give_back(references):
     while references:
@@ -22,7 +22,7 @@ def give_back(references):
         cycle.append(cycle)
         sum(range(1000))
 
-with cluster.running(Path(sys.argv[1]), 1):
+with cluster.ray_session(Path(sys.argv[1]), 1):
     value = ray.put(0)
     references = [ray.ObjectRef(value.binary()) for _ in range(300_000)]
     gc.set_threshold(5)

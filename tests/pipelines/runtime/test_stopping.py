@@ -1,4 +1,4 @@
-"""SIGTERM where nothing trains: what was begun is ended, however often it comes."""
+"""SIGTERM while nothing trains: open contexts shut down, and further SIGTERMs change nothing."""
 
 import subprocess
 import sys
@@ -7,20 +7,20 @@ from tests.assets.newcomer import REPOSITORY
 
 PROGRAM = """
 import os, signal
-from pipelines.stopping import end_at_sigterm
-end_at_sigterm()
+from pipelines.runtime.stopping import exit_at_sigterm
+exit_at_sigterm()
 try:
     os.kill(os.getpid(), signal.SIGTERM)
-    print("went on")
+    print("still running")
 finally:
     os.kill(os.getpid(), signal.SIGTERM)
-    print("ended what was begun")
+    print("shut down")
 """
 
 
-def test_a_second_signal_does_not_cut_the_end_short() -> None:
+def test_a_second_sigterm_does_not_interrupt_the_shutdown() -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], capture_output=True, text=True, cwd=REPOSITORY, check=False
     )
-    assert done.returncode == 143 and done.stdout == "ended what was begun\n"
-    assert done.stderr == "told to stop: what was started is ended\n"
+    assert done.returncode == 143 and done.stdout == "shut down\n"
+    assert done.stderr == "SIGTERM received: shutting down\n"

@@ -18,7 +18,7 @@ from evals import prompts
 from evals.benchmark import Benchmark
 from evals.files import digest
 from evals.prompts import Prompts
-from evals.serving.requests import Place
+from evals.serving.requests import SampleKey
 
 if TYPE_CHECKING:
     from evals.settings import EngineSettings
@@ -36,7 +36,7 @@ class Job:
     """Scores with an equal one are the same scores."""
 
     @property
-    def places(self) -> list[Place]:
+    def places(self) -> list[SampleKey]:
         """Every sample of every item, in order."""
         samples = self.benchmark.decoding.num_samples
         return [(i, s) for i in range(len(self.benchmark.items)) for s in range(samples)]

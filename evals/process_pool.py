@@ -21,7 +21,7 @@ class Worker(Protocol):
 P = TypeVar("P", bound=Worker)
 
 
-class Spares(Generic[P]):
+class ProcessPool(Generic[P]):
     """Safe to use from several threads, and after a fork."""
 
     def __init__(self, start: Callable[..., P]) -> None:
@@ -31,7 +31,7 @@ class Spares(Generic[P]):
         self._lock = threading.Lock()
 
     @contextmanager
-    def borrowed(self, *arguments: Any) -> Iterator[P]:
+    def borrow(self, *arguments: Any) -> Iterator[P]:
         """One that was started with these arguments; ended if the body raises."""
         worker = self._taken(arguments) or self._start(*arguments)
         try:

@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from evals.files import replacing
-from evals.serving.requests import Completion, Place
+from evals.serving.requests import Completion, SampleKey
 
 _TEXTS = ("id", "subject", "prompt", "rendered", "answer", "text", "finish_reason", "extracted")
 SCHEMA = pa.schema(
@@ -87,9 +87,9 @@ class Journal:
         self._file.write(line)
         self._file.flush()  # the kernel has it: it outlives this process
 
-    def _read(self, head: bytes) -> tuple[dict[Place, Completion], int]:
+    def _read(self, head: bytes) -> tuple[dict[SampleKey, Completion], int]:
         """The samples of this job, and how many bytes of the file are whole lines of it."""
-        finished: dict[Place, Completion] = {}
+        finished: dict[SampleKey, Completion] = {}
         lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
         if lines[:1] != [head]:
             return finished, 0

@@ -26,7 +26,7 @@ from evals.files import write_json
 from evals.grading.answers import graders
 from evals.jobs import Job
 from evals.records import Journal, write_answers
-from evals.serving.requests import Completion, Done, Place
+from evals.serving.requests import Completion, Done, SampleKey
 from evals.statistics.estimates import further, interval
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ Progress = Callable[[str, int, int], None]
 """Called with a benchmark's name, its finished samples, and all of its samples."""
 
 
-class ServesModels(Protocol):
+class ModelServer(Protocol):
     """What scoring needs of an engine; `evals.serving.engine.Engine` has it."""
 
     settings: EngineSettings
@@ -53,7 +53,7 @@ class ServesModels(Protocol):
         stop_token_ids: Sequence[int] = (),
         seeds: Sequence[str] | None = None,
         done: Done | None = None,
-        skip: Collection[Place] = (),
+        skip: Collection[SampleKey] = (),
     ) -> list[list[Completion | None]]:
         """Draw `decoding.num_samples` completions of each prompt, but for those in `skip`.
 
@@ -66,13 +66,13 @@ class ServesModels(Protocol):
 class _Answered:
     """All samples of a job, graded."""
 
-    samples: dict[Place, Completion]
+    samples: dict[SampleKey, Completion]
     correct_IS: np.ndarray
     extracted: list[list[str]] | None = field(default=None)
 
 
 def score(
-    engine: Callable[[], ServesModels],
+    engine: Callable[[], ModelServer],
     settings: EngineSettings,
     model_dir: str | Path,
     benchmarks: Sequence[Benchmark],
@@ -100,7 +100,7 @@ def score(
     """
     path = Path(model_dir).absolute()
 
-    def serving() -> ServesModels:
+    def serving() -> ModelServer:
         found = engine()
         same = dataclasses.replace(found.settings, num_replicas=settings.num_replicas) == settings
         assert same, "scores would be stored under other settings"
@@ -119,7 +119,7 @@ def score(
 
 
 def _run(
-    engine: Callable[[], ServesModels], job: Job, folder: Path | None, progress: Progress
+    engine: Callable[[], ModelServer], job: Job, folder: Path | None, progress: Progress
 ) -> TaskScore:
     name = job.benchmark.name
     journal = None
@@ -141,13 +141,13 @@ def _run(
 
 
 def _answered(
-    engine: Callable[[], ServesModels], job: Job, journal: Journal | None, progress: Progress
+    engine: Callable[[], ModelServer], job: Job, journal: Journal | None, progress: Progress
 ) -> _Answered:
     """Every sample, graded while the next ones are generated."""
     benchmark = job.benchmark
-    samples: dict[Place, Completion] = {}
+    samples: dict[SampleKey, Completion] = {}
     with graders() as pool:
-        verdicts: dict[Place, Future[bool]] = {}
+        verdicts: dict[SampleKey, Future[bool]] = {}
 
         def take(index: int, sample: int, completion: Completion) -> None:
             samples[index, sample] = completion
@@ -165,7 +165,7 @@ def _answered(
 
 
 def _generate(
-    engine: Callable[[], ServesModels],
+    engine: Callable[[], ModelServer],
     job: Job,
     journal: Journal | None,
     take: Done,

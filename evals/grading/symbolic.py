@@ -16,7 +16,7 @@ import sys
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 
-from evals.process_pool import Spares
+from evals.process_pool import ProcessPool
 
 CPU_SECONDS = 5
 WALL_SECONDS = 120.0
@@ -32,7 +32,7 @@ def equal(gold: str, prediction: str) -> bool:
         RuntimeError: a worker process does not start (math-verify missing, for example).
     """
     try:
-        with _workers.borrowed() as worker:
+        with _workers.borrow() as worker:
             return worker.ask(gold, prediction)
     except (EOFError, ConnectionError, TimeoutError):
         return False  # over its limits, or brought down by the expression
@@ -75,7 +75,7 @@ class _Worker:
         self.process.wait()
 
 
-_workers = Spares(_Worker)
+_workers = ProcessPool(_Worker)
 
 
 def _serve(descriptor: int) -> None:

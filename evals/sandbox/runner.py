@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from evals.process_pool import Spares
+from evals.process_pool import ProcessPool
 from evals.sandbox import child
 from evals.sandbox import server as sandbox_server
 
@@ -160,7 +160,7 @@ class _Server:
         self._process.wait()
 
 
-_servers = Spares(_Server)
+_servers = ProcessPool(_Server)
 
 
 def _verdict(limits: Sequence[float], streams: Sequence[IO[bytes]]) -> str:
@@ -173,7 +173,7 @@ def _verdict(limits: Sequence[float], streams: Sequence[IO[bytes]]) -> str:
     ) as home:
         try:
             command = (sys.executable, *flags, "-c", SERVER, folder, *libraries)
-            with _servers.borrowed(*command) as server:
+            with _servers.borrow(*command) as server:
                 return server.run(home, limits, streams)
         except TimeoutError:
             return "timeout"

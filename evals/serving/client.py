@@ -17,18 +17,18 @@ from typing import Any, TypeVar
 
 from ray.exceptions import RayError, RayTaskError
 
-from evals.serving.requests import Answer, Request
+from evals.serving.requests import Request, Response
 
 Key = TypeVar("Key")
 
 SILENCE_S = 30.0  # beyond the time limit of a request, for a busy machine
 
 
-class ReplicaGoneError(RuntimeError):
+class ReplicaUnavailableError(RuntimeError):
     """A replica can't answer: its engine is dead, or serves other weights than it should."""
 
 
-class LostError(Exception):
+class ReplicasLostError(Exception):
     """Some replicas were lost; answers that are missing have to be asked for again."""
 
     def __init__(self, replicas: Mapping[str, str]) -> None:
@@ -67,7 +67,7 @@ def ask(
     requests: Mapping[Key, Request],
     options: Mapping[str, Any],
     limits: Limits,
-) -> Iterator[tuple[Key, Answer]]:
+) -> Iterator[tuple[Key, Response]]:
     """Deal the requests out and give the answers as they come.
 
     Args:
@@ -77,7 +77,7 @@ def ask(
         limits: see there.
 
     Raises:
-        LostError: at the end, when replicas died, hang, or serve other weights.
+        ReplicasLostError: at the end, when replicas died, hang, or serve other weights.
         RuntimeError: a replica refused a request.
     """
     listening = _Listening(limits)
@@ -92,7 +92,7 @@ def ask(
     finally:
         listening.stop()
     if listening.lost:
-        raise LostError(listening.lost)
+        raise ReplicasLostError(listening.lost)
 
 
 class _Listening:
@@ -104,7 +104,7 @@ class _Listening:
         self._events: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._streams: dict[str, Any] = {}
         self._heard: dict[str, float] = {}  # when each open stream last had a real answer
-        self._late: dict[str, list[tuple[int, Answer]]] = defaultdict(list)
+        self._late: dict[str, list[tuple[int, Response]]] = defaultdict(list)
 
     def start(self, replica: Replica, share: list[Request], options: Mapping[str, Any]) -> None:
         stream = replica.handle.options(stream=True).answer.remote(
@@ -126,7 +126,7 @@ class _Listening:
         except BaseException as error:
             self._events.put((name, error))
 
-    def answers(self) -> Iterator[tuple[str, int, Answer]]:
+    def answers(self) -> Iterator[tuple[str, int, Response]]:
         """Yield (replica, position in its share, answer) until all streams have ended."""
         while self._heard:
             try:
@@ -145,8 +145,8 @@ class _Listening:
                 yield from self._sift(name, event)
 
     def _sift(
-        self, name: str, batch: list[tuple[int, Answer]]
-    ) -> Iterator[tuple[str, int, Answer]]:
+        self, name: str, batch: list[tuple[int, Response]]
+    ) -> Iterator[tuple[str, int, Response]]:
         """Hold late answers back until it is known whether the replica hangs."""
         for index, answer in batch:
             if answer.finish_reason == "timeout" and not self._limits.count_timeouts:
@@ -162,7 +162,7 @@ class _Listening:
                 "engine.concurrency",
             )
 
-    def _release(self, name: str) -> Iterator[tuple[str, int, Answer]]:
+    def _release(self, name: str) -> Iterator[tuple[str, int, Response]]:
         for index, answer in self._late.pop(name, []):
             yield name, index, answer
 
@@ -176,7 +176,7 @@ class _Listening:
                 self._lose(name, f"no sign of life within {patience:g} s")
 
     def _fail(self, name: str, error: BaseException) -> None:
-        lost = isinstance(error, ReplicaGoneError) or (
+        lost = isinstance(error, ReplicaUnavailableError) or (
             isinstance(error, RayError) and not isinstance(error, RayTaskError)
         )
         if not lost:

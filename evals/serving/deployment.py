@@ -35,7 +35,7 @@ _CPU_ENVIRONMENT = {
 SETTLE_SECONDS = 5.0  # in which Ray tells that trials which have ended hold no GPU any more
 
 
-def sized(settings: EngineSettings) -> EngineSettings:
+def with_num_replicas(settings: EngineSettings) -> EngineSettings:
     """With a number of replicas, chosen from what is free in the running Ray cluster."""
     if settings.num_replicas or not settings.gpus:
         return replace(settings, num_replicas=settings.least_replicas)
@@ -75,13 +75,13 @@ def launch(model_dir: Path, settings: EngineSettings, more: Mapping[str, Any]) -
         )
     except RuntimeError as error:
         log = log_file.read_bytes()[written:] if log_file.exists() else b""
-        reason = first_error(log.decode(errors="replace"))
+        reason = root_error(log.decode(errors="replace"))
         raise RuntimeError(
-            f"vLLM did not start on {model_dir}{advice(reason, settings)}; its logs are in {logs}"
+            f"vLLM did not start on {model_dir}{start_failure_hint(reason, settings)}; its logs are in {logs}"
         ) from error
 
 
-def end() -> None:
+def shut_down() -> None:
     """End Serve; Ray goes on.
 
     A thread of Serve in this process asks its controller for news, again after each. One that came
@@ -98,17 +98,17 @@ def end() -> None:
     serve.shutdown()
 
 
-def first_error(log: str) -> str:
+def root_error(log: str) -> str:
     """The error at the root of a log of vLLM, as "KindError: message"; empty if there is none."""
     errors = re.findall(r"^\S*(?:Error|Exception): .+", log, re.MULTILINE)
     return next((line for line in errors if "Engine core initialization failed" not in line), "")
 
 
-def advice(reason: str, settings: EngineSettings) -> str:
+def start_failure_hint(reason: str, settings: EngineSettings) -> str:
     """What to say of an error of vLLM's: the error, after the setting to change where it is known.
 
     Args:
-        reason: of `first_error`.
+        reason: of `root_error`.
         settings: with which it came.
     """
     cache = f"kv_cache_gib (now {settings.kv_cache_gib:g})"

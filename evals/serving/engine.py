@@ -14,7 +14,7 @@ from types import TracebackType
 
 from evals.serving import adapters, deployment, probe
 from evals.serving.replicas import Replicas
-from evals.serving.requests import Completion, Served
+from evals.serving.requests import Completion, ServedModel
 from evals.settings import EngineSettings
 
 REQUEST_TIMEOUT_S = 600.0
@@ -22,7 +22,7 @@ REQUEST_TIMEOUT_S = 600.0
 __all__ = ["Completion", "Engine", "EngineSettings"]
 
 
-class Engine(Served):
+class Engine(ServedModel):
     """A running engine; made by `Engine.start`, ended by `stop` or as a context manager."""
 
     def __init__(
@@ -67,7 +67,7 @@ class Engine(Served):
         """
         path = probe.check_directory(model_dir)
         beside = adapters.check_all(adapter_dirs, path)
-        settings = deployment.sized(settings)
+        settings = deployment.with_num_replicas(settings)
         deployment.check_can_start(settings)
         deployment.quiet_driver()
         engine = cls(Replicas(settings, path, beside, request_timeout_s), settings, path, beside)
@@ -94,12 +94,12 @@ class Engine(Served):
             RuntimeError: the probe found the engine to serve something else.
         """
         path = probe.check_directory(checkpoint_dir)
-        probe.check_same_shape(self._base_dir, path)
+        probe.check_same_architecture(self._base_dir, path)
         self.model_dir = Path()  # none until it is proven: a second try swaps again
         self._replicas.serve(path)
         self.model_dir = path
 
-    def adapter(self, adapter_dir: str | Path) -> Served:
+    def adapter(self, adapter_dir: str | Path) -> ServedModel:
         """One of the adapters that the engine was started with, to be asked like a model.
 
         Raises:
@@ -111,7 +111,7 @@ class Engine(Served):
             raise ValueError(f"the engine was started without {path}: give it in adapter_dirs")
         if self.model_dir != self._base_dir:
             raise ValueError(f"{path} belongs to {self._base_dir}: swap to that one first")
-        return Served(self._replicas, self.settings, path, names[0])
+        return ServedModel(self._replicas, self.settings, path, names[0])
 
     def logprobs(self, token_ids: Sequence[int]) -> list[float]:
         """Log p(token | tokens before it) in nats for all but the first of `token_ids`."""
@@ -119,7 +119,7 @@ class Engine(Served):
 
     def stop(self) -> None:
         """End the engine and Ray Serve; Ray goes on."""
-        deployment.end()
+        deployment.shut_down()
 
     def __enter__(self) -> Engine:
         return self

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from evals.serving.requests import Answer, Request
+from evals.serving.requests import Request, Response
 
 if TYPE_CHECKING:
     from evals.settings import EngineSettings
@@ -56,7 +56,7 @@ def check_directory(directory: str | Path) -> Path:
     return path
 
 
-def check_same_shape(served: Path, candidate: Path) -> None:
+def check_same_architecture(served: Path, candidate: Path) -> None:
     """Check that the weights of `candidate` fit an engine started on `served`.
 
     Raises:
@@ -87,8 +87,8 @@ def sequences(directory: Path, max_model_len: int) -> list[list[int]]:
     return [[draw.randrange(vocab_size) for _ in range(min(n, longest))] for n in (24, 160)]
 
 
-def prove(
-    ask: Callable[[Sequence[Request], Mapping[str, Any]], Sequence[Answer]],
+def verify(
+    ask: Callable[[Sequence[Request], Mapping[str, Any]], Sequence[Response]],
     directory: Path,
     adapters: Mapping[str, Path],
     settings: EngineSettings,

@@ -21,8 +21,8 @@ from ray.serve.exceptions import RayServeException
 from ray.util import list_named_actors
 
 from evals.serving import client, deployment, probe
-from evals.serving.client import Key, Limits, LostError, Replica, ReplicaGoneError
-from evals.serving.requests import Answer, Request
+from evals.serving.client import Key, Limits, Replica, ReplicasLostError, ReplicaUnavailableError
+from evals.serving.requests import Request, Response
 from evals.settings import EngineSettings
 
 MAX_RESTARTS = 3  # of replicas, during one load or one call of `ask`
@@ -71,7 +71,7 @@ class Replicas:
 
     def ask(
         self, requests: Mapping[Key, Request], options: Mapping[str, Any]
-    ) -> Iterator[tuple[Key, Answer]]:
+    ) -> Iterator[tuple[Key, Response]]:
         """Give the answers as they come.
 
         Replicas that die or hang are brought back when the others are done, and asked for what is
@@ -99,7 +99,7 @@ class Replicas:
                     del missing[key]
                     yield key, answer
                 return
-            except LostError as lost:
+            except ReplicasLostError as lost:
                 if attempt == MAX_RESTARTS:
                     raise RuntimeError(
                         f"the engine failed {attempt + 1} times while it generated ({lost}); "
@@ -138,7 +138,7 @@ class Replicas:
                 self._prove(replica)
                 self._weights[name] = replica.weights
                 return
-            except (ReplicaGoneError, LostError) as error:
+            except (ReplicaUnavailableError, ReplicasLostError) as error:
                 if attempt == MAX_RESTARTS:
                     raise RuntimeError(
                         f"{name} failed {attempt + 1} times to serve {self._wanted} ({error}); "
@@ -153,12 +153,12 @@ class Replicas:
         )
         try:
             self._actors[name] = loading.result(timeout_s=START_TIMEOUT_S)
-        except ReplicaGoneError:
+        except ReplicaUnavailableError:
             raise
         except RayTaskError as error:
             raise RuntimeError(f"vLLM can't load {self._wanted}: {error!r}") from error
         except (RayError, RayServeException, TimeoutError) as error:
-            raise ReplicaGoneError(f"no answer from {name}: {error!r}") from error
+            raise ReplicaUnavailableError(f"no answer from {name}: {error!r}") from error
         return replica
 
     def _beside(self) -> dict[str, Path]:
@@ -168,11 +168,11 @@ class Replicas:
         """Compare what the replica serves with transformers, its own model and each adapter."""
         limits = Limits(self._timeout_s, self._settings.concurrency)
 
-        def answers(requests: Sequence[Request], options: Mapping[str, Any]) -> list[Answer]:
+        def answers(requests: Sequence[Request], options: Mapping[str, Any]) -> list[Response]:
             found = dict(client.ask([replica], dict(enumerate(requests)), options, limits))
             return [found[number] for number in range(len(requests))]
 
-        probe.prove(answers, self._wanted, self._beside(), self._settings)
+        probe.verify(answers, self._wanted, self._beside(), self._settings)
 
 
 def handle(name: str) -> Any:

@@ -26,7 +26,7 @@ class Request(NamedTuple):
     seed: int | None = None
 
 
-class Answer(NamedTuple):
+class Response(NamedTuple):
     """What a replica made of a request; log-probabilities in nats, where they were asked for."""
 
     text: str
@@ -36,15 +36,15 @@ class Answer(NamedTuple):
     prompt_logprobs: Sequence[float] = ()  # of the prompt's tokens but the first
 
 
-Place = tuple[int, int]  # index of a prompt, number of its sample
+SampleKey = tuple[int, int]  # index of a prompt, number of its sample
 
 
-class AnswersRequests(Protocol):
+class Backend(Protocol):
     """The engine behind a model: `evals.serving.replicas.Replicas`."""
 
     def ask(
-        self, requests: Mapping[Place, Request], options: Mapping[str, Any]
-    ) -> Iterable[tuple[Place, Answer]]:
+        self, requests: Mapping[SampleKey, Request], options: Mapping[str, Any]
+    ) -> Iterable[tuple[SampleKey, Response]]:
         """Give the answers as they come; `options` are vLLM's SamplingParams, and "adapter"."""
 
 
@@ -64,11 +64,11 @@ class Completion:
 Done = Callable[[int, int, Completion], None]
 
 
-class Served:
+class ServedModel:
     """A model that a running engine serves: its own weights, or an adapter beside them."""
 
     def __init__(
-        self, engine: AnswersRequests, settings: EngineSettings, model_dir: Path, adapter: str = ""
+        self, engine: Backend, settings: EngineSettings, model_dir: Path, adapter: str = ""
     ) -> None:
         self.settings = settings
         self.model_dir = model_dir
@@ -83,7 +83,7 @@ class Served:
         stop_token_ids: Sequence[int] = (),
         seeds: Sequence[str] | None = None,
         done: Done | None = None,
-        skip: Collection[Place] = (),
+        skip: Collection[SampleKey] = (),
     ) -> list[list[Completion | None]]:
         """Draw `decoding.num_samples` completions of each prompt, concurrently.
 
@@ -107,7 +107,7 @@ class Served:
         keys = [str(index) for index in range(len(prompts))] if seeds is None else seeds
         longest = self.settings.max_model_len
         result: list[list[Completion | None]] = [[None] * decoding.num_samples for _ in prompts]
-        requests: dict[Place, Request] = {}
+        requests: dict[SampleKey, Request] = {}
 
         def keep(index: int, sample: int, completion: Completion) -> None:
             result[index][sample] = completion
@@ -140,5 +140,5 @@ class Served:
         }
 
 
-def _completion(answer: Answer) -> Completion:
+def _completion(answer: Response) -> Completion:
     return Completion(answer.text, answer.finish_reason, len(answer.token_ids))

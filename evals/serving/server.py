@@ -17,10 +17,10 @@ from vllm import SamplingParams
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import RequestOutputKind
 
-from evals.serving.client import ReplicaGoneError
-from evals.serving.requests import Answer, Request
+from evals.serving.client import ReplicaUnavailableError
+from evals.serving.requests import Request, Response
 
-Answers = list[tuple[int, Answer]]
+Answers = list[tuple[int, Response]]
 
 
 class ScoringServer(LLMServer):
@@ -43,7 +43,7 @@ class ScoringServer(LLMServer):
             adapters: name to peft directory; those that are loaded already stay as they are.
 
         Raises:
-            ReplicaGoneError: the engine is dead.
+            ReplicaUnavailableError: the engine is dead.
         """
         self._weights = ""
         try:
@@ -65,14 +65,14 @@ class ScoringServer(LLMServer):
         """Yield (position, answer) for each request as it is finished, several at once.
 
         Raises:
-            ReplicaGoneError: the engine is dead or serves other weights than `weights`.
+            ReplicaUnavailableError: the engine is dead or serves other weights than `weights`.
         """
         self._check(weights)
         name = options.pop("adapter", "")
         if name and name not in self._adapters:
             raise ValueError(f"{name} is not served now: its model has been swapped")
         adapter = self._adapters.get(name)
-        finished: asyncio.Queue[tuple[int, Answer | BaseException]] = asyncio.Queue()
+        finished: asyncio.Queue[tuple[int, Response | BaseException]] = asyncio.Queue()
         slots = asyncio.Semaphore(in_flight)
 
         async def work(index: int, request: Request) -> None:
@@ -122,7 +122,9 @@ class ScoringServer(LLMServer):
 
     def _check(self, weights: str) -> None:
         if weights != self._weights:
-            raise ReplicaGoneError(f"it serves {self._weights or 'its first weights'!r} again")
+            raise ReplicaUnavailableError(
+                f"it serves {self._weights or 'its first weights'!r} again"
+            )
 
     async def _complete(
         self,
@@ -130,7 +132,7 @@ class ScoringServer(LLMServer):
         parameters: SamplingParams,
         adapter: LoRARequest | None,
         timeout_s: float,
-    ) -> Answer:
+    ) -> Response:
         async def last() -> Any:
             prompt, number = {"prompt_token_ids": list(request.prompt)}, uuid.uuid4().hex
             outputs = self._client.generate(prompt, parameters, number, lora_request=adapter)
@@ -139,9 +141,9 @@ class ScoringServer(LLMServer):
         try:
             output = await asyncio.wait_for(last(), timeout_s)
         except TimeoutError:
-            return Answer("", "timeout")
+            return Response("", "timeout")
         made = output.outputs[0]
-        return Answer(
+        return Response(
             made.text,
             made.finish_reason,
             list(made.token_ids),
@@ -150,11 +152,11 @@ class ScoringServer(LLMServer):
         )
 
     async def _explain(self, error: BaseException) -> None:
-        """Raise `ReplicaGoneError` if the engine is dead, the error itself otherwise."""
+        """Raise `ReplicaUnavailableError` if the engine is dead, the error itself otherwise."""
         try:
             await self.check_health()
         except Exception as death:
-            raise ReplicaGoneError(f"its engine is dead: {death}") from error
+            raise ReplicaUnavailableError(f"its engine is dead: {death}") from error
         raise error
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, cast
 
 from evals.benchmark import Benchmark, TaskScore
 from evals.files import digest
-from evals.score import Progress, ServesModels, score
+from evals.score import ModelServer, Progress, score
 from evals.serving import adapters
 from pipelines.config.presets import SweepConfig
 from pipelines.config.resolve import load_benchmarks, local_model
@@ -96,9 +96,9 @@ class Scorer:
         if self._begun:
             from evals.serving import deployment
 
-            deployment.end()
+            deployment.shut_down()
 
-    def _serving(self, model_dir: Path) -> ServesModels:
+    def _serving(self, model_dir: Path) -> ModelServer:
         """What serves a directory: the engine, or in it an adapter."""
         assert not self._ended, "the engine has ended"
         if self._engine is None:
@@ -113,7 +113,7 @@ class Scorer:
                 self._begun = False  # it ended what it began, if the Serve here was its own
                 raise
         if model_dir in self._beside:
-            return cast(ServesModels, self._engine.adapter(model_dir))  # has no need of a swap
+            return cast(ModelServer, self._engine.adapter(model_dir))  # has no need of a swap
         return self._engine
 
     def _whole(self, name: str, path: str) -> Path:

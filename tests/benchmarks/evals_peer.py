@@ -18,7 +18,7 @@ from evals import jobs, tasks
 from evals.benchmark import Benchmark
 from evals.score import score
 from evals.serving import deployment
-from evals.serving.requests import Answer, Served
+from evals.serving.requests import Response, ServedModel
 from evals.settings import EngineSettings
 
 
@@ -48,7 +48,7 @@ class Offline:
         )
         for key, output in zip(requests, outputs, strict=True):
             made = output.outputs[0]
-            yield key, Answer(made.text, made.finish_reason, made.token_ids)
+            yield key, Response(made.text, made.finish_reason, made.token_ids)
 
 
 def generate_all(served: Any, model_dir: Path, benchmarks: list[Benchmark]) -> dict[str, float]:
@@ -74,7 +74,7 @@ def main() -> None:
     role, settings_text, directory, max_items, *files = sys.argv[1:]
     settings = EngineSettings(**json.loads(settings_text))
     model_dir, benchmarks = Path(directory), load_benchmarks(files, int(max_items))
-    served = Served(Offline(model_dir, settings), settings, model_dir)  # type: ignore[arg-type]
+    served = ServedModel(Offline(model_dir, settings), settings, model_dir)  # type: ignore[arg-type]
     if role == "score":
         scores = score(lambda: served, settings, model_dir, benchmarks)  # type: ignore[arg-type,return-value]
         print(json.dumps({one.task: one.value for one in scores}), flush=True)

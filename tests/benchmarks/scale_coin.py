@@ -17,7 +17,7 @@ import ray
 from ray import serve
 
 from evals.serving import deployment, probe
-from evals.serving.requests import Answer, Request
+from evals.serving.requests import Request, Response
 from evals.settings import EngineSettings
 from tests.benchmarks.scale_trial import read_coin
 
@@ -38,16 +38,16 @@ class Coin:
 
     async def answer(
         self, requests: list[Request], options: dict[str, Any], *, weights: str, **limits: Any
-    ) -> AsyncGenerator[list[tuple[int, Answer]], None]:
+    ) -> AsyncGenerator[list[tuple[int, Response]], None]:
         """Yield (position, answer), several at once."""
         assert weights == self._weights, "asked for weights that were not loaded"
         numbered = iter(enumerate(requests))
         while batch := list(islice(numbered, _BATCH)):
             yield [(index, self._toss(request)) for index, request in batch]
 
-    def _toss(self, request: Request) -> Answer:
+    def _toss(self, request: Request) -> Response:
         draw = Random(f"{self._right}/{request.prompt}/{request.seed}").random()
-        return Answer(RIGHT if draw < self._right else WRONG, "stop", (1,))
+        return Response(RIGHT if draw < self._right else WRONG, "stop", (1,))
 
 
 def launch(model_dir: Path, settings: EngineSettings, more: Mapping[str, Any]) -> None:
@@ -65,6 +65,6 @@ def in_place_of_vllm() -> Iterator[None]:
     """Engines that are started meanwhile serve coins, which transformers can't vouch for."""
     with (
         patch.object(deployment, "launch", launch),
-        patch.object(probe, "prove", lambda *_: None),
+        patch.object(probe, "verify", lambda *_: None),
     ):
         yield

@@ -119,7 +119,7 @@ def test_other_shape_is_refused_by_name(engine, tmp_path):
 def test_a_replica_with_other_weights_does_not_answer(engine):
     [replica] = engine._replicas._proven()
     stale = replace(replica, weights="of before it was restarted")
-    with pytest.raises(client.LostError, match="it serves"):
+    with pytest.raises(client.ReplicasLostError, match="it serves"):
         list(client.ask([stale], {0: Request(TEXT, 2)}, {}, client.Limits(60, 1)))
 
 

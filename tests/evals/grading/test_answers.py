@@ -9,7 +9,7 @@ from evals.benchmark import Benchmark, Decoding, Item
 from evals.grading import answers as grading
 from evals.grading import symbolic
 from evals.grading.answers import choice_equal, exact_equal, extract_code, marked_answer, math_equal
-from evals.process_pool import Spares
+from evals.process_pool import ProcessPool
 
 RIGHT = [
     (r"so \boxed{18}.", "18"),
@@ -132,7 +132,7 @@ def test_an_expression_that_never_ends_is_wrong_and_the_next_is_graded(monkeypat
 
 
 def test_a_machine_without_math_verify_is_an_error_and_no_verdict(monkeypatch) -> None:
-    monkeypatch.setattr(symbolic, "_workers", Spares(symbolic._Worker))
+    monkeypatch.setattr(symbolic, "_workers", ProcessPool(symbolic._Worker))
     monkeypatch.setattr(symbolic.sys, "executable", "/bin/false")
     with pytest.raises(RuntimeError, match="math-verify did not start"):
         symbolic.equal("1", "2")

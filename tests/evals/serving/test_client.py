@@ -7,8 +7,8 @@ import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
 
 from evals.serving import client
-from evals.serving.client import Limits, LostError, Replica
-from evals.serving.requests import Answer, Request
+from evals.serving.client import Limits, Replica, ReplicasLostError
+from evals.serving.requests import Request, Response
 from evals.settings import check_port
 
 
@@ -38,7 +38,7 @@ class Stream:
     def __iter__(self):
         for index, request in reversed(list(enumerate(self.requests))):
             made = self.replica.before(request.prompt)
-            yield [(index, made or Answer(f"{self.replica.name} {request.prompt}", "stop"))]
+            yield [(index, made or Response(f"{self.replica.name} {request.prompt}", "stop"))]
 
     def cancel(self) -> None:
         self.replica.cancelled = True
@@ -47,13 +47,13 @@ class Stream:
 REQUESTS = {f"key {number}": Request([number], 4) for number in range(7)}
 
 
-def ask(*fakes: Fake, timeout_s: float = 60, count_timeouts: bool = False) -> dict[str, Answer]:
+def ask(*fakes: Fake, timeout_s: float = 60, count_timeouts: bool = False) -> dict[str, Response]:
     replicas = [Replica(fake.name, fake, "") for fake in fakes]
     limits = Limits(timeout_s, 4, count_timeouts)
-    got: dict[str, Answer] = {}
+    got: dict[str, Response] = {}
     try:
         got.update(client.ask(replicas, REQUESTS, {}, limits))
-    except LostError as error:
+    except ReplicasLostError as error:
         error.got = got
         raise
     return got
@@ -61,7 +61,7 @@ def ask(*fakes: Fake, timeout_s: float = 60, count_timeouts: bool = False) -> di
 
 def test_each_answer_comes_under_its_key_from_the_replica_that_was_asked():
     got = ask(Fake("a"), Fake("b"))
-    assert got == {f"key {n}": Answer(f"{'b' if n % 2 else 'a'} {[n]}", "stop") for n in range(7)}
+    assert got == {f"key {n}": Response(f"{'b' if n % 2 else 'a'} {[n]}", "stop") for n in range(7)}
 
 
 def test_what_other_replicas_answer_is_kept_when_one_dies():
@@ -71,7 +71,7 @@ def test_what_other_replicas_answer_is_kept_when_one_dies():
 
     replicas = [Replica("a", Fake("a"), ""), Replica("b", Fake("b", die), "")]
     got = {}
-    with pytest.raises(LostError) as caught:
+    with pytest.raises(ReplicasLostError) as caught:
         for key, answer in client.ask(replicas, REQUESTS, {}, Limits(60, 4)):
             got[key] = answer
     assert list(caught.value.replicas) == ["b"]
@@ -93,9 +93,9 @@ def test_a_late_answer_is_counted_while_others_come_in():
 def test_only_late_answers_mean_that_the_replica_hangs():
     def hang(prompt):
         time.sleep(0.15)
-        return Answer("", "timeout")
+        return Response("", "timeout")
 
-    with pytest.raises(LostError, match="late answers only for"):
+    with pytest.raises(ReplicasLostError, match="late answers only for"):
         ask(fake := Fake("a", hang), timeout_s=0.1)
     assert fake.cancelled
     counted = ask(Fake("a", hang), timeout_s=0.1, count_timeouts=True)
@@ -104,12 +104,12 @@ def test_only_late_answers_mean_that_the_replica_hangs():
 
 def test_silence_means_that_the_replica_hangs(monkeypatch):
     monkeypatch.setattr(client, "SILENCE_S", 0.1)
-    with pytest.raises(LostError, match="no sign of life"):
+    with pytest.raises(ReplicasLostError, match="no sign of life"):
         ask(Fake("a", lambda prompt: time.sleep(30)), timeout_s=0.1)
 
 
 def late_if(slow: list[int]):
-    return lambda prompt: Answer("", "timeout") if prompt == slow else None
+    return lambda prompt: Response("", "timeout") if prompt == slow else None
 
 
 def test_port_in_use_is_named():

@@ -42,9 +42,9 @@ def test_long_sequence_outreaches_a_cache_block_and_fits_the_model(tmp_path):
 
 def test_model_directory_and_shape_errors_name_the_cause(tmp_path):
     tied, untied = make_tiny_model(tmp_path / "a"), make_tiny_model(tmp_path / "b", tied=False)
-    probe.check_same_shape(tied, make_tiny_model(tmp_path / "c", seed=1))
+    probe.check_same_architecture(tied, make_tiny_model(tmp_path / "c", seed=1))
     with pytest.raises(ValueError, match="tie_word_embeddings: True there, False here"):
-        probe.check_same_shape(tied, untied)
+        probe.check_same_architecture(tied, untied)
     (tied / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"holds no \*.safetensors"):
         probe.check_directory(tied)
@@ -81,11 +81,11 @@ def test_replicas_are_as_many_as_there_are_gpus_free(monkeypatch, asked, gpus, f
     monkeypatch.setattr(deployment.ray, "available_resources", lambda: free)
     monkeypatch.setattr(deployment.ray, "cluster_resources", lambda: {"GPU": 8.0})
     settings = EngineSettings(num_replicas=asked, gpus=gpus)
-    assert deployment.sized(settings).num_replicas == replicas
+    assert deployment.with_num_replicas(settings).num_replicas == replicas
 
 
 def test_gpus_of_trials_that_have_just_ended_are_waited_for(monkeypatch):
     told = iter([{"CPU": 9.0}, {"CPU": 9.0, "GPU": 1.0}, {"CPU": 9.0, "GPU": 2.0}])
     monkeypatch.setattr(deployment.ray, "available_resources", lambda: next(told))
     monkeypatch.setattr(deployment.ray, "cluster_resources", lambda: {"GPU": 2.0})
-    assert deployment.sized(EngineSettings(gpus=1)).num_replicas == 2
+    assert deployment.with_num_replicas(EngineSettings(gpus=1)).num_replicas == 2

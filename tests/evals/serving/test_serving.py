@@ -7,8 +7,8 @@ import pytest
 
 from evals.benchmark import Decoding
 from evals.serving import adapters
-from evals.serving.deployment import advice, first_error
-from evals.serving.requests import Answer, Served
+from evals.serving.deployment import root_error, start_failure_hint
+from evals.serving.requests import Response, ServedModel
 from evals.settings import EngineSettings
 
 TOO_MUCH = (
@@ -82,10 +82,14 @@ def test_an_adapter_of_another_model_or_none_is_refused(tmp_path):
 
 def test_advice_on_memory_names_the_setting():
     settings = EngineSettings(kv_cache_gib=3)
-    assert first_error(LOG) == TOO_MUCH
-    assert "lower kv_cache_gib (now 3), max_model_len (now 1024)" in advice(TOO_MUCH, settings)
-    assert "raise kv_cache_gib (now 3) or lower max_model_len" in advice(TOO_LITTLE, settings)
-    assert first_error("INFO all is well\n") == advice("", settings) == ""
+    assert root_error(LOG) == TOO_MUCH
+    assert "lower kv_cache_gib (now 3), max_model_len (now 1024)" in start_failure_hint(
+        TOO_MUCH, settings
+    )
+    assert "raise kv_cache_gib (now 3) or lower max_model_len" in start_failure_hint(
+        TOO_LITTLE, settings
+    )
+    assert root_error("INFO all is well\n") == start_failure_hint("", settings) == ""
 
 
 class Recorder:
@@ -93,11 +97,11 @@ class Recorder:
 
     def ask(self, requests, options):
         for place, request in reversed(requests.items()):
-            yield place, Answer(str(request.seed), "stop", [1])
+            yield place, Response(str(request.seed), "stop", [1])
 
 
 def test_seeds_depend_on_the_key_and_the_sample_alone(tmp_path):
-    model = Served(Recorder(), EngineSettings(max_model_len=32), tmp_path)
+    model = ServedModel(Recorder(), EngineSettings(max_model_len=32), tmp_path)
     decoding = Decoding(max_tokens=4, num_samples=2, seed=3)
     [[a0, a1], [b0, b1]] = model.generate([[1], [2]], decoding, seeds=["a", "b"])
     assert len({a0.text, a1.text, b0.text, b1.text}) == 4

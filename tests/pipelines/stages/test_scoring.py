@@ -33,7 +33,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     monkeypatch.setattr(engine, "Engine", SimpleNamespace(start=start))
     monkeypatch.setattr(scoring, "score", score)
-    monkeypatch.setattr(deployment, "end", end)
+    monkeypatch.setattr(deployment, "shut_down", end)
     return calls
 
 

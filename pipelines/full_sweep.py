@@ -24,10 +24,10 @@ from pipelines.checks import preflight
 from pipelines.config import options
 from pipelines.config.presets import SweepConfig
 from pipelines.config.resolve import resolved
-from pipelines.report import differences, leaderboard, page, record
-from pipelines.report.leaderboard import BASE, Row
+from pipelines.report import differences, leaderboard, page, terminal
+from pipelines.report.leaderboard import BASE, Entry
 from pipelines.report.tables import Overlaps
-from pipelines.runtime import autoscaling, cluster
+from pipelines.runtime import autoscaling, cluster, next_steps, run_directory
 from pipelines.stages import contamination, stages
 from pipelines.stages.scoring import Scorer
 from pipelines.tracking.tracker import Tracker, store_uri
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     request = options.parse(argv, "otr sweep")
     if request.dry_run:
         with TemporaryDirectory() as scratch:
-            record.dry_run(request.config, resolved(request.config, Path(scratch)))
+            terminal.print_dry_run(request.config, resolved(request.config, Path(scratch)))
         return 0
     return run(request.config)
 
@@ -58,21 +58,25 @@ def run(config: SweepConfig) -> int:
     local = resolved(config, corpus.folder(config.output))
     preflight.require(local)
     stages.check_prompts(local)
-    told = record.begin(config, directory)
+    told = run_directory.open_run(config, directory)
     tracker = Tracker(store_uri(config.output), config.name, told["id"], directory)
     with (
-        record.errors_to(directory),
-        tracker.run(record.params(config), record.tags(told)) as outcome,
+        run_directory.log_errors(directory),
+        tracker.run(
+            run_directory.mlflow_params(config), run_directory.mlflow_tags(told)
+        ) as outcome,
     ):
         rows, overlaps = _train_and_score(local, directory, tracker)
         benchmarks = list(rows[0].scores)
-        rows = differences.compared(rows, benchmarks)
+        rows = differences.with_differences(rows, benchmarks)
         files = page.write(rows, benchmarks, told, directory, overlaps)
         winner = leaderboard.best_trial(rows, benchmarks[0])
         # What is there already is told before anything that the store can refuse.
-        record.summary(rows, benchmarks, overlaps)
+        terminal.print_summary(rows, benchmarks, overlaps)
         _next(config, directory, winner)
-        tracker.keep([*files, *(directory / n for n in (record.RUN_FILE, contamination.FILE))])
+        tracker.keep(
+            [*files, *(directory / n for n in (run_directory.RUN_FILE, contamination.FILE))]
+        )
         tracker.describe(differences.verdict(rows, benchmarks[0]))
         if winner is not None and winner.checkpoint is not None:
             tracker.register(winner.trial, Path(winner.checkpoint))
@@ -80,21 +84,24 @@ def run(config: SweepConfig) -> int:
     return 0 if outcome.ok else 1
 
 
-def _next(config: SweepConfig, directory: Path, winner: Row | None) -> None:
+def _next(config: SweepConfig, directory: Path, winner: Entry | None) -> None:
     best: str | Path = config.train.model.path
     if winner is not None and winner.checkpoint is not None:
         best = Path(winner.checkpoint)
-    record.next_commands(
-        ("the report, in a browser", record.browser(directory / "report.html")),
-        ("every metric of every trial", record.command("ui", "--output", config.output)),
-        ("score a checkpoint", record.command("score_checkpoint", best)),
-        ("its answers, one by one", record.command("show_scores", directory)),
+    next_steps.print_next_steps(
+        ("the report, in a browser", next_steps.browser_command(directory / "report.html")),
+        (
+            "every metric of every trial",
+            next_steps.pipeline_command("ui", "--output", config.output),
+        ),
+        ("score a checkpoint", next_steps.pipeline_command("score_checkpoint", best)),
+        ("its answers, one by one", next_steps.pipeline_command("show_scores", directory)),
     )
 
 
 def _train_and_score(
     config: SweepConfig, directory: Path, tracker: Tracker
-) -> tuple[list[Row], Overlaps]:
+) -> tuple[list[Entry], Overlaps]:
     """Rows of the base model and of each trial; and what the corpus has of the benchmarks."""
     from pipelines.stages.score_during_training import Ahead, room  # imports Ray Tune: a second
 
@@ -111,17 +118,22 @@ def _train_and_score(
 
     models = {BASE: config.train.model.path}
     with (
-        cluster.running(directory / "logs", cluster.places(config), *autoscaling.of_sweep(config)),
+        cluster.ray_session(
+            directory / "logs", cluster.logical_cpus(config), *autoscaling.sweep_needs(config)
+        ),
         Scorer(config, directory) as scorer,
     ):
         overlaps = stages.compare_with_corpus(config, scorer.benchmarks, directory)
         has_room = room(config, resources.free_resources())
-        with autoscaling.growing(config), Ahead(scorer.score, has_room, config) as ahead:
+        with (
+            autoscaling.scale_up_for_trials(config),
+            Ahead(scorer.score, has_room, config) as ahead,
+        ):
             ahead.ready(BASE, models[BASE])
             results = stages.train(config, directory, tracker, [ahead])
         models |= {r.trial.name: r.checkpoint for r in results if _complete(r) and r.checkpoint}
         scores = stages.score_models(models, scorer, record_scores)
-    base = Row(BASE, BASE, None, None, None, BASE, **_told(BASE, scores, answers))
+    base = Entry(BASE, BASE, None, None, None, BASE, **_told(BASE, scores, answers))
     rows = [_row(config, result, _told(result.trial.name, scores, answers)) for result in results]
     return [base, *(replace(r, mlflow_run=tracker.run_id(r.trial)) for r in rows)], overlaps
 
@@ -130,8 +142,8 @@ def _told(name: str, scores: stages.Scores, answers: Path) -> dict[str, Any]:
     """What a row keeps of the scores of its model."""
     found = scores.get(name, [])
     return {
-        "scores": leaderboard.scores_of(found),
-        "verdicts": leaderboard.verdicts_of(found, answers / name),
+        "scores": leaderboard.scores_by_task(found),
+        "verdicts": leaderboard.load_verdicts(found, answers / name),
     }
 
 
@@ -139,12 +151,12 @@ def _complete(result: "TrialResult") -> bool:
     return result.status == "finished"
 
 
-def _row(config: SweepConfig, result: "TrialResult", told: dict[str, Any]) -> Row:
+def _row(config: SweepConfig, result: "TrialResult", told: dict[str, Any]) -> Entry:
     trial = result.trial
     own = config_of(config.train, trial)
     speeds = [h["tokens_per_second"] for h in result.history if "tokens_per_second" in h]
     validation = {k: v for h in result.history for k, v in h.items() if k.startswith("val_")}
-    return Row(
+    return Entry(
         trial=trial.name,
         arm=trial.arm,
         objective=asdict(own.objective),

@@ -31,8 +31,7 @@ class Merge:
 def main(argv: Sequence[str]) -> int:
     """Merge what the first argument names into what the second one names."""
     from pipelines.config import options
-    from pipelines.report import record
-    from pipelines.runtime import console
+    from pipelines.runtime import console, next_steps
 
     words: list[str] = []
     for option, word in zip(("--checkpoint", "--out"), argv, strict=False):
@@ -48,8 +47,8 @@ def main(argv: Sequence[str]) -> int:
 
         disable_progress_bar()
         out = merge(given.checkpoint, given.out, trust_remote_code=given.trust_remote_code)
-    console.say(f"model: {record.shown(out)}")
-    record.next_commands(("score it", record.command("score_checkpoint", out)))
+    console.say(f"model: {next_steps.display_path(out)}")
+    next_steps.print_next_steps(("score it", next_steps.pipeline_command("score_checkpoint", out)))
     return 0
 
 
@@ -61,7 +60,7 @@ def merge(checkpoint: str | Path, out: str | Path, *, trust_remote_code: bool = 
             already there.
     """
     from otr import ModelConfig, load_tokenizer, save_checkpoint
-    from otr.models.lora import base_path, load_adapters, merged
+    from otr.models.lora import base_path, load_adapters, merge_adapters
 
     checkpoint, out = Path(checkpoint), Path(out).absolute()
     base = base_path(checkpoint)
@@ -74,7 +73,7 @@ def merge(checkpoint: str | Path, out: str | Path, *, trust_remote_code: bool = 
         )
     holder = str(checkpoint) if (checkpoint / "tokenizer_config.json").is_file() else base
     tokenizer = load_tokenizer(ModelConfig(holder, trust_remote_code=trust_remote_code))
-    model = merged(
+    model = merge_adapters(
         load_adapters(checkpoint, ModelConfig(base, trust_remote_code=trust_remote_code))
     )
     told = checkpoint / "run.json"

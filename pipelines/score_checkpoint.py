@@ -15,15 +15,15 @@ from pathlib import Path
 if __name__ == "__main__" and not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from otr.files import write_json
 from pipelines import show_scores
 from pipelines.builtin import corpus
 from pipelines.checks import preflight
 from pipelines.config import options
 from pipelines.config.presets import SweepConfig
 from pipelines.config.resolve import load_benchmarks, resolved
-from pipelines.report import leaderboard, record
 from pipelines.report.leaderboard import Estimate
-from pipelines.runtime import autoscaling, cluster, console
+from pipelines.runtime import autoscaling, cluster, console, next_steps, run_directory
 from pipelines.stages import stages
 from pipelines.stages.scoring import Scorer
 
@@ -48,23 +48,27 @@ def run(config: SweepConfig) -> int:
     local = resolved(config, corpus.folder(config.output))
     stages.check_prompts(local)
     preflight.require(local, without=_needless(local))
-    record.begin(config, directory)
+    run_directory.open_run(config, directory)
     with (
-        record.errors_to(directory),
-        cluster.running(directory / "logs", cluster.places(local), autoscaling.of_engine(local)),
+        run_directory.log_errors(directory),
+        cluster.ray_session(
+            directory / "logs", cluster.logical_cpus(local), autoscaling.engine_bundles(local)
+        ),
         Scorer(local, directory) as scorer,
     ):
         models = {"model": local.train.model.path}
         (scores,) = stages.score_models(models, scorer, lambda *_: None).values()
-    leaderboard.write_json(directory / "scores.json", [asdict(score) for score in scores])
+    write_json(directory / "scores.json", [asdict(score) for score in scores])
     lines = [
         [s.task, metric, str(Estimate(*values)), str(s.num_examples)]
         for s in scores
         for metric, values in {s.metric: (s.value, s.low, s.high), **s.also}.items()
     ]
     console.table(("benchmark", "metric", "% [95 % interval]", "items"), lines)
-    console.say(f"answers: {record.shown(directory / 'scores')}")
-    record.next_commands(("read them", record.command("show_scores", directory)))
+    console.say(f"answers: {next_steps.display_path(directory / 'scores')}")
+    next_steps.print_next_steps(
+        ("read them", next_steps.pipeline_command("show_scores", directory))
+    )
     return 0
 
 

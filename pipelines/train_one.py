@@ -19,8 +19,8 @@ from pipelines.checks import preflight
 from pipelines.config import options
 from pipelines.config.presets import SweepConfig
 from pipelines.config.resolve import resolved
-from pipelines.report import record
-from pipelines.runtime import cluster
+from pipelines.report import terminal
+from pipelines.runtime import cluster, console, next_steps, run_directory
 from pipelines.stages import serve_check, stages
 from pipelines.tracking.tracker import Tracker, store_uri
 from tuning.resources import trial_resources
@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     request = options.parse(argv, "otr train", single="train")
     if request.dry_run:
         with TemporaryDirectory() as scratch:
-            record.dry_run(request.config, resolved(request.config, Path(scratch)))
+            terminal.print_dry_run(request.config, resolved(request.config, Path(scratch)))
         return 0
     return run(request.config, prove=request.prove)
 
@@ -46,14 +46,16 @@ def run(config: SweepConfig, *, prove: bool) -> int:
     directory = Path(config.output).absolute() / config.name
     local = resolved(config, corpus.folder(config.output))
     preflight.require(local, without=("benchmarks", "engine", "port"))
-    told = record.begin(config, directory)
+    told = run_directory.open_run(config, directory)
     tracker = Tracker(store_uri(config.output), config.name, told["id"], directory)
     with (
-        record.errors_to(directory),
-        tracker.run(record.params(config), record.tags(told)) as outcome,
+        run_directory.log_errors(directory),
+        tracker.run(
+            run_directory.mlflow_params(config), run_directory.mlflow_tags(told)
+        ) as outcome,
     ):
         needs = trial_resources(local.train.workers)
-        with cluster.running(directory / "logs", cluster.places(local), needs):
+        with cluster.ray_session(directory / "logs", cluster.logical_cpus(local), needs):
             (result,) = stages.train(local, directory, tracker)
             if result.status == "failed" or result.checkpoint is None:
                 raise ValueError(f"training failed: {result.error}")
@@ -64,14 +66,14 @@ def run(config: SweepConfig, *, prove: bool) -> int:
 
     last = result.history[-1]
     figures = [f"{k} {last[k]:.4g}" for k in ("nll", "val_nll", "val_exact") if k in last]
-    record.console.say(f"step {last['step']}: {', '.join(figures)}")
+    console.say(f"step {last['step']}: {', '.join(figures)}")
     checkpoint = Path(result.checkpoint)
-    record.console.say(f"checkpoint: {record.shown(checkpoint)}")
+    console.say(f"checkpoint: {next_steps.display_path(checkpoint)}")
     if (name := best_checkpoint(str(checkpoint.parent))) not in (None, checkpoint.name):
-        record.console.say(f"lowest val_nll: {record.shown(checkpoint.with_name(str(name)))}")
-    record.next_commands(
-        ("score it", record.command("score_checkpoint", checkpoint)),
-        ("its curves", record.command("ui", "--output", config.output)),
+        console.say(f"lowest val_nll: {next_steps.display_path(checkpoint.with_name(str(name)))}")
+    next_steps.print_next_steps(
+        ("score it", next_steps.pipeline_command("score_checkpoint", checkpoint)),
+        ("its curves", next_steps.pipeline_command("ui", "--output", config.output)),
     )
     return 0
 

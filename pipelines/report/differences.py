@@ -11,7 +11,7 @@ from typing import Any
 
 from evals.records import Verdicts
 from evals.statistics.estimates import Difference, holm, paired_seeds
-from pipelines.report.leaderboard import BASE, Arm, Row, arms, ranked
+from pipelines.report.leaderboard import BASE, Arm, Entry, group_by_arm, rank_arms
 
 LEVEL = 0.05
 METHOD = (
@@ -34,24 +34,24 @@ def between(first: Arm, second: Arm, benchmark: str) -> Difference | None:
     return _tested(*sides)
 
 
-def reference(rows: Sequence[Row], target: str) -> Arm | None:
+def reference(rows: Sequence[Entry], target: str) -> Arm | None:
     """What the arms are compared with: SFT at its best on the target, else the base model.
 
     That SFT may choose among its settings by the score itself favours it, if anything.
     """
-    scored = [arm for arm in ranked(rows, target) if arm.score(target)]
+    scored = [arm for arm in rank_arms(rows, target) if arm.score(target)]
     plain = [arm for arm in scored if (arm.first.objective or {}).get("name") == "sft"]
     before = [arm for arm in scored if arm.name == BASE]
     return next(iter([*plain, *before, *scored]), None)
 
 
-def compared(rows: Sequence[Row], benchmarks: Sequence[str]) -> list[Row]:
+def with_differences(rows: Sequence[Entry], benchmarks: Sequence[str]) -> list[Entry]:
     """The rows, each with its arm's differences to the reference arm."""
     against = reference(rows, benchmarks[0])
     if against is None:
         return list(rows)
-    others = [arm for arm in arms(rows) if arm.name != against.name]
-    told: dict[str, dict[str, dict[str, Any]]] = {arm.name: {} for arm in arms(rows)}
+    others = [arm for arm in group_by_arm(rows) if arm.name != against.name]
+    told: dict[str, dict[str, dict[str, Any]]] = {arm.name: {} for arm in group_by_arm(rows)}
     for benchmark in benchmarks:
         found = {arm.name: d for arm in others if (d := between(arm, against, benchmark))}
         corrected = holm([d.p for d in found.values()])
@@ -71,7 +71,7 @@ def mark(arm: Arm, benchmark: str) -> str:
     return "▲" if difference["difference"] > 0 else "▼"
 
 
-def legend(rows: Sequence[Row]) -> str:
+def legend(rows: Sequence[Entry]) -> str:
     """What the marks mean; "" where there are none."""
     names = {d["against"] for row in rows for d in row.differences.values()}
     if not names:
@@ -79,18 +79,18 @@ def legend(rows: Sequence[Row]) -> str:
     return f"▲ better, ▼ worse than {names.pop()} (p < {LEVEL:g}), ~ no difference shown. {METHOD}."
 
 
-def verdict(rows: Sequence[Row], target: str) -> str:
+def verdict(rows: Sequence[Entry], target: str) -> str:
     """One sentence that says which arm did best, and whether that can be told from chance.
 
     The best wins if the paired test tells it from every other arm, the base model included. As all
     of the tests must say so, none is corrected for their number.
     """
-    trained = [a for a in ranked(rows, target) if a.name != BASE and a.score(target)]
+    trained = [a for a in rank_arms(rows, target) if a.name != BASE and a.score(target)]
     if not trained:
         return f"No trial has a score on {target}."
     best = trained[0]
     top = best.score(target)
-    others = [*trained[1:], *(a for a in arms(rows) if a.name == BASE and a.score(target))]
+    others = [*trained[1:], *(a for a in group_by_arm(rows) if a.name == BASE and a.score(target))]
     found = {arm.name: between(best, arm, target) for arm in others}
     ties = [name for name, d in found.items() if d is None or d.p >= LEVEL or d.difference <= 0]
     if not found:
@@ -116,7 +116,7 @@ def tied_with_best(shown: Sequence[Arm], benchmark: str) -> set[str]:
     return {best.name, *(name for name, d in found.items() if d is not None and d.p >= LEVEL)}
 
 
-def shown(difference: dict[str, Any]) -> str:
+def format_difference(difference: dict[str, Any]) -> str:
     """In percentage points, with interval and p."""
     d, low, high = (100 * difference[key] for key in ("difference", "low", "high"))
     return f"{d:+.1f} [{low:+.0f}, {high:+.0f}], p {difference['p_holm']:.2g}"

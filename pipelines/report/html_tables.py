@@ -8,14 +8,14 @@ import html
 from collections.abc import Sequence
 
 from pipelines.report import differences, plots, tables
-from pipelines.report.leaderboard import Arm, Estimate, Row, ranked, retained_benchmarks
+from pipelines.report.leaderboard import Arm, Entry, Estimate, rank_arms, retained_benchmarks
 from pipelines.report.tables import Overlaps
 from pipelines.stages.contamination import RULE
 
 
-def arms(rows: Sequence[Row], benchmarks: Sequence[str]) -> str:
+def arms(rows: Sequence[Entry], benchmarks: Sequence[str]) -> str:
     """The arms: the best of each objective, then all of them, then their differences."""
-    every, front = ranked(rows, benchmarks[0]), plots.front(rows, benchmarks[0])
+    every, front = rank_arms(rows, benchmarks[0]), plots.front(rows, benchmarks[0])
     table = _arm_table(front, benchmarks)
     if len(front) == len(every):
         return table + _more(rows, benchmarks)
@@ -24,7 +24,7 @@ def arms(rows: Sequence[Row], benchmarks: Sequence[str]) -> str:
     return table + _more(rows, benchmarks)
 
 
-def _more(rows: Sequence[Row], benchmarks: Sequence[str]) -> str:
+def _more(rows: Sequence[Entry], benchmarks: Sequence[str]) -> str:
     """The differences in figures, and the metrics of several samples an item."""
     shown = [
         ("All differences, in percentage points", tables.against_reference(rows, benchmarks)),
@@ -111,7 +111,7 @@ def _settings(arm: Arm) -> str:
     )
 
 
-def trials(rows: Sequence[Row], benchmarks: Sequence[str]) -> str:
+def trials(rows: Sequence[Entry], benchmarks: Sequence[str]) -> str:
     """Every trial on a line."""
     heads = ["trial", "status", "learning rate", "seed", *benchmarks, "tokens/s", "checkpoint"]
     body = []
@@ -129,7 +129,7 @@ def trials(rows: Sequence[Row], benchmarks: Sequence[str]) -> str:
     return _table(heads, body)
 
 
-def failures(rows: Sequence[Row]) -> str:
+def failures(rows: Sequence[Entry]) -> str:
     """What failed, and why."""
     failed = [row for row in rows if row.status == "failed"]
     if not failed:

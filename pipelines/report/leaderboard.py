@@ -1,7 +1,7 @@
 """The outcome of a sweep as plain records.
 
 In: what each trial was, how it trained and how it scored. Out: `leaderboard.json`, a list with one
-`Row` a trial and one for the base model; and `Arm`s, the rows of equal settings taken together.
+`Entry` a trial and one for the base model; and `Arm`s, the rows of equal settings taken together.
 What may be said of them is in `pipelines.report.differences`.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 
 from evals.benchmark import TaskScore
 from evals.records import Verdicts, read_verdicts
-from evals.statistics.estimates import Interval, over_seeds
+from evals.statistics.estimates import Interval, interval_over_seeds
 
 BASE = "base"
 CAPTION = "% correct, mean over seeds [95 % interval]"
@@ -26,7 +26,7 @@ Score = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Row:
+class Entry:
     """A trial, or the model before training."""
 
     trial: str
@@ -76,10 +76,10 @@ class Arm:
     """The rows that differ in their seed alone."""
 
     name: str
-    rows: tuple[Row, ...]
+    rows: tuple[Entry, ...]
 
     @property
-    def first(self) -> Row:
+    def first(self) -> Entry:
         """Any of them, for what they share."""
         return self.rows[0]
 
@@ -93,7 +93,7 @@ class Arm:
         found = [r.scores[benchmark] for r in self.rows if benchmark in r.scores]
         if metric:
             found = [_further(s, metric) for s in found if metric in s.get("also", {})]
-        return estimate(found) if found else None
+        return mean_over_seeds(found) if found else None
 
     def seeds(self) -> str:
         """How many have scores, and of how many where some have none; empty for the base model."""
@@ -118,10 +118,10 @@ class Arm:
         return mean(found) if found else None
 
 
-def estimate(scores: Sequence[Score]) -> Estimate:
-    """Mean of one benchmark's scores over seeds; see `evals.statistics.estimates.over_seeds`."""
+def mean_over_seeds(scores: Sequence[Score]) -> Estimate:
+    """Mean of one benchmark's scores over seeds; see `evals.statistics.estimates.interval_over_seeds`."""
     intervals = [Interval(s["value"], s["low"], s["high"]) for s in scores]
-    return Estimate(*over_seeds(intervals, scores[0]["num_examples"]))
+    return Estimate(*interval_over_seeds(intervals, scores[0]["num_examples"]))
 
 
 def _further(score: Score, metric: str) -> Score:
@@ -129,22 +129,22 @@ def _further(score: Score, metric: str) -> Score:
     return {**score, "value": value, "low": low, "high": high}
 
 
-def arms(rows: Sequence[Row]) -> list[Arm]:
+def group_by_arm(rows: Sequence[Entry]) -> list[Arm]:
     """The rows by arm, in the order in which they come."""
-    grouped: dict[str, list[Row]] = {}
+    grouped: dict[str, list[Entry]] = {}
     for row in rows:
         grouped.setdefault(row.arm, []).append(row)
     return [Arm(name, tuple(group)) for name, group in grouped.items()]
 
 
-def ranked(rows: Sequence[Row], target: str) -> list[Arm]:
+def rank_arms(rows: Sequence[Entry], target: str) -> list[Arm]:
     """The arms by their score on `target`, best first; those without one last."""
 
     def key(arm: Arm) -> float:
         score = arm.score(target)
         return score.value if score else -1.0
 
-    return sorted(arms(rows), key=key, reverse=True)
+    return sorted(group_by_arm(rows), key=key, reverse=True)
 
 
 def retained_benchmarks(benchmarks: Sequence[str]) -> list[str]:
@@ -152,26 +152,26 @@ def retained_benchmarks(benchmarks: Sequence[str]) -> list[str]:
     return [name for name in benchmarks[1:] if not name.startswith("target-")]
 
 
-def best_trial(rows: Sequence[Row], target: str) -> Row | None:
+def best_trial(rows: Sequence[Entry], target: str) -> Entry | None:
     """Of the best arm's trials the one with the highest score on `target`."""
-    for arm in ranked(rows, target):
+    for arm in rank_arms(rows, target):
         scored = [r for r in arm.rows if r.checkpoint and target in r.scores and arm.name != BASE]
         if scored:
             return max(scored, key=lambda r: r.scores[target]["value"])
     return None
 
 
-def verdicts_of(scores: Sequence[TaskScore], folder: Path) -> dict[str, Verdicts]:
+def load_verdicts(scores: Sequence[TaskScore], folder: Path) -> dict[str, Verdicts]:
     """As a row keeps them, from the answers that scoring left in `folder`."""
     return {score.task: read_verdicts(folder / f"{score.task}.parquet") for score in scores}
 
 
-def scores_of(scores: Sequence[TaskScore]) -> dict[str, Score]:
+def scores_by_task(scores: Sequence[TaskScore]) -> dict[str, Score]:
     """As a row keeps them."""
     return {score.task: asdict(score) for score in scores}
 
 
-def write(rows: Sequence[Row], path: Path) -> None:
+def write(rows: Sequence[Entry], path: Path) -> None:
     """Write leaderboard.json, whole or not at all."""
     told = [{k: v for k, v in asdict(row).items() if k not in _BULKY} for row in rows]
     write_json(path, told)

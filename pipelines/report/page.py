@@ -15,7 +15,7 @@ from string import Template
 from typing import Any
 
 from pipelines.report import differences, html_tables, leaderboard, plot_settings, plots, tables
-from pipelines.report.leaderboard import BASE, Row, retained_benchmarks
+from pipelines.report.leaderboard import BASE, Entry, retained_benchmarks
 from pipelines.report.tables import Overlaps
 
 
@@ -35,7 +35,7 @@ class Figure:
 
 
 def write(
-    rows: Sequence[Row],
+    rows: Sequence[Entry],
     benchmarks: Sequence[str],
     run: Mapping[str, Any],
     directory: Path,
@@ -59,7 +59,7 @@ def write(
 
 
 def render(
-    rows: Sequence[Row],
+    rows: Sequence[Entry],
     benchmarks: Sequence[str],
     run: Mapping[str, Any],
     drawn: Sequence[Figure],
@@ -91,7 +91,7 @@ def render(
     )
 
 
-def _facts(rows: Sequence[Row], benchmarks: Sequence[str], run: Mapping[str, Any]) -> str:
+def _facts(rows: Sequence[Entry], benchmarks: Sequence[str], run: Mapping[str, Any]) -> str:
     train = run["config"]["train"]
     trained = [r for r in rows if r.arm != BASE]
     items = {s["num_examples"] for r in rows for s in r.scores.values()}
@@ -116,7 +116,7 @@ def _span(counts: set[int]) -> str:
     return str(low) if low == high else f"{low} to {high}"
 
 
-def figures(rows: Sequence[Row], benchmarks: Sequence[str], metric: str) -> list[Figure]:
+def figures(rows: Sequence[Entry], benchmarks: Sequence[str], metric: str) -> list[Figure]:
     """The figures of a report; `metric` of the validation set chooses the learning rates."""
     target = benchmarks[0]
     retained = ", ".join(retained_benchmarks(benchmarks))

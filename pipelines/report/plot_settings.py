@@ -10,7 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from pipelines.report.leaderboard import Arm, Row, arms
+from pipelines.report.leaderboard import Arm, Entry, group_by_arm
 from pipelines.report.plot_style import SAMPLED, Look, objective_kind, reach, svg
 
 _SYMBOLS = {"num_samples": "K", "mismatch_reward": "β", "temperature": "κ", "reward_scale": "s"}
@@ -18,7 +18,7 @@ _DASHES = ("-", ":", "-.", "--")
 
 
 def against(
-    rows: Sequence[Row], setting: str, label: str, benchmarks: Sequence[str], metric: str
+    rows: Sequence[Entry], setting: str, label: str, benchmarks: Sequence[str], metric: str
 ) -> str:
     """Scores against one setting of the sampled OTR objective, other objectives as lines across.
 
@@ -69,14 +69,14 @@ def against(
     return svg(draw, 10.3, 3.9 + 0.2 * (len(series) // 4))
 
 
-def at_best_rate(rows: Sequence[Row], metric: str) -> list[Arm]:
+def at_best_rate(rows: Sequence[Entry], metric: str) -> list[Arm]:
     """Of arms that differ in the learning rate alone, the one with the best validation metric.
 
     Of trials that went to their end: what was stopped early was measured at another step.
     """
     best: dict[str, tuple[float, Arm]] = {}
     sign = -1 if metric.endswith(("nll", "loss")) else 1
-    for arm in arms(rows):
+    for arm in group_by_arm(rows):
         ended = [r for r in arm.rows if r.status == "finished" and metric in r.validation]
         values = [sign * r.validation[metric] for r in ended]
         value = sum(values) / len(values) if values else float("-inf")

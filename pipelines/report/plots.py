@@ -9,20 +9,20 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipelines.report.leaderboard import BASE, Arm, Estimate, Row, ranked, retained_benchmarks
+from pipelines.report.leaderboard import BASE, Arm, Entry, Estimate, rank_arms, retained_benchmarks
 from pipelines.report.plot_style import Look, reach, svg
 
 
-def front(rows: Sequence[Row], target: str) -> list[Arm]:
+def front(rows: Sequence[Entry], target: str) -> list[Arm]:
     """The arms that have a colour: the best of each objective and the best few of sampled OTR."""
-    order = ranked(rows, target)
+    order = rank_arms(rows, target)
     look = Look(order)
     return [arm for arm in order if look.known(arm.name)]
 
 
-def scores(rows: Sequence[Row], benchmarks: Sequence[str]) -> str:
+def scores(rows: Sequence[Entry], benchmarks: Sequence[str]) -> str:
     """A panel a benchmark, a line an arm: mean over seeds with interval, single trials as dots."""
-    look = Look(ranked(rows, benchmarks[0]))
+    look = Look(rank_arms(rows, benchmarks[0]))
     shown = [arm for arm in front(rows, benchmarks[0]) if arm.score(benchmarks[0])]
     if not shown:
         return ""
@@ -54,7 +54,7 @@ def scores(rows: Sequence[Row], benchmarks: Sequence[str]) -> str:
     return svg(draw, 10.3, lines * (0.9 + 0.27 * len(shown)))
 
 
-def trade_off(rows: Sequence[Row], benchmarks: Sequence[str]) -> str:
+def trade_off(rows: Sequence[Entry], benchmarks: Sequence[str]) -> str:
     """Target against what is retained, each arm a point."""
     target, retained = benchmarks[0], retained_benchmarks(benchmarks)
     both = [
@@ -64,7 +64,7 @@ def trade_off(rows: Sequence[Row], benchmarks: Sequence[str]) -> str:
     ]
     if not both:
         return ""
-    look = Look(ranked(rows, target))
+    look = Look(rank_arms(rows, target))
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
@@ -88,7 +88,7 @@ def trade_off(rows: Sequence[Row], benchmarks: Sequence[str]) -> str:
     return svg(draw, 7.6, 4.4)
 
 
-def curves(rows: Sequence[Row], benchmarks: Sequence[str]) -> str:
+def curves(rows: Sequence[Entry], benchmarks: Sequence[str]) -> str:
     """Loss, NLL, hit rate and validation of every trial over its steps."""
     every = (
         ("loss", "training loss (each objective's own)"),
@@ -99,7 +99,7 @@ def curves(rows: Sequence[Row], benchmarks: Sequence[str]) -> str:
     panels = [p for p in every if any(p[0] in h for r in rows for h in r.history)]
     if not panels:
         return ""
-    look = Look(ranked(rows, benchmarks[0]))
+    look = Look(rank_arms(rows, benchmarks[0]))
 
     def draw(figure: Figure) -> None:
         grid = figure.subplots(-(-len(panels) // 2), 2, squeeze=False)

@@ -28,9 +28,9 @@ from numpy.typing import NDArray
 
 from evals.benchmark import Benchmark, Item
 from otr.config import DataConfig
+from otr.files import write_json
 from otr.training.corpus import MAX_TASKS, TASK_CPUS
 from otr.training.sources import UnreadableSource, corpus_identity, list_chunks, read_records
-from pipelines.report import leaderboard
 
 LONGEST, SHORTEST = 13, 8
 FILE = "contamination.json"
@@ -102,7 +102,7 @@ def check(data: DataConfig, benchmarks: Sequence[Benchmark], directory: Path) ->
         "benchmarks": [asdict(overlap) for overlap in found.values()],
     }
     directory.mkdir(parents=True, exist_ok=True)
-    leaderboard.write_json(path, told)
+    write_json(path, told)
     return found
 
 

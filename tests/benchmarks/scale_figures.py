@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 import tuning.sweep
 from pipelines import full_sweep
 from pipelines.config.presets import SweepConfig
-from pipelines.report import differences, record
+from pipelines.report import differences, terminal
 from pipelines.report import page as report
 from pipelines.stages.scoring import Scorer
 from pipelines.tracking.mlflow_store import EXPERIMENT, Store
@@ -35,9 +35,9 @@ _PARTS: dict[str, tuple[Any, str]] = {
     "whole": (full_sweep, "run"),
     "train": (tuning.sweep, "run"),
     "score": (Scorer, "score"),
-    "differences": (differences, "compared"),
+    "differences": (differences, "with_differences"),
     "report": (report, "write"),
-    "summary": (record, "summary"),
+    "summary": (terminal, "print_summary"),
     "mlflow entries": (Store, "act"),
     "mlflow metrics": (Store, "log"),
     "mlflow wait": (Tracker, "run_id"),

@@ -18,7 +18,7 @@ from pipelines import cli
 from pipelines.config import run_json
 from pipelines.config.options import UsageError, parse
 from pipelines.config.presets import PRESETS, SweepConfig
-from pipelines.report import record
+from pipelines.runtime import next_steps, run_directory
 from tuning.space import config_of
 
 REPOSITORY = Path(__file__).parents[2]
@@ -141,7 +141,7 @@ def test_training_alone_has_one_trial_with_the_given_seed() -> None:
 
 def test_run_json_repeats_the_run(tmp_path: Path) -> None:
     config = replace(sweep("--max-steps 7 --columns prompt=q completion=a"), output=str(tmp_path))
-    record.begin(config, tmp_path / config.name)
+    run_directory.open_run(config, tmp_path / config.name)
     again = parse(["--config", str(tmp_path / config.name / "run.json")], "otr sweep").config
     assert again == config
     changed = parse(
@@ -162,17 +162,17 @@ def test_run_json_with_an_unknown_key_names_the_nearest(tmp_path: Path) -> None:
 
 def test_a_name_that_is_taken_by_another_run_is_refused(tmp_path: Path) -> None:
     config = replace(sweep(""), output=str(tmp_path))
-    first = record.begin(config, tmp_path / "builtin")
-    assert record.begin(config, tmp_path / "builtin") == first, "the same run goes on"
+    first = run_directory.open_run(config, tmp_path / "builtin")
+    assert run_directory.open_run(config, tmp_path / "builtin") == first, "the same run goes on"
     with pytest.raises(ValueError, match="holds a run with other settings"):
-        record.begin(replace(config, max_items=3), tmp_path / "builtin")
+        run_directory.open_run(replace(config, max_items=3), tmp_path / "builtin")
 
 
 def test_a_run_has_an_id_that_no_other_run_has(tmp_path: Path) -> None:
     config = replace(sweep(""), output=str(tmp_path))
-    first = record.begin(config, tmp_path / "builtin")
+    first = run_directory.open_run(config, tmp_path / "builtin")
     shutil.rmtree(tmp_path / "builtin")
-    assert record.begin(config, tmp_path / "builtin")["id"] != first["id"]
+    assert run_directory.open_run(config, tmp_path / "builtin")["id"] != first["id"]
 
 
 def test_a_dry_run_shows_the_run_and_leaves_nothing(
@@ -193,11 +193,11 @@ def test_a_dry_run_shows_the_run_and_leaves_nothing(
 
 def test_the_next_commands_name_an_interpreter_that_exists(tmp_path: Path) -> None:
     page = tmp_path / "a page.html"
-    score = shlex.split(record.command("score_checkpoint", tmp_path))
+    score = shlex.split(next_steps.pipeline_command("score_checkpoint", tmp_path))
     assert Path(score[0]).absolute() == Path(sys.executable) and score[2] == str(tmp_path)
     done = subprocess.run([*score[:2], "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and "--benchmarks" in done.stdout
-    opened = shlex.split(record.browser(page))
+    opened = shlex.split(next_steps.browser_command(page))
     assert opened[1:] == ["-m", "webbrowser", str(page)] and opened[0] == score[0]
 
 
@@ -224,7 +224,7 @@ def test_an_error_of_the_machine_is_one_line_with_its_log(
     from pipelines import full_sweep
 
     def fail(argv: list[str]) -> int:
-        with record.errors_to(tmp_path):
+        with run_directory.log_errors(tmp_path):
             raise RuntimeError("the engine\nfell over")
 
     monkeypatch.setattr(full_sweep, "main", fail)

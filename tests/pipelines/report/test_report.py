@@ -14,7 +14,7 @@ from otr.loss.objective import Objective
 from pipelines.config.presets import PRESETS
 from pipelines.report import differences, leaderboard, plot_settings, plots, tables
 from pipelines.report import page as report
-from pipelines.report.leaderboard import BASE, Row
+from pipelines.report.leaderboard import BASE, Entry
 from pipelines.stages.contamination import Overlap
 
 BENCHMARKS = ["target-heldout", "target-harder", "retained-code", "retained-mathematics"]
@@ -48,11 +48,11 @@ def told(values: dict[str, float]) -> dict[str, dict]:
     }
 
 
-def base_row(values: dict[str, float]) -> Row:
-    return Row(BASE, BASE, None, None, None, BASE, **told(values))
+def base_row(values: dict[str, float]) -> Entry:
+    return Entry(BASE, BASE, None, None, None, BASE, **told(values))
 
 
-def row(arm: str, seed: int, target: float, retained: float, **changes: object) -> Row:
+def row(arm: str, seed: int, target: float, retained: float, **changes: object) -> Entry:
     objective = Objective("sft") if arm == "sft" else Objective(num_samples=int(arm[5:]))
     values = {
         "trial": f"{arm}-seed{seed}",
@@ -69,11 +69,11 @@ def row(arm: str, seed: int, target: float, retained: float, **changes: object) 
         ],
         "checkpoint": f"/runs/{arm}/{seed}",
     }
-    return Row(**(values | changes))
+    return Entry(**(values | changes))
 
 
 @pytest.fixture
-def rows() -> list[Row]:
+def rows() -> list[Entry]:
     base = base_row({name: 0.1 if "t-h" in name else 0.9 for name in BENCHMARKS})
     return [
         base,
@@ -84,14 +84,14 @@ def rows() -> list[Row]:
 
 
 @pytest.fixture
-def compared(rows: list[Row]) -> list[Row]:
-    return differences.compared(rows, BENCHMARKS)
+def compared(rows: list[Entry]) -> list[Entry]:
+    return differences.with_differences(rows, BENCHMARKS)
 
 
 def test_seeds_do_not_shrink_the_uncertainty_of_the_items() -> None:
-    one = leaderboard.estimate([score(0.5)])
-    same = leaderboard.estimate([score(0.5)] * 4)
-    scattered = leaderboard.estimate([score(0.4), score(0.6)])
+    one = leaderboard.mean_over_seeds([score(0.5)])
+    same = leaderboard.mean_over_seeds([score(0.5)] * 4)
+    scattered = leaderboard.mean_over_seeds([score(0.4), score(0.6)])
     assert (one.low, one.high) == pytest.approx((0.45, 0.55))
     assert (same.low, same.high) == pytest.approx((0.45, 0.55))
     assert scattered.value == pytest.approx(0.5)
@@ -99,7 +99,7 @@ def test_seeds_do_not_shrink_the_uncertainty_of_the_items() -> None:
     assert (scattered.low, scattered.high) == (0, 1)
 
 
-def test_what_the_paired_test_does_not_tell_apart_is_not_called_a_win(rows: list[Row]) -> None:
+def test_what_the_paired_test_does_not_tell_apart_is_not_called_a_win(rows: list[Entry]) -> None:
     said = differences.verdict(rows, "target-heldout")
     assert said.startswith("No clear winner") and "otr-k16" in said and "sft" not in said
     clear = [r for r in rows if r.arm != "otr-k16"]
@@ -114,20 +114,20 @@ def test_a_paired_difference_counts_where_the_intervals_overlap() -> None:
     assert differences.verdict([worse, better], "target-heldout").startswith("otr-k16 wins")
 
 
-def test_a_base_model_that_is_not_told_from_the_best_spoils_the_win(rows: list[Row]) -> None:
+def test_a_base_model_that_is_not_told_from_the_best_spoils_the_win(rows: list[Entry]) -> None:
     good_base = base_row(dict.fromkeys(BENCHMARKS, 0.8))
     said = differences.verdict([good_base, rows[5]], "target-heldout")
     assert said.startswith("No clear winner") and "base" in said
 
 
-def test_without_the_answers_nothing_is_called_a_win(rows: list[Row]) -> None:
+def test_without_the_answers_nothing_is_called_a_win(rows: list[Entry]) -> None:
     bare = [replace(r, verdicts={}) for r in rows]
     assert differences.verdict(bare, "target-heldout").startswith("No clear winner")
-    assert not any(r.differences for r in differences.compared(bare, BENCHMARKS))
+    assert not any(r.differences for r in differences.with_differences(bare, BENCHMARKS))
 
 
-def test_arms_are_compared_with_sft_corrected_for_their_number(compared: list[Row]) -> None:
-    arms = {arm.name: arm for arm in leaderboard.arms(compared)}
+def test_arms_are_compared_with_sft_corrected_for_their_number(compared: list[Entry]) -> None:
+    arms = {arm.name: arm for arm in leaderboard.group_by_arm(compared)}
     assert [differences.mark(arms[name], "target-heldout") for name in arms] == [
         "▼", "", "▲", "▲"
     ]  # fmt: skip
@@ -139,45 +139,45 @@ def test_arms_are_compared_with_sft_corrected_for_their_number(compared: list[Ro
     few = [row("sft", 0, 0.5, 0.5), *(row(f"otr-k{k}", 0, 0.53, 0.5) for k in range(1, 20))]
     marks = {
         differences.mark(arm, "target-heldout")
-        for arm in leaderboard.arms(differences.compared(few, BENCHMARKS))
+        for arm in leaderboard.group_by_arm(differences.with_differences(few, BENCHMARKS))
     }
     assert marks == {"", "~"}
 
 
-def test_without_sft_the_base_model_is_what_is_compared_with(rows: list[Row]) -> None:
-    some = differences.compared([r for r in rows if r.arm != "sft"], BENCHMARKS)
+def test_without_sft_the_base_model_is_what_is_compared_with(rows: list[Entry]) -> None:
+    some = differences.with_differences([r for r in rows if r.arm != "sft"], BENCHMARKS)
     assert {d["against"] for r in some for d in r.differences.values()} == {BASE}
     assert "worse than base" in differences.legend(some)
 
 
-def test_ranking_and_winner_follow_the_target(rows: list[Row]) -> None:
-    order = [arm.name for arm in leaderboard.ranked(rows, "target-heldout")]
+def test_ranking_and_winner_follow_the_target(rows: list[Entry]) -> None:
+    order = [arm.name for arm in leaderboard.rank_arms(rows, "target-heldout")]
     assert order == ["otr-k256", "otr-k16", "sft", "base"]
     winner = leaderboard.best_trial(rows, "target-heldout")
     assert winner is not None and winner.trial == "otr-k256-seed1"
     assert leaderboard.best_trial(rows[:1], "target-heldout") is None
 
 
-def test_retained_leaves_out_the_target(rows: list[Row]) -> None:
+def test_retained_leaves_out_the_target(rows: list[Entry]) -> None:
     names = leaderboard.retained_benchmarks(BENCHMARKS)
     assert names == ["retained-code", "retained-mathematics"]
-    (sft,) = (arm for arm in leaderboard.arms(rows) if arm.name == "sft")
+    (sft,) = (arm for arm in leaderboard.group_by_arm(rows) if arm.name == "sft")
     retained = sft.retained(names)
     assert retained is not None and retained.value == pytest.approx(0.5)
 
 
 def test_leaderboard_json_holds_the_rows_with_their_differences(
-    compared: list[Row], tmp_path: Path
+    compared: list[Entry], tmp_path: Path
 ) -> None:
     path = tmp_path / "leaderboard.json"
     leaderboard.write(compared, path)
-    again = [Row(**told) for told in json.loads(path.read_text())]
+    again = [Entry(**told) for told in json.loads(path.read_text())]
     assert again == [replace(row, history=[], verdicts={}) for row in compared]
     assert again[-1].differences["target-heldout"]["p"] < 0.05
     assert [p.name for p in tmp_path.iterdir()] == ["leaderboard.json"]
 
 
-def test_the_tables_in_markdown(compared: list[Row]) -> None:
+def test_the_tables_in_markdown(compared: list[Entry]) -> None:
     failed = replace(row("sft", 2, 0, 0, status="failed", scores={}), arm="broken", verdicts={})
     overlaps = {BENCHMARKS[0]: Overlap(BENCHMARKS[0], 200, {"a": 3, "b": 1})}
     lines = tables.markdown([*compared, failed], BENCHMARKS, overlaps).splitlines()
@@ -195,7 +195,7 @@ def test_the_tables_in_markdown(compared: list[Row]) -> None:
     assert "target-heldout: 2 of 200 items in the corpus (a, b)" in lines
 
 
-def test_further_metrics_have_a_table_of_their_own(rows: list[Row]) -> None:
+def test_further_metrics_have_a_table_of_their_own(rows: list[Entry]) -> None:
     heads, lines = tables.further(rows, BENCHMARKS)
     assert lines == []
     several = [
@@ -209,7 +209,7 @@ def test_further_metrics_have_a_table_of_their_own(rows: list[Row]) -> None:
     assert lines[0][:2] == ["otr-k256", "70.0 [60, 80]"]
 
 
-def test_of_two_learning_rates_the_better_validation_counts(rows: list[Row]) -> None:
+def test_of_two_learning_rates_the_better_validation_counts(rows: list[Entry]) -> None:
     slow = row("sft", 0, 0.9, 0.9, lr=1e-5, validation={"val_exact": 0.1})
     slow = replace(slow, arm="sft-slow")
     names = {arm.name for arm in plot_settings.at_best_rate([*rows, slow], "val_exact")}
@@ -230,7 +230,7 @@ def test_a_trial_that_was_stopped_early_does_not_speak_for_its_rate() -> None:
     assert best.name == "fast"
 
 
-def test_the_figure_of_the_reward_has_a_line_for_each_number_of_draws(rows: list[Row]) -> None:
+def test_the_figure_of_the_reward_has_a_line_for_each_number_of_draws(rows: list[Entry]) -> None:
     penalised = [
         replace(r, arm=f"{r.arm}-b1", objective={**r.objective, "mismatch_reward": -1.0})
         for r in rows
@@ -244,7 +244,7 @@ def test_the_figure_of_the_reward_has_a_line_for_each_number_of_draws(rows: list
         assert text in svg, text
 
 
-def test_figures_are_svg_and_empty_where_there_is_nothing_to_compare(rows: list[Row]) -> None:
+def test_figures_are_svg_and_empty_where_there_is_nothing_to_compare(rows: list[Entry]) -> None:
     drawn = [
         plots.scores(rows, BENCHMARKS),
         plots.trade_off(rows, BENCHMARKS),
@@ -268,7 +268,7 @@ RUN = {
 }
 
 
-def test_the_report_and_its_parts_are_files(compared: list[Row], tmp_path: Path) -> None:
+def test_the_report_and_its_parts_are_files(compared: list[Entry], tmp_path: Path) -> None:
     written = report.write(compared, BENCHMARKS, RUN, tmp_path, {})
     assert {p.name for p in written} == {p.name for p in tmp_path.iterdir()}
     drawn = {p.name: p.read_text() for p in (tmp_path / "figures").iterdir()}
@@ -279,7 +279,7 @@ def test_the_report_and_its_parts_are_files(compared: list[Row], tmp_path: Path)
     assert (tmp_path / "table.md").read_text() == tables.markdown(compared, BENCHMARKS, {})
 
 
-def test_the_report_stands_alone_and_escapes_what_it_shows(compared: list[Row]) -> None:
+def test_the_report_stands_alone_and_escapes_what_it_shows(compared: list[Entry]) -> None:
     failed = row("sft", 2, 0, 0, status="failed", scores={}, error="<loss> is nan", checkpoint=None)
     rows = [*compared, replace(failed, differences={}, verdicts={})]
     overlaps = {BENCHMARKS[0]: Overlap(BENCHMARKS[0], 200, {"<item>": 3})}

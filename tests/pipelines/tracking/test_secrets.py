@@ -12,8 +12,7 @@ from evals.settings import free_port
 from pipelines import full_sweep
 from pipelines.checks import machine
 from pipelines.config.presets import PRESETS, SweepConfig
-from pipelines.report import record
-from pipelines.runtime import console
+from pipelines.runtime import console, run_directory
 from pipelines.tracking import tracker as tracking
 from pipelines.tracking.outbox import Entry, Outbox
 from pipelines.tracking.tracker import Tracker, check_store, store_uri
@@ -61,12 +60,12 @@ def test_a_run_with_a_store_that_is_away(
     config: SweepConfig, tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
     directory = Path(config.output) / config.name
-    told = record.begin(config, directory)
+    told = run_directory.open_run(config, directory)
     tracker = Tracker(store_uri(config.output), config.name, told["id"], directory)
     with (
         pytest.raises(RuntimeError),
-        record.errors_to(directory),
-        tracker.run(record.params(config), record.tags(told)),
+        run_directory.log_errors(directory),
+        tracker.run(run_directory.mlflow_params(config), run_directory.mlflow_tags(told)),
     ):
         console.say(check_store(store_uri(config.output)))
         console.say(machine.packages(config))

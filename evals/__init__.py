@@ -1,1 +1,5 @@
-"""Scoring of Hugging Face model directories: tasks, grading, code sandbox, statistics, engine."""
+"""Scores for Hugging Face model directories: benchmarks, vLLM serving, grading and statistics."""
+
+from evals import _deprecated
+
+_deprecated.install_moved_modules()

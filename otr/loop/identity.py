@@ -39,7 +39,7 @@ def identity(config: TrainConfig, corpus: Sequence[Sequence[Any]]) -> dict[str, 
         config: the run.
         corpus: of each of its files what tells it from others.
     """
-    kept = {key: value for key, value in flat(config).items() if not key.startswith(_FREE)}
+    kept = {key: value for key, value in flatten(config).items() if not key.startswith(_FREE)}
     # A moved model is the same one; its name is what a person would compare.
     kept["model.path"] = str(kept["model.path"]).rstrip("/").rpartition("/")[2]
     kept["model.weights"] = _weights(Path(config.model.path))
@@ -51,10 +51,10 @@ def _weights(model: Path) -> list[list[Any]] | None:
     if not model.is_dir():
         return None
     paths = sorted(model.glob("*.safetensors"))
-    return [[path.name, path.stat().st_size, digest_of(path, WEIGHT_BYTES)] for path in paths]
+    return [[path.name, path.stat().st_size, sampled_digest(path, WEIGHT_BYTES)] for path in paths]
 
 
-def digest_of(path: str | Path, most: int) -> str:
+def sampled_digest(path: str | Path, most: int) -> str:
     """Of a file's bytes; of one that has more than `most`, of so many in PLACES places.
 
     Raises:
@@ -87,7 +87,7 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], where: str) ->
         )
 
 
-def flat(config: TrainConfig) -> dict[str, Any]:
+def flatten(config: TrainConfig) -> dict[str, Any]:
     """Every leaf under its dotted name; tuples as lists."""
 
     def leaves(value: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

@@ -8,10 +8,8 @@ during a step.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
-import psutil
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -34,9 +32,10 @@ from torch.distributed.fsdp import (
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map_with_path
 
-from otr.config import TrainConfig, Workers
+from otr.config import TrainConfig
 from otr.loop.checkpoint import OPTIMIZER, TRAINER, Staging, saved_weights
 from otr.loop.policy import Policy
+from otr.models.parts import decoder_layers
 
 
 def rank() -> int:
@@ -78,21 +77,6 @@ def wrap(policy: Policy, config: TrainConfig) -> nn.Module:
     if world() == 1:
         return policy
     return DistributedDataParallel(policy, gradient_as_bucket_view=True)
-
-
-def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The longest list of layers in a model.
-
-    Raises:
-        ValueError: there is none.
-    """
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    if not lists:
-        raise ValueError(
-            f"{type(model).__name__} has no list of layers that could be split: use "
-            "memory.strategy ddp or single"
-        )
-    return max(lists, key=len)
 
 
 def _sharded(policy: Policy, config: TrainConfig) -> nn.Module:
@@ -199,23 +183,3 @@ def load_optimizer(policy: nn.Module, optimizer: torch.optim.Optimizer, checkpoi
         no_dist=not dist.is_initialized(),
     )
     set_optimizer_state_dict(policy, optimizer, state)
-
-
-def resolved(config: TrainConfig) -> TrainConfig:
-    """With the strategy that `auto` stands for on this process's device."""
-    from otr.memory.planner import resolve_strategy
-
-    memory = config.memory
-    if memory.strategy == "auto":
-        least = torch.tensor(device_bytes(config.workers))
-        if world() > 1:
-            dist.all_reduce(least, dist.ReduceOp.MIN)  # all ranks decide alike
-        memory = replace(memory, strategy=resolve_strategy(config, int(least)))
-    return replace(config, memory=memory)
-
-
-def device_bytes(workers: Workers) -> int:
-    """Memory of a worker of this machine: of its GPU, or its share of the host's."""
-    if workers.gpus:
-        return int(torch.cuda.mem_get_info()[1] * min(1, workers.gpus))
-    return psutil.virtual_memory().total // workers.count

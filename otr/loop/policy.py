@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 from otr.config import ModelConfig
 from otr.loss.functional import linear_token_loss
 from otr.loss.objective import IGNORE_INDEX, LossOutput, Objective
-from otr.models.load import head, hidden_states, load_model
+from otr.models.load import load_model
+from otr.models.parts import head, hidden_states
 
 Batch = Mapping[str, Tensor]
 """A micro-batch: contract 1, [B, S] each."""

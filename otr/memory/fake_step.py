@@ -28,7 +28,7 @@ from otr.loss import fused
 from otr.loss.objective import Objective
 from otr.loss.rows import rows_
 from otr.models.attention import PACKED, Lengths, no_mask, register
-from otr.models.load import head, plain
+from otr.models.parts import head, without_adapters
 from otr.optim import make_optimizer
 
 Kind = Literal["parameters", "gradients", "optimizer", "activations", "loss"]
@@ -282,7 +282,7 @@ class _Rows:
 
 def _hidden(model: Any, rows: int, length: int) -> Tensor:
     """`hidden_states` of full rows, [N, D]."""
-    model = plain(model)
+    model = without_adapters(model)
     position_BS = torch.arange(length).expand(rows, length)
     ids_BS = torch.zeros(rows, length, dtype=torch.int64)
     if model.config._attn_implementation != PACKED:

@@ -12,17 +12,17 @@ from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from torch import nn
 from transformers import PretrainedConfig
 
 from otr.config import TrainConfig
-from otr.loop.parallel import decoder_layers
 from otr.memory.fake_step import Footprint, footprint
+from otr.memory.strategy import Strategy, resolve_strategy
 from otr.models.load import empty_model
+from otr.models.parts import decoder_layers
 
-Strategy = Literal["single", "ddp", "fsdp", "fsdp_offload"]
 HEADROOM = 0.1  # of a device: its context, fragments, what the libraries take
 _LAYERS = (2, 4)  # that are counted
 _AT_HAND = 2  # layers that FSDP2 has whole: the one at work, and the next
@@ -84,31 +84,6 @@ def suggest(config: TrainConfig, device_bytes: int) -> tuple[TrainConfig, Plan] 
             if found.fits:
                 return changed, found
     return None
-
-
-def resolve_strategy(config: TrainConfig, device_bytes: int) -> Strategy:
-    """`config.memory.strategy`, or for ``auto`` the first that fits by the number of weights.
-
-    Weights, gradients and AdamW's two moments take 16 bytes a trained weight, DDP's buckets 4 more;
-    a quarter of the device is left for activations and the loss.
-
-    Raises:
-        ValueError: the model can't be had.
-    """
-    if config.memory.strategy != "auto":
-        return config.memory.strategy
-    workers = config.workers.count
-    whole: Strategy = "single" if workers == 1 else "ddp"
-    if workers == 1 and not config.workers.gpus:
-        return whole
-    weights = sum(p.numel() for p in empty_model(config.model).parameters())
-    trained = 0 if config.lora.rank else weights
-    room = 0.75 * device_bytes
-    if 4 * weights + (12 if workers == 1 else 16) * trained <= room:
-        return whole
-    if workers > 1 and (4 * weights + 12 * trained) / workers <= room:
-        return "fsdp"
-    return "fsdp_offload" if config.workers.gpus else "fsdp"
 
 
 def _candidates(config: TrainConfig) -> Iterator[list[TrainConfig]]:

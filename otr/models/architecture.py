@@ -5,7 +5,7 @@ from transformers import AutoConfig, PretrainedConfig
 from otr.config import ModelConfig, TrainConfig
 
 
-def shape_of(config: ModelConfig) -> PretrainedConfig:
+def load_architecture(config: ModelConfig) -> PretrainedConfig:
     """The model's config.
 
     Raises:
@@ -18,7 +18,7 @@ def shape_of(config: ModelConfig) -> PretrainedConfig:
         raise ValueError(f"no model config at {config.path!r}: {reason}") from error
 
 
-def positions(config: ModelConfig) -> int | None:
+def max_positions(config: ModelConfig) -> int | None:
     """Tokens that the longest example may have; None where the model's config sets no limit.
 
     Positions restart with each example, so that a row of several may be longer. Where the config
@@ -27,7 +27,7 @@ def positions(config: ModelConfig) -> int | None:
     Raises:
         ValueError: there is no config of a model.
     """
-    text = shape_of(config).get_text_config()
+    text = load_architecture(config).get_text_config()
     most = getattr(text, "max_position_embeddings", None)
     rope = getattr(text, "rope_parameters", None) or {}
     if most is None or rope.get("rope_type", "default") == "default":
@@ -42,7 +42,7 @@ def check_sequence_length(config: TrainConfig) -> int | None:
     Raises:
         ValueError: it has not, or there is no config of a model.
     """
-    most, length = positions(config.model), config.data.sequence_length
+    most, length = max_positions(config.model), config.data.sequence_length
     if most is not None and length > most:
         raise ValueError(
             f"data.sequence_length is {length}, but {config.model.path!r} has {most} positions: "

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from otr.models.load import head, hidden_states, plain
+from otr.models.parts import head, hidden_states, without_adapters
 
 LENGTHS = (24, 17)
 """Tokens of the two examples."""
@@ -30,7 +30,7 @@ def check_head(model: PreTrainedModel) -> None:
     Raises:
         ValueError: it does not: the model does something else to them.
     """
-    model = plain(model)
+    model = without_adapters(model)
     ids_1S = _ids(model)[None, : LENGTHS[0]]
     with _quiet(model), _attention(model, "eager"):
         ours_NV = head(model).logits(hidden_states(model, ids_1S, torch.ones_like(ids_1S)))
@@ -51,7 +51,7 @@ def check_packing(model: PreTrainedModel) -> None:
     Raises:
         ValueError: they don't; says which `--train.model.attention` would, if one does.
     """
-    model = plain(model)
+    model = without_adapters(model)
     with _quiet(model), _narrow(model):
         ids_N = _ids(model)
         with _attention(model, "eager"):

@@ -37,7 +37,7 @@ def add_adapters(model: "PreTrainedModel", config: LoraConfig, *, seed: int = 0)
         seed: of the adapters' first values, so that every rank makes the same.
 
     Returns:
-        peft's model; `otr.models.load.head` and `hidden_states` take it.
+        peft's model; `otr.models.parts.head` and `hidden_states` take it.
 
     Raises:
         ValueError: a target is no linear layer, or is the head.
@@ -136,7 +136,7 @@ def load_adapters(directory: str | Path, base: ModelConfig) -> "PeftModel":
     return adapted
 
 
-def merged(model: "PeftModel") -> "PreTrainedModel":
+def merge_adapters(model: "PeftModel") -> "PreTrainedModel":
     """The plain model with the adapters' products added to its weights; `model` is used up.
 
     Raises:

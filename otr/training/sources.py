@@ -23,7 +23,7 @@ import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
 from otr.config import DataConfig
-from otr.loop.identity import digest_of
+from otr.loop.identity import sampled_digest
 
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
 PIECE_BYTES = 16 * 2**20
@@ -92,7 +92,7 @@ def corpus_identity(config: DataConfig) -> list[tuple[str, int, str | None]]:
             found.append((os.path.basename(name), size or 0, None))
     for number, name in local.items():
         with suppress(OSError):  # reading will say so
-            found[number] = (*found[number][:2], digest_of(name, DIGEST_BYTES // len(local)))
+            found[number] = (*found[number][:2], sampled_digest(name, DIGEST_BYTES // len(local)))
     return found
 
 

@@ -83,9 +83,9 @@ def _train(
     resume_from: Path | None,
 ) -> None:
     from otr.loop.loop import Hooks, train
-    from otr.loop.parallel import resolved
+    from otr.memory.strategy import with_resolved_strategy
 
-    config = resolved(job.config)
+    config = with_resolved_strategy(job.config)
     note = "; ".join([*job.notes, *_notes(config, state)])
     if job.resume_from is not None:
         storage.remind(job.resume_from, {**state["metrics"], "note": note})

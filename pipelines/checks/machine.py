@@ -151,7 +151,7 @@ def device_bytes(workers: Workers) -> int:
     Raises:
         ValueError: the cluster can't be asked.
     """
-    from otr.loop.parallel import device_bytes as here
+    from otr.memory.strategy import device_bytes as here
 
     address = os.environ.get("RAY_ADDRESS")
     if not (workers.gpus and address):

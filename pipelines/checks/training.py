@@ -37,8 +37,8 @@ def _trained(train: TrainConfig) -> int:
 
 
 def _layers(model: ModelConfig) -> int:
-    from otr.loop.parallel import decoder_layers
     from otr.models.load import empty_model
+    from otr.models.parts import decoder_layers
 
     return len(decoder_layers(empty_model(model)))
 

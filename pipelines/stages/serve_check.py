@@ -44,9 +44,9 @@ def prove(config: SweepConfig, checkpoint: str, directory: Path) -> None:
 
 
 def _serve(config: SweepConfig, checkpoint: str, directory: Path) -> None:
-    from otr.models.architecture import positions
+    from otr.models.architecture import max_positions
 
-    most = positions(config.train.model) or _LENGTH
+    most = max_positions(config.train.model) or _LENGTH
     engine = replace(
         config.engine,
         num_replicas=1,

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from otr import Objective, load_model
 from otr.loss.rows import rows_
-from otr.models.load import head, hidden_states
+from otr.models.parts import head, hidden_states
 from otr.training.corpus import packed_locally
 from pipelines.config.presets import builtin
 from pipelines.config.resolve import resolved

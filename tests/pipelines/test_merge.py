@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from otr import LoraConfig, ModelConfig, load_model, load_tokenizer
-from otr.models.load import head, hidden_states
 from otr.models.lora import adapter_state, add_adapters, write_adapter
+from otr.models.parts import head, hidden_states
 from pipelines import cli, merge_adapter
 from tests.assets.tiny import make_tiny_model
 

@@ -12,9 +12,9 @@ from otr import MemoryConfig, ModelConfig, Objective, OptimConfig, TrainConfig, 
 from otr.data import pack
 from otr.loop.evaluate import evaluate
 from otr.loop.loop import BadStep, Hooks, train
-from otr.loop.parallel import decoder_layers
 from otr.loop.policy import Policy
-from otr.models.load import head, hidden_states, load_model
+from otr.models.load import load_model
+from otr.models.parts import decoder_layers, head, hidden_states
 from otr.models.tokenizer import load_tokenizer
 from tests.assets.tiny import make_tiny_model
 from tests.otr.runs import LENGTH, ROWS, batches, config, examples, join_ranks

@@ -13,7 +13,7 @@ from transformers.trainer_utils import set_seed
 from trl import SFTConfig, SFTTrainer
 
 from otr import ModelConfig, Objective, linear_token_loss, load_model, load_tokenizer
-from otr.models.load import head, hidden_states
+from otr.models.parts import head, hidden_states
 from tests.assets.tiny import make_tiny_model
 
 README = Path(__file__).parents[3] / "README.md"

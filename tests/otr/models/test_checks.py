@@ -19,8 +19,8 @@ from transformers import (
 from otr import LoraConfig, ModelConfig, load_model
 from otr.models.attention import PACKED, Lengths, packed_attention
 from otr.models.checks import check_head, check_packing
-from otr.models.load import plain
 from otr.models.lora import add_adapters
+from otr.models.parts import without_adapters
 from tests.otr.models.families import FAMILIES, SIZE, WINDOW, make_family, toy
 
 
@@ -37,7 +37,7 @@ def test_a_good_model_passes_and_stays_as_it_is(name: str, adapters: bool, tmp_p
     before = torch.random.get_rng_state()
     check_head(model)
     check_packing(model)
-    inside = plain(model)
+    inside = without_adapters(model)
     assert inside.training and inside.config._attn_implementation == PACKED
     assert getattr(inside.config, "sliding_window", None) in (WINDOW, None)
     assert all(p.grad is None for p in model.parameters())

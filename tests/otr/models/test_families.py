@@ -16,9 +16,10 @@ from transformers import (
 
 from otr import ModelConfig, Objective, load_model
 from otr.loop.policy import Policy
-from otr.models.architecture import positions
+from otr.models.architecture import max_positions
 from otr.models.attention import PACKED
-from otr.models.load import empty_model, head, hidden_states
+from otr.models.load import empty_model
+from otr.models.parts import head, hidden_states
 from tests.otr.models.families import FAMILIES, SIZE, alone, make_family, packed_rows, toy
 
 KINDS = [(name, tied) for name in FAMILIES for tied in (True, False)]
@@ -118,7 +119,7 @@ def test_the_longest_example(tmp_path: Path) -> None:
     def most(**change: object) -> int | None:
         kind, _ = FAMILIES["qwen3"]
         kind(**SIZE | change).save_pretrained(tmp_path)
-        return positions(ModelConfig(str(tmp_path)))
+        return max_positions(ModelConfig(str(tmp_path)))
 
     def rope(**more: object) -> dict[str, object]:
         return {"rope_theta": 10000.0, **more}
@@ -129,7 +130,7 @@ def test_the_longest_example(tmp_path: Path) -> None:
     assert most(rope_parameters=yarn) == 128
     assert most(rope_parameters=yarn, max_position_embeddings=256) == 256
     with pytest.raises(ValueError, match="no model config at 'nowhere/x'"):
-        positions(ModelConfig("nowhere/x"))
+        max_positions(ModelConfig("nowhere/x"))
 
 
 def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:

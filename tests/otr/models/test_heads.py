@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from otr import Objective, linear_token_loss, token_loss
-from otr.models.load import head, hidden_states
+from otr.models.parts import head, hidden_states
 
 SIZE: dict[str, Any] = {
     "vocab_size": 61,

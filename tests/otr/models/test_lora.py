@@ -11,8 +11,15 @@ from transformers import PreTrainedModel
 
 from otr import LoraConfig, ModelConfig, Objective, load_model
 from otr.loop.policy import Policy
-from otr.models.load import empty_model, head, hidden_states
-from otr.models.lora import adapter_state, add_adapters, load_adapters, merged, write_adapter
+from otr.models.load import empty_model
+from otr.models.lora import (
+    adapter_state,
+    add_adapters,
+    load_adapters,
+    merge_adapters,
+    write_adapter,
+)
+from otr.models.parts import head, hidden_states
 from tests.assets.tiny import make_tiny_model
 from tests.otr.runs import batches
 
@@ -112,7 +119,7 @@ def test_saved_loaded_and_merged_it_is_the_same_model(base: ModelConfig, tmp_pat
     assert torch.equal(log_probs(loaded), wanted)
     trains = {name for name, p in model.named_parameters() if p.requires_grad}
     assert {name for name, p in loaded.named_parameters() if p.requires_grad} == trains
-    merged(loaded).save_pretrained(tmp_path / "full")
+    merge_adapters(loaded).save_pretrained(tmp_path / "full")
     full = load_model(ModelConfig(str(tmp_path / "full")))
     torch.testing.assert_close(log_probs(full), wanted, rtol=0, atol=1e-5)
     shapes = {name: p.shape for name, p in load_model(base).named_parameters()}
@@ -185,4 +192,4 @@ def test_a_merge_that_is_not_finite(base: ModelConfig) -> None:
     layer = model.get_base_model().get_submodule(LAYER)
     layer.lora_B["default"].weight.data[0, 0] = float("nan")
     with pytest.raises(ValueError, match="NaN"):
-        merged(model)
+        merge_adapters(model)

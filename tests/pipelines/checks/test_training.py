@@ -9,10 +9,11 @@ import ray
 import torch
 
 from otr.config import LoraConfig, MemoryConfig, TrainConfig, Workers
-from otr.loop.parallel import decoder_layers
+from otr.models.parts import decoder_layers
 from pipelines.checks import machine, memory, preflight
 from pipelines.checks.training import training
 from pipelines.config import options
+from pipelines.config.prepared import PreparedRun
 from pipelines.config.presets import PRESETS, SweepConfig
 from tests.assets.tiny import make_tiny_model
 
@@ -43,7 +44,7 @@ def test_all_is_well(config: SweepConfig) -> None:
 def test_it_is_one_of_the_checks(config: SweepConfig) -> None:
     wrong = with_train(config, data=replace(config.train.data, sequence_length=2048))
     without = ("port", "benchmarks", "data", "packages")
-    bad = [f for f in preflight.check(wrong, with_ray=False, without=without) if not f.ok]
+    bad = [f for f in preflight.check(PreparedRun(wrong), with_ray=False, without=without) if not f.ok]
     assert [f.check for f in bad] == ["training"]
     assert "sequence_length is 2048" in bad[0].text and "1024 positions" in bad[0].text
     assert "--train.data.sequence-length 1024" in bad[0].text

@@ -1,0 +1,114 @@
+"""The parts of a causal language model that training uses: layers, hidden states, head.
+
+All functions accept a transformers model, with or without peft's adapters.
+
+Shapes: B packed rows, S sequence length (tokens per packed row), N tokens that are not padding,
+D width, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from otr.models.attention import PACKED, Lengths, no_mask
+
+
+def without_adapters(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the transformers model inside a peft model, or the model itself."""
+    base = getattr(model, "get_base_model", None)
+    return model if base is None else base()
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """Return the longest list of layers in a model.
+
+    Raises:
+        ValueError: the model has no list of layers.
+    """
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    if not lists:
+        raise ValueError(
+            f"{type(model).__name__} has no list of layers to split: use memory.strategy ddp or "
+            "single"
+        )
+    return max(lists, key=len)
+
+
+def position_ids(segment_ids_BS: Int[Tensor, "B S"]) -> Int[Tensor, "B S"]:
+    """Return positions that restart at 0 with each segment.
+
+    transformers derives the boundaries of packed examples from these, with every attention backend.
+    """
+    index_S = torch.arange(segment_ids_BS.shape[1], device=segment_ids_BS.device)
+    new_BS = torch.ones_like(segment_ids_BS, dtype=torch.bool)
+    new_BS[:, 1:] = segment_ids_BS[:, 1:] != segment_ids_BS[:, :-1]
+    start_BS = torch.where(new_BS, index_S, 0).cummax(dim=1).values
+    return index_S - start_BS
+
+
+def hidden_states(
+    model: PreTrainedModel, input_ids_BS: Int[Tensor, "B S"], segment_ids_BS: Int[Tensor, "B S"]
+) -> Float[Tensor, "N D"]:
+    """Return the head's input for each token that is not padding, in row order.
+
+    Examples of the same packed row do not attend to each other. With the attention PACKED the model
+    never computes on padding.
+    """
+    model = without_adapters(model)
+    real_BS = segment_ids_BS > 0
+    position_BS = position_ids(segment_ids_BS)
+    if model.config._attn_implementation != PACKED:
+        hidden_BSD = model.base_model(
+            input_ids=input_ids_BS, position_ids=position_BS, use_cache=False
+        ).last_hidden_state
+        return hidden_BSD[real_BS]
+    ids_N, position_N = input_ids_BS[real_BS], position_BS[real_BS]
+    count = len(ids_N)
+    if not count:  # other ranks may wait for this rank's pass: compute one token and drop it
+        ids_N, position_N = input_ids_BS.new_zeros(1), position_BS.new_zeros(1)
+    ends = [*(position_N == 0).nonzero().flatten().tolist(), len(position_N)]
+    hidden_1ND = model.base_model(
+        input_ids=ids_N[None],
+        position_ids=position_N[None],
+        attention_mask=no_mask(position_N.device),
+        use_cache=False,
+        lengths=Lengths([end - start for start, end in pairwise(ends)]),
+    ).last_hidden_state
+    return hidden_1ND[0, :count]
+
+
+@dataclass(frozen=True)
+class Head:
+    """How a model turns hidden states into logits, in the arguments of `linear_token_loss`."""
+
+    weight: Float[Tensor, "V D"]
+    bias: Float[Tensor, " V"] | None
+    logit_scale: float
+    softcap: float | None
+
+    def logits(self, hidden_TD: Float[Tensor, "T D"]) -> Float[Tensor, "T V"]:
+        """Compute the logits of T hidden states in float32."""
+        logits_TV = torch.nn.functional.linear(hidden_TD, self.weight, self.bias).float()
+        logits_TV = logits_TV * self.logit_scale
+        if self.softcap is None:
+            return logits_TV
+        return self.softcap * torch.tanh(logits_TV / self.softcap)
+
+
+def head(model: PreTrainedModel) -> Head:
+    """Return the language-model head (tied or not) with the config's scale and soft cap."""
+    model = without_adapters(model)
+    layer = model.get_output_embeddings()
+    config = model.config.get_text_config()
+    return Head(
+        weight=layer.weight,
+        bias=getattr(layer, "bias", None),
+        # Cohere multiplies by logit_scale, Granite divides by logits_scaling.
+        logit_scale=(getattr(config, "logit_scale", None) or 1.0)
+        / (getattr(config, "logits_scaling", None) or 1.0),
+        softcap=getattr(config, "final_logit_softcapping", None),  # Gemma
+    )

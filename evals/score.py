@@ -27,7 +27,7 @@ from evals.grading.answers import graders
 from evals.jobs import Job
 from evals.records import Journal, write_answers
 from evals.serving.requests import Completion, Done, SampleKey
-from evals.statistics.estimates import further, interval
+from evals.statistics.estimates import interval, multi_sample_metrics
 
 if TYPE_CHECKING:
     from evals.settings import EngineSettings
@@ -218,7 +218,7 @@ def _result(job: Job, answered: _Answered) -> TaskScore:
             "num_truncated": sum(c.finish_reason == "length" for c in drawn),
             "num_timeouts": sum(c.finish_reason == "timeout" for c in drawn),
         },
-        also=further(answered.correct_IS, answered.extracted, subjects=subjects),
+        also=multi_sample_metrics(answered.correct_IS, answered.extracted, subjects=subjects),
     )
 
 

@@ -1,4 +1,4 @@
-"""Intervals, paired tests and pass@k over the verdicts of a benchmark."""
+"""Means, intervals, paired tests and pass@k over the verdicts of a benchmark."""
 
 from evals.statistics.estimates import (
     Difference,

@@ -1,9 +1,9 @@
-"""What a set of verdicts says: a mean with its interval, a difference with its p-value, pass@k.
+"""Means, intervals, paired tests and pass@k over the verdicts of one benchmark.
 
-In: arrays `[items, samples]` of verdicts (0 or 1, or scores between). Out: floats in [0, 1]. Items
-are the unit of chance: samples of one item are alike, so all resampling is over whole items (the
+Verdicts are arrays `[items, samples]` of 0 or 1, or of scores between. Averages lie in [0, 1],
+differences in [-1, 1]. Samples of one item are correlated, so items are the unit of resampling (the
 cluster bootstrap; Miller, "Adding error bars to evals", 2024, section 2.2). With `subjects`, one
-an item, the average is the harmonic mean over subjects instead of the mean over items, and items
+per item, the average is the harmonic mean over subjects instead of the mean over items, and items
 are resampled within their subject.
 
 Shapes: I items, S samples, R resamples, M seeds.
@@ -16,11 +16,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from evals.statistics.resampling import Average, Values, ends, exchange_p, resampled
-from evals.statistics.student_t import quantile, two_sided
+from evals.statistics.resampling import Average, Values, bootstrap, permutation_p, quantiles
 
-Z = 1.959963984540054  # the normal quantile of 0.975
-EQUAL = 1e-12  # means of the same verdicts differ by less, whatever the order of their sum
+Z = 1.959963984540054  # the normal distribution's 0.975 quantile
+EQUAL = 1e-12  # above the rounding error of a mean, which depends on the order of summation
 
 
 class Interval(NamedTuple):
@@ -40,48 +39,55 @@ class Difference(NamedTuple):
     p: float
 
 
-def interval(correct: ArrayLike, *, subjects: Sequence[str] = (), seed: int = 0) -> Interval:
-    """The average with the percentile interval of a cluster bootstrap over items.
+class _SeedVariance(NamedTuple):
+    """Variance of the mean over seeds, and its degrees of freedom."""
 
-    Where all items have the same mean (all right, all wrong, one item) a bootstrap would give an
-    interval of no width; there it is Wilson's (1927) score interval on the number of items.
+    variance: float
+    freedom: int
+
+
+def interval(correct: ArrayLike, *, subjects: Sequence[str] = (), seed: int = 0) -> Interval:
+    """Return the average with the percentile interval of a cluster bootstrap over items.
+
+    If all items have the same mean (all right, all wrong, or a single item), the bootstrap interval
+    would have no width. The result is then Wilson's (1927) score interval for that many items.
 
     Args:
         correct: `[items, samples]` or `[items]`, each in [0, 1].
-        subjects: of the items, for the harmonic mean over subjects.
-        seed: of the resampling.
+        subjects: subject of each item, for the harmonic mean over subjects.
+        seed: seed of the resampling.
 
     Raises:
-        ValueError: no items, or a value outside of [0, 1].
+        ValueError: there are no items, or a value is outside [0, 1].
     """
     per_item = _per_item(correct)
     average = Average(subjects, len(per_item))
-    mean = float(average.of(per_item))
+    mean = float(average.over_items(per_item))
     if np.ptp(per_item) < EQUAL:
         low, high = wilson(float(per_item[0]), len(per_item))
         return Interval(mean, min(low, mean), max(high, mean))
-    low, high = ends(resampled(per_item[None], average, seed))
+    low, high = quantiles(bootstrap(per_item[None], average, seed))
     return Interval(mean, min(low, mean), max(high, mean))
 
 
 def paired(
     first: ArrayLike, second: ArrayLike, *, subjects: Sequence[str] = (), seed: int = 0
 ) -> Difference:
-    """Compares two checkpoints on the same items: is `first` better than `second`?
+    """Compare two checkpoints on the same items; a positive difference favors `first`.
 
-    The interval is a cluster bootstrap over the items' differences; p is that of the two-sided
-    permutation test that exchanges the two on an item or not (for single verdicts: McNemar's, by
-    simulation). Where all differences are the same, the interval reaches as far as Wilson's for "no
-    item differs".
+    The interval is a cluster bootstrap over the differences per item. p is from the two-sided
+    permutation test that swaps the two checkpoints on each item with probability 1/2; for single
+    verdicts that is McNemar's test, simulated. If all differences are equal, the interval has the
+    width of Wilson's for "no item differs".
 
     Args:
         first: `[items, samples]` or `[items]`; the number of samples may differ from `second`'s.
-        second: the same items in the same order.
-        subjects: of the items, for the harmonic mean over subjects.
-        seed: of the resampling and the exchanges.
+        second: verdicts on the same items in the same order.
+        subjects: subject of each item, for the harmonic mean over subjects.
+        seed: seed of the bootstrap and the permutations.
 
     Raises:
-        ValueError: different numbers of items, no items, or a value outside of [0, 1].
+        ValueError: the numbers of items differ, there are no items, or a value is outside [0, 1].
     """
     return paired_seeds([first], [second], subjects=subjects, seed=seed)
 
@@ -93,64 +99,65 @@ def paired_seeds(
     subjects: Sequence[str] = (),
     seed: int = 0,
 ) -> Difference:
-    """Compares two ways of training, each with one or more seeds, on the same items.
+    """Compare two ways of training on the same items, each with one or more seeds.
 
-    The items' means over the seeds go through the test of `paired`, so an item stays the unit of
-    chance however many seeds answered it. What all items of a seed share is seen in the scatter of
-    the seeds' own averages: its variance s^2 / M, for each side that has M > 1 seeds, is added to
-    that of the items, and interval and p are those of a t-test with the degrees of freedom of Welch
-    and Satterthwaite; p is not below that of the permutation test. s^2 holds some of the items'
-    chance too, so the test errs towards seeing no difference. A side of one seed adds nothing: its
-    scatter can't be known.
+    Each item's mean over the seeds enters the test of `paired`, so items remain the unit of
+    resampling however many seeds there are. Effects that all items of a seed share show up as
+    scatter between the averages of the seeds. For each side with M > 1 seeds, the variance s^2 / M
+    of that scatter is added to the variance from the items; the interval and p are then those of a
+    t-test with Welch-Satterthwaite degrees of freedom, and p is never below that of the permutation
+    test. Part of s^2 comes from the items, so the test is conservative. A side with one seed adds
+    nothing, because its scatter is unknown.
 
     Args:
-        first: a seed an entry, each as in `paired`.
+        first: one entry per seed, each as in `paired`.
         second: the same; the number of seeds may differ.
-        subjects: of the items, for the harmonic mean over subjects.
-        seed: of the resampling and the exchanges.
+        subjects: subject of each item, for the harmonic mean over subjects.
+        seed: seed of the bootstrap and the permutations.
 
     Raises:
-        ValueError: as `paired`, or a side without a seed.
+        ValueError: as in `paired`, or a side has no seed.
     """
-    sides = [_seeds(side) for side in (first, second)]
+    sides = [_means_by_seed(side) for side in (first, second)]
     a, b = (side_MI.mean(axis=0) for side_MI in sides)
     if len(a) != len(b):
         raise ValueError(f"{len(a)} and {len(b)} items: a paired test needs the same items in both")
     average = Average(subjects, len(a))
     both = np.stack([a, b])
-    mean = float(np.subtract(*average.of(both)))
+    mean = float(np.subtract(*average.over_items(both)))
     if np.ptp(a - b) < EQUAL:
         reach = wilson(0.0, len(a))[1]
-        low, high, spread = max(-1.0, mean - reach), min(1.0, mean + reach), reach / Z
+        low, high, standard_error = max(-1.0, mean - reach), min(1.0, mean + reach), reach / Z
     else:
         # Without subjects the difference of the averages is the average of the differences.
-        drawn_R = resampled(both if subjects else (a - b)[None], average, seed)
-        low, high = ends(drawn_R)
+        means_R = bootstrap(both if subjects else (a - b)[None], average, seed)
+        low, high = quantiles(means_R)
         low, high = min(low, mean), max(high, mean)
-        spread = float(drawn_R.std())
-    p = exchange_p(both, average, seed)
-    scatters = [_scatter(average.of(side_MI)) for side_MI in sides]
-    return _with_scatter(Difference(mean, low, high, p), spread, len(a), scatters)
+        standard_error = float(means_R.std())
+    found = Difference(mean, low, high, permutation_p(both, average, seed))
+    seed_variances = [_seed_variance(average.over_items(side_MI)) for side_MI in sides]
+    return _add_seed_variance(found, standard_error, len(a), seed_variances)
 
 
-def over_seeds(intervals: Sequence[Interval], count: int) -> Interval:
-    """The mean of the scores of several seeds on the same `count` items, with its interval.
+def interval_over_seeds(intervals: Sequence[Interval], num_items: int) -> Interval:
+    """Return the mean score of several seeds on the same items, with its interval.
 
-    More seeds do not shrink what comes from the items: the mean reach of the intervals. The
-    scatter of the seeds is added to it as in `paired_seeds`.
+    More seeds do not reduce the uncertainty from the items, so the interval starts from the mean
+    half-widths of the seeds' intervals. The scatter between seeds is added as in `paired_seeds`.
     """
-    means = np.array([each.mean for each in intervals])
-    mean = float(means.mean())
+    means_M = np.array([each.mean for each in intervals])
+    mean = float(means_M.mean())
     low, high = (mean + float(np.mean([e[i] - e.mean for e in intervals])) for i in (1, 2))
-    given = Difference(mean, low, high, 0.0)
-    widened = _with_scatter(given, (high - low) / (2 * Z), count, [_scatter(means)])
+    found = Difference(mean, low, high, 0.0)
+    standard_error = (high - low) / (2 * Z)
+    widened = _add_seed_variance(found, standard_error, num_items, [_seed_variance(means_M)])
     return Interval(mean, max(0.0, widened.low), min(1.0, widened.high))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values of a family of tests, corrected so that 0.05 bounds the chance of any false finding.
+    """Return Holm's (1979) corrected p-values, which bound the family-wise error rate.
 
-    Holm (1979): the smallest times the number of tests, the next times one less, and so on.
+    The smallest p-value is multiplied by the number of tests, the next by one less, and so on.
     """
     corrected = [0.0] * len(p_values)
     highest = 0.0
@@ -161,7 +168,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def wilson(proportion: float, count: int) -> tuple[float, float]:
-    """Wilson's 95 % score interval of a proportion among `count` independent items."""
+    """Return Wilson's 95 % score interval of a proportion among `count` independent items."""
     shrink = 1 + Z**2 / count
     centre = (proportion + Z**2 / (2 * count)) / shrink
     half = Z / shrink * np.sqrt(proportion * (1 - proportion) / count + Z**2 / (4 * count**2))
@@ -169,48 +176,51 @@ def wilson(proportion: float, count: int) -> tuple[float, float]:
 
 
 def pass_at_k(correct: ArrayLike, k: int) -> Values:
-    """Unbiased pass@k of every item, 1 - C(n-c, k) / C(n, k) (Chen et al., 2021, equation 1).
+    """Return the unbiased pass@k of each item, 1 - C(n-c, k) / C(n, k).
+
+    Source: Chen et al., 2021, equation 1; n is the number of samples, c of those that are right.
 
     Args:
         correct: `[items, samples]` of verdicts.
-        k: 1 to the number of samples n.
+        k: from 1 to the number of samples.
 
     Raises:
-        ValueError: another k.
+        ValueError: k is outside that range.
     """
     verdicts = np.atleast_2d(np.asarray(correct, dtype=bool))
     n = verdicts.shape[1]
     if not 1 <= k <= n:
-        raise ValueError(f"k is {k}; pass@k needs 1 <= k <= {n}, the number of samples an item")
+        raise ValueError(f"k is {k}; pass@k needs 1 <= k <= {n}, the number of samples per item")
     wrong = n - verdicts.sum(axis=1)
-    none_right = np.ones(len(verdicts))
+    all_wrong = np.ones(len(verdicts))
     for drawn in range(k):
-        none_right *= np.maximum(wrong - drawn, 0) / (n - drawn)
-    return 1.0 - none_right
+        all_wrong *= np.maximum(wrong - drawn, 0) / (n - drawn)
+    return 1.0 - all_wrong
 
 
 def majority(correct: ArrayLike, answers: Sequence[Sequence[str]]) -> Values:
-    """maj@n of every item: whether the most frequent answer is right.
+    """Return maj@n of each item: 1 if the most frequent answer is right, else 0.
 
-    Samples without an answer ("") do not vote; an item where none does is wrong. Where several
-    answers have the most votes, the share of those that are right: what drawing one of them would
-    give on average. An answer is as right as its samples' verdicts say, as a rule all the same.
+    Samples without an answer ("") do not vote; an item without votes scores 0. If several answers
+    have the most votes, the score is the fraction of them that are right, the expectation of
+    choosing one at random. Samples with equal answers normally have equal verdicts; if they do not,
+    the answer counts with the mean of them.
 
     Args:
         correct: `[items, samples]` of verdicts.
-        answers: the samples' final answers, in the same places; equal strings are one vote.
+        answers: final answer of each sample, `[items][samples]`; equal strings are one vote.
     """
     verdicts = np.atleast_2d(np.asarray(correct, dtype=np.float64))
     return np.array([_majority(*item) for item in zip(verdicts, answers, strict=True)])
 
 
-def further(
+def multi_sample_metrics(
     correct: ArrayLike, answers: Sequence[Sequence[str]] | None, *, subjects: Sequence[str] = ()
 ) -> dict[str, list[float]]:
-    """The other metrics of several samples: name to [value, low, high].
+    """Return pass@k and, if there are answers, maj@n, as name to [value, low, high].
 
-    pass@k for k = 1, the powers of two up to n and n itself; maj@n where there are answers. Empty
-    where an item has one sample.
+    k is 1, each power of two up to the number of samples n, and n itself. With one sample per item
+    the result is empty.
     """
     verdicts = np.asarray(correct)
     n = verdicts.shape[1]
@@ -228,17 +238,19 @@ def _per_item(correct: ArrayLike) -> Values:
     if values.ndim not in (1, 2) or values.size == 0:
         raise ValueError(f"verdicts of shape {values.shape}; expected [items, samples] or [items]")
     if not (values.min() >= 0 and values.max() <= 1):
-        raise ValueError(f"verdicts from {values.min()} to {values.max()}; they lie in [0, 1]")
+        raise ValueError(f"verdicts from {values.min()} to {values.max()}; expected [0, 1]")
     return values if values.ndim == 1 else values.mean(axis=1)
 
 
-def _seeds(side: Sequence[ArrayLike]) -> Values:
+def _means_by_seed(side: Sequence[ArrayLike]) -> Values:
+    """Return the mean of each item for each seed, `[M, I]`."""
     if not side:
-        raise ValueError("no seed on one side of the comparison; give at least one")
-    rows = [_per_item(correct) for correct in side]
-    if len({len(row) for row in rows}) > 1:
-        raise ValueError(f"seeds with {[len(row) for row in rows]} items; they need the same items")
-    return np.stack(rows)
+        raise ValueError("one side of the comparison has no seed; give at least one")
+    means = [_per_item(correct) for correct in side]
+    if len({len(each) for each in means}) > 1:
+        counts = [len(each) for each in means]
+        raise ValueError(f"seeds with {counts} items; a comparison needs the same items")
+    return np.stack(means)
 
 
 def _majority(verdicts: Values, answers: Sequence[str]) -> float:
@@ -252,25 +264,29 @@ def _majority(verdicts: Values, answers: Sequence[str]) -> float:
     return float(np.mean(right)) if right else 0.0
 
 
-def _scatter(averages_M: Values) -> tuple[float, int]:
-    """Variance of the mean of several seeds' averages, and its degrees of freedom."""
+def _seed_variance(averages_M: Values) -> _SeedVariance:
     seeds = len(averages_M)
-    return (float(averages_M.var(ddof=1)) / seeds, seeds - 1) if seeds > 1 else (0.0, 0)
+    if seeds == 1:
+        return _SeedVariance(0.0, 0)
+    return _SeedVariance(float(averages_M.var(ddof=1)) / seeds, seeds - 1)
 
 
-def _with_scatter(
-    found: Difference, spread: float, count: int, scatters: Sequence[tuple[float, int]]
+def _add_seed_variance(
+    found: Difference, standard_error: float, num_items: int, sides: Sequence[_SeedVariance]
 ) -> Difference:
-    """Widens an interval of standard error `spread` over `count` items by the scatter of seeds."""
-    parts = [(variance, freedom) for variance, freedom in scatters if variance > 0]
+    """Widen an interval from items, with its standard error, by the variance between seeds."""
+    parts = [side for side in sides if side.variance > 0]
     if not parts:
         return found
-    seeds = sum(variance for variance, _ in parts)
-    parts.append((spread**2, max(1, count - 1)))
-    total = sum(variance for variance, _ in parts)
-    freedom = total**2 / sum(variance**2 / free for variance, free in parts)
-    wider = quantile(freedom) / Z
-    down = wider * float(np.hypot(found.difference - found.low, Z * seeds**0.5))
-    up = wider * float(np.hypot(found.high - found.difference, Z * seeds**0.5))
-    p = max(found.p, two_sided(abs(found.difference) / total**0.5, freedom))
+    from scipy.special import stdtr, stdtrit  # 0.2 s, and only needed for several seeds
+
+    between_seeds = sum(part.variance for part in parts)
+    parts.append(_SeedVariance(standard_error**2, max(1, num_items - 1)))
+    total = sum(part.variance for part in parts)
+    freedom = total**2 / sum(part.variance**2 / part.freedom for part in parts)
+    wider = float(stdtrit(freedom, 0.975)) / Z
+    down = wider * float(np.hypot(found.difference - found.low, Z * between_seeds**0.5))
+    up = wider * float(np.hypot(found.high - found.difference, Z * between_seeds**0.5))
+    p_t = 2 * float(stdtr(freedom, -abs(found.difference) / total**0.5))
+    p = max(found.p, p_t)
     return Difference(found.difference, found.difference - down, found.difference + up, p)

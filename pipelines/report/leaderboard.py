@@ -119,7 +119,7 @@ class Arm:
 
 
 def mean_over_seeds(scores: Sequence[Score]) -> Estimate:
-    """Mean of one benchmark's scores over seeds; see `evals.statistics.estimates.interval_over_seeds`."""
+    """Mean of one benchmark's scores over seeds; see `interval_over_seeds`."""
     intervals = [Interval(s["value"], s["low"], s["high"]) for s in scores]
     return Estimate(*interval_over_seeds(intervals, scores[0]["num_examples"]))
 

@@ -8,21 +8,20 @@ import pytest
 from evals.statistics import resampling
 from evals.statistics.estimates import (
     Interval,
-    further,
     holm,
     interval,
+    interval_over_seeds,
     majority,
-    over_seeds,
+    multi_sample_metrics,
     paired,
     paired_seeds,
     pass_at_k,
     wilson,
 )
 from evals.statistics.resampling import HARMONIC_FLOOR
-from evals.statistics.student_t import quantile, two_sided
 
 
-def test_interval_of_single_verdicts_is_near_the_normal_one() -> None:
+def test_interval_of_single_verdicts_is_near_the_normal_approximation() -> None:
     verdicts = np.arange(1000) % 10 < 3
     mean, low, high = interval(verdicts)
     half = 1.96 * np.sqrt(0.3 * 0.7 / 1000)
@@ -30,7 +29,7 @@ def test_interval_of_single_verdicts_is_near_the_normal_one() -> None:
     assert (low, high) == pytest.approx((0.3 - half, 0.3 + half), abs=0.002)
 
 
-def test_samples_of_one_item_are_not_counted_as_evidence_of_their_own() -> None:
+def test_repeating_the_samples_of_each_item_does_not_narrow_the_interval() -> None:
     verdicts = np.arange(100) < 50
     once = interval(verdicts)
     sixteen_times = interval(np.repeat(verdicts[:, None], 16, axis=1))
@@ -50,18 +49,20 @@ def test_wilson_against_a_worked_example() -> None:
     assert wilson(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=5e-4)
 
 
-def test_interval_covers_the_truth_19_times_in_20(monkeypatch) -> None:
+def test_interval_covers_the_true_mean_95_percent_of_the_time(monkeypatch) -> None:
     monkeypatch.setattr(resampling, "RESAMPLES", 1000)
     generator = np.random.default_rng(0)
     covered = 0
     for seed in range(100):
-        ability = generator.beta(2, 2, size=60)  # items differ, so samples of one are alike
+        ability = generator.beta(
+            2, 2, size=60
+        )  # items differ in difficulty, so the samples of one are correlated
         low, high = interval(generator.random((60, 4)) < ability[:, None], seed=seed)[1:]
         covered += low <= 0.5 <= high
     assert covered >= 88
 
 
-def test_paired_sees_what_unpaired_intervals_hide() -> None:
+def test_paired_detects_a_difference_that_unpaired_intervals_hide() -> None:
     generator = np.random.default_rng(0)
     hard = generator.random(500) < 0.5
     better = hard | (np.arange(500) % 20 == 0)
@@ -73,25 +74,25 @@ def test_paired_sees_what_unpaired_intervals_hide() -> None:
     assert paired(hard, better).difference == -difference
 
 
-def test_paired_p_is_that_of_mcnemars_exact_test() -> None:
-    # 8 items only the first gets right, 2 only the second: two-sided binomial p = 0.109375
+def test_paired_p_agrees_with_mcnemars_exact_test() -> None:
+    # Only the first answers 8 items, only the second 2: two-sided binomial p = 0.109375
     first = np.array([1] * 8 + [0] * 2 + [1] * 90)
     second = np.array([0] * 8 + [1] * 2 + [1] * 90)
     assert paired(first, second).p == pytest.approx(0.109375, abs=0.01)
 
 
-def test_paired_of_equal_verdicts_is_no_proof_of_equality() -> None:
+def test_paired_interval_of_equal_verdicts_still_has_a_width() -> None:
     verdicts = np.arange(50) % 2
     difference, low, high, p = paired(verdicts, verdicts)
     assert (difference, p) == (0, 1)
     assert low == -high < 0
 
 
-def test_paired_takes_different_numbers_of_samples() -> None:
+def test_paired_accepts_different_numbers_of_samples() -> None:
     assert paired(np.ones((5, 4)), np.zeros((5, 1))).difference == 1
 
 
-def test_pass_at_k_equals_the_count_over_all_subsets() -> None:
+def test_pass_at_k_equals_the_mean_over_all_subsets() -> None:
     verdicts = np.array([[1, 0, 0, 1, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 1]])
     for k in range(1, 6):
         counted = [np.mean([max(s) for s in combinations(row, k)]) for row in verdicts]
@@ -99,46 +100,49 @@ def test_pass_at_k_equals_the_count_over_all_subsets() -> None:
     assert pass_at_k(verdicts, 1) == pytest.approx(verdicts.mean(axis=1))
 
 
-def test_the_majority_decides_and_a_tie_is_right_in_part() -> None:
+def test_majority_takes_the_most_votes_and_gives_partial_credit_for_a_tie() -> None:
     verdicts = np.array([[1, 1, 0, 0, 0], [1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0]])
     answers = [
-        ["7", "7", "8", "9", ""],  # 7 has two votes
-        ["7", "8", "8", "9", "9"],  # 8 and 9 have two, both wrong
-        ["7", "7", "8", "8", "9"],  # one of the two with most votes is right
+        ["7", "7", "8", "9", ""],  # two votes for 7
+        ["7", "8", "8", "9", "9"],  # 8 and 9 have two votes each, both wrong
+        ["7", "7", "8", "8", "9"],  # one of the two tied answers is right
         ["", "", "", "", ""],
     ]
     assert list(majority(verdicts, answers)) == [1, 0, 0.5, 0]
 
 
-def test_the_further_metrics_are_those_of_all_powers_of_two() -> None:
+def test_multi_sample_metrics_are_pass_at_powers_of_two_and_majority() -> None:
     verdicts = np.array([[1, 0, 0, 1, 0, 0], [0, 0, 0, 0, 0, 1]])
-    told = further(verdicts, [["a"] * 6, ["b"] * 6])
-    assert list(told) == ["pass@1", "pass@2", "pass@4", "pass@6", "maj@6"]
-    assert told["pass@1"][0] == pytest.approx(verdicts.mean())
-    assert told["pass@6"][0] == 1 and told["maj@6"][0] == pytest.approx((1 / 3 + 1 / 6) / 2)
-    assert all(low <= value <= high for value, low, high in told.values())
-    assert "maj@6" not in further(verdicts, None) and further(verdicts[:, :1], None) == {}
+    metrics = multi_sample_metrics(verdicts, [["a"] * 6, ["b"] * 6])
+    assert list(metrics) == ["pass@1", "pass@2", "pass@4", "pass@6", "maj@6"]
+    assert metrics["pass@1"][0] == pytest.approx(verdicts.mean())
+    assert metrics["pass@6"][0] == 1 and metrics["maj@6"][0] == pytest.approx((1 / 3 + 1 / 6) / 2)
+    assert all(low <= value <= high for value, low, high in metrics.values())
+    assert (
+        "maj@6" not in multi_sample_metrics(verdicts, None)
+        and multi_sample_metrics(verdicts[:, :1], None) == {}
+    )
 
 
 SUBJECTS = ["a"] * 4 + ["b"] * 2
 VERDICTS = np.array([1, 1, 1, 0, 0, 1])  # a: 3/4, b: 1/2
 
 
-def test_the_harmonic_mean_is_over_subjects_and_resampled_within_them() -> None:
+def test_harmonic_mean_is_over_subjects_and_resampled_within_them() -> None:
     mean, low, high = interval(VERDICTS, subjects=SUBJECTS)
     assert mean == pytest.approx(2 / (1 / 0.76 + 1 / 0.51))
     assert low < mean < high
-    order = [4, 0, 5, 1, 2, 3]  # the items may come in any order
+    order = [4, 0, 5, 1, 2, 3]  # the order of items does not matter
     mixed = interval(VERDICTS[order], subjects=[SUBJECTS[i] for i in order])
     assert mixed.mean == pytest.approx(mean)
-    # b's items are all right in the second: a difference of the averages, not of the items' mean
+    # All of subject b is right in the first: the difference is between averages over subjects.
     better = paired(VERDICTS | [0, 0, 0, 0, 1, 0], VERDICTS, subjects=SUBJECTS)
     assert better.difference == pytest.approx(2 / (1 / 0.76 + 1 / 1.01) - mean)
-    assert better.p == 1  # a single item differs: either exchange is as large
+    assert better.p == 1  # one item differs, so every swap gives a difference as large
 
 
-def test_subjects_of_one_or_two_items_have_their_chance() -> None:
-    """All right or all wrong in each: a plain bootstrap would see none, or miss its own mean."""
+def test_subjects_of_one_or_two_items_still_add_uncertainty() -> None:
+    """A plain bootstrap would find none if each subject is all right or all wrong."""
     generator = np.random.default_rng(0)
     for each in (1, 2):
         verdicts = np.repeat(generator.integers(2, size=23), each)
@@ -147,7 +151,7 @@ def test_subjects_of_one_or_two_items_have_their_chance() -> None:
         assert low <= mean <= high and high - low > 0.05
 
 
-def test_the_interval_of_a_harmonic_mean_covers_it() -> None:
+def test_interval_of_a_harmonic_mean_covers_the_true_value() -> None:
     generator, hit = np.random.default_rng(1), 0
     for _ in range(30):
         rates = generator.beta(0.6, 4, size=23)
@@ -155,16 +159,15 @@ def test_the_interval_of_a_harmonic_mean_covers_it() -> None:
         verdicts = generator.random((23, 200)) < rates[:, None]
         _, low, high = interval(verdicts.ravel(), subjects=[str(n // 200) for n in range(4600)])
         hit += low <= truth <= high
-    assert hit >= 25  # of 30 at 92 %; a plain bootstrap has about 15
+    assert hit >= 25  # of 30, where 92 % is 27.6; a plain bootstrap reaches about 15
 
 
-def test_t_against_its_tables() -> None:
-    for freedom, value in ((1, 12.7062), (2, 4.30265), (10, 2.22814), (100, 1.98397)):
-        assert quantile(freedom) == pytest.approx(value, abs=1e-4)
-        assert two_sided(value, freedom) == pytest.approx(0.05, abs=1e-5)
+def test_two_seeds_without_other_uncertainty_have_a_t_interval_of_one_degree_of_freedom() -> None:
+    low, high = interval_over_seeds([Interval(m, m, m) for m in (0.49, 0.51)], 100)[1:]
+    assert (low, high) == pytest.approx((0.5 - 12.7062 * 0.01, 0.5 + 12.7062 * 0.01), abs=1e-6)
 
 
-def test_seeds_that_scatter_widen_the_difference_and_seeds_that_agree_do_not() -> None:
+def test_scatter_between_seeds_widens_the_difference_and_agreement_does_not() -> None:
     generator = np.random.default_rng(0)
     weak = generator.random(200) < 0.5
     strong = weak | (np.arange(200) % 8 == 0)
@@ -174,12 +177,12 @@ def test_seeds_that_scatter_widen_the_difference_and_seeds_that_agree_do_not() -
     lucky, unlucky = strong | (np.arange(200) % 5 == 0), strong & (np.arange(200) % 6 != 0)
     scattered = paired_seeds([lucky, unlucky], [weak] * 2)
     assert scattered.p > 0.05 and scattered.low < 0 < scattered.difference
-    again = over_seeds([Interval(0.5, 0.4, 0.6)] * 3, 100)
+    again = interval_over_seeds([Interval(0.5, 0.4, 0.6)] * 3, 100)
     assert (again.low, again.high) == pytest.approx((0.4, 0.6))
 
 
-def test_two_arms_that_are_the_same_are_told_apart_once_in_20_times(monkeypatch) -> None:
-    """Seeds of either have a quality of their own, and items that they happen to know."""
+def test_two_equal_arms_differ_significantly_at_most_5_percent_of_the_time(monkeypatch) -> None:
+    """Each seed has its own quality, and its own set of items that it answers by chance."""
     monkeypatch.setattr(resampling, "RESAMPLES", 1000)
     generator = np.random.default_rng(0)
     found = 0
@@ -194,7 +197,7 @@ def test_two_arms_that_are_the_same_are_told_apart_once_in_20_times(monkeypatch)
 
 
 def test_holm_corrects_for_the_number_of_comparisons() -> None:
-    # worked by hand: 0.01 * 4, 0.03 * 3, then no less than that, 0.04 * 1
+    # By hand: 0.01 * 4, 0.03 * 3; then 0.035 * 2 and 0.04 * 1, but not below 0.09.
     assert holm([0.04, 0.01, 0.03, 0.035]) == pytest.approx([0.09, 0.04, 0.09, 0.09])
     assert holm([]) == []
 
@@ -212,6 +215,6 @@ def test_holm_corrects_for_the_number_of_comparisons() -> None:
         lambda: pass_at_k(np.ones((2, 3)), 0),
     ],
 )
-def test_input_that_makes_no_sense_is_refused(call) -> None:
+def test_invalid_input_is_refused(call) -> None:
     with pytest.raises(ValueError):
         call()

@@ -1,12 +1,12 @@
-# make sweep | test | check | setup. A fresh machine needs python3.11 and make.
+# make setup | sweep | test | check | docs. A new machine needs python3.11 and make.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --no-deps --disable-pip-version-check
 TORCH := 2.13.0
-FOUND := $(if $(wildcard $(VENV)/.ready),reuses,made)
+FOUND := $(if $(wildcard $(VENV)/.ready),uses,made)
 
-.PHONY: setup sweep test test-quick test-faults test-cluster check
+.PHONY: setup sweep test test-quick test-faults test-cluster check docs
 .PHONY: bench-loss bench-train bench-eval bench-scale
 sweep: setup
 	@$(BIN)/python pipelines/full_sweep.py --preset builtin
@@ -37,23 +37,28 @@ bench-eval: setup
 bench-scale: setup
 	@$(BIN)/python -m tests.benchmarks.scale --json docs/results/scale/benchmark.json
 
+docs: setup
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "documentation: build/site/index.html"
+
 check: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 setup: $(VENV)/.ready
 	@echo "$(FOUND) $(VENV): $$(cat $(VENV)/.ready)"
 
-$(VENV)/.ready: requirements.txt requirements-cpu.txt requirements-gpu.txt pyproject.toml
+$(VENV)/.ready: requirements.txt requirements-cpu.txt requirements-gpu.txt requirements-docs.txt pyproject.toml
 	@echo "setting up $(VENV): some minutes, about 5 GB"
 	@$(PYTHON) -m venv $(VENV)
 ifeq ($(shell command -v nvidia-smi),)
-# The index's plain torch may be a CUDA build; where it has no +cpu one, PyTorch's own index does.
+# The default index may have CUDA builds of torch only; PyTorch's own index has the CPU build.
 	@$(PIP) torch==$(TORCH)+cpu 2>/dev/null || \
 	    $(PIP) torch==$(TORCH)+cpu --index-url https://download.pytorch.org/whl/cpu
 	@$(PIP) -r requirements-cpu.txt
 else
 	@$(BIN)/python -m pip install --quiet -r requirements-gpu.txt
 endif
+	@$(PIP) -r requirements-docs.txt
 	@$(PIP) --editable .
 	@$(BIN)/python -c "import platform, torch; from importlib import metadata as m; \
 	    print(f'{platform.python_implementation()} {platform.python_version()}, torch {torch.__version__},', \

@@ -1,4 +1,4 @@
-"""The README's `compute_loss_func` in transformers' and in TRL's trainer, two steps each."""
+"""The documented `compute_loss_func` in transformers' and in TRL's trainer, two steps each."""
 
 import re
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from otr import ModelConfig, Objective, linear_token_loss, load_model, load_toke
 from otr.models.parts import head, hidden_states
 from tests.assets.tiny import make_tiny_model
 
-README = Path(__file__).parents[3] / "README.md"
+PAGE = Path(__file__).parents[3] / "docs" / "how-to" / "own-trainer.md"
 STEPS, ROWS, LENGTH, LR = 2, 3, 24, 0.1
 SETTINGS: dict[str, Any] = {
     "max_steps": STEPS,
@@ -43,7 +43,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def adapter() -> Callable[..., Any]:
     [source] = [
         block
-        for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
+        for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
         if "compute_loss_func" in block
     ]
     names: dict[str, Any] = {}

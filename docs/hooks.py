@@ -30,9 +30,9 @@ def text_of(name: str) -> str:
 
 
 def help_of(command: str) -> str:
-    """Return what `COMMAND --help` prints, without colours, 100 columns wide."""
+    """Return what `COMMAND --help` prints, without colours, 96 columns wide."""
     words = [sys.executable, "-m", "pipelines.cli", *command.split()[1:], "--help"]
-    environment = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
+    environment = {**os.environ, "COLUMNS": "96", "NO_COLOR": "1", "TERM": "dumb"}
     done = subprocess.run(words, capture_output=True, text=True, env=environment, cwd=ROOT)
     if done.returncode:
         raise PluginError(f"`{command} --help` failed:\n{done.stderr}")

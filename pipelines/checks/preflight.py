@@ -1,95 +1,87 @@
-"""Checks that run before anything expensive: one `Finding` per check.
+"""The checks before anything expensive, cheapest first.
 
-`check` looks at what a resolved `SweepConfig` needs, in order of cost; `require` stops a command at
-the first failure. `before_ray_up` looks at a cluster file and the hosts that it names.
+`require` stops a command at the first check that fails; `check` and `check_cluster` yield a
+`Finding` per check, for `otr doctor`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
-from pipelines.checks import hosts, machine
-from pipelines.checks.training import training
+from pipelines.checks import cluster_file, hosts, machine, model
+from pipelines.checks.findings import Check, Finding, run_checks
+from pipelines.config.prepared import PreparedRun
 from pipelines.config.presets import SweepConfig
-
-_BEFORE_MEMORY = {"devices", "model", "training", "Ray"}  # without them it can't be counted
-
-
-@dataclass(frozen=True)
-class Finding:
-    """The outcome of one check."""
-
-    check: str
-    ok: bool
-    text: str
+from pipelines.runtime import console
 
 
-def before_ray_up(file: str) -> Iterator[Finding]:
-    """Look at a file for `ray up`, and at its hosts, until what the rest builds on has failed."""
-    for name, run in hosts.checks(file):
-        finding = _finding(name, run)
-        yield finding
-        if not finding.ok and name in hosts.STOPS:
-            return
-
-
-def _finding(name: str, run: Callable[[], str]) -> Finding:
-    try:
-        return Finding(name, True, run())
-    except (ValueError, OSError) as error:
-        return Finding(name, False, " ".join(str(error).split()))
-
-
-def require(config: SweepConfig, *, without: Sequence[str] = ()) -> None:
-    """Run the checks but those named in `without`, and stop at the first that fails.
+def require(run: PreparedRun, *, skip: Collection[str] = ()) -> None:
+    """Run all checks except those named in `skip`; stop at the first that fails.
 
     Raises:
-        ValueError: what it found.
+        ValueError: a check failed.
     """
-    from pipelines.runtime import console
-
     with console.stage("check") as stage:
-        for finding in check(config, with_ray=False, without=without):
+        for finding in check(run, with_ray=False, skip=skip):
             if not finding.ok:
+                stage.say(finding.check)
                 raise ValueError(finding.text)
             stage.say(f"{finding.check}: {finding.text}")
 
 
-def check(config: SweepConfig, *, with_ray: bool, without: Sequence[str] = ()) -> Iterator[Finding]:
-    """Run the checks in order of cost.
+def check(run: PreparedRun, *, with_ray: bool, skip: Collection[str] = ()) -> Iterator[Finding]:
+    """Yield the finding of each check.
 
     Args:
-        config: resolved.
-        with_ray: also connect to the cluster at RAY_ADDRESS, and count the memory of a step.
-        without: names of checks to leave out.
+        run: the run to check.
+        with_ray: also connect to the cluster at RAY_ADDRESS, and compute the memory of a step.
+        skip: names of checks to leave out.
     """
-    checks: dict[str, Callable[[SweepConfig], str]] = {
-        "packages": machine.packages,
-        "arms": _arms,
-        "disk": machine.disk,
-        "devices": machine.devices,
-        "port": machine.port,
-        "MLflow store": _store,
-        "benchmarks": _benchmarks,
-        "model": _model,
-        "training": training,
-        "engine": _engine,
-        "data": _data,
+    config = run.config
+    checks: dict[str, Callable[[], str]] = {
+        "packages": machine.check_packages,
+        "trials": partial(check_trials, config),
+        "disk": partial(machine.check_disk, config),
+        "devices": partial(machine.check_devices, config),
+        "port": partial(machine.check_engine_port, config),
+        "MLflow store": partial(check_mlflow_store, config),
+        "benchmarks": partial(check_benchmarks, run),
+        "model": partial(model.check_model, config),
+        "training": partial(model.check_training, config),
+        "engine": partial(model.check_engine, config),
+        "data": partial(check_data, config),
     }
     if with_ray:
-        checks |= {"Ray": machine.at_ray_address, "memory": _memory}
-    failed: set[str] = set()
-    for name, run in checks.items():
-        if name in without or (name == "memory" and failed & _BEFORE_MEMORY):
-            continue
-        finding = _finding(name, partial(run, config))
-        if not finding.ok:
-            failed.add(name)
-        yield finding
+        # Imported here: Ray and the memory planner take seconds, and a run needs neither yet.
+        from pipelines.checks import memory, ray_cluster
+
+        checks["Ray"] = partial(ray_cluster.check_ray_address, config)
+        checks["memory"] = partial(memory.check_memory, config)
+    needs = {"memory": frozenset({"devices", "model", "training", "Ray"})}
+    return run_checks(
+        Check(name, call, needs.get(name, frozenset()))
+        for name, call in checks.items()
+        if name not in skip
+    )
 
 
-def _arms(config: SweepConfig) -> str:
+def check_cluster(file: str) -> Iterator[Finding]:
+    """Yield the finding of each check of a cluster file, and of the hosts that it names."""
+    try:
+        cluster = cluster_file.read(file)
+    except (ValueError, OSError) as error:
+        yield Finding("file", False, " ".join(str(error).split()))
+        return
+    yield Finding("file", True, file)
+    yield from run_checks(hosts.cluster_checks(cluster))
+
+
+def check_trials(config: SweepConfig) -> str:
+    """Check that each trial's configuration is valid.
+
+    Raises:
+        ValueError: an override of a trial is unknown or has a wrong value.
+    """
     from tuning.space import config_of
 
     for trial in config.trials:
@@ -97,78 +89,45 @@ def _arms(config: SweepConfig) -> str:
     return f"{len(config.trials)} trials in {len({t.arm for t in config.trials})} arms"
 
 
-def _store(config: SweepConfig) -> str:
+def check_mlflow_store(config: SweepConfig) -> str:
+    """Check that the MLflow store can be used.
+
+    Raises:
+        ValueError: it is locked, broken or of another MLflow version.
+    """
     from pipelines.tracking.tracker import check_store, store_uri
 
     return check_store(store_uri(config.output))
 
 
-def _benchmarks(config: SweepConfig) -> str:
-    from pipelines.config.resolve import load_benchmarks
+def check_benchmarks(run: PreparedRun) -> str:
+    """Check that every benchmark can be loaded and that their names differ.
 
-    loaded = load_benchmarks(config.benchmarks, config.benchmark_dir, config.max_items)
-    names = [benchmark.name for benchmark in loaded]
+    Raises:
+        ValueError: a benchmark is unknown or broken, or two have the same name.
+    """
+    names = [benchmark.name for benchmark in run.benchmarks]
     if len(set(names)) < len(names):
-        raise ValueError(f"two benchmarks have the same name: {', '.join(names)}")
-    return ", ".join(f"{b.name} ({len(b.items)})" for b in loaded)
-
-
-def _model(config: SweepConfig) -> str:
-    from otr.models.architecture import shape_of
-    from otr.models.tokenizer import load_tokenizer
-
-    model = config.train.model
-    tokenizer = load_tokenizer(model)
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers made one of nothing
-        raise ValueError(f"no tokenizer at {model.path!r}: it holds no vocabulary")
-    shape = shape_of(model)
-    rows = shape.get_text_config().vocab_size
-    if len(tokenizer) > rows:
         raise ValueError(
-            f"vocabulary mismatch at {model.path!r}: the tokenizer has {len(tokenizer)} tokens, "
-            f"the model {rows} embeddings; use the model's own tokenizer"
+            f"two benchmarks have the same name: {', '.join(names)}; pass each once to --benchmarks"
         )
-    if Path(model.path).is_dir() and not any(Path(model.path).glob("*.safetensors")):
-        raise ValueError(f"no weights at {model.path!r}: there is no .safetensors file")
-    return f"{shape.model_type}, {rows} embeddings, {len(tokenizer)} tokens, a chat template"
+    return ", ".join(f"{b.name} ({len(b.items)})" for b in run.benchmarks)
 
 
-def _engine(config: SweepConfig) -> str:
-    from otr.models.architecture import shape_of
+def check_data(config: SweepConfig) -> str:
+    """Check the first records of the training and validation data.
 
-    model, wanted = config.train.model, config.engine.max_model_len
-    if model.trust_remote_code:
-        raise ValueError(
-            "train.model.trust_remote_code is set, but scoring never runs code that comes with a "
-            "model: use a model whose architecture transformers has; `otr train` alone can take it"
-        )
-    shape = shape_of(model).get_text_config()
-    most = getattr(shape, "max_position_embeddings", None)
-    # A stretched rope has its own bound: vLLM knows it.
-    stretched = "factor" in (getattr(shape, "rope_parameters", None) or {})
-    if most and wanted > most and not stretched:
-        raise ValueError(
-            f"engine.max_model_len is {wanted}, but {model.path!r} has {most} positions: give "
-            f"--engine.max-model-len {most} or less"
-        )
-    return f"{wanted} of {most or 'any number of'} positions, {config.engine.dtype}"
-
-
-def _memory(config: SweepConfig) -> str:
-    from pipelines.checks.memory import memory  # its imports take seconds, and a run never asks
-
-    return memory(config)
-
-
-def _data(config: SweepConfig) -> str:
+    Raises:
+        ValueError: a file does not exist, or its records can't be used.
+    """
     from otr.training.corpus import inspect_corpus
 
-    report = inspect_corpus(config.train.data, config.train.model)
-    if config.train.data.validation:
-        validation = replace(config.train.data, paths=config.train.data.validation)
-        inspect_corpus(validation, config.train.model)
+    data = config.train.data
+    report = inspect_corpus(data, config.train.model)
+    if data.validation:
+        inspect_corpus(replace(data, paths=data.validation), config.train.model)
     rejected = ", ".join(f"{n} {cause}" for cause, n in report.rejected.items()) or "none"
     return (
-        f"{report.rows}{'' if report.complete else ' (the first)'} examples, {report.tokens} "
-        f"tokens of which {report.trained_tokens} are trained; rejected: {rejected}"
+        f"{'' if report.complete else 'the first '}{report.rows} examples, {report.tokens} tokens, "
+        f"of which {report.trained_tokens} are trained; rejected: {rejected}"
     )

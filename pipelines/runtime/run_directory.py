@@ -48,7 +48,7 @@ def open_run(config: SweepConfig, directory: Path) -> dict[str, Any]:
             "command": shlex.join([interpreter(), *sys.argv]),
             "created": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
             "git_commit": _git_commit(),
-            "versions": versions.installed(),
+            "versions": versions.installed_versions(),
             "config": asdict(config),
         }
         directory.mkdir(parents=True, exist_ok=True)

@@ -56,5 +56,5 @@ def save_at_sigterm(stop_file: Path) -> Iterator[None]:
     finally:
         signal.signal(signal.SIGTERM, before)
     if stop_file.exists():
-        console.note("stopped: repeat the same command to resume")
+        console.note("stopped: run the same command again to resume")
         sys.exit(EXIT_CODE)

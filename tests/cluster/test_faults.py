@@ -108,7 +108,7 @@ def test_a_stopped_job_goes_on(faulty: Faulty, times: dict[str, float]) -> None:
     began = time.monotonic()
     faulty.job.stop()
     times["ray job stop"] = time.monotonic() - began
-    assert "repeat the same command to resume" in faulty.job.log, faulty.job.log
+    assert "run the same command again to resume" in faulty.job.log, faulty.job.log
     step = faulty.saved
     faulty.submit()
     assert faulty.begins_again(step) == step

@@ -119,7 +119,7 @@ def test_sigterm_saves_says_so_and_goes_on(tmp_path: Path, weights: bytes) -> No
         )
         process.send_signal(signal.SIGTERM)
         assert process.wait() == 128 + signal.SIGTERM, said(tmp_path)
-    assert "repeat the same command to resume" in said(tmp_path)
+    assert "run the same command again to resume" in said(tmp_path)
     assert not (tmp_path / LAST).exists()
     done = run(words)
     assert done.returncode == 0, done.stderr

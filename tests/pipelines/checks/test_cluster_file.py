@@ -1,4 +1,4 @@
-"""The files for `ray up`: what Ray, EC2 and Compute Engine accept, alike where they can be."""
+"""The project's cluster files are valid for Ray and the cloud, and differ only where they must."""
 
 import copy
 import re
@@ -19,7 +19,7 @@ FILES = {
     "local": "docs/cluster/onpremises.yaml",
 }
 OTHERS = ("docs/cluster/kuberay.yaml", "docs/cluster/Dockerfile")
-MAY_DIFFER = {  # key of cluster.yaml to the variants in which it may be another, or none
+MAY_DIFFER = {  # key of cluster.yaml to the variants in which it may differ or be absent
     "metadata": {"gcp", "local"},
     "provider": {"gcp", "local"},
     "auth": {"local"},
@@ -56,20 +56,20 @@ def cluster(request: pytest.FixtureRequest) -> dict[str, Any]:
     return load(FILES[request.param])
 
 
-def test_ray_and_the_cloud_take_it(cluster: dict[str, Any]) -> None:
-    assert cluster_file.schema(cluster).endswith("no unknown key")
+def test_ray_and_the_cloud_accept_the_file(cluster: dict[str, Any]) -> None:
+    assert cluster_file.check_schema(cluster).endswith("no unknown key")
     validate_config(prepare_config(copy.deepcopy(cluster)))
 
 
 def broken(cluster: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
-    """Copies with one mistake each, and the word that tells it."""
+    """Yield copies with one mistake each, and a text that the message must contain."""
 
     def with_(change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
         changed = copy.deepcopy(cluster)
         change(changed)
         return changed
 
-    yield with_(lambda c: c.update(head_node={})), "head_node"  # of a former schema
+    yield with_(lambda c: c.update(head_node={})), "head_node"  # key of an older schema
     yield with_(lambda c: c["provider"].update(regoin="x")), "'region'"
     yield with_(lambda c: c["auth"].update(ssh_usr="x")), "'ssh_user'"
     yield with_(lambda c: c.update(max_workers="8")), "max_workers"
@@ -91,26 +91,26 @@ def broken(cluster: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
         yield with_(lambda c: c[types]["gpu"]["node_config"].update(late)), "'provisioningModel'"
 
 
-def test_a_mistake_is_told_with_its_place(cluster: dict[str, Any]) -> None:
-    for copy_, told in broken(cluster):
-        with pytest.raises(ValueError, match=re.escape(told)) as error:
-            cluster_file.schema(copy_)
-        assert "\n" not in str(error.value) or "VolumSize" in told
+def test_a_mistake_is_reported_with_its_path(cluster: dict[str, Any]) -> None:
+    for copy_, text in broken(cluster):
+        with pytest.raises(ValueError, match=re.escape(text)) as error:
+            cluster_file.check_schema(copy_)
+        assert "\n" not in str(error.value) or "VolumSize" in text
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_what_a_person_changes_stands_first(name: str) -> None:
+def test_values_to_fill_in_come_first(name: str) -> None:
     lines = text(FILES[name]).splitlines()
     first, last = (lines.index(s) for s in lines if s.startswith(("metadata:", "cluster_name:")))
-    assert all(line.startswith("#") for line in lines[:first]), "nothing before it"
-    late = [line for line in lines[last:] if cluster_file.PLACEHOLDER in line]
-    assert late == []
+    assert all(line.startswith("#") for line in lines[:first]), "metadata is not first"
+    later = [line for line in lines[last:] if cluster_file.PLACEHOLDER in line]
+    assert later == []
     if PLACEHOLDERS[name]:
         with pytest.raises(ValueError, match=re.escape(": " + ", ".join(PLACEHOLDERS[name]))):
-            cluster_file.values(load(FILES[name]))
+            cluster_file.check_values(load(FILES[name]))
 
 
-def test_every_version_is_the_projects() -> None:
+def test_versions_match_the_lock_file() -> None:
     (ray_pin,) = re.findall(r"^ray==([\d.]+)", text("requirements.txt"), re.M)
     image = f"rayproject/ray:{ray_pin}-py311-gpu"
     for name in ("aws", "gcp"):
@@ -120,50 +120,54 @@ def test_every_version_is_the_projects() -> None:
     assert f"torch=={torch_pin}\n" in text("requirements-gpu.txt")
 
 
-def test_another_image_is_told() -> None:
+def test_image_with_another_ray_is_refused() -> None:
     cluster = {"provider": {}, "docker": {"image": "rayproject/ray:2.9.0-py311-gpu"}}
     with pytest.raises(ValueError, match=r"2\.9\.0.* this project runs Ray"):
-        cluster_file.values(cluster)
+        cluster_file.check_values(cluster)
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_all_packages_come_from_the_lock_file_once_a_node(name: str) -> None:
+def test_packages_come_from_the_lock_file_once_per_node(name: str) -> None:
     cluster = load(FILES[name])
     install, path = cluster["setup_commands"]
     assert "sha256sum" in install and "pip install -q -r ~/otr/requirements-gpu.txt" in install
     assert "otr-venv" in path
     for remote, local in cluster["file_mounts"].items():
         assert remote == "~/.ray/auth_token" or text(local)
-    assert "pip" not in " ".join(starts(cluster)), "not at each start"
+    assert "pip" not in " ".join(starts(cluster)), "installed at each start"
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_head_runs_no_trial_and_nothing_listens_outside(name: str) -> None:
+def test_the_head_runs_no_trial_and_services_listen_on_loopback(name: str) -> None:
     cluster = load(FILES[name])
     head, worker = starts(cluster)
     assert "--num-cpus=0" in head and "--num-cpus" not in worker
     assert "--dashboard-host=127.0.0.1" in head and " --host 127.0.0.1 --port 5000 " in head
     assert "0.0.0.0" not in text(FILES[name]).replace("10.0.0.1", "")
     assert all("RAY_AUTH_MODE=token" in command for command in (head, worker))
-    assert cluster_file.mounts({**cluster, "file_mounts": {}}) == "0 files, token authentication"
+    assert (
+        cluster_file.check_mounts({**cluster, "file_mounts": {}}) == "0 files, token authentication"
+    )
     del cluster["worker_start_ray_commands"][-1]
-    with pytest.raises(ValueError, match="whoever reaches a node"):
-        cluster_file.mounts({**cluster, "file_mounts": {}})
+    with pytest.raises(ValueError, match="anyone who can reach a node"):
+        cluster_file.check_mounts(cluster)
 
 
 def starts(cluster: dict[str, Any]) -> list[str]:
-    """What starts the head, and what a worker."""
+    """Return the start commands of the head and of a worker."""
     return [" ".join(cluster[f"{kind}_start_ray_commands"]) for kind in ("head", "worker")]
 
 
-def test_a_file_to_copy_that_is_not_there() -> None:
+def test_missing_file_to_copy() -> None:
     cluster = load(FILES["aws"])
     cluster["file_mounts"] = {"~/.ray/auth_token": "nowhere/auth_token"}
-    with pytest.raises(ValueError, match=r"no nowhere/auth_token here.*ray get-auth-token"):
-        cluster_file.mounts(cluster)
+    with pytest.raises(
+        ValueError, match=r"nowhere/auth_token, for .* does not exist .*ray get-auth-token"
+    ):
+        cluster_file.check_mounts(cluster)
 
 
-def test_gpu_nodes_are_spot_and_the_head_is_not() -> None:
+def test_only_gpu_nodes_are_spot_instances() -> None:
     aws, gcp = (load(FILES[name])["available_node_types"] for name in ("aws", "gcp"))
     assert aws["gpu"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
     assert gcp["gpu"]["node_config"]["scheduling"]["provisioningModel"] == "SPOT"
@@ -174,25 +178,25 @@ def test_gpu_nodes_are_spot_and_the_head_is_not() -> None:
         assert types["gpu"]["min_workers"] < types["gpu"]["max_workers"]
 
 
-def test_no_wider_rights_than_needed() -> None:
+def test_nodes_have_no_more_rights_than_needed() -> None:
     types = load(FILES["aws"])["available_node_types"]
-    for node_type in types.values():  # without a group Ray makes one that is open to all on port 22
+    for node_type in types.values():  # Ray's own group opens port 22 to all
         assert node_type["node_config"]["SecurityGroupIds"]
         assert node_type["node_config"]["MetadataOptions"]["HttpTokens"] == "required"
-    # Without a role Ray makes one with full access to EC2 and S3 for the head.
+    # Without a role, Ray creates one for the head with full access to EC2 and S3.
     assert types["head"]["node_config"]["IamInstanceProfile"]
     assert "IamInstanceProfile" not in types["gpu"]["node_config"]
     assert "serviceAccounts" not in load(FILES["gcp"])["available_node_types"]["gpu"]["node_config"]
 
 
 @pytest.mark.parametrize("file", [*FILES.values(), *OTHERS])
-def test_no_secret_is_in_a_file(file: str) -> None:
+def test_files_contain_no_secret(file: str) -> None:
     assert not SECRET.search(text(file))
-    assert SECRET.search(text(file) + "\n# AKIAIOSFODNN7EXAMPLE"), "it would be seen"
+    assert SECRET.search(text(file) + "\n# AKIAIOSFODNN7EXAMPLE"), "the pattern misses a secret"
 
 
 @pytest.mark.parametrize("name", ["gcp", "local"])
-def test_the_variants_differ_only_where_they_must(name: str) -> None:
+def test_variants_differ_only_where_they_must(name: str) -> None:
     assert differing(load(FILES["aws"]), load(FILES[name]), name) == []
 
 
@@ -205,7 +209,7 @@ def differing(aws: dict[str, Any], other: dict[str, Any], name: str) -> list[str
     return sorted(key for key in keys - free if aws.get(key) != other.get(key))
 
 
-def test_another_difference_would_be_seen() -> None:
+def test_other_differences_are_found() -> None:
     for name in ("gcp", "local"):
         other = load(FILES[name])
         other["worker_start_ray_commands"][-1] += " --num-cpus=1"

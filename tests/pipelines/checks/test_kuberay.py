@@ -1,7 +1,8 @@
-"""The file for Kubernetes: of keys that KubeRay knows, and doing what cluster.yaml does.
+"""The KubeRay file uses known keys only, and configures what cluster.yaml configures.
 
-KubeRay's own schema is not at hand: the keys are those that the file uses, as its API reference
-(1.5) and that of Kubernetes have them. A cluster checks them: kubectl apply --dry-run=server.
+KubeRay's schema is not available without a cluster. The keys below are those that the file uses,
+copied from the API references of KubeRay (1.5) and Kubernetes. A cluster checks all of them:
+kubectl apply --dry-run=server.
 """
 
 import re
@@ -65,7 +66,7 @@ def text(file: str) -> str:
 
 
 def unknown(value: Any, known: Any, path: str = "") -> Iterator[str]:
-    """The keys of a RayJob that are not in the list of what KubeRay and Kubernetes know."""
+    """Yield the paths of a RayJob's keys that are not among the known ones."""
     if isinstance(value, list) and isinstance(known, list):
         for item in value:
             yield from unknown(item, known[0], path)
@@ -79,7 +80,7 @@ def unknown(value: Any, known: Any, path: str = "") -> Iterator[str]:
         yield path
 
 
-def test_a_ray_job_of_known_keys() -> None:
+def test_all_keys_are_known() -> None:
     job = load(KUBERAY)
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
     assert [*unknown(job, RAY_JOB)] == []
@@ -91,7 +92,7 @@ def test_a_ray_job_of_known_keys() -> None:
     ]
 
 
-def test_kuberay_does_what_the_others_do() -> None:
+def test_kuberay_configures_what_the_others_configure() -> None:
     spec = load(KUBERAY)["spec"]["rayClusterSpec"]
     head, (workers,) = spec["headGroupSpec"], spec["workerGroupSpecs"]
     assert head["rayStartParams"]["num-cpus"] == "0" and head["serviceType"] == "ClusterIP"
@@ -109,7 +110,7 @@ def test_kuberay_does_what_the_others_do() -> None:
     assert load("cluster.yaml")["metadata"]["output"] in load(KUBERAY)["spec"]["entrypoint"]
 
 
-def test_every_version_is_the_projects() -> None:
+def test_versions_match_the_lock_file() -> None:
     (pin,) = re.findall(r"^ray==([\d.]+)", text("requirements.txt"), re.M)
     assert load(KUBERAY)["spec"]["rayClusterSpec"]["rayVersion"] == pin
     assert f"FROM rayproject/ray:{pin}-py311-gpu\n" in text("docs/cluster/Dockerfile")

@@ -1,0 +1,56 @@
+"""A model that can't be trained as configured is refused, with the option to change."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from otr.config import LoraConfig, MemoryConfig
+from otr.models.parts import decoder_layers
+from pipelines.checks import preflight
+from pipelines.checks.model import check_training
+from pipelines.config.prepared import PreparedRun
+from pipelines.config.presets import SweepConfig
+
+
+def with_train(config: SweepConfig, **changes: Any) -> SweepConfig:
+    return replace(config, train=replace(config.train, **changes))
+
+
+def test_a_valid_configuration_is_described(config: SweepConfig) -> None:
+    assert check_training(config) == "sequence length 256 of at most 1024"
+    adapted = with_train(config, lora=LoraConfig(rank=4), memory=MemoryConfig("fsdp"))
+    assert "trained weights in adapters, sharded by 2 layers" in check_training(adapted)
+
+
+def test_preflight_includes_the_training_check(config: SweepConfig) -> None:
+    wrong = with_train(config, data=replace(config.train.data, sequence_length=2048))
+    skip = ("port", "benchmarks", "data", "packages")
+    bad = [f for f in preflight.check(PreparedRun(wrong), with_ray=False, skip=skip) if not f.ok]
+    assert [f.check for f in bad] == ["training"]
+    assert "sequence_length is 2048" in bad[0].text and "1024 positions" in bad[0].text
+    assert "--train.data.sequence-length 1024" in bad[0].text
+
+
+def test_unknown_attention(config: SweepConfig) -> None:
+    wrong = with_train(config, model=replace(config.train.model, attention="flash"))
+    with pytest.raises(ValueError, match=r"'flash': use one of auto, eager, .*flash_attention_2"):
+        check_training(wrong)
+
+
+def test_attention_without_float32(config: SweepConfig) -> None:
+    wrong = with_train(config, model=replace(config.train.model, attention="flash_attention_2"))
+    with pytest.raises(ValueError, match=r"no float32: give --train.model.dtype bfloat16"):
+        check_training(wrong)
+
+
+def test_model_without_layers_cannot_be_sharded() -> None:
+    with pytest.raises(ValueError, match=r"Linear has no list of layers.* ddp or"):
+        decoder_layers(torch.nn.Linear(2, 2))
+
+
+def test_adapters_for_an_unknown_layer(config: SweepConfig) -> None:
+    wrong = with_train(config, lora=LoraConfig(rank=4, targets=("q_prj",)))
+    with pytest.raises(ValueError, match=r"'q_prj'.*q_proj"):
+        check_training(wrong)

@@ -1,1 +1,1 @@
-"""Ray Tune over the one driver: search space, trial, sweep."""
+"""Sweeps of training runs under Ray Tune: search space, resources, trial, sweep."""

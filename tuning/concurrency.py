@@ -1,7 +1,6 @@
-"""How many trials run at once: as many as fit on the nodes that are there at the time.
+"""Trials in Tune's own order, as many at once as fit on the nodes that are alive at the moment.
 
-In: what the workers of each trial take. Out: Ray Tune's order of the trials, with that limit; a
-node that joins late is used, and one that is lost is done without.
+A node that joins late is used; a sweep continues without a node that is lost.
 """
 
 import time
@@ -15,60 +14,62 @@ from ray.tune.search import BasicVariantGenerator
 from otr.config import Workers
 from tuning.resources import free_resources, max_concurrent_trials
 
-LOOK_SECONDS = 1.0  # between two looks at the cluster's nodes
+REFRESH_SECONDS = 1.0  # Tune asks for the limit at each of its steps; Ray is asked less often
 
 
-class _Uncopied(list[Any]):
-    """A list that a deep copy of what holds it has as it is."""
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_Uncopied":
-        return self
-
-
-class Order(BasicVariantGenerator):
-    """Tune's own order. Tune writes its state down with a sweep, but for the limit.
+class ElasticVariantGenerator(BasicVariantGenerator):
+    """Tune's grid in its own order, with a limit of concurrent trials that follows the cluster.
 
     Args:
-        workers: of each trial.
-        most: at once; 0: as many as fit.
+        workers: the workers of each trial.
+        max_concurrent: most trials at once; 0: as many as fit.
 
     Raises:
-        ValueError: not one of them fits beside what others hold now.
+        ValueError: not one trial fits beside what others hold now.
     """
 
-    def __init__(self, workers: Sequence[Workers], most: int = 0) -> None:
-        unheld, there = free_resources(), ray.cluster_resources()
-        self._workers, self._most = [*dict.fromkeys(workers)], most  # equal ones are asked for once
-        self._others = {kind: amount - unheld.get(kind, 0) for kind, amount in there.items()}
-        self._places, self._looked = self._fitting(), time.monotonic()
+    def __init__(self, workers: Sequence[Workers], max_concurrent: int = 0) -> None:
+        free, total = free_resources(), ray.cluster_resources()
+        self._workers = [*dict.fromkeys(workers)]  # equal ones are computed once
+        self._max_concurrent = max_concurrent
+        self._held_by_others = {kind: amount - free.get(kind, 0) for kind, amount in total.items()}
+        self._fitting, self._refreshed = self._count_fitting(), time.monotonic()
         super().__init__()
 
     @property
     def max_concurrent(self) -> int:
-        """The limit now; the last one where no trial fits for a while."""
-        if time.monotonic() - self._looked > LOOK_SECONDS:  # Tune asks at each of its steps
+        """Current limit; while no trial fits, the last one."""
+        if time.monotonic() - self._refreshed > REFRESH_SECONDS:
             with suppress(ValueError):
-                self._places = self._fitting()
-            self._looked = time.monotonic()
-        return min(self._places, self._most or self._places)
+                self._fitting = self._count_fitting()
+            self._refreshed = time.monotonic()
+        return min(self._fitting, self._max_concurrent or self._fitting)
 
     @max_concurrent.setter
     def max_concurrent(self, value: int) -> None:
-        """The base class sets one."""
+        pass  # the base class sets its own limit when it is constructed
 
     def add_configurations(self, experiments: Any) -> None:
-        """Tune's own, which copies all choices of a search once for each of them."""
+        """Add the trials of a grid without Tune's copy of all grid values per value."""
         for experiment in experiments:
             for choices in experiment.spec["config"].values():
-                choices["grid_search"] = _Uncopied(choices["grid_search"])
+                choices["grid_search"] = _SharedList(choices["grid_search"])
         super().add_configurations(experiments)
 
     def get_state(self) -> Any:
+        """Return the state that Tune saves with a sweep: the base class's, without the limit."""
         state = super().get_state()
-        ours = ("_workers", "_most", "_others", "_places", "_looked")
+        ours = ("_workers", "_max_concurrent", "_held_by_others", "_fitting", "_refreshed")
         return state and {key: value for key, value in state.items() if key not in ours}
 
-    def _fitting(self) -> int:
-        there = ray.cluster_resources().items()
-        left = {kind: amount - self._others.get(kind, 0) for kind, amount in there}
-        return min(max_concurrent_trials(each, left) for each in self._workers)
+    def _count_fitting(self) -> int:
+        total = ray.cluster_resources().items()
+        ours = {kind: amount - self._held_by_others.get(kind, 0) for kind, amount in total}
+        return min(max_concurrent_trials(each, ours) for each in self._workers)
+
+
+class _SharedList(list[Any]):
+    """List that deep copies share."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_SharedList":
+        return self

@@ -1,7 +1,4 @@
-"""What a trial takes of a cluster, and how many fit.
-
-In: the workers of a trial. Out: resources, by Ray's names, and a number of trials.
-"""
+"""Resources that a trial takes from a cluster, and how many trials fit; under Ray's names."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -12,45 +9,49 @@ from otr.config import Workers
 from otr.training.corpus import TASK_CPUS
 
 Bundle = Mapping[str, float]
-"""Resource to amount."""
-DRIVER_CPUS = 0.01  # a trial's own process only waits
-SETTLE_SECONDS = 5.0  # in which Ray tells that what has ended holds nothing any more
+"""Amount per resource."""
+DRIVER_CPUS = 0.01  # a trial's own process only waits for its workers
+RELEASE_SECONDS = 5.0  # Ray reports the resources of an ended process as held for up to this long
 
 
 def free_resources() -> dict[str, float]:
-    """What nobody holds of the cluster's resources."""
-    deadline = time.monotonic() + SETTLE_SECONDS
+    """Return the cluster's resources that nothing holds.
+
+    Waits up to RELEASE_SECONDS for processes that have just ended to give theirs back.
+    """
+    deadline = time.monotonic() + RELEASE_SECONDS
     while True:
-        now, there = ray.available_resources(), ray.cluster_resources()
-        idle = all(now.get(kind, 0) == there.get(kind, 0) for kind in ("CPU", "GPU"))
+        available, total = ray.available_resources(), ray.cluster_resources()
+        idle = all(available.get(kind, 0) == total.get(kind, 0) for kind in ("CPU", "GPU"))
         if idle or time.monotonic() > deadline:
-            return now
+            return available
         time.sleep(0.1)
 
 
 def trial_resources(workers: Workers) -> list[Bundle]:
-    """What a trial takes: its workers, and beside them a core for Ray Data, and its driver."""
+    """Return the bundles of a trial: one per worker, and one for Ray Data and the driver."""
     worker: Bundle = {"CPU": workers.cpus, "GPU": workers.gpus}
     return [worker] * workers.count + [{"CPU": TASK_CPUS + DRIVER_CPUS}]
 
 
 def total_resources(bundles: Sequence[Bundle]) -> dict[str, float]:
-    """CPUs and GPUs of all of them."""
+    """Return the sum of the bundles' CPUs and GPUs."""
     return {kind: sum(bundle.get(kind, 0) for bundle in bundles) for kind in ("CPU", "GPU")}
 
 
 def max_concurrent_trials(workers: Workers, resources: Mapping[str, float]) -> int:
-    """How many trials fit at once.
+    """Return how many trials fit into the resources at once.
 
     Raises:
-        ValueError: not even one.
+        ValueError: not even one fits.
     """
     needs = total_resources(trial_resources(workers))
     fitting = min(int(resources.get(kind, 0) / amount) for kind, amount in needs.items() if amount)
     if fitting < 1:
         raise ValueError(
-            f"a trial (its workers, Ray Data) needs {needs['CPU']:g} CPUs, {needs['GPU']:g} GPUs; "
-            f"free are {resources.get('CPU', 0):g} and {resources.get('GPU', 0):g}: take fewer or "
-            "smaller workers, or start Ray with a larger num_cpus"
+            f"a trial (its workers and Ray Data) needs {needs['CPU']:g} CPUs and "
+            f"{needs['GPU']:g} GPUs; free are {resources.get('CPU', 0):g} and "
+            f"{resources.get('GPU', 0):g}: use fewer or smaller workers (--train.workers), or "
+            "start Ray with a larger num_cpus"
         )
     return fitting

@@ -1,7 +1,8 @@
-"""Tune's schedulers with their own rule of which trial is next, at a cost that a sweep keeps.
+"""Tune's schedulers with a cheaper choice of the next trial.
 
-Tune's own look at all trials that there ever were, at each step: of 1,000 trials that took a fifth
-of the scheduler's time (docs/results/scale/README.md).
+At each step Tune's own choice goes through all trials that there have ever been
+(https://github.com/ray-project/ray/issues/15504). With 1,000 trials that took a fifth of the
+sweep's driver time (docs/results/scale).
 """
 
 from operator import attrgetter
@@ -11,19 +12,19 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
 
-class _OfTheLive:
-    """Looks at the trials that have not ended."""
+class _ChooseAmongLiveTrials:
+    """Mix-in for a scheduler that considers only trials that have not ended."""
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
-        """The first that waits to begin, else the first that was paused."""
+        """Return the first pending trial, else the first paused one, else None."""
         live = sorted(tune_controller.get_live_trials(), key=attrgetter("trial_id"))
         statuses = (Trial.PENDING, Trial.PAUSED)
         return next((t for status in statuses for t in live if t.status == status), None)
 
 
-class Fifo(_OfTheLive, FIFOScheduler):
-    """Every trial to its end."""
+class Fifo(_ChooseAmongLiveTrials, FIFOScheduler):
+    """Runs every trial to its end."""
 
 
-class Asha(_OfTheLive, ASHAScheduler):
+class Asha(_ChooseAmongLiveTrials, ASHAScheduler):
     """Asynchronous successive halving (Li et al., arXiv:1810.05934)."""

@@ -1,4 +1,4 @@
-"""How the trials of a sweep are scheduled; no Ray here."""
+"""How the trials of a sweep are scheduled. This module does not import Ray."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,11 +11,12 @@ class SearchSettings:
     scheduler: Literal["none", "asha"] = "none"
     """asha stops the worse trials early."""
     metric: str = "val_exact"
-    """That asha compares; a key of what training reports. Less is better of ...loss and ...nll."""
+    """Metric that asha compares, by its name in the training reports; less is better for names that
+    end in loss or nll."""
     grace_steps: int = 100
-    """Steps that every trial may take under asha."""
+    """Steps that every trial may take before asha can stop it."""
     max_concurrent: int = 0
-    """0: as many as the cluster holds."""
+    """Most trials at once; 0: as many as fit on the cluster."""
 
     def __post_init__(self) -> None:
         if self.scheduler not in ("none", "asha"):

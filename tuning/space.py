@@ -1,7 +1,7 @@
-"""What a sweep tries: trials as dotted overrides of one `TrainConfig`.
+"""Search space of a sweep: trials as dotted overrides of one `TrainConfig`.
 
-In: names of arms, seeds and lists of values under dotted keys ("objective.num_samples"). Out: a
-flat list of `Trial`s, and the `TrainConfig` of each.
+`grid` makes a flat list of `Trial`s from the name of an arm, seeds, and lists of values under
+dotted keys ("objective.num_samples"). `config_of` returns the `TrainConfig` of a trial.
 """
 
 import dataclasses
@@ -20,29 +20,29 @@ class Trial:
     """One training run of a sweep."""
 
     arm: str
-    """Name of its row in the leaderboard; the trials of an arm differ in their seed alone."""
+    """Name of its entry in the leaderboard; the trials of an arm differ only in their seed."""
     overrides: dict[str, Any] = field(default_factory=dict)
-    """Dotted keys of `TrainConfig` to values."""
+    """Value per dotted key of `TrainConfig`."""
     seed: int = 0
 
     @property
     def name(self) -> str:
-        """Of its directory and its run."""
+        """Name of its directory and of its run."""
         return f"{self.arm}-seed{self.seed}"
 
 
 def grid(arm: str, seeds: Iterable[int], **axes: Any) -> list[Trial]:
-    """One trial for every seed and every combination of the axes' values.
+    """Return one trial per seed and combination of the axes' values.
 
     Args:
-        arm: a name, with the last part of an axis's key in braces where that axis has several
-            values: "otr-k{num_samples}".
-        seeds: of the trials of each arm.
-        axes: dotted keys to a list of values or a single one:
+        arm: name of the arms. For each axis with several values, it has the last part of the axis's
+            key in braces: "otr-k{num_samples}".
+        seeds: one trial per seed in each arm.
+        axes: a list of values, or a single one, per dotted key:
             ``**{"objective.num_samples": [16, 256], "optim.lr": 3e-4}``.
 
     Raises:
-        ValueError: two combinations would have the same name.
+        ValueError: two combinations have the same name.
     """
     choices = [v if isinstance(v, list | tuple) else [v] for v in axes.values()]
     trials = []
@@ -55,23 +55,27 @@ def grid(arm: str, seeds: Iterable[int], **axes: Any) -> list[Trial]:
 
 
 def check_names(trials: Sequence[Trial]) -> None:
-    """Raise ValueError where two trials would write to the same directory."""
+    """Check that every trial has a directory of its own.
+
+    Raises:
+        ValueError: two trials have the same name, or a name is no directory name.
+    """
     twice = [name for name, count in Counter(t.name for t in trials).items() if count > 1]
     if twice:
         raise ValueError(
-            f"{len(twice)} trial names occur twice, as {twice[0]!r}: put what differs into the "
-            "arm's name, as in 'otr-k{num_samples}'"
+            f"{len(twice)} trial names occur more than once, for example {twice[0]!r}: put what "
+            "differs into the arm's name, as in 'otr-k{num_samples}'"
         )
     bad = [t.name for t in trials if set(t.name) & set("/\\ ")]
     if bad:
-        raise ValueError(f"arm name {bad[0]!r}: it names a directory, leave out / \\ and spaces")
+        raise ValueError(f"arm name {bad[0]!r} names a directory: leave out /, \\ and spaces")
 
 
 def with_overrides(config: Any, overrides: Mapping[str, Any]) -> Any:
-    """`config` (a `TrainConfig`, or a part of one) with dotted keys replaced.
+    """Return `config` (a `TrainConfig` or a part of one) with the values of dotted keys replaced.
 
     Raises:
-        ValueError: an unknown key (with the nearest one), or a value that its config refuses.
+        ValueError: a key is unknown (the message names the nearest), or a config refuses its value.
     """
     return _replaced(config, overrides, "")
 
@@ -91,11 +95,11 @@ def _replaced(config: Any, overrides: Mapping[str, Any], prefix: str) -> Any:
         else:
             changes[head] = value
     for head, parts in inner.items():
-        whole = changes.get(head, getattr(config, head))
-        changes[head] = _replaced(whole, parts, f"{prefix}{head}.")
+        part = changes.get(head, getattr(config, head))
+        changes[head] = _replaced(part, parts, f"{prefix}{head}.")
     return dataclasses.replace(config, **changes)
 
 
 def config_of(config: TrainConfig, trial: Trial) -> TrainConfig:
-    """The trial's own config."""
+    """Return the trial's config: the sweep's with the trial's seed and overrides."""
     return with_overrides(config, {"seed": trial.seed, **trial.overrides})

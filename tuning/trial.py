@@ -1,8 +1,7 @@
-"""What Ray Tune runs for a trial: the one driver, with reports forwarded to Tune.
+"""One trial as Ray Tune runs it: a training run whose reports go on to Tune.
 
-In: Tune's config {"trial": {arm, overrides, seed}}, the sweep's `TrainConfig` and its directory.
-Out: reports to Tune, the run in `<directory>/<trial name>/train`. Begun again it goes on from its
-last checkpoint.
+Tune's config is {"trial": {arm, overrides, seed}}. The run lies in
+`<directory>/<trial name>/train`; a trial that is started again resumes from its last checkpoint.
 """
 
 import os
@@ -10,16 +9,17 @@ from dataclasses import asdict
 from typing import Any
 
 import ray
-from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from otr.config import TrainConfig
-from otr.training.driver import fit, told_to_stop, worker_error
+from otr.training.driver import fit, stop_requested, worker_error
+from tuning import _compat
 from tuning.space import Trial, config_of
 
-RUN = "train"  # of the Ray Train run below the trial's directory
-ON_HEAD = {"node:__internal_head__": 0.0001}
-"""Resources of that process: on the head, which stays when the hosts of workers are lost."""
+RUN = "train"
+"""Name of the Ray Train run below the trial's directory."""
+DRIVER_RESOURCES = {_compat.HEAD_NODE: 0.0001}
+"""Resources of a trial's driver: it runs on the head node, which outlives the workers' hosts."""
 
 
 def run_trial(
@@ -31,40 +31,45 @@ def run_trial(
 ) -> None:
     """Train one trial.
 
+    Args:
+        tune_config: Tune's config of the trial.
+        config: the sweep's config, which the trial overrides.
+        directory: the sweep's directory, a path or URI.
+        stop_file: the trial saves and fails once this file exists.
+
     Raises:
-        RuntimeError: it failed, or was told to stop before its end; the message is the line that
-            says why.
+        RuntimeError: training failed, or was stopped before its end; the message is the one line
+            that says why.
     """
-    _check_stop(stop_file)
+    _check_stop_file(stop_file)
     trial = Trial(**tune_config["trial"])
-    own = config_of(config, trial)
-    _tell_address()
-    storage = f"{directory}/{trial.name}"
+    trial_config = config_of(config, trial)
+    _pass_on_ray_address()
     try:
         fit(
-            own,
-            storage=storage,
+            trial_config,
+            storage=f"{directory}/{trial.name}",
             name=RUN,
             callbacks=[TuneReportCallback()],
-            run={"trial": asdict(trial), "config": asdict(own)},
+            run={"trial": asdict(trial), "config": asdict(trial_config)},
             stop_file=stop_file,
         )
     except Exception as error:
         raise RuntimeError(worker_error(error)) from error
-    _check_stop(stop_file)
+    _check_stop_file(stop_file)
 
 
-def _check_stop(stop_file: str | None) -> None:
-    if told_to_stop(stop_file):
-        raise RuntimeError("stopped before its end, as told")
+def _check_stop_file(stop_file: str | None) -> None:
+    if stop_requested(stop_file):
+        raise RuntimeError("stopped on request before its last step")
 
 
-def _tell_address() -> None:
-    """Let Ray Train's own processes know which Ray they belong to.
+def _pass_on_ray_address() -> None:
+    """Let the processes that Ray Train starts know which Ray they belong to.
 
-    The one that gives back the CPUs of a trial stopped early looks its Ray up by RAY_ADDRESS. With
-    two on a machine it finds neither, and the sweep waits for those CPUs for ever. Ray passes on
-    only the variables of this set.
+    The actor that releases the CPUs of a trial stopped early finds its Ray by RAY_ADDRESS
+    (https://github.com/ray-project/ray/pull/58515). With two Rays on a machine and no address it
+    finds neither, and the sweep waits for those CPUs for ever.
     """
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
-    ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
+    _compat.pass_to_train_processes("RAY_ADDRESS")

@@ -1,1 +1,1 @@
-"""The method's Ray edge: corpus, workers, and the one place that builds a trainer."""
+"""Training under Ray: the corpus as packed rows, the workers, and the driver of a run."""

@@ -1,7 +1,7 @@
-"""The checkpoints of a run in its storage: written while training goes on, found again later.
+"""The checkpoints of a run in its storage: `step-000100` directories.
 
-In: `Snapshot`s; a run's directory at Ray Train's storage, local or on an object store. Out:
-`step-000100` directories there, each whole or not there; the newest one that is whole.
+They are written while training continues. Each is complete or does not count; a run that starts
+again resumes from the newest complete one. The storage is Ray Train's, local or an object store.
 """
 
 import json
@@ -25,7 +25,6 @@ import torch.distributed as dist
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractFileSystem
 from ray.train import Checkpoint, CheckpointUploadMode
-from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 
 from otr.loop.checkpoint import (
     STATE,
@@ -35,32 +34,33 @@ from otr.loop.checkpoint import (
     check_checkpoint,
     checkpoint_name,
 )
+from otr.training import _compat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-
 logger = logging.getLogger(__name__)
 
-COPIES = 4
-KEPT = 2  # of the last checkpoints; the best by validation stays too
+UPLOAD_ATTEMPTS = 4
+RETAINED = 2  # newest checkpoints that stay; the best by validation stays too
 
 
 def recover(directory: str) -> tuple[str | None, list[str]]:
-    """Put a run's checkpoints in order before it begins again.
+    """Prepare a run's directory for a start, and find the checkpoint to resume from.
 
-    Those that are damaged are renamed to damaged-step-..., what a killed process left half-written
-    is removed. On an object store sizes are compared, in a directory the content too.
+    Damaged checkpoints are renamed to damaged-step-..., and what a killed process left half-written
+    is deleted. On an object store sizes are compared, in a local directory contents too.
 
     Returns:
-        The name of the newest checkpoint, which is whole (None: there is none), and what was found.
+        The name of the newest checkpoint, which is complete (None: there is none), and one note per
+        damaged checkpoint.
     """
     fs, root = fsspec.core.url_to_fs(directory)
     for name in _names(fs, root):
-        # Ray's list of checkpoints too: it would refuse to begin where one of them is gone.
-        if name.startswith(".step-") or name == CHECKPOINT_MANAGER_SNAPSHOT_FILENAME:
+        # Without its list, Ray does not look for the checkpoints that are no longer there.
+        if name.startswith(".step-") or name == _compat.CHECKPOINT_LIST:
             fs.rm(f"{root}/{name}", recursive=True)
-    found, notes = None, []
+    newest, notes = None, []
     for name in reversed(_checkpoints(fs, root)):
         path, aside = f"{root}/{name}", f"{root}/damaged-{name}"
         try:
@@ -74,13 +74,13 @@ def recover(directory: str) -> tuple[str | None, list[str]]:
                 fs.rm(aside, recursive=True)
             fs.mv(path, aside, recursive=True)
         else:
-            found = name
+            newest = name
             break
-    return found, notes
+    return newest, notes
 
 
 def best_checkpoint(directory: str) -> str | None:
-    """Name of the checkpoint of a run with the lowest validation NLL, of those that have one.
+    """Return the name of the run's checkpoint with the lowest validation NLL, if any has one.
 
     Raises:
         OSError: the storage can't be read.
@@ -90,7 +90,7 @@ def best_checkpoint(directory: str) -> str | None:
 
 
 def list_checkpoints(directory: str) -> list[str]:
-    """Names of the checkpoints of a run, in the order of their steps.
+    """Return the names of the run's checkpoints in the order of their steps.
 
     Raises:
         OSError: the storage can't be read.
@@ -98,23 +98,23 @@ def list_checkpoints(directory: str) -> list[str]:
     return _checkpoints(*fsspec.core.url_to_fs(directory))
 
 
-def drop_old(directory: str) -> None:
-    """Remove a run's checkpoints but the last KEPT that every rank has written, and their best.
+def delete_old(directory: str) -> None:
+    """Delete a run's checkpoints except the best and the last RETAINED that all ranks have written.
 
     Raises:
-        Exception: what the storage raises; the next call does what is left.
+        Exception: any error of the storage; the next call deletes what is left.
     """
     fs, root = fsspec.core.url_to_fs(directory)
     states = {name: _state(fs, f"{root}/{name}") for name in _checkpoints(fs, root)}
-    whole = {n: state for n, state in states.items() if _all_wrote(fs, f"{root}/{n}", state)}
-    last = [*whole][-KEPT:]
+    complete = {n: state for n, state in states.items() if _all_wrote(fs, f"{root}/{n}", state)}
+    last = [*complete][-RETAINED:]
     for name in takewhile(lambda name: name not in last, states):
-        if last and name != _best(whole):
-            _remove(fs, root, name)
+        if last and name != _best(complete):
+            _delete(fs, root, name)
 
 
-def _remove(fs: AbstractFileSystem, root: str, name: str) -> None:
-    """So that what is left of it, if this is cut off, is no checkpoint."""
+def _delete(fs: AbstractFileSystem, root: str, name: str) -> None:
+    """Delete a checkpoint so that an interruption leaves no valid-looking one."""
     path = f"{root}/{name}"
     if isinstance(fs, LocalFileSystem):
         path = f"{root}/.{name}"
@@ -126,12 +126,12 @@ def _remove(fs: AbstractFileSystem, root: str, name: str) -> None:
 
 def _best(states: Mapping[str, dict[str, Any]]) -> str | None:
     measured = {name: state.get("metrics", {}).get("val_nll") for name, state in states.items()}
-    known = {name: nll for name, nll in measured.items() if nll is not None and isfinite(nll)}
-    return min(known, key=lambda name: known[name], default=None)
+    finite = {name: nll for name, nll in measured.items() if nll is not None and isfinite(nll)}
+    return min(finite, key=lambda name: finite[name], default=None)
 
 
 def _state(fs: AbstractFileSystem, path: str) -> dict[str, Any]:
-    """What a checkpoint says of itself; of one that is damaged nothing."""
+    """Return the content of a checkpoint's state.json; {} if it is missing or damaged."""
     try:
         content = fs.cat_file(f"{path}/{TRAINER}/{STATE}")
     except FileNotFoundError:
@@ -143,20 +143,20 @@ def _state(fs: AbstractFileSystem, path: str) -> dict[str, Any]:
 
 
 def _all_wrote(fs: AbstractFileSystem, path: str, state: Mapping[str, Any]) -> bool:
+    """Return whether every rank's list of files exists, which it writes last."""
     lists = (f"{path}/{TRAINER}/files-{rank}.json" for rank in range(state.get("world", 0)))
     return bool(state) and all(map(fs.exists, lists))
 
 
 def _checkpoints(fs: AbstractFileSystem, root: str) -> list[str]:
-    """Their names, in the order of their steps."""
     return [name for name in _names(fs, root) if name.startswith("step-")]
 
 
 def _names(fs: AbstractFileSystem, root: str) -> list[str]:
-    """What lies in a directory now; of equal beginnings the lower number first."""
-    fs.invalidate_cache()  # of an object store's listings, which were read before
-    there = fs.ls(root, detail=False) if fs.exists(root) else []
-    names = (path.rstrip("/").rpartition("/")[2] for path in there)
+    """Return the names in a directory, those of checkpoints in the order of their steps."""
+    fs.invalidate_cache()  # otherwise an object store's listing may be an old one
+    paths = fs.ls(root, detail=False) if fs.exists(root) else []
+    names = (path.rstrip("/").rpartition("/")[2] for path in paths)
     return sorted(names, key=lambda name: (len(name), name))
 
 
@@ -172,39 +172,37 @@ def _check_sizes(fs: AbstractFileSystem, path: str) -> None:
         raise DamagedCheckpoint(f"{path} is incomplete: {error}") from error
 
 
-class Storage:
-    """Where a run's checkpoints are kept; every rank has one.
+class CheckpointStore:
+    """A rank's access to the checkpoints of the current run.
 
     Args:
-        directory: the run's, a path or URI.
+        directory: the run's directory, a path or URI.
         group: gloo ranks that write together and do nothing else (None: a single rank).
     """
 
     def __init__(self, directory: str, group: dist.ProcessGroup | None) -> None:
-        context = ray.train.get_context().get_storage()
-        self.fs, self.root = context.storage_filesystem, context.experiment_fs_path
+        self.fs, self.root = _compat.run_storage()
         self.local = isinstance(self.fs, pyarrow.fs.LocalFileSystem)
         self.directory, self.group = directory, group
         self.write_seconds: float | None = None
-        """That the last checkpoint took, beside training."""
+        """Seconds that writing the last checkpoint took; training continued meanwhile."""
         self._written = Event()
         self._written.set()
 
     @contextmanager
-    def directory_of(self, name: str | None) -> Iterator[Path | None]:
-        """A checkpoint as a local directory, fetched where it has to be."""
+    def local_copy(self, name: str | None) -> Iterator[Path | None]:
+        """Give a checkpoint as a local directory, downloaded if need be; None for None."""
         if name is None or self.local:
             yield None if name is None else Path(self.root) / name
             return
         with TemporaryDirectory() as scratch:
-            here = Path(scratch) / name
-            there = f"{self.root}/{name}"
-            pyarrow.fs.copy_files(there, str(here), source_filesystem=self.fs)
-            check_checkpoint(here)
-            yield here
+            copy = Path(scratch) / name
+            pyarrow.fs.copy_files(f"{self.root}/{name}", str(copy), source_filesystem=self.fs)
+            check_checkpoint(copy)
+            yield copy
 
-    def remind(self, name: str, metrics: dict[str, Any]) -> None:
-        """Tell Ray Train of the checkpoint that the run goes on from."""
+    def report_resumed(self, name: str, metrics: dict[str, Any]) -> None:
+        """Report the checkpoint that the run resumes from, so that Ray Train lists it again."""
         ray.train.report(
             metrics,
             checkpoint=Checkpoint(f"{self.root}/{name}", self.fs),
@@ -220,8 +218,14 @@ class Storage:
         tokenizer: "PreTrainedTokenizerBase",
         run: dict[str, Any] | None,
     ) -> None:
-        """To Ray Train; a snapshot is written in the background, in the order of the reports."""
-        upload = partial(self._upload, snapshot, tokenizer, run)
+        """Report to Ray Train; a snapshot is written in the background, in the order of reports.
+
+        Args:
+            metrics: metrics of the step, which is `metrics["step"]`.
+            snapshot: state to be written as a checkpoint, if any.
+            tokenizer: saved with the checkpoint.
+            run: content of the checkpoint's run.json.
+        """
         if snapshot is not None:
             self._written.clear()
         name = checkpoint_name(int(metrics["step"]))
@@ -230,15 +234,15 @@ class Storage:
             checkpoint=Checkpoint(f"{self.root}/{name}", self.fs) if snapshot else None,
             checkpoint_dir_name=name,
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
-            checkpoint_upload_fn=upload,
+            checkpoint_upload_fn=partial(self._write, snapshot, tokenizer, run),
             delete_local_checkpoint_after_upload=False,  # it is the uploaded one
         )
 
     def flush(self, seconds: float | None = None) -> None:
-        """Wait for what is being written, at most so long."""
+        """Wait until the last snapshot is written, at most `seconds`."""
         self._written.wait(seconds)
 
-    def _upload(
+    def _write(
         self,
         snapshot: Snapshot | None,
         tokenizer: "PreTrainedTokenizerBase",
@@ -246,32 +250,32 @@ class Storage:
         _: Checkpoint,
         name: str,
     ) -> Checkpoint:
-        assert snapshot is not None  # Ray asks for this only where a checkpoint is reported
-        began, target = monotonic(), f"{self.root}/{name}"
+        assert snapshot is not None  # Ray calls this only if a checkpoint was reported
+        start, target = monotonic(), f"{self.root}/{name}"
         try:
             if self.local:
                 snapshot.write(target, tokenizer, run=run, group=self.group)
             else:
                 with TemporaryDirectory() as scratch:
-                    here = f"{scratch}/{name}"
-                    snapshot.write(here, tokenizer, run=run, group=self.group, shared=False)
-                    self._copy(here, target)
+                    copy = f"{scratch}/{name}"
+                    snapshot.write(copy, tokenizer, run=run, group=self.group, shared=False)
+                    self._upload(copy, target)
         finally:
-            self.write_seconds = monotonic() - began
+            self.write_seconds = monotonic() - start
             self._written.set()
-        if snapshot.weights is not None:  # rank 0 has them
+        if snapshot.weights is not None:  # on rank 0
             try:
-                drop_old(self.directory)
-            except Exception as error:  # of whatever store; the checkpoint is written, so go on
-                logger.warning("old checkpoints in %s stay for now: %s", self.directory, error)
+                delete_old(self.directory)
+            except Exception as error:  # any store's error; the new checkpoint is written
+                logger.warning("could not delete old checkpoints in %s: %s", self.directory, error)
         return Checkpoint(target, self.fs)
 
-    def _copy(self, here: str, there: str) -> None:
-        """To the object store. Tried again here: Ray would have this rank alone write once more."""
-        for attempt in range(COPIES):
+    def _upload(self, source: str, target: str) -> None:
+        """Copy to the object store. Retries here: Ray would have this rank alone write again."""
+        for attempt in range(UPLOAD_ATTEMPTS):
             try:
-                return pyarrow.fs.copy_files(here, there, destination_filesystem=self.fs)
+                return pyarrow.fs.copy_files(source, target, destination_filesystem=self.fs)
             except OSError as error:
-                if attempt == COPIES - 1:
-                    raise OSError(f"{there} can't be written: {error}"[:200]) from None
+                if attempt == UPLOAD_ATTEMPTS - 1:
+                    raise OSError(f"{target} can't be written: {error}"[:200]) from None
                 sleep(2**attempt)

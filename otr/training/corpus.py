@@ -1,12 +1,12 @@
-"""From a corpus to a stream of packed rows, with Ray Data.
+"""A corpus as a stream of packed rows, made by Ray Data; the corpus is never in memory as a whole.
 
-In: a `DataConfig` and the model's tokenizer. Out: contract-1 rows {input_ids int32[S], loss_mask
-bool[S], segment_ids int32[S]} as they are made; the corpus is never held as a whole.
+A packed row has the columns `input_ids` int32[S], `loss_mask` bool[S] and `segment_ids` int32[S]
+(see `otr.data`), and two more:
 
-Each packed row has two more columns. `place` int32[3] is (part, batch, row): the corpus is read in
-parts, a task each, whose examples are packed BATCH together; a stream can start at any batch.
-`audit` (see audit.py) says on a batch's first row what was rejected; it travels with the rows, so
-that is known where it matters, without another process.
+- `position` int32[3]: (part, batch, row). The corpus is read in parts, one task each; BATCH
+  examples of a part are packed together. A stream can start at any batch.
+- `audit`: on the first row of a batch, the counts of its rejected records (see `audit.py`). They
+  travel with the rows so that the reader has them without another process.
 """
 
 import functools
@@ -22,7 +22,7 @@ import numpy as np
 
 from otr.config import DataConfig, ModelConfig
 from otr.training import packed_cache
-from otr.training.audit import Audit, audit_of
+from otr.training.audit import Audit, batch_audit
 from otr.training.sources import SourceChunk, UnreadableSource, list_chunks, read_records
 
 if TYPE_CHECKING:
@@ -32,109 +32,113 @@ if TYPE_CHECKING:
     from otr.data import Tokenized
 
 BATCH = 1000  # examples that are packed together
-MAX_TASKS = 256  # at most, that read the pieces of a corpus
-BLOCK_BYTES = 4 * 2**20  # of packed rows; Ray's 128 MiB would keep a run waiting for its first ones
-TASK_CPUS = 0.9  # less than one: next to a worker and a trial's driver, two cores hold one task
-READERS = 8  # tasks of a run at once, at most
+MAX_TASKS = 256  # tasks that read a corpus
+BLOCK_BYTES = 4 * 2**20  # with Ray's 128 MiB, a run would wait long for its first rows
+TASK_CPUS = 0.9  # below 1, so that two cores hold a worker, a trial's driver and a task
+MAX_READERS = 8  # tasks of a run at the same time
 
 Text = bytes | UnreadableSource
-"""A row as it was read, or why the rest of a file can't be."""
+"""A record as it was read, or the error that stands for the rest of its file."""
 
 
 @dataclass(frozen=True)
 class CorpusReport:
-    """What is in a corpus, or in its first rows."""
+    """Contents of a corpus, or of its first records."""
 
     rows: int
-    """Read and judged."""
+    """Records that were read."""
     complete: bool
     """Whether that was the whole corpus."""
     rejected: dict[str, int]
-    """Rows by cause."""
+    """Number of rejected records per cause."""
     samples: list[dict[str, str]]
-    """Some of the rejected rows: {cause, detail, row}."""
+    """Some of the rejected records: {cause, detail, row}."""
     tokens: int
     trained_tokens: int
     example: list[tuple[str, bool]]
-    """The first usable row as the model sees it: stretches of text, and whether each is trained."""
+    """The first usable record as the model sees it: stretches of text, each trained or not."""
 
 
-def packed(
+def packed_dataset(
     config: DataConfig, model: ModelConfig, *, part: int = 0, batch: int = 0
 ) -> "ray.data.Dataset":
-    """The training corpus as packed rows with their audit and place, the same ones each time.
+    """Return the training corpus as packed rows, in the same order each time.
 
-    A file that can't be read stands in the audit: `Audit.add` raises, so give it every row's. An
-    error of Ray Data itself would bury the reason in two hundred lines.
+    A file that can't be read is noted in the `audit` column; pass all of it to `Audit.add`, which
+    raises. Raised in a task, the reason would be lost in two hundred lines of Ray Data's error.
 
     Args:
         config: the corpus.
-        model: whose tokenizer it is for.
-        part: where the stream starts; what comes before it is not read,
-        batch: and what comes before it in its part is read but not tokenized.
+        model: the model whose tokenizer is used.
+        part: first part of the stream; parts before it are not read.
+        batch: first batch of that part; the part's records before it are read, not tokenized.
 
     Raises:
-        ValueError: a path that is not there or holds nothing that can be read, or fewer parts.
+        ValueError: a path does not exist or holds no file of a known format, or the corpus has
+            fewer parts.
     """
-    import ray.data
+    import ray.data  # a corpus can also be packed without Ray, whose import takes seconds
 
     parts = _parts(list_chunks(config.paths, config.split))
     if part >= len(parts):
         raise ValueError(f"the corpus ends before part {part}, it has {len(parts)}: did it change?")
     numbers = [{"part": number} for number in range(part, len(parts))]
-    stream = ray.data.from_items(numbers, override_num_blocks=len(numbers)).map_batches(
+    dataset = ray.data.from_items(numbers, override_num_blocks=len(numbers)).map_batches(
         _read_and_pack,  # type: ignore[arg-type]
         batch_size=None,
         fn_args=(parts, (part, batch), config, model),
-        # No logical CPU: where nodes were lost, workers may hold them all, and wait for these rows.
+        # No logical CPU: after nodes are lost, workers that wait for these rows may hold them all.
         num_cpus=0,
-        compute=ray.data.TaskPoolStrategy(min(READERS, os.cpu_count() or 1)),
+        compute=ray.data.TaskPoolStrategy(min(MAX_READERS, os.cpu_count() or 1)),
         label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},
     )
-    options = stream.context
+    options = dataset.context
     options.enable_progress_bars = False
-    options.execution_options.preserve_order = True  # a resumed run goes on where it was
+    options.execution_options.preserve_order = True  # a resumed run must see the same order
     options.target_max_block_size = BLOCK_BYTES
-    return stream
+    return dataset
 
 
-def stream(
-    config: DataConfig, model: ModelConfig, part: int, batch: int, rows: int
+def stream_packed(
+    config: DataConfig, model: ModelConfig, part: int, batch: int, max_rows: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The rows of `packed`, as many as `rows` at a time; what this host keeps comes without Ray.
+    """Yield the rows of `packed_dataset` in blocks of up to `max_rows`.
+
+    Parts that this host has cached are read without Ray.
 
     Raises:
-        ValueError: as `packed`.
+        ValueError: as `packed_dataset`.
     """
     parts = _parts(list_chunks(config.paths, config.split))
     first = part
     while part < len(parts):
-        batches = packed_cache.read(packed_cache.place_of(parts[part], config, model), batch)
+        path = packed_cache.cache_path(parts[part], config, model)
+        batches = packed_cache.read_batches(path, batch)
         if batches is None:
             break
-        yield from _numbered(batches, part, batch)
+        yield from _with_positions(batches, part, batch)
         part, batch = part + 1, 0
     if part < len(parts) or part == first:
-        rest = packed(config, model, part=part, batch=batch)
-        yield from rest.iterator().iter_batches(batch_size=rows)
+        rest = packed_dataset(config, model, part=part, batch=batch)
+        yield from rest.iterator().iter_batches(batch_size=max_rows)
 
 
-def packed_locally(
+def pack_locally(
     config: DataConfig, model: ModelConfig, paths: Sequence[str], *, limit: int
 ) -> dict[str, np.ndarray]:
-    """The first `limit` rows of `paths` as the columns of contract 1, [N, S] each."""
-    from otr.data import pack
+    """Return the first `limit` records of `paths` as columns of N packed rows, [N, S] each."""
+    from otr.data import pack  # imports transformers, which takes seconds
 
     texts = islice(_texts(list_chunks(paths, config.split), config.skip_bad), limit)
     return pack(_tokenized(texts, config, model).examples, config.sequence_length)
 
 
 def inspect_corpus(config: DataConfig, model: ModelConfig, *, limit: int = 20_000) -> CorpusReport:
-    """Read up to `limit` rows in this process and judge them, before anything expensive.
+    """Read and tokenize up to `limit` records in this process, before anything expensive starts.
 
     Raises:
-        ValueError: a missing or broken file, columns that are not there (with the nearest), no
-            usable row, or a larger share of rejected rows than `config.max_rejected`.
+        ValueError: a file is missing or broken, no record has the columns (the message names the
+            nearest), no record can be used, or more are rejected than `config.max_rejected` allows.
     """
     texts = _texts(list_chunks(config.paths, config.split), config.skip_bad)
     read = list(islice(texts, limit))
@@ -142,12 +146,12 @@ def inspect_corpus(config: DataConfig, model: ModelConfig, *, limit: int = 20_00
     _check_columns(config, map(_parsed, read))
     done = _tokenized(read, config, model)
     audit = Audit(config.max_rejected, config.skip_bad)
-    audit.add([audit_of(len(read), done.rejected)])
+    audit.add([batch_audit(len(read), done.rejected)])
     audit.check()
-    if not audit.rows:
-        raise ValueError(f"the corpus is empty: {', '.join(config.paths)} hold no row")
+    if not audit.records:
+        raise ValueError(f"the corpus is empty: {', '.join(config.paths)} have no record")
     return CorpusReport(
-        rows=audit.rows,
+        rows=audit.records,
         complete=complete,
         rejected=dict(audit.rejected),
         samples=audit.samples,
@@ -157,11 +161,11 @@ def inspect_corpus(config: DataConfig, model: ModelConfig, *, limit: int = 20_00
     )
 
 
-def _parts(found: Sequence[SourceChunk]) -> list[Sequence[SourceChunk]]:
-    """The pieces that each task reads, one after another."""
-    parts = min(len(found), MAX_TASKS)
-    bounds = [len(found) * part // parts for part in range(parts + 1)]
-    return [found[start:end] for start, end in pairwise(bounds)]
+def _parts(chunks: Sequence[SourceChunk]) -> list[Sequence[SourceChunk]]:
+    """Return the chunks in consecutive groups, one per task."""
+    parts = min(len(chunks), MAX_TASKS)
+    bounds = [len(chunks) * part // parts for part in range(parts + 1)]
+    return [chunks[start:end] for start, end in pairwise(bounds)]
 
 
 def _read_and_pack(
@@ -171,31 +175,32 @@ def _read_and_pack(
     config: DataConfig,
     model: ModelConfig,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Packed rows of the parts of a task, from the batch `start` = (part, batch)."""
+    """Yield the packed rows of a task's parts, from the batch `start` = (part, batch) on."""
     for part in task["part"]:
         first = start[1] if part == start[0] else 0
-        find = functools.partial(packed_cache.place_of, parts[part], config, model)
-        batches = packed_cache.read(find(), first)
+        find_path = functools.partial(packed_cache.cache_path, parts[part], config, model)
+        batches = packed_cache.read_batches(find_path(), first)
         if batches is None:
             made = _batches(parts[part], first, config, model)
-            # What is made from the middle on is not the part.
-            batches = packed_cache.keeping(find, made) if first == 0 else (rows for rows, _ in made)
-        yield from _numbered(batches, part, first)
+            if first == 0:
+                batches = packed_cache.write_through(find_path, made)
+            else:  # the rest of a part is not the part: do not cache it
+                batches = (columns for columns, _ in made)
+        yield from _with_positions(batches, part, first)
 
 
-def _numbered(
+def _with_positions(
     batches: Iterable[dict[str, np.ndarray]], part: int, first: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """With the place of every row."""
     for batch, columns in enumerate(batches, first):
-        rows = [(part, batch, row) for row in range(len(columns["audit"]))]
-        yield {**columns, "place": np.array(rows, np.int32)}
+        positions = [(part, batch, row) for row in range(len(columns["audit"]))]
+        yield {**columns, "position": np.array(positions, np.int32)}
 
 
 def _batches(
     part: Sequence[SourceChunk], first: int, config: DataConfig, model: ModelConfig
 ) -> Iterator[tuple[dict[str, np.ndarray], bool]]:
-    """Packed rows of BATCH examples at a time, and whether all of these could be read."""
+    """Yield the packed rows of BATCH examples at a time, and whether all of these were readable."""
     texts = islice(_texts(part, True), first * BATCH, None)
     while some := list(islice(texts, BATCH)):
         readable = not any(isinstance(text, UnreadableSource) for text in some)
@@ -203,7 +208,7 @@ def _batches(
 
 
 def _pack(texts: Sequence[Text], config: DataConfig, model: ModelConfig) -> dict[str, np.ndarray]:
-    """Packed rows of a batch; one empty row where nothing of it can be used."""
+    """Return the packed rows of a batch; one empty row, for its audit, if none is usable."""
     from otr.data import pack
 
     done = _tokenized(texts, config, model)
@@ -213,7 +218,7 @@ def _pack(texts: Sequence[Text], config: DataConfig, model: ModelConfig) -> dict
             name: np.zeros((1, config.sequence_length), column.dtype)
             for name, column in columns.items()
         }
-    audit = [audit_of(len(texts), done.rejected)]
+    audit = [batch_audit(len(texts), done.rejected)]
     audit += [""] * (len(columns["input_ids"]) - 1)
     return {**columns, "audit": np.array(audit, dtype=object)}
 
@@ -229,11 +234,11 @@ def _tokenized(texts: Iterable[Text], config: DataConfig, model: ModelConfig) ->
     )
 
 
-def _texts(found: Iterable[SourceChunk], skip_bad: bool) -> Iterator[Text]:
-    """The rows of pieces; with `skip_bad` the error stands for what can't be read of a piece."""
-    for piece in found:
+def _texts(chunks: Iterable[SourceChunk], skip_bad: bool) -> Iterator[Text]:
+    """Yield the records of the chunks; with `skip_bad`, the error in place of unreadable ones."""
+    for chunk in chunks:
         try:
-            yield from read_records(piece)
+            yield from read_records(chunk)
         except UnreadableSource as error:
             if not skip_bad:
                 raise
@@ -241,43 +246,48 @@ def _texts(found: Iterable[SourceChunk], skip_bad: bool) -> Iterator[Text]:
 
 
 def _parsed(text: Text) -> Any:
-    """The row, or its text where it is no JSON; `otr.data` counts that as broken."""
+    """Return the record, or its text if that is no JSON; `otr.data` counts the latter as broken."""
     if isinstance(text, UnreadableSource):
         return text
     try:
         return json.loads(text)
-    except ValueError:  # also what is no UTF-8
+    except ValueError:  # also raised for bytes that are not UTF-8
         return text.decode(errors="replace")
 
 
 @functools.lru_cache(maxsize=1)
 def _tokenizer(model: ModelConfig) -> "PreTrainedTokenizerBase":
-    """Loaded once in a process, however many batches it tokenizes."""
+    """Return the model's tokenizer, loaded once per process."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a task has one core
     from otr.models.tokenizer import load_tokenizer
 
     return load_tokenizer(model)
 
 
-def _check_columns(config: DataConfig, read_rows: Iterable[Any]) -> None:
-    """Raise ValueError where no row can have what is wanted, whatever it holds."""
+def _check_columns(config: DataConfig, records: Iterable[Any]) -> None:
+    """Check that the records have the columns of one of the accepted forms.
+
+    Raises:
+        ValueError: `data.columns` names unknown columns, or no form fits.
+    """
     from otr.data import FORMS
 
-    there = dict.fromkeys(key for row in read_rows if isinstance(row, dict) for key in row)
+    objects = (record for record in records if isinstance(record, dict))
+    existing = dict.fromkeys(key for record in objects for key in record)
     known = [name for form in FORMS for name in form]
-    for ours, theirs in config.columns.items() if there else ():
+    for ours, theirs in config.columns.items() if existing else ():
         for name, names, what in (
             (ours, known, "name"),
-            (theirs, [*there], "column of the corpus"),
+            (theirs, [*existing], "column of the corpus"),
         ):
             if name not in names:
                 near = get_close_matches(name, names, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
                 raise ValueError(f"data.columns {ours}={theirs}: {name!r} is no {what}; {hint}")
-    had = set(config.columns) | set(there)
-    if there and not any(had.issuperset({*form} - {"input"}) for form in FORMS):
+    mapped = set(config.columns) | set(existing)
+    if existing and not any(mapped.issuperset({*form} - {"input"}) for form in FORMS):
         raise ValueError(
-            f"the corpus has the columns {', '.join(there)}: map them with data.columns to "
+            f"the corpus has the columns {', '.join(existing)}: map them with data.columns to "
             "messages, to prompt and completion, or to instruction and output"
         )
 

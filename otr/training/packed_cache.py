@@ -1,10 +1,12 @@
-"""Packed rows kept on a host's disk, so that the trials of a sweep tokenize a corpus once a host.
+"""Cache of packed rows on a host's disk: the trials of a sweep tokenize a corpus once per host.
 
-In: a part of a corpus and the rows that are made of it. Out: the same rows, from a file where the
-part was read to its end here before, as the same text and by the same tokenizer and code. What
-can't be kept, for lack of room or of a way to tell that it has changed, is made again.
+A cached part of the corpus is one Arrow file. Its name is a digest of everything that decides the
+packed rows: the text, the options, the tokenizer and the code. A part is cached once it has been
+read to its end. If there is no room, or no way to notice that the text has changed, it is tokenized
+again.
 
-The files lie in `OTR_CACHE`, by default ``~/.cache/otr/packed``; where it is set to nothing, none.
+The files lie in `OTR_CACHE`, by default ``~/.cache/otr/packed``; an empty `OTR_CACHE` turns the
+cache off.
 """
 
 import functools
@@ -27,125 +29,128 @@ import pyarrow as pa
 import pyarrow.ipc
 from fsspec.implementations.local import LocalFileSystem
 
+from otr import files
 from otr.config import DataConfig, ModelConfig
 from otr.training.sources import SourceChunk
 
-SHARE = 0.1  # of the disk, at most
-UNUSED_SECONDS = 24 * 3600  # after which a file makes room for another one
+DISK_SHARE = 0.1  # the cache takes no more of the disk, and leaves at least as much free
+UNUSED_SECONDS = 24 * 3600  # a file that nobody has read for so long makes room for others
 CODE = (
     *("data.py", "models/tokenizer.py", "training/audit.py", "training/corpus.py"),
     *("training/sources.py", "training/packed_cache.py"),
 )
-VERSIONS = {"ETag", "etag", "md5Hash", "generation", "LastModified", "last_modified", "mtime"}
+VERSION_KEYS = {"ETag", "etag", "md5Hash", "generation", "LastModified", "last_modified", "mtime"}
+"""Keys under which fsspec's file systems tell that a file was written again."""
 TOKENIZER_FILES = (".json", ".jinja", ".txt", ".model", ".py")
 
 Columns = dict[str, np.ndarray]
 
 
-def place_of(part: Sequence[SourceChunk], config: DataConfig, model: ModelConfig) -> Path | None:
-    """Where the rows of a part are kept, if they are; None where that can't be told.
+def cache_path(part: Sequence[SourceChunk], config: DataConfig, model: ModelConfig) -> Path | None:
+    """Return the path of a part's packed rows, whether they are cached or not.
 
-    The name is a digest of all that decides them.
+    Returns:
+        None if the cache is off, or if a change of the part's text can't be noticed.
     """
     folder = _folder()
     if folder is None:
         return None
     try:
-        tokenizer = [*_tokenizer_stamp(model.path), model.trust_remote_code]
-        stamps = [_commit(p.path) if p.kind == "hub" else _stamp(p.path) for p in part]
-    except Exception:  # a file that is gone, a hub that is away: reading will say so
+        tokenizer = [*_tokenizer_version(model.path), model.trust_remote_code]
+        versions = [
+            _dataset_commit(c.path) if c.kind == "hub" else _file_version(c.path) for c in part
+        ]
+    except Exception:  # a missing file, an unavailable hub: reading the part reports the error
         return None
-    text = [{**asdict(p), "stamp": stamp} for p, stamp in zip(part, stamps, strict=True)]
-    what = [text, config.columns, config.sequence_length, tokenizer, _code()]
-    name = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]
+    text = [{**asdict(c), "stamp": version} for c, version in zip(part, versions, strict=True)]
+    key = [text, config.columns, config.sequence_length, tokenizer, _code_digest()]
+    name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
     return folder / f"{name}.arrow"
 
 
-def read(place: Path | None, first: int) -> Iterator[Columns] | None:
-    """The batches of a part from number `first` on; None where they are not kept."""
-    if place is None:
+def read_batches(path: Path | None, first: int) -> Iterator[Columns] | None:
+    """Return the cached batches of a part from number `first` on, or None if it is not cached."""
+    if path is None:
         return None
     try:
-        os.utime(place)
-        reader = pa.ipc.open_file(pa.memory_map(str(place)))
-    except (OSError, pa.ArrowInvalid):  # not there, or torn
+        os.utime(path)
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+    except (OSError, pa.ArrowInvalid):  # missing or truncated
         return None
-    return _batches(place, reader, first)
+    return _batches(path, reader, first)
 
 
-def _batches(place: Path, reader: Any, first: int) -> Iterator[Columns]:
+def _batches(path: Path, reader: Any, first: int) -> Iterator[Columns]:
     try:
         for number in range(first, reader.num_record_batches):
             yield _columns(reader.get_batch(number))
-    except (OSError, pa.ArrowException):  # the disk's fault; the next start makes them again
-        place.unlink(missing_ok=True)
+    except (OSError, pa.ArrowException):  # a damaged file; the next start tokenizes the part again
+        path.unlink(missing_ok=True)
         raise
 
 
-def keeping(
-    find: Callable[[], Path | None], batches: Iterable[tuple[Columns, bool]]
+def write_through(
+    find_path: Callable[[], Path | None], batches: Iterable[tuple[Columns, bool]]
 ) -> Iterator[Columns]:
-    """The batches of a part, which are kept when all have been taken.
+    """Yield the batches of a part, and cache them once all have been taken.
 
     Args:
-        find: the place of the part, if it has one; asked again at the end, since what decides the
-            rows may have changed while they were made.
-        batches: each with whether it is as it will always be: one that could not be read is not.
+        find_path: returns the part's path in the cache. It is called again at the end, since the
+            text or the tokenizer may have changed meanwhile.
+        batches: (columns, reproducible); a batch that could not be read completely is not.
     """
-    place = find()
-    writer: _Writer | None = None if place is None else _Writer(place)
+    path = find_path()
+    writer: _Writer | None = None if path is None else _Writer(path)
     try:
-        for columns, lasting in batches:
-            if writer is not None and not (lasting and writer.add(columns)):
-                writer.drop()
+        for columns, reproducible in batches:
+            if writer is not None and not (reproducible and writer.add(columns)):
+                writer.discard()
                 writer = None
             yield columns
-        if writer is not None and find() == place:
+        if writer is not None and find_path() == path:
             writer.finish()
     finally:
         if writer is not None:
-            writer.drop()
+            writer.discard()
 
 
 class _Writer:
-    """Of one file, whole or not at all; what goes wrong with it is nobody's trouble."""
+    """Writer of one cache file, which appears complete or not at all. It raises no OSError."""
 
-    def __init__(self, place: Path) -> None:
-        self.place = place
-        self.partial = place.with_name(f".{place.name}.{uuid.uuid4().hex}")
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         self.file: Any = None
 
     def add(self, columns: Columns) -> bool:
-        """Whether that was possible."""
+        """Write a batch and return whether that succeeded."""
         try:
             table = _table(columns)
-            if self._opened(table.schema):
+            if self._open(table.schema):
                 self.file.write_batch(table)
                 return True
-        except OSError:  # a full disk, a folder of somebody else's
+        except OSError:  # a full disk, or a folder that belongs to another user
             pass
         return False
 
     def finish(self) -> None:
-        """Give it its name; a part without rows has a file without batches."""
+        """Give the file its final name. A part without packed rows has a file without batches."""
         with suppress(OSError):
-            if self.file is not None or self._opened(pa.schema([])):
+            if self.file is not None or self._open(pa.schema([])):
                 self.file.close()
-                with open(self.partial, "rb") as file:
-                    os.fsync(file.fileno())
-                self.partial.replace(self.place)
+                files.publish(self.partial, self.path)
 
-    def drop(self) -> None:
-        """Leave nothing, unless it has been finished."""
+    def discard(self) -> None:
+        """Delete what was written, unless the file is finished."""
         with suppress(OSError):
             if self.file is not None:
                 self.file.close()
         with suppress(OSError):
             self.partial.unlink(missing_ok=True)
 
-    def _opened(self, schema: pa.Schema) -> bool:
-        """Whether there is room for more in it."""
-        if not _room(self.place.parent):
+    def _open(self, schema: pa.Schema) -> bool:
+        """Open the file if it is not open; return whether there is room for more in it."""
+        if not _make_room(self.path.parent):
             return False
         if self.file is None:
             options = pa.ipc.IpcWriteOptions(compression="zstd")
@@ -159,23 +164,23 @@ def _folder() -> Path | None:
     return Path(folder).expanduser() if folder else None
 
 
-def _room(folder: Path) -> bool:
-    """Whether more may be kept; what nobody used for long is removed for that."""
+def _make_room(folder: Path) -> bool:
+    """Delete files that nobody has used for long, if needed; return whether there is room."""
     folder.mkdir(parents=True, exist_ok=True)
     disk = shutil.disk_usage(folder)
-    files = []
+    cached = []
     for path in [*folder.glob("*.arrow"), *folder.glob(".*.arrow.*")]:
-        with suppress(OSError):  # another trial has just removed it
+        with suppress(OSError):  # another trial has just deleted it
             stat = path.stat()
-            files.append((stat.st_mtime, stat.st_size, path))
-    taken, free = sum(size for _, size, _ in files), disk.free
-    for used, size, path in sorted(files):
-        if taken <= SHARE * disk.total and free >= SHARE * disk.total:
+            cached.append((stat.st_mtime, stat.st_size, path))
+    taken, free = sum(size for _, size, _ in cached), disk.free
+    for used, size, path in sorted(cached):
+        if taken <= DISK_SHARE * disk.total and free >= DISK_SHARE * disk.total:
             break
         if time.time() - used > UNUSED_SECONDS:
             path.unlink(missing_ok=True)
             taken, free = taken - size, free + size
-    return taken <= SHARE * disk.total and free >= SHARE * disk.total
+    return taken <= DISK_SHARE * disk.total and free >= DISK_SHARE * disk.total
 
 
 def _table(columns: Mapping[str, np.ndarray]) -> pa.RecordBatch:
@@ -200,39 +205,33 @@ def _columns(table: pa.RecordBatch) -> Columns:
     return columns
 
 
-def _stamp(path: str) -> list[str]:
-    """Differs when the file is written anew.
+def _file_version(path: str) -> list[str]:
+    """Return a value that changes when the file is written again.
 
     Raises:
-        ValueError: its store does not tell.
+        ValueError: the file's store gives no time of change and no tag.
     """
     fs, inner = fsspec.core.url_to_fs(path)
     if isinstance(fs, LocalFileSystem):
         stat = os.stat(inner)
-        return [str(stat.st_size), str(stat.st_mtime_ns)]  # a shared directory may number anew
+        # Not the inode: a shared directory may number its files differently on each host.
+        return [str(stat.st_size), str(stat.st_mtime_ns)]
     fs.invalidate_cache(inner)
-    told = [f"{key} {value}" for key, value in fs.info(inner).items() if key in VERSIONS]
-    if not told:
+    version = [f"{key} {value}" for key, value in fs.info(inner).items() if key in VERSION_KEYS]
+    if not version:
         raise ValueError(f"{path}: no time of change, no tag")
-    return sorted(told)
+    return sorted(version)
 
 
-@functools.lru_cache
-def _digest(path: Path, changed: int) -> str:
-    """Of what the file holds: a job's own copy of a model is newer than that of the job before."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _commit(path: str) -> str | None:
-    """Of a data set of the hub."""
+def _dataset_commit(path: str) -> str | None:
     from huggingface_hub import HfApi
 
     return HfApi().dataset_info(path.removeprefix("hf:").partition(":")[0]).sha
 
 
 @functools.lru_cache
-def _code() -> str:
-    """Of what makes the rows."""
+def _code_digest() -> str:
+    """Return a digest of the modules and packages that decide the packed rows."""
     digest = hashlib.sha256()
     for name in CODE:
         digest.update((Path(__file__).parents[1] / name).read_bytes())
@@ -241,19 +240,25 @@ def _code() -> str:
     return digest.hexdigest()
 
 
-def _tokenizer_stamp(model: str) -> list[Any]:
-    """Of a directory the files beside its weights; of the hub's model the commit that is here.
+def _tokenizer_version(model: str) -> list[Any]:
+    """Return digests of a directory's tokenizer files, or the cached commit of a hub model.
 
     Raises:
-        ValueError: none is here.
+        ValueError: a hub model is not cached here yet.
     """
     folder = Path(model)
     if folder.is_dir():
-        files = [path for path in sorted(folder.iterdir()) if path.suffix in TOKENIZER_FILES]
-        return [(path.name, _digest(path, path.stat().st_mtime_ns)) for path in files]
+        found = [path for path in sorted(folder.iterdir()) if path.suffix in TOKENIZER_FILES]
+        return [(path.name, _content_digest(path, path.stat().st_mtime_ns)) for path in found]
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(model, "tokenizer_config.json")
-    if not isinstance(found, str):
-        raise ValueError(f"{model}: not here yet")
-    return [Path(found).parent.name]
+    config = try_to_load_from_cache(model, "tokenizer_config.json")
+    if not isinstance(config, str):
+        raise ValueError(f"{model} is not in the local cache yet")
+    return [Path(config).parent.name]
+
+
+@functools.lru_cache
+def _content_digest(path: Path, mtime_ns: int) -> str:
+    """Return a digest of the content: copies of a model differ in their times, not in it."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

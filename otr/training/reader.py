@@ -1,13 +1,13 @@
-"""From the stream of packed rows to each worker's micro-batches, with a place to go on from.
+"""From the stream of packed rows to each worker's micro-batches, resumable at every row.
 
-In: a `TrainConfig`. Out: micro-batches (contract 1, [B, S] each) for ever: every epoch has each row
-once, in an order of its own. Rank 0 reads, and hands each rank its rows; so the order of the rows
-does not depend on how many ranks there are. A `Place` says which row comes next.
+Every epoch has each packed row once, in an order of its own; epochs follow each other for ever.
+Rank 0 reads and sends each rank its rows, so the order does not depend on the number of ranks. A
+`StreamPosition` says which row comes next.
 
-The corpus comes in windows of WINDOW packed rows that are shuffled together. Row i of a step is
-row i % (B * ranks) of micro-batch i // (B * ranks).
+The corpus is shuffled in windows of WINDOW packed rows. Row i of a step is row i % (B * ranks) of
+micro-batch i // (B * ranks).
 
-Shapes: B rows of a micro-batch, S row length.
+Shapes: B rows per micro-batch, S sequence length.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 from otr.config import TrainConfig
 from otr.training.audit import Audit
-from otr.training.corpus import stream
+from otr.training.corpus import stream_packed
 
 COLUMNS = ("input_ids", "loss_mask", "segment_ids")
 WINDOW = 1024  # packed rows that are shuffled together
@@ -30,27 +30,116 @@ WINDOW = 1024  # packed rows that are shuffled together
 Arrays = dict[str, np.ndarray]
 Batch = dict[str, torch.Tensor]
 Stream = Callable[[int, int], Iterable[Arrays]]
-"""The corpus from a part and batch on, in blocks of up to WINDOW rows."""
+"""Function from a part and a batch to the corpus from there on, in blocks of up to WINDOW rows."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """Of the next row: so many rows into a window of an epoch, whose first row is at `start`."""
+class StreamPosition:
+    """Position of the next packed row in the endless stream of epochs.
+
+    Checkpoints store it as JSON; the names of its fields are part of that format.
+    """
 
     epoch: int = 0
     window: int = 0
+    """Number of the window within the epoch."""
     start: Sequence[int] = (0, 0, 0)
-    """Part of the corpus, batch within the part, row within the batch."""
+    """First row of the window: part of the corpus, batch within the part, row within the batch."""
     used: int = 0
     """Rows of the window that have been taken."""
     audit: dict[str, Any] = field(default_factory=dict)
     """Counts of the audit before the window."""
 
 
-class _Ahead(Iterator[Any]):
-    """An iterator whose next item is made while the last one is used, beginning at once.
+class Reader:
+    """Packed rows of a corpus, epoch after epoch. Reading begins on construction.
 
-    By a thread that no process waits for at its end.
+    Args:
+        stream: source of the rows.
+        seed: seed of the order of the rows.
+        audit: counts what is read in the first epoch.
+        position: where to begin: a `StreamPosition` as a dict.
+    """
+
+    def __init__(
+        self, stream: Stream, seed: int, audit: Audit, position: Mapping[str, Any] | None = None
+    ) -> None:
+        self.stream, self.seed, self.audit = stream, seed, audit
+        self.position = (
+            StreamPosition(**position) if position else StreamPosition(audit=audit.counts())
+        )
+        audit.restore(self.position.audit)
+        self._windows = _Prefetch(self._shuffled_windows(self.position))
+        self._window: Arrays | None = None
+
+    def take(self, count: int) -> Arrays:
+        """Return the next `count` rows, [count, S] each.
+
+        Raises:
+            ValueError: the corpus has no row that can be used.
+        """
+        parts: list[Arrays] = []
+        missing = count
+        while missing:
+            if self._window is None:
+                self.position, self._window = next(self._windows)
+            used = self.position.used
+            parts.append({n: c[used : used + missing] for n, c in self._window.items()})
+            got = len(parts[-1]["input_ids"])
+            missing -= got
+            self.position = replace(self.position, used=used + got)
+            if not got:
+                self._window = None
+        return {name: np.concatenate([part[name] for part in parts]) for name in COLUMNS}
+
+    def _shuffled_windows(
+        self, position: StreamPosition
+    ) -> Iterator[tuple[StreamPosition, Arrays]]:
+        """Yield (position, rows) of each window from `position` on."""
+        while True:
+            # With used > 0, an earlier run has found usable rows in this epoch.
+            usable = position.used
+            only: Arrays | None = None
+            for window in self._windows_in_order(position.start):
+                start = window["position"][0].tolist()
+                position = replace(position, start=start, audit=self.audit.counts())
+                self.audit.add(window["audit"])
+                order = np.random.default_rng([self.seed, position.epoch, position.window])
+                rows = order.permutation(np.flatnonzero(window["segment_ids"][:, 0]))
+                usable += len(rows)
+                yield position, {name: window[name][rows] for name in COLUMNS}
+                only = window if position.window == 0 else None
+                position = replace(position, window=position.window + 1, used=0)
+            self.audit.complete = True
+            if not usable:
+                self.audit.check()  # raises with the cause, if there is one
+                raise ValueError("the corpus has no row that can be used: add data")
+            position = StreamPosition(position.epoch + 1)
+            if only is not None:  # the corpus fits in one window: read it only once
+                self.stream = _constant_stream(only)
+
+    def _windows_in_order(self, start: Sequence[int]) -> Iterator[Arrays]:
+        """Yield WINDOW rows at a time from `start` on; the last window has what is left."""
+        left: Arrays | None = None
+        part, batch, skip = start
+        for block in self.stream(part, batch):
+            rows = len(block["position"])
+            block = {name: block[name][skip:] for name in (*COLUMNS, "position", "audit")}
+            skip = max(0, skip - rows)
+            if left is not None:
+                block = {name: np.concatenate([left[name], block[name]]) for name in block}
+            while len(block["position"]) >= WINDOW:
+                yield {name: column[:WINDOW] for name, column in block.items()}
+                block = {name: column[WINDOW:] for name, column in block.items()}
+            left = block
+        if left is not None and len(left["position"]):
+            yield left
+
+
+class _Prefetch(Iterator[Any]):
+    """Iterator that makes its next item in a thread while the last one is used.
+
+    It starts at once. The thread is a daemon: no process waits for it to end.
     """
 
     def __init__(self, items: Iterator[Any]) -> None:
@@ -71,97 +160,20 @@ class _Ahead(Iterator[Any]):
         return item
 
 
-class Reader:
-    """The rows of a corpus, epoch after epoch; it begins to read when it is made.
-
-    Args:
-        stream: where the rows come from.
-        seed: of the order of the rows.
-        audit: counts what is read in the first epoch.
-        place: to begin at, as `asdict` made it of a `Place`.
-    """
-
-    def __init__(
-        self, stream: Stream, seed: int, audit: Audit, place: Mapping[str, Any] | None = None
-    ) -> None:
-        self.stream, self.seed, self.audit = stream, seed, audit
-        self.place = Place(**place) if place else Place(audit=audit.counts())
-        audit.restore(self.place.audit)
-        self._ahead = _Ahead(self._from(self.place))
-        self._window: Arrays | None = None
-
-    def take(self, count: int) -> Arrays:
-        """The next `count` rows, [count, S] each.
-
-        Raises:
-            ValueError: the corpus has no row that can be used.
-        """
-        parts: list[Arrays] = []
-        missing = count
-        while missing:
-            if self._window is None:
-                self.place, self._window = next(self._ahead)
-            used = self.place.used
-            parts.append({n: c[used : used + missing] for n, c in self._window.items()})
-            got = len(parts[-1]["input_ids"])
-            missing -= got
-            self.place = replace(self.place, used=used + got)
-            if not got:
-                self._window = None
-        return {name: np.concatenate([part[name] for part in parts]) for name in COLUMNS}
-
-    def _from(self, place: Place) -> Iterator[tuple[Place, Arrays]]:
-        """Shuffled windows, each with its place; the first one with that it was asked for."""
-        while True:
-            useful = place.used  # else the epoch before would have found that there is none
-            whole: Arrays | None = None
-            for window in self._unshuffled(place.start):
-                start = window["place"][0].tolist()
-                place = replace(place, start=start, audit=self.audit.counts())
-                self.audit.add(window["audit"])
-                order = np.random.default_rng([self.seed, place.epoch, place.window])
-                rows = order.permutation(np.flatnonzero(window["segment_ids"][:, 0]))
-                useful += len(rows)
-                yield place, {name: window[name][rows] for name in COLUMNS}
-                whole = window if place.window == 0 else None
-                place = replace(place, window=place.window + 1, used=0)
-            self.audit.complete = True
-            if not useful:
-                self.audit.check()  # says why
-                raise ValueError("the corpus has no row that can be used: add data")
-            place = Place(place.epoch + 1)
-            if whole is not None:  # a corpus of one window is read once
-                self.stream = _of(whole)
-
-    def _unshuffled(self, start: Sequence[int]) -> Iterator[Arrays]:
-        """WINDOW rows at a time from `start` on, the last one with what is left."""
-        left: Arrays | None = None
-        part, batch, skip = start
-        for block in self.stream(part, batch):
-            rows = len(block["place"])
-            block = {name: block[name][skip:] for name in (*COLUMNS, "place", "audit")}
-            skip = max(0, skip - rows)
-            if left is not None:
-                block = {name: np.concatenate([left[name], block[name]]) for name in block}
-            while len(block["place"]) >= WINDOW:
-                yield {name: column[:WINDOW] for name, column in block.items()}
-                block = {name: column[WINDOW:] for name, column in block.items()}
-            left = block
-        if left is not None and len(left["place"]):
-            yield left
-
-
-def _of(block: Arrays) -> Stream:
+def _constant_stream(block: Arrays) -> Stream:
     return lambda part, batch: [block]
 
 
 def corpus_stream(config: TrainConfig) -> Stream:
-    """The packed training corpus, as Ray Data makes it or this host keeps it."""
-    return lambda part, batch: stream(config.data, config.model, part, batch, WINDOW)
+    """Return the stream of the packed training corpus."""
+    return lambda part, batch: stream_packed(config.data, config.model, part, batch, WINDOW)
 
 
 def micro_batches(reader: Reader | None, config: TrainConfig) -> Iterator[Batch]:
-    """This rank's, for ever. Every rank calls this together; only rank 0 has a reader."""
+    """Yield this rank's micro-batches for ever.
+
+    Every rank iterates in step with the others; only rank 0 has a reader.
+    """
     shape = (config.micro_batch_size, config.data.sequence_length)
     world = config.workers.count
     dtypes = {"input_ids": torch.int32, "loss_mask": torch.bool, "segment_ids": torch.int32}

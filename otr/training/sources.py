@@ -1,10 +1,11 @@
-"""Where the rows of a corpus lie, and reading them one after another; no Ray here.
+"""Files and data sets that hold a corpus, and reading their records; no Ray here.
 
-In: what `DataConfig.paths` names: JSONL (plain, .gz, .zst) and Parquet files, globs, directories,
-directories made by `datasets.save_to_disk`, each local or at a URI that fsspec knows, and
-``hf:NAME[:CONFIG]``. Out: `SourceChunk`s, each of which one task reads, and rows as JSON text (bytes).
-JSON text and not columns: rows of one corpus may differ in their fields, and a broken line is but
-a text that does not parse.
+`DataConfig.paths` may name JSONL (plain, .gz, .zst) and Parquet files, globs, directories, and
+directories written by `datasets.save_to_disk`, each local or at a URI that fsspec knows, and
+``hf:NAME[:CONFIG]``. `list_chunks` splits them into `SourceChunk`s, and `read_records` reads one.
+
+Records are JSON text (bytes), not columns: records of one corpus may differ in their fields, and a
+broken line is just text that does not parse.
 """
 
 import io
@@ -26,57 +27,58 @@ from otr.config import DataConfig
 from otr.loop.identity import sampled_digest
 
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
-PIECE_BYTES = 16 * 2**20
-DIGEST_BYTES = 64 * 2**20  # that are looked at to tell whether a corpus has changed
+CHUNK_BYTES = 16 * 2**20
+DIGEST_BYTES = 64 * 2**20  # bytes of a corpus that its identity covers
 
 
 @dataclass(frozen=True)
 class SourceChunk:
-    """A part of a corpus that is read on its own."""
+    """Part of a corpus that is read on its own: bytes of a file, or a shard of a hub data set."""
 
     kind: str
     """json, parquet, arrow or hub."""
     path: str
     start: int = 0
-    """First byte: lines and row groups that begin from here on; number of a hub's shard."""
+    """First byte; the chunk has the lines or row groups that begin in its range. hub: the shard."""
     end: int | None = None
-    """Byte after the last one (None: the file's end); number of shards."""
+    """Byte after the last one (None: the file's end). hub: the number of shards."""
     split: str = ""
-    """Of a hub data set."""
+    """Split of a hub data set."""
 
 
 class UnreadableSource(ValueError):
-    """A file, or the rest of it, can't be read."""
+    """A file or shard, or the rest of it, can't be read."""
 
 
 def absolute_path(path: str) -> str:
-    """A local path from the root, so that it means the same in every process; a URI as it is."""
+    """Return a local path as an absolute one, valid in every process; a URI unchanged."""
     return path if "://" in path or path.startswith("hf:") else os.path.abspath(path)
 
 
 def list_chunks(paths: Sequence[str], split: str = "train") -> list[SourceChunk]:
-    """What `paths` name, in order; nothing is read yet but names and sizes.
+    """Return the chunks of all paths in order, from file names and sizes alone.
 
     Raises:
-        ValueError: a path that is not there, or holds nothing that can be read.
+        ValueError: a path does not exist, or holds no file of a known format.
     """
     found: list[SourceChunk] = []
     for path in paths:
         if path.startswith("hf:"):
-            found += _hub(path, split)
+            found += _hub_chunks(path, split)
         else:
-            found += chain.from_iterable(_pieces(*file) for file in _stored(path, split))
+            found += chain.from_iterable(_file_chunks(*file) for file in _files(path, split))
     return found
 
 
 def corpus_identity(config: DataConfig) -> list[tuple[str, int, str | None]]:
-    """What tells that the training files are others, of each in order: base name, bytes, digest.
+    """Return (base name, size in bytes, digest) of each training file, in order.
 
-    The digests look at up to DIGEST_BYTES in all; a store's files have none. A hub data set gives
-    its name with its split, and its number of shards.
+    A run compares them to notice that its corpus has changed. The digests cover up to DIGEST_BYTES
+    of all files together; files of an object store have none. A hub data set is listed as its name
+    with its split, and its number of shards.
 
     Raises:
-        ValueError: as `pieces`.
+        ValueError: as `list_chunks`.
     """
     found: list[tuple[str, int, str | None]] = []
     local: dict[int, str] = {}
@@ -85,40 +87,40 @@ def corpus_identity(config: DataConfig) -> list[tuple[str, int, str | None]]:
             count = _hub_dataset(path, config.split).num_shards
             found.append((f"{path} {config.split}", count, None))
             continue
-        for fs, name, _ in _stored(path, config.split):
+        for fs, name, _ in _files(path, config.split):
             if isinstance(fs, LocalFileSystem):
                 local[len(found)] = name
             size = fs.size(name) if fs.exists(name) else None
             found.append((os.path.basename(name), size or 0, None))
     for number, name in local.items():
-        with suppress(OSError):  # reading will say so
+        with suppress(OSError):  # reading the file reports the error
             found[number] = (*found[number][:2], sampled_digest(name, DIGEST_BYTES // len(local)))
     return found
 
 
-def read_records(piece: SourceChunk) -> Iterator[bytes]:
-    """The rows of a piece as JSON text; blank lines are left out.
+def read_records(chunk: SourceChunk) -> Iterator[bytes]:
+    """Yield the records of a chunk as JSON text, without blank lines.
 
     Raises:
-        UnreadableSource: it can't be read to its end.
+        UnreadableSource: the chunk can't be read to its end.
     """
     try:
-        if piece.kind == "json":
-            yield from _json_lines(piece)
+        if chunk.kind == "json":
+            yield from _json_lines(chunk)
         else:
-            read = {"parquet": _parquet, "arrow": _arrow, "hub": _hub_shard}[piece.kind]
-            for row in read(piece):
-                yield json.dumps(row, default=str).encode()
+            read = {"parquet": _parquet, "arrow": _arrow, "hub": _hub_shard}[chunk.kind]
+            for record in read(chunk):
+                yield json.dumps(record, default=str).encode()
     except (OSError, EOFError, ValueError, zlib.error, pa.ArrowException) as error:
         reason = " ".join(str(error).split())
         raise UnreadableSource(
-            f"can't read {piece.path}: {reason}: replace the file, or leave it out with "
+            f"can't read {chunk.path}: {reason}: replace the file, or leave it out with "
             "data.skip_bad"
         ) from error
 
 
-def _stored(path: str, split: str) -> list[tuple[Any, str, str]]:
-    """File system, name and kind of the files that a path, glob or directory names."""
+def _files(path: str, split: str) -> list[tuple[Any, str, str]]:
+    """Return (file system, name, kind) of the files that a path, glob or directory names."""
     try:
         fs, inner = fsspec.core.url_to_fs(path)
     except (ValueError, ImportError) as error:
@@ -128,7 +130,7 @@ def _stored(path: str, split: str) -> list[tuple[Any, str, str]]:
     else:
         names = [inner] if fs.exists(inner) else _visible(sorted(fs.glob(inner)))
         if not names:
-            raise ValueError(f"{path!r} is not there: no such file, directory or glob")
+            raise ValueError(f"{path!r} does not exist: no such file, directory or glob")
     known = [(fs, name, kind) for name in names if (kind := _kind(name))]
     if not known:
         raise ValueError(
@@ -138,12 +140,12 @@ def _stored(path: str, split: str) -> list[tuple[Any, str, str]]:
 
 
 def _inside(fs: Any, directory: str) -> list[str]:
-    """Files below a directory, in order; none that is hidden or begins with _."""
+    """Return the files below a directory in order, without hidden ones and names with a first _."""
     return _visible(sorted(fs.find(directory)), len(directory.rstrip("/").split("/")))
 
 
 def _visible(names: Sequence[str], depth: int = -1) -> list[str]:
-    """Those of which no part from `depth` on is hidden; by default the last part."""
+    """Return the names whose parts from `depth` on (default: the last part) are not hidden."""
     return [n for n in names if not any(part[:1] in (".", "_") for part in n.split("/")[depth:])]
 
 
@@ -154,19 +156,19 @@ def _kind(name: str) -> str:
     return {"parquet": "parquet", "arrow": "arrow"}.get(name.rsplit(".", 1)[-1], "")
 
 
-def _pieces(fs: Any, name: str, kind: str) -> Iterator[SourceChunk]:
-    """One piece, or several of a plain JSONL or Parquet file, which can be entered anywhere."""
+def _file_chunks(fs: Any, name: str, kind: str) -> Iterator[SourceChunk]:
+    """Yield byte ranges of a plain JSONL or Parquet file; other files can't be split."""
     url = fs.unstrip_protocol(name)
     if kind == "arrow" or name.endswith((".gz", ".zst")):
         yield SourceChunk(kind, url)
         return
     size = fs.size(name) or 0
-    for start in range(0, max(1, size), PIECE_BYTES):
-        yield SourceChunk(kind, url, start, min(size, start + PIECE_BYTES))
+    for start in range(0, max(1, size), CHUNK_BYTES):
+        yield SourceChunk(kind, url, start, min(size, start + CHUNK_BYTES))
 
 
 def _saved_to_disk(fs: Any, directory: str, split: str) -> list[str]:
-    """The Arrow files of a directory made by `datasets.save_to_disk`; [] for any other one."""
+    """Return the Arrow files of a directory that `datasets.save_to_disk` wrote, [] for others."""
     if fs.exists(f"{directory}/dataset_dict.json"):
         splits = json.loads(fs.cat_file(f"{directory}/dataset_dict.json"))["splits"]
         if split not in splits:
@@ -178,28 +180,27 @@ def _saved_to_disk(fs: Any, directory: str, split: str) -> list[str]:
     return [f"{directory}/{file['filename']}" for file in state["_data_files"]]
 
 
-def _json_lines(piece: SourceChunk) -> Iterator[bytes]:
-    """Lines that begin inside the piece."""
-    with _opened(piece.path) as file:
-        place = piece.start
-        if piece.start:
-            file.seek(piece.start - 1)
-            place += len(file.readline()) - 1
-        while piece.end is None or place < piece.end:
+def _json_lines(chunk: SourceChunk) -> Iterator[bytes]:
+    """Yield the lines that begin inside the chunk."""
+    with _open_decompressed(chunk.path) as file:
+        position = chunk.start
+        if chunk.start:
+            file.seek(chunk.start - 1)
+            position += len(file.readline()) - 1
+        while chunk.end is None or position < chunk.end:
             line = file.readline()
             if not line:
                 break
-            place += len(line)
+            position += len(line)
             if line.strip():
                 yield line.rstrip(b"\r\n")
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[io.BufferedReader]:
-    """The file's bytes, decompressed."""
+def _open_decompressed(path: str) -> Iterator[io.BufferedReader]:
     if path.endswith(".zst"):
-        # fsspec's own reader ends after the first of several frames, and zstandard's where a file
-        # is cut off, both without a word; Arrow's goes on, and raises.
+        # Arrow's reader reads all frames and raises for a truncated file. fsspec's stops after the
+        # first frame, and zstandard's at the end of a truncated file, both silently.
         with fsspec.open(path, "rb") as file:
             reader = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd")
             yield io.BufferedReader(reader)
@@ -208,13 +209,13 @@ def _opened(path: str) -> Iterator[io.BufferedReader]:
             yield io.BufferedReader(file)
 
 
-def _parquet(piece: SourceChunk) -> Iterator[dict[str, Any]]:
-    """Rows of the row groups that begin inside the piece."""
+def _parquet(chunk: SourceChunk) -> Iterator[dict[str, Any]]:
+    """Yield the records of the row groups that begin inside the chunk."""
     import pyarrow.parquet
 
-    with fsspec.open(piece.path, "rb") as file:
+    with fsspec.open(chunk.path, "rb") as file:
         whole = pyarrow.parquet.ParquetFile(file, page_checksum_verification=True)
-        mine = range(piece.start, piece.end or sys.maxsize)
+        mine = range(chunk.start, chunk.end or sys.maxsize)
         groups = [n for n in range(whole.num_row_groups) if _first_byte(whole.metadata, n) in mine]
         for batch in whole.iter_batches(batch_size=1000, row_groups=groups) if groups else ():
             yield from batch.to_pylist()
@@ -225,10 +226,10 @@ def _first_byte(metadata: Any, group: int) -> int:
     return column.dictionary_page_offset or column.data_page_offset
 
 
-def _arrow(piece: SourceChunk) -> Iterator[dict[str, Any]]:
+def _arrow(chunk: SourceChunk) -> Iterator[dict[str, Any]]:
     import pyarrow.ipc
 
-    with fsspec.open(piece.path, "rb") as file:
+    with fsspec.open(chunk.path, "rb") as file:
         for batch in pyarrow.ipc.open_stream(file):
             yield from batch.to_pylist()
 
@@ -239,19 +240,19 @@ def _hub_dataset(path: str, split: str) -> Any:
     name, _, config = path.removeprefix("hf:").partition(":")
     try:
         return datasets.load_dataset(name, config or None, split=split, streaming=True)
-    except Exception as error:  # the hub's client raises a dozen kinds, each with a good text
+    except Exception as error:  # the hub's client raises a dozen types, each with a clear message
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"no data set {path!r} with split {split!r}: {reason}") from error
 
 
-def _hub(path: str, split: str) -> Iterable[SourceChunk]:
+def _hub_chunks(path: str, split: str) -> Iterable[SourceChunk]:
     count = _hub_dataset(path, split).num_shards
     return [SourceChunk("hub", path, shard, count, split) for shard in range(count)]
 
 
-def _hub_shard(piece: SourceChunk) -> Iterator[dict[str, Any]]:
-    whole = _hub_dataset(piece.path, piece.split)
+def _hub_shard(chunk: SourceChunk) -> Iterator[dict[str, Any]]:
+    dataset = _hub_dataset(chunk.path, chunk.split)
     try:
-        yield from whole.shard(num_shards=piece.end, index=piece.start)
-    except Exception as error:  # as many kinds as above
-        raise ValueError(f"shard {piece.start} of {piece.end}: {error}") from error
+        yield from dataset.shard(num_shards=chunk.end, index=chunk.start)
+    except Exception as error:  # any of the client's types, see `_hub_dataset`
+        raise ValueError(f"shard {chunk.start} of {chunk.end}: {error}") from error

@@ -99,12 +99,12 @@ def ray_data(job: Figures) -> Figures:
     import ray.data  # its import is start-up, not work
 
     from otr import DataConfig, ModelConfig
-    from otr.training.corpus import packed
+    from otr.training.corpus import packed_dataset
 
     ray.init(num_cpus=job["processes"], log_to_driver=False, logging_level="ERROR")
     data = DataConfig((f"{job['directory']}/plain",), sequence_length=job["sequence_length"])
     start, tokens, rows = time.perf_counter(), 0, 0
-    for batch in packed(data, ModelConfig(BASE)).iter_batches(batch_size=1024):
+    for batch in packed_dataset(data, ModelConfig(BASE)).iter_batches(batch_size=1024):
         tokens += int((batch["segment_ids"] > 0).sum())
         rows += len(batch["segment_ids"])
     seconds = time.perf_counter() - start
@@ -190,7 +190,7 @@ def save(job: Figures) -> Figures:
 
     from otr import ModelConfig, OptimConfig, load_tokenizer
     from otr.loop.checkpoint import Staging
-    from otr.loop.loop import Hooks, take_snapshot
+    from otr.loop.loop import Hooks, Progress, take_snapshot
     from otr.loop.policy import Policy
     from otr.optim import make_optimizer
     from tests.benchmarks.train_data import Case, make_model
@@ -203,7 +203,7 @@ def save(job: Figures) -> Figures:
     optimizer.step()
     stalls, writes = [], []
     for step in range(4):
-        snapshot = take_snapshot(policy, optimizer, staging, (step, 0), Hooks())
+        snapshot = take_snapshot(policy, optimizer, staging, Progress(step), Hooks())
         start = time.perf_counter()
         snapshot.write(Path(job["scratch"]) / str(step), tokenizer)
         stalls.append(snapshot.stall_seconds)

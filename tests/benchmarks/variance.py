@@ -24,9 +24,9 @@ from torch import Tensor
 from otr import Objective, load_model
 from otr.loss.rows import rows_
 from otr.models.parts import head, hidden_states
-from otr.training.corpus import packed_locally
+from otr.training.corpus import pack_locally
 from pipelines.config.presets import builtin
-from pipelines.config.resolve import resolved
+from pipelines.config.prepared import prepare
 
 SAMPLES = (1, 4, 16, 64, 256)
 Slope = Callable[[Objective, int], Tensor]
@@ -85,8 +85,8 @@ def main() -> None:
 def tokens(most: int = 600) -> tuple[Tensor, Tensor]:
     """Logits and targets of the built-in model on validation rows."""
     with tempfile.TemporaryDirectory() as scratch, torch.no_grad():
-        config = resolved(builtin(), Path(scratch)).train
-        columns = packed_locally(config.data, config.model, config.data.validation, limit=100)
+        config = prepare(builtin(), Path(scratch)).config.train
+        columns = pack_locally(config.data, config.model, config.data.validation, limit=100)
         model = load_model(config.model).eval()
         batch = {name: torch.from_numpy(column) for name, column in columns.items()}
         target_BS = batch["loss_mask"]

@@ -111,7 +111,7 @@ def test_directories_and_globs_in_order_without_hidden_files(tmp_path: Path) -> 
 def test_pieces_of_a_file_hold_each_row_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    monkeypatch.setattr(sources, "PIECE_BYTES", size)
+    monkeypatch.setattr(sources, "CHUNK_BYTES", size)
     path = tmp_path / "rows.jsonl"
     path.write_bytes(TEXT.replace(b"\n", b"\r\n\n").rstrip())
     assert every_row(path) == ROWS
@@ -125,7 +125,7 @@ def test_pieces_of_a_file_hold_each_row_once(
 
 @pytest.mark.parametrize(
     ("path", "message"),
-    [("nothing.jsonl", "is not there"), ("*.jsonl", "is not there"), (".", "holds no corpus")],
+    [("nothing.jsonl", "does not exist"), ("*.jsonl", "does not exist"), (".", "holds no corpus")],
 )
 def test_what_is_not_there_is_refused(tmp_path: Path, path: str, message: str) -> None:
     (tmp_path / "notes.txt").write_text("x")
@@ -166,7 +166,7 @@ def test_a_file_that_can_not_be_read_is_named_or_left_out(
     assert report.rejected == {"unreadable": 1} and report.rows >= len(ROWS)
     [sample] = report.samples
     assert sample["detail"] == str(raised.value) and sample["cause"] == "unreadable"
-    columns = corpus.packed_locally(
+    columns = corpus.pack_locally(
         replace(config, skip_bad=True), model, config.paths, limit=len(ROWS) + 1
     )
     assert sum(columns["segment_ids"].max(axis=1)) >= len(ROWS)
@@ -244,7 +244,7 @@ def test_unknown_columns_name_the_nearest(
 def test_too_many_rejected_rows_stop_it(tmp_path: Path, model: ModelConfig) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(TEXT + b"broken\n" * 3)
-    with pytest.raises(ValueError, match=r"3 of 53 rows can't be used \(3 broken\).*5%"):
+    with pytest.raises(ValueError, match=r"3 of 53 records can't be used \(3 broken\).*5%"):
         corpus.inspect_corpus(DataConfig((str(path),), sequence_length=64), model)
     corpus.inspect_corpus(DataConfig((str(path),), sequence_length=64, max_rejected=0.06), model)
 

@@ -22,7 +22,7 @@ from tests.assets.tiny import make_tiny_model
 
 pytestmark = pytest.mark.integration
 
-CONTRACT = ("input_ids", "loss_mask", "segment_ids", "place", "audit")
+CONTRACT = ("input_ids", "loss_mask", "segment_ids", "position", "audit")
 FILES = (3000, 1, 1, 200, 1, 1)  # rows; the first takes longest
 
 
@@ -46,7 +46,7 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
 
 
 def stream(config: DataConfig, model: ModelConfig, **start: int) -> dict[str, np.ndarray]:
-    return collect(corpus.packed(config, model, **start))
+    return collect(corpus.packed_dataset(config, model, **start))
 
 
 def collect(rows: Any) -> dict[str, np.ndarray]:
@@ -72,7 +72,7 @@ def test_files_read_at_once_come_in_their_order(
 
 
 def test_every_row_says_where_it_lies(whole: dict[str, np.ndarray]) -> None:
-    place = whole["place"]
+    place = whole["position"]
     assert place.dtype == np.int32 and place.shape == (len(whole["audit"]), 3)
     batches = sorted({(part, batch) for part, batch, _ in place.tolist()})
     assert batches == [(0, 0), (0, 1), (0, 2), *((part, 0) for part in range(1, 6))]
@@ -90,7 +90,7 @@ def test_a_stream_from_any_place_is_the_end_of_the_whole_one(
 ) -> None:
     part, batch = start
     rest = stream(several, model, part=part, batch=batch)
-    later = [tuple(place[:2]) >= start for place in whole["place"].tolist()]
+    later = [tuple(place[:2]) >= start for place in whole["position"].tolist()]
     assert 0 < sum(later) < len(later)
     for name in CONTRACT:
         assert np.array_equal(rest[name], whole[name][later]), name
@@ -101,7 +101,7 @@ def test_a_stream_from_after_the_last_batch_is_empty(
 ) -> None:
     assert stream(several, model, part=5, batch=1) == {}
     with pytest.raises(ValueError, match="ends before part 6, it has 6"):
-        corpus.packed(several, model, part=6)
+        corpus.packed_dataset(several, model, part=6)
 
 
 def test_what_lies_before_the_start_is_not_tokenized(
@@ -118,7 +118,7 @@ def test_what_lies_before_the_start_is_not_tokenized(
     task = {"part": np.array([0])}
     [columns] = corpus._read_and_pack(task, parts, (0, 2), several, model)
     assert b"".join(text + b"\n" for text in parsed) == lines(1000, "file 0", start=2000)
-    assert (columns["place"][:, 1] == 2).all()
+    assert (columns["position"][:, 1] == 2).all()
 
 
 def test_more_files_than_tasks_share_them_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,11 +137,11 @@ def test_ray_packs_every_usable_example(
         (tmp_path / f"{part}.jsonl").write_bytes(lines(50, start=50 * part) + b"broken\n")
     config = DataConfig((str(tmp_path),), sequence_length=128)
     first = stream(config, model)
-    local = corpus.packed_locally(config, model, config.paths, limit=1000)
+    local = corpus.pack_locally(config, model, config.paths, limit=1000)
     assert examples(first) == examples(local)
     audit = Audit(0.05)
     audit.add(first["audit"])
-    assert (audit.rows, audit.rejected) == (153, {"broken": 3})
+    assert (audit.records, audit.rejected) == (153, {"broken": 3})
 
 
 def test_training_begins_before_the_corpus_is_read(
@@ -162,16 +162,16 @@ def test_training_begins_before_the_corpus_is_read(
     timer = threading.Timer(60, given_up.touch)
     timer.start()
     config = DataConfig((str(tmp_path / "*.jsonl"),), sequence_length=48)
-    batches = iter(corpus.packed(config, model).iterator().iter_batches(batch_size=8))
+    batches = iter(corpus.packed_dataset(config, model).iterator().iter_batches(batch_size=8))
     audit = Audit(0.0)
     audit.add(next(batches)["audit"])
     timer.cancel()
     assert not given_up.exists(), "nothing came before the whole corpus was read"
-    assert audit.rows < 4800
+    assert audit.records < 4800
     came.touch()
     for batch in batches:
         audit.add(batch["audit"])
-    assert audit.rows == 4800
+    assert audit.records == 4800
 
 
 def test_a_batch_without_a_usable_row_still_reports(
@@ -181,7 +181,7 @@ def test_a_batch_without_a_usable_row_still_reports(
     rows = stream(DataConfig((str(tmp_path),), sequence_length=64), model)
     assert len(rows["audit"]) == 1 and not rows["segment_ids"].any()
     assert json.loads(rows["audit"][0])["rejected"] == {"broken": 5}
-    assert rows["place"].tolist() == [[0, 0, 0]]
+    assert rows["position"].tolist() == [[0, 0, 0]]
 
 
 def test_files_that_go_bad_end_the_run_or_are_left_out(
@@ -192,7 +192,7 @@ def test_files_that_go_bad_end_the_run_or_are_left_out(
     (tmp_path / "1.jsonl.gz").write_bytes(gzip.compress(lines(50))[:-20])
     (tmp_path / "2.jsonl").write_bytes(lines(1))
     (tmp_path / "3.jsonl").write_bytes(lines(70))
-    planned = corpus.packed(DataConfig((str(tmp_path),), sequence_length=48), model)
+    planned = corpus.packed_dataset(DataConfig((str(tmp_path),), sequence_length=48), model)
     (tmp_path / "2.jsonl").unlink()
     rows = collect(planned)
     with pytest.raises(ValueError, match=r"^can't read .*/1\.jsonl\.gz: .* data\.skip_bad$") as one:
@@ -205,8 +205,8 @@ def test_files_that_go_bad_end_the_run_or_are_left_out(
     cut, gone = audit.samples
     assert "1.jsonl.gz: Compressed file ended" in cut["detail"]
     assert "2.jsonl: [Errno 2] No such file" in gone["detail"]
-    assert audit.rows >= 1170 and len(examples(rows)) == audit.rows
-    in_part = rows["place"][:, 0]
+    assert audit.records >= 1170 and len(examples(rows)) == audit.records
+    in_part = rows["position"][:, 0]
     assert [rows["segment_ids"][in_part == part].any() for part in (0, 2, 3)] == [True, False, True]
 
 

@@ -80,7 +80,7 @@ def test_a_bad_trial_fails_alone_and_a_worse_one_stops_early(
     assert good.checkpoint == f"{tmp_path}/s/good-seed0/train/step-000012"
     assert (Path(good.checkpoint) / "model.safetensors").is_file()
     assert (bad.status, bad.history, bad.checkpoint) == ("failed", [], None)
-    assert bad.error is not None and bad.error.startswith("60 of 60 rows can't be used")
+    assert bad.error is not None and bad.error.startswith("60 of 60 records can't be used")
     assert worse.status == "stopped"
     assert worse.history[-1]["step"] < 12
     assert seen.steps["good-seed0"] == [1, 2, 4, 6, 8, 10, 12]

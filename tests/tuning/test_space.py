@@ -1,10 +1,8 @@
-"""Trials from grids, configs from trials, and how many of them fit a cluster."""
+"""Trials from grids, and configs from trials."""
 
 import pytest
 
-from otr.config import DataConfig, ModelConfig, TrainConfig, Workers
-from tuning import resources as places
-from tuning.resources import max_concurrent_trials
+from otr.config import DataConfig, ModelConfig, TrainConfig
 from tuning.settings import SearchSettings
 from tuning.space import Trial, check_names, config_of, grid, with_overrides
 
@@ -13,7 +11,7 @@ CONFIG = TrainConfig(
 )
 
 
-def test_grid_makes_an_arm_of_every_combination_and_a_trial_of_every_seed() -> None:
+def test_grid_makes_an_arm_per_combination_and_a_trial_per_seed() -> None:
     trials = grid(
         "otr-k{num_samples}", (0, 1), **{"objective.num_samples": [4, 16], "optim.lr": 0.1}
     )
@@ -26,17 +24,17 @@ def test_grid_makes_an_arm_of_every_combination_and_a_trial_of_every_seed() -> N
     assert trials[2] == Trial("otr-k16", {"objective.num_samples": 16, "optim.lr": 0.1}, 0)
 
 
-def test_combinations_of_one_name_are_refused() -> None:
+def test_combinations_with_the_same_name_are_refused() -> None:
     with pytest.raises(ValueError, match=r"'otr-seed0'.*put what differs into the arm's name"):
         grid("otr", (0,), **{"objective.num_samples": [4, 16]})
 
 
-def test_a_name_must_be_a_directory() -> None:
+def test_a_name_must_be_a_directory_name() -> None:
     with pytest.raises(ValueError, match="leave out"):
         check_names([Trial("otr/k 4")])
 
 
-def test_overrides_reach_every_level_and_leave_the_rest() -> None:
+def test_overrides_reach_every_level_and_change_nothing_else() -> None:
     trial = Trial("otr", {"objective.temperature": 1.5, "max_steps": 7}, seed=3)
     config = config_of(CONFIG, trial)
     assert (config.objective.temperature, config.max_steps, config.seed) == (1.5, 7, 3)
@@ -59,58 +57,16 @@ def test_values_that_depend_on_each_other_change_together() -> None:
         ("max_steps.x", "unknown option 'max_steps.x'"),
     ],
 )
-def test_an_unknown_key_names_the_nearest(key: str, hint: str) -> None:
+def test_an_unknown_key_is_refused_with_the_nearest_one(key: str, hint: str) -> None:
     with pytest.raises(ValueError, match=hint):
         with_overrides(CONFIG, {key: 1})
 
 
-def test_a_refused_value_says_why() -> None:
+def test_an_invalid_value_is_refused_with_the_reason() -> None:
     with pytest.raises(ValueError, match=r"num_samples \(K\) is 0"):
         with_overrides(CONFIG, {"objective.num_samples": 0})
 
 
-@pytest.mark.parametrize(
-    ("workers", "resources", "expected"),
-    [
-        (Workers(), {"CPU": 2}, 1),
-        (Workers(), {"CPU": 4}, 2),
-        (Workers(count=2), {"CPU": 16}, 5),
-        (Workers(cpus=2, gpus=1), {"CPU": 64, "GPU": 8}, 8),
-        (Workers(cpus=2, gpus=1), {"CPU": 6, "GPU": 8}, 2),
-        (Workers(count=4, gpus=0.5), {"CPU": 64, "GPU": 4}, 2),
-    ],
-)
-def test_concurrency_leaves_ray_data_a_cpu_a_trial(
-    workers: Workers, resources: dict[str, float], expected: int
-) -> None:
-    assert max_concurrent_trials(workers, resources) == expected
-
-
-@pytest.mark.parametrize(
-    ("workers", "resources"),
-    [(Workers(cpus=2), {"CPU": 2}), (Workers(gpus=1), {"CPU": 64}), (Workers(), {})],
-)
-def test_a_cluster_that_would_hang_is_refused(
-    workers: Workers, resources: dict[str, float]
-) -> None:
-    with pytest.raises(ValueError, match="free are"):
-        max_concurrent_trials(workers, resources)
-
-
-def test_settings_are_checked() -> None:
+def test_an_unknown_scheduler_is_refused() -> None:
     with pytest.raises(ValueError, match="scheduler 'pbt': use 'none' or 'asha'"):
         SearchSettings(scheduler="pbt")  # type: ignore[arg-type]
-
-
-def test_what_has_just_ended_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    told = iter([{"CPU": 1.1}, {"CPU": 1.1}, {"CPU": 2.0}])
-    monkeypatch.setattr(places.ray, "available_resources", lambda: next(told))
-    monkeypatch.setattr(places.ray, "cluster_resources", lambda: {"CPU": 2.0})
-    assert places.free_resources() == {"CPU": 2.0}
-
-
-def test_what_others_hold_is_not_waited_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(places, "SETTLE_SECONDS", 0.2)
-    monkeypatch.setattr(places.ray, "available_resources", lambda: {"CPU": 1.1})
-    monkeypatch.setattr(places.ray, "cluster_resources", lambda: {"CPU": 2.0})
-    assert places.free_resources() == {"CPU": 1.1}

@@ -9,7 +9,7 @@ import pytest
 from fsspec.spec import AbstractFileSystem
 
 from otr.loop.checkpoint import STATE, TRAINER, checkpoint_name
-from otr.training.checkpoint_store import best_checkpoint, drop_old, list_checkpoints, recover
+from otr.training.checkpoint_store import best_checkpoint, delete_old, list_checkpoints, recover
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_the_last_two_stay_and_the_best(store: AbstractFileSystem) -> None:
     for step, nll in ((2, math.nan), (4, 0.1), (6, 0.3), (8, None), (10, 0.2)):
         measure(store, step, nll, ranks=2)
     measure(store, 12, 0.01)  # the other rank still writes
-    drop_old("memory://run")
+    delete_old("memory://run")
     assert left(store) == [4, 8, 10, 12]
     store.rm("/run/step-000012", recursive=True)
     assert best_checkpoint("memory://run") == "step-000004"
@@ -80,7 +80,7 @@ def test_the_last_two_stay_and_the_best(store: AbstractFileSystem) -> None:
 def test_steps_are_numbers(store: AbstractFileSystem) -> None:
     for step in (999_998, 999_999, 1_000_000, 1_000_001):
         measure(store, step, ranks=2)
-    drop_old("memory://run")
+    delete_old("memory://run")
     assert left(store) == [1_000_000, 1_000_001]
     assert best_checkpoint("memory://run") is None
 
@@ -97,10 +97,10 @@ def test_where_the_storage_can_t_be_read_all_stay(
     with monkeypatch.context() as patch:
         patch.setattr(store, "cat_file", fail)
         with pytest.raises(OSError, match="slow down"):
-            drop_old("memory://run")
+            delete_old("memory://run")
     assert left(store) == [2, 4, 6]
     store.pipe_file(f"/run/step-000002/{TRAINER}/{STATE}", b"\xff{")  # damaged: it has no NLL
-    drop_old("memory://run")
+    delete_old("memory://run")
     assert left(store) == [4, 6]
 
 
@@ -120,7 +120,7 @@ def test_a_removal_that_is_cut_off_leaves_no_checkpoint(
     with monkeypatch.context() as patch:
         patch.setattr(type(fs), "rm", fail)
         with pytest.raises(OSError, match="power"):
-            drop_old(str(tmp_path))
+            delete_old(str(tmp_path))
     assert list_checkpoints(str(tmp_path)) == ["step-000004", "step-000006"]
     recover(str(tmp_path))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000004", "step-000006"]

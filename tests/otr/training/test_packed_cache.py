@@ -22,7 +22,7 @@ from otr.config import DataConfig, ModelConfig
 from otr.training import corpus, packed_cache
 from tests.assets.tiny import make_tiny_model
 
-NAMES = ("input_ids", "loss_mask", "segment_ids", "place", "audit")
+NAMES = ("input_ids", "loss_mask", "segment_ids", "position", "audit")
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def made(config: DataConfig, model: ModelConfig, part: int = 0, batch: int = 0) 
 
 
 def direct(config: DataConfig, model: ModelConfig, part: int = 0, batch: int = 0) -> dict[str, Any]:
-    return joined(corpus.stream(config, model, part, batch, rows=100))
+    return joined(corpus.stream_packed(config, model, part, batch, max_rows=100))
 
 
 def joined(blocks: Any) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def test_a_part_is_tokenized_once_and_read_from_anywhere(files, model, no_tokeni
         assert same(read(files, model), first)
         assert same(read(files, model, 0, 1), later[0])
         assert same(read(files, model, 2, 0), later[1])
-    assert first["place"][:, 0].tolist() == sorted(first["place"][:, 0]) and first["audit"][0]
+    assert first["position"][:, 0].tolist() == sorted(first["position"][:, 0]) and first["audit"][0]
 
 
 CHANGES = {
@@ -201,7 +201,7 @@ def test_a_data_set_of_the_hub_goes_by_its_commit(files, model) -> None:
         "from otr.config import *; from otr.training import packed_cache, sources;"
         f"model = ModelConfig({model.path!r}); config = DataConfig(('x',), sequence_length=32);"
         "part = [sources.SourceChunk('hub', 'hf:group/rows', 0, 2, 'train')];"
-        "print(packed_cache.place_of(part, config, model))"
+        "print(packed_cache.cache_path(part, config, model))"
     )
 
     def place(endpoint: str) -> str:

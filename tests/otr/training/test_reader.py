@@ -48,7 +48,7 @@ class Corpus:
             "loss_mask": ids > 0,
             "segment_ids": ids,
             "audit": np.array([json.dumps(audit)] + [""] * (len(ids) - 1), dtype=object),
-            "place": np.array([(part, batch, row) for row in range(len(ids))], np.int32),
+            "position": np.array([(part, batch, row) for row in range(len(ids))], np.int32),
         }
 
 
@@ -79,7 +79,7 @@ def test_any_place_leads_to_the_next_row(window: int) -> None:
         first = Reader(Corpus(), 0, Audit(0.05))
         if taken:
             assert numbers(first, taken) == whole[:taken]
-        stored = json.loads(json.dumps(asdict(first.place)))
+        stored = json.loads(json.dumps(asdict(first.position)))
         again = Reader(Corpus(), 0, Audit(0.05), stored)
         assert numbers(again, 10) == whole[taken : taken + 10], taken
 
@@ -88,13 +88,13 @@ def test_a_place_reads_on_from_its_window_alone(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(reader, "WINDOW", 4)
     first = Reader(Corpus(rows=40), 0, Audit(0.05))
     first.take(25)
-    assert first.place.start[0] == 1
+    assert first.position.start[0] == 1
 
     def stream(part: int, batch: int) -> Iterator[dict[str, np.ndarray]]:
         assert part == 1, "the first part was read again"
         return Corpus(rows=40)(part, batch)
 
-    Reader(stream, 0, Audit(0.05), asdict(first.place)).take(5)
+    Reader(stream, 0, Audit(0.05), asdict(first.position)).take(5)
 
 
 def test_a_corpus_of_one_window_is_read_once() -> None:
@@ -115,12 +115,12 @@ def test_no_usable_row_is_an_error_and_not_an_endless_loop() -> None:
 def test_rejected_rows_are_counted_once_over_interruptions(window: int) -> None:
     whole = Audit(0.5)
     Reader(Corpus(rejected=20), 0, whole).take(30)
-    assert whole.complete and whole.rows == 500 * 6 and whole.rejected["broken"] == 20 * 6
+    assert whole.complete and whole.records == 500 * 6 and whole.rejected["broken"] == 20 * 6
     for taken in (1, 6, 12):
         first = Reader(Corpus(rejected=20), 0, Audit(0.5))
         first.take(taken)
         counted = Audit(0.5)
-        Reader(Corpus(rejected=20), 0, counted, asdict(first.place)).take(30)
+        Reader(Corpus(rejected=20), 0, counted, asdict(first.position)).take(30)
         assert counted.counts() == whole.counts(), taken
 
 

@@ -1,7 +1,8 @@
-"""Which arms differ on a benchmark: paired tests on its items, over the seeds of both.
+"""Significance tests between the arms of a sweep, and the verdict in words.
 
-In: arms whose rows have the verdicts of their trials. Out: a `Difference` between two arms; rows
-that have theirs to the reference arm, corrected for the number of arms; and what follows, in words.
+Two arms are compared on the items that both answered, over all their seeds
+(`evals.statistics.estimates.paired_seeds`). Each arm is compared with one reference arm; these
+p-values are corrected for the number of arms (Holm, 1979).
 """
 
 from collections.abc import Sequence
@@ -11,127 +12,185 @@ from typing import Any
 
 from evals.records import Verdicts
 from evals.statistics.estimates import Difference, holm, paired_seeds
-from pipelines.report.leaderboard import BASE, Arm, Entry, group_by_arm, rank_arms
+from pipelines.report.leaderboard import BASE, Arm, Entry, group_by_arm, percent, rank_arms
 
-LEVEL = 0.05
+SIGNIFICANCE_LEVEL = 0.05
 METHOD = (
-    "Paired test on the same items (cluster bootstrap and permutation over items; several seeds: "
-    "their scatter is added, Welch's t), p corrected for the number of arms after Holm"
+    "Paired test on the same items (cluster bootstrap and permutation over items; with several "
+    "seeds, the scatter between seeds is included by Welch's t-test); p-values are corrected for "
+    "the number of arms by Holm's method"
 )
+_MOST_NAMES = 4  # arms that a sentence lists
 
 
-def between(first: Arm, second: Arm, benchmark: str) -> Difference | None:
-    """Of the first to the second; None where the answers of one are not there, or to other items.
+def compare_arms(first: Arm, second: Arm, benchmark: str) -> Difference | None:
+    """Return score of `first` minus score of `second`.
 
-    See `evals.statistics.estimates.paired_seeds` for the method.
+    Without the arms' answers, as in a loaded leaderboard.json, this is the stored difference.
+
+    Returns:
+        The difference, or None if it is unknown: answers are missing, or the two arms answered
+        different items.
     """
     sides = [
-        tuple(r.verdicts[benchmark] for r in arm.rows if benchmark in r.verdicts)
+        tuple(e.verdicts[benchmark] for e in arm.entries if benchmark in e.verdicts)
         for arm in (first, second)
     ]
+    if not any(sides):
+        return _stored_difference(first, second, benchmark)
     if not all(sides) or len({each.ids for side in sides for each in side}) > 1:
         return None
-    return _tested(*sides)
+    return _paired_test(*sides)
 
 
-def reference(rows: Sequence[Entry], target: str) -> Arm | None:
-    """What the arms are compared with: SFT at its best on the target, else the base model.
+def reference_arm(entries: Sequence[Entry], target: str) -> Arm | None:
+    """Return the arm that the others are compared with: the best SFT arm, else the base model.
 
-    That SFT may choose among its settings by the score itself favours it, if anything.
+    Choosing the SFT arm by its score on the target favors SFT, if anything.
     """
-    scored = [arm for arm in rank_arms(rows, target) if arm.score(target)]
-    plain = [arm for arm in scored if (arm.first.objective or {}).get("name") == "sft"]
-    before = [arm for arm in scored if arm.name == BASE]
-    return next(iter([*plain, *before, *scored]), None)
+    scored = [arm for arm in rank_arms(entries, target) if arm.score(target)]
+    sft = [arm for arm in scored if (arm.first.objective or {}).get("name") == "sft"]
+    base = [arm for arm in scored if arm.name == BASE]
+    return next(iter([*sft, *base, *scored]), None)
 
 
-def with_differences(rows: Sequence[Entry], benchmarks: Sequence[str]) -> list[Entry]:
-    """The rows, each with its arm's differences to the reference arm."""
-    against = reference(rows, benchmarks[0])
-    if against is None:
-        return list(rows)
-    others = [arm for arm in group_by_arm(rows) if arm.name != against.name]
-    told: dict[str, dict[str, dict[str, Any]]] = {arm.name: {} for arm in group_by_arm(rows)}
+def with_differences(entries: Sequence[Entry], benchmarks: Sequence[str]) -> list[Entry]:
+    """Return the entries with the differences between their arm and the reference arm.
+
+    Args:
+        entries: all trials and the base model, with verdicts.
+        benchmarks: names of the benchmarks, the target first.
+    """
+    reference = reference_arm(entries, benchmarks[0])
+    if reference is None:
+        return list(entries)
+    arms = group_by_arm(entries)
+    differences: dict[str, dict[str, dict[str, Any]]] = {arm.name: {} for arm in arms}
     for benchmark in benchmarks:
-        found = {arm.name: d for arm in others if (d := between(arm, against, benchmark))}
-        corrected = holm([d.p for d in found.values()])
-        for (name, difference), p_holm in zip(found.items(), corrected, strict=True):
-            words = {"against": against.name, **difference._asdict(), "p_holm": p_holm}
-            told[name][benchmark] = words
-    return [replace(row, differences=told[row.arm]) for row in rows]
+        tested = {
+            arm.name: difference
+            for arm in arms
+            if arm.name != reference.name
+            and (difference := compare_arms(arm, reference, benchmark)) is not None
+        }
+        corrected = holm([difference.p for difference in tested.values()])
+        for (name, difference), p_holm in zip(tested.items(), corrected, strict=True):
+            differences[name][benchmark] = {
+                "against": reference.name,
+                **difference._asdict(),
+                "p_holm": p_holm,
+            }
+    return [replace(entry, differences=differences[entry.arm]) for entry in entries]
+
+
+def reference_name(entries: Sequence[Entry]) -> str:
+    """Return the name of the arm that the stored differences refer to; "" if there are none."""
+    return next((d["against"] for e in entries for d in e.differences.values()), "")
 
 
 def mark(arm: Arm, benchmark: str) -> str:
-    """Whether an arm differs from the reference: ▲ better, ▼ worse, ~ not shown; "" if unknown."""
+    """Return how an arm compares with the reference arm; "" if that is unknown.
+
+    ▲ is significantly better, ▼ significantly worse, ~ not significantly different.
+    """
     difference = arm.first.differences.get(benchmark)
     if difference is None:
         return ""
-    if difference["p_holm"] >= LEVEL:
+    if difference["p_holm"] >= SIGNIFICANCE_LEVEL:
         return "~"
     return "▲" if difference["difference"] > 0 else "▼"
 
 
-def legend(rows: Sequence[Entry]) -> str:
-    """What the marks mean; "" where there are none."""
-    names = {d["against"] for row in rows for d in row.differences.values()}
-    if not names:
+def legend(entries: Sequence[Entry]) -> str:
+    """Return the meaning of the marks; "" if there are none."""
+    reference = reference_name(entries)
+    if not reference:
         return ""
-    return f"▲ better, ▼ worse than {names.pop()} (p < {LEVEL:g}), ~ no difference shown. {METHOD}."
-
-
-def verdict(rows: Sequence[Entry], target: str) -> str:
-    """One sentence that says which arm did best, and whether that can be told from chance.
-
-    The best wins if the paired test tells it from every other arm, the base model included. As all
-    of the tests must say so, none is corrected for their number.
-    """
-    trained = [a for a in rank_arms(rows, target) if a.name != BASE and a.score(target)]
-    if not trained:
-        return f"No trial has a score on {target}."
-    best = trained[0]
-    top = best.score(target)
-    others = [*trained[1:], *(a for a in group_by_arm(rows) if a.name == BASE and a.score(target))]
-    found = {arm.name: between(best, arm, target) for arm in others}
-    ties = [name for name, d in found.items() if d is None or d.p >= LEVEL or d.difference <= 0]
-    if not found:
-        return f"{best.name} has {top} % on {target}, and there is nothing to compare it with."
-    if not ties:
-        nearest = _nearest(best, others, target)
-        return f"{best.name} wins on {target}: {top} %, better than every other arm ({nearest})."
-    if len({str(arm.score(target)) for arm in trained}) == 1 and len(trained) > 1:
-        return f"No winner on {target}: every arm has {top} %."
     return (
-        f"No clear winner on {target}: {best.name} has the highest mean, {top} %, but the paired "
-        f"test on the items does not tell it from {_listed(ties)}."
+        f"▲ significantly better than {reference}, ▼ significantly worse "
+        f"(p < {SIGNIFICANCE_LEVEL:g}), ~ no significant difference. {METHOD}."
     )
 
 
-def tied_with_best(shown: Sequence[Arm], benchmark: str) -> set[str]:
-    """The arm with the highest mean, and those that the paired test does not tell from it."""
-    scored = [(score.value, arm) for arm in shown if (score := arm.score(benchmark))]
+def verdict(entries: Sequence[Entry], target: str) -> str:
+    """Return a sentence that names the best arm and says whether its lead is significant.
+
+    The best arm wins if it is significantly better than every other arm, the base model included.
+    Since all of these tests must agree, their p-values need no correction for their number.
+    """
+    ranked = [arm for arm in rank_arms(entries, target) if arm.score(target)]
+    trained = [arm for arm in ranked if arm.name != BASE]
+    if not trained:
+        return f"No trial has a score on {target}."
+    best = trained[0]
+    scores = [percent(s, " %") for arm in trained if (s := arm.score(target))]
+    others = [arm for arm in ranked if arm is not best]
+    if not others:
+        return f"{best.name} has {scores[0]} on {target}; there is nothing to compare it with."
+    tests = {arm.name: compare_arms(best, arm, target) for arm in others}
+    ties = [name for name, d in tests.items() if d is not None and not _is_better(d)]
+    untested = [name for name, d in tests.items() if d is None]
+    if ties and len(set(scores)) == 1 and len(scores) > 1:
+        return f"No winner on {target}: every arm has {scores[0]}."
+    leads = f"No clear winner on {target}: {best.name} has the highest mean, {scores[0]}, but"
+    if ties:
+        return f"{leads} the paired test does not distinguish it from {_listed(ties)}."
+    if untested:
+        names = _listed(untested) if len(untested) <= _MOST_NAMES else f"{len(untested)} arms"
+        return f"{leads} its lead over {names} cannot be tested without the answers of both."
+    name, closest = min(
+        ((name, d) for name, d in tests.items() if d is not None),
+        key=lambda pair: pair[1].difference,
+    )
+    points = f"{100 * closest.difference:.1f} [{100 * closest.low:.0f}, {100 * closest.high:.0f}]"
+    return (
+        f"{best.name} wins on {target}: {scores[0]}, significantly better than every other arm. "
+        f"The closest is {name}, {points} percentage points behind."
+    )
+
+
+def best_and_ties(arms: Sequence[Arm], benchmark: str) -> set[str]:
+    """Return the names of the arms to highlight on a benchmark.
+
+    These are the arm with the highest mean and those not significantly different from it. The set
+    is empty if it would hold every arm, or if a difference is unknown.
+    """
+    scored = [(score.mean, arm) for arm in arms if (score := arm.score(benchmark))]
     if not scored:
         return set()
     best = max(scored, key=lambda pair: pair[0])[1]
-    found = {arm.name: between(best, arm, benchmark) for _, arm in scored if arm is not best}
-    return {best.name, *(name for name, d in found.items() if d is not None and d.p >= LEVEL)}
+    tests = {arm.name: compare_arms(best, arm, benchmark) for _, arm in scored if arm is not best}
+    if any(d is None for d in tests.values()) or all(_is_tie(d) for d in tests.values() if d):
+        return set()
+    return {best.name, *(name for name, d in tests.items() if d is not None and _is_tie(d))}
 
 
 def format_difference(difference: dict[str, Any]) -> str:
-    """In percentage points, with interval and p."""
-    d, low, high = (100 * difference[key] for key in ("difference", "low", "high"))
-    return f"{d:+.1f} [{low:+.0f}, {high:+.0f}], p {difference['p_holm']:.2g}"
+    """Format a stored difference in percentage points, with its interval and corrected p-value."""
+    value, low, high = (100 * difference[key] for key in ("difference", "low", "high"))
+    return f"{value:+.1f} [{low:+.0f}, {high:+.0f}], p {difference['p_holm']:.2g}"
 
 
-def _nearest(best: Arm, others: Sequence[Arm], target: str) -> str:
-    """The smallest of the differences to the best."""
-    found = [(d, arm.name) for arm in others if (d := between(best, arm, target))]
-    d, name = min(found, key=lambda pair: pair[0].difference)
-    low, high = 100 * d.low, 100 * d.high
-    return f"the nearest, {name}, by {100 * d.difference:.1f} [{low:.0f}, {high:.0f}] points"
+def _is_tie(difference: Difference) -> bool:
+    return difference.p >= SIGNIFICANCE_LEVEL
+
+
+def _is_better(difference: Difference) -> bool:
+    return not _is_tie(difference) and difference.difference > 0
+
+
+def _stored_difference(first: Arm, second: Arm, benchmark: str) -> Difference | None:
+    """Return the difference that the entries store, if one of the arms is the reference."""
+    for arm, other, sign in ((first, second, 1), (second, first, -1)):
+        stored = arm.first.differences.get(benchmark)
+        if stored is not None and stored["against"] == other.name:
+            low, high = sorted((sign * stored["low"], sign * stored["high"]))
+            return Difference(sign * stored["difference"], low, high, stored["p"])
+    return None
 
 
 @lru_cache(maxsize=8192)
-def _tested(first: tuple[Verdicts, ...], second: tuple[Verdicts, ...]) -> Difference:
+def _paired_test(first: tuple[Verdicts, ...], second: tuple[Verdicts, ...]) -> Difference:
     return paired_seeds(
         [each.means for each in first],
         [each.means for each in second],
@@ -139,8 +198,9 @@ def _tested(first: tuple[Verdicts, ...], second: tuple[Verdicts, ...]) -> Differ
     )
 
 
-def _listed(names: Sequence[str], most: int = 4) -> str:
-    told = list(names[:most])
-    if len(names) > most:
-        told.append(f"{len(names) - most} more arms")
-    return " and ".join(filter(None, [", ".join(told[:-1]), told[-1]]))
+def _listed(names: Sequence[str]) -> str:
+    """Join names to "a, b and c"; only the first few, then the number of the others."""
+    shown = list(names[:_MOST_NAMES])
+    if len(names) > _MOST_NAMES:
+        shown.append(f"{len(names) - _MOST_NAMES} more arms")
+    return " and ".join(filter(None, [", ".join(shown[:-1]), shown[-1]]))

@@ -1,15 +1,13 @@
-"""The outcome of a sweep as plain records.
+"""The results of a sweep: one entry per trial, and one for the base model.
 
-In: what each trial was, how it trained and how it scored. Out: `leaderboard.json`, a list with one
-`Entry` a trial and one for the base model; and `Arm`s, the rows of equal settings taken together.
-What may be said of them is in `pipelines.report.differences`.
+`leaderboard.json` is a list of entries. Entries that differ only in their seed form an arm; scores
+are compared between arms. `pipelines.report.differences` has the significance tests.
 """
 
 import json
 import math
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -17,12 +15,14 @@ from typing import Any
 from evals.benchmark import TaskScore
 from evals.records import Verdicts, read_verdicts
 from evals.statistics.estimates import Interval, interval_over_seeds
+from otr.files import write_json
 
 BASE = "base"
-CAPTION = "% correct, mean over seeds [95 % interval]"
-_BULKY = ("history", "verdicts")  # of a row, not in leaderboard.json
+"""Arm and trial name of the model before training."""
+CAPTION = "correct answers in %, mean over seeds [95 % interval]"
 Score = dict[str, Any]
 """The fields of a `TaskScore`."""
+_NOT_STORED = ("history", "verdicts")  # too large for leaderboard.json
 
 
 @dataclass(frozen=True)
@@ -32,153 +32,162 @@ class Entry:
     trial: str
     arm: str
     objective: dict[str, Any] | None
-    """Its settings; None for the base model."""
+    """Settings of the objective; None for the base model."""
     lr: float | None
     seed: int | None
     status: str
-    """finished, stopped (early, by the scheduler) or failed; base."""
+    """finished, stopped (early, by the scheduler) or failed; base for the base model."""
     scores: dict[str, Score] = field(default_factory=dict)
-    """By benchmark: the fields of a `TaskScore`."""
+    """By benchmark."""
     tokens_per_second: float | None = None
-    """While training, median over its reports."""
+    """Median of the training reports."""
     validation: dict[str, float] = field(default_factory=dict)
-    """The last val_ metrics."""
+    """The last value of each val_ metric."""
     history: list[dict[str, float]] = field(default_factory=list)
-    """Every report of training; not in leaderboard.json."""
+    """Every training report; not in leaderboard.json."""
     verdicts: dict[str, Verdicts] = field(default_factory=dict)
-    """By benchmark: how often each item was answered rightly; not in leaderboard.json."""
+    """By benchmark, the share of right answers of each item; not in leaderboard.json."""
     differences: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """By benchmark, of the row's arm to the reference arm: {against, difference, low, high, p,
-    p_holm}, in [-1, 1]; p_holm is corrected for the number of arms."""
+    """By benchmark, score of this arm minus score of the reference arm: {against, difference, low,
+    high, p, p_holm}, scores in [0, 1]; p_holm is corrected for the number of arms."""
     checkpoint: str | None = None
     mlflow_run: str | None = None
     error: str | None = None
 
-    def further(self, benchmark: str) -> dict[str, list[float]]:
-        """The benchmark's other metrics: name to [value, low, high]."""
+    def other_metrics(self, benchmark: str) -> dict[str, list[float]]:
+        """Return the metrics of several answers per item (pass@k, maj@n) as [value, low, high]."""
         return self.scores.get(benchmark, {}).get("also", {})
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A mean over seeds with its 95 % interval, in [0, 1]."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{100 * self.value:.1f} [{100 * self.low:.0f}, {100 * self.high:.0f}]"
-
-
-@dataclass(frozen=True)
 class Arm:
-    """The rows that differ in their seed alone."""
+    """The entries that differ only in their seed."""
 
     name: str
-    rows: tuple[Entry, ...]
+    entries: tuple[Entry, ...]
 
     @property
     def first(self) -> Entry:
-        """Any of them, for what they share."""
-        return self.rows[0]
+        """One of the entries, for the settings that all of them share."""
+        return self.entries[0]
 
     @property
-    def scored(self) -> int:
-        """How many rows have scores."""
-        return sum(bool(row.scores) for row in self.rows)
+    def num_scored(self) -> int:
+        """Number of entries that have scores."""
+        return sum(bool(entry.scores) for entry in self.entries)
 
-    def score(self, benchmark: str, metric: str = "") -> Estimate | None:
-        """Mean over the seeds that have a score, or another `metric`; None where none has."""
-        found = [r.scores[benchmark] for r in self.rows if benchmark in r.scores]
+    def score(self, benchmark: str, metric: str = "") -> Interval | None:
+        """Return the mean over the seeds that have a score, None if none has.
+
+        Args:
+            benchmark: name of the benchmark.
+            metric: pass@k or maj@n; the main metric of the benchmark by default.
+        """
+        scores = [e.scores[benchmark] for e in self.entries if benchmark in e.scores]
         if metric:
-            found = [_further(s, metric) for s in found if metric in s.get("also", {})]
-        return mean_over_seeds(found) if found else None
+            values = [s["also"][metric] for s in scores if metric in s.get("also", {})]
+        else:
+            values = [[s["value"], s["low"], s["high"]] for s in scores]
+        if not values:
+            return None
+        return interval_over_seeds([Interval(*v) for v in values], scores[0]["num_examples"])
 
     def seeds(self) -> str:
-        """How many have scores, and of how many where some have none; empty for the base model."""
+        """Return the number of scored seeds, as "1 of 2" if some have no score; "" for the base."""
         if self.name == BASE:
             return ""
-        every = len(self.rows)
-        return str(every) if self.scored == every else f"{self.scored} of {every}"
+        total = len(self.entries)
+        return str(total) if self.num_scored == total else f"{self.num_scored} of {total}"
 
-    def retained(self, benchmarks: Sequence[str]) -> Estimate | None:
-        """Mean over several benchmarks, taken as independent of each other."""
-        found = [score for name in benchmarks if (score := self.score(name)) is not None]
-        if not found or len(found) < len(benchmarks):
+    def mean_score(self, benchmarks: Sequence[str]) -> Interval | None:
+        """Return the mean over benchmarks, None if a score is missing.
+
+        The benchmarks' errors are taken as independent of each other.
+        """
+        scores = [score for name in benchmarks if (score := self.score(name)) is not None]
+        if not scores or len(scores) < len(benchmarks):
             return None
-        value, n = mean(s.value for s in found), len(found)
-        down = math.hypot(*(s.value - s.low for s in found)) / n
-        up = math.hypot(*(s.high - s.value for s in found)) / n
-        return Estimate(value, value - down, value + up)
+        value = mean(s.mean for s in scores)
+        below = math.hypot(*(s.mean - s.low for s in scores)) / len(scores)
+        above = math.hypot(*(s.high - s.mean for s in scores)) / len(scores)
+        return Interval(value, value - below, value + above)
 
     def tokens_per_second(self) -> float | None:
-        """Mean over the seeds."""
-        found = [r.tokens_per_second for r in self.rows if r.tokens_per_second]
-        return mean(found) if found else None
+        """Return the mean training throughput over the seeds."""
+        speeds = [e.tokens_per_second for e in self.entries if e.tokens_per_second]
+        return mean(speeds) if speeds else None
 
 
-def mean_over_seeds(scores: Sequence[Score]) -> Estimate:
-    """Mean of one benchmark's scores over seeds; see `interval_over_seeds`."""
-    intervals = [Interval(s["value"], s["low"], s["high"]) for s in scores]
-    return Estimate(*interval_over_seeds(intervals, scores[0]["num_examples"]))
+def percent(interval: Sequence[float], unit: str = "") -> str:
+    """Format (mean, low, high) in [0, 1] as percentages: "57.0 [47, 67]", "57.0 % [47, 67]"."""
+    value, low, high = (100 * each for each in interval)
+    return f"{value:.1f}{unit} [{low:.0f}, {high:.0f}]"
 
 
-def _further(score: Score, metric: str) -> Score:
-    value, low, high = score["also"][metric]
-    return {**score, "value": value, "low": low, "high": high}
+def group_by_arm(entries: Sequence[Entry]) -> list[Arm]:
+    """Group entries by arm, in their order."""
+    groups: dict[str, list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault(entry.arm, []).append(entry)
+    return [Arm(name, tuple(group)) for name, group in groups.items()]
 
 
-def group_by_arm(rows: Sequence[Entry]) -> list[Arm]:
-    """The rows by arm, in the order in which they come."""
-    grouped: dict[str, list[Entry]] = {}
-    for row in rows:
-        grouped.setdefault(row.arm, []).append(row)
-    return [Arm(name, tuple(group)) for name, group in grouped.items()]
-
-
-def rank_arms(rows: Sequence[Entry], target: str) -> list[Arm]:
-    """The arms by their score on `target`, best first; those without one last."""
+def rank_arms(entries: Sequence[Entry], target: str) -> list[Arm]:
+    """Sort the arms by their score on `target`, best first, arms without a score last."""
 
     def key(arm: Arm) -> float:
         score = arm.score(target)
-        return score.value if score else -1.0
+        return score.mean if score else -1.0
 
-    return sorted(group_by_arm(rows), key=key, reverse=True)
+    return sorted(group_by_arm(entries), key=key, reverse=True)
 
 
 def retained_benchmarks(benchmarks: Sequence[str]) -> list[str]:
-    """All but the target (the first) and those that are called target-..."""
+    """Return the benchmarks of skills that the model had before training.
+
+    These are all but the target, which is the first, and those named target-*.
+    """
     return [name for name in benchmarks[1:] if not name.startswith("target-")]
 
 
-def best_trial(rows: Sequence[Entry], target: str) -> Entry | None:
-    """Of the best arm's trials the one with the highest score on `target`."""
-    for arm in rank_arms(rows, target):
-        scored = [r for r in arm.rows if r.checkpoint and target in r.scores and arm.name != BASE]
-        if scored:
-            return max(scored, key=lambda r: r.scores[target]["value"])
+def best_trial(entries: Sequence[Entry], target: str) -> Entry | None:
+    """Return the trial with the highest score on `target` among those of the best arm."""
+    for arm in rank_arms(entries, target):
+        scored = [e for e in arm.entries if e.checkpoint and target in e.scores]
+        if scored and arm.name != BASE:
+            return max(scored, key=lambda e: e.scores[target]["value"])
     return None
 
 
-def load_verdicts(scores: Sequence[TaskScore], folder: Path) -> dict[str, Verdicts]:
-    """As a row keeps them, from the answers that scoring left in `folder`."""
-    return {score.task: read_verdicts(folder / f"{score.task}.parquet") for score in scores}
-
-
 def scores_by_task(scores: Sequence[TaskScore]) -> dict[str, Score]:
-    """As a row keeps them."""
+    """Return the scores of a model as an entry stores them."""
     return {score.task: asdict(score) for score in scores}
 
 
-def write(rows: Sequence[Entry], path: Path) -> None:
-    """Write leaderboard.json, whole or not at all."""
-    told = [{k: v for k, v in asdict(row).items() if k not in _BULKY} for row in rows]
-    write_json(path, told)
+def load_verdicts(scores: Sequence[TaskScore], folder: Path) -> dict[str, Verdicts]:
+    """Load the verdicts of a model from the answers in `folder`, by benchmark."""
+    return {score.task: read_verdicts(folder / f"{score.task}.parquet") for score in scores}
 
 
-def write_json(path: Path, value: Mapping[str, Any] | Sequence[Any]) -> None:
-    """Write JSON, whole or not at all."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(json.dumps(value, indent=2) + "\n")
-    scratch.replace(path)
+def write(entries: Sequence[Entry], path: Path) -> None:
+    """Write leaderboard.json."""
+    write_json(
+        path,
+        [{k: v for k, v in asdict(entry).items() if k not in _NOT_STORED} for entry in entries],
+    )
+
+
+def read(path: Path) -> list[Entry]:
+    """Read leaderboard.json; the entries have no history and no verdicts.
+
+    Raises:
+        ValueError: the file is missing or holds something else.
+    """
+    names = {each.name for each in fields(Entry)}
+    try:
+        return [
+            Entry(**{key: value for key, value in stored.items() if key in names})
+            for stored in json.loads(path.read_text())
+        ]
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not a leaderboard.json of a sweep: {error!r}") from error

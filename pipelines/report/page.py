@@ -1,8 +1,6 @@
-"""What a sweep leaves to be read: a report, one HTML file that needs nothing else, and its parts.
+"""The report of a sweep: report.html, which needs no other file, and its parts.
 
-In: the rows of a leaderboard and what was run. Out: in the run's directory report.html with the
-table, the figures, the settings and the command that repeats the run; leaderboard.json, table.md
-and figures/*.svg.
+The parts are leaderboard.json, table.md and figures/*.svg, for use elsewhere.
 """
 
 import html
@@ -14,96 +12,177 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from pipelines.report import differences, html_tables, leaderboard, plot_settings, plots, tables
-from pipelines.report.leaderboard import BASE, Entry, retained_benchmarks
-from pipelines.report.tables import Overlaps
+from otr.files import write_text
+from pipelines.report import differences, leaderboard, plots, tables
+from pipelines.report.leaderboard import BASE, Entry, rank_arms, retained_benchmarks
+from pipelines.report.plot_style import dark_css_colors, with_css_colors
+from pipelines.report.tables import Cell, Overlaps, ScoreCell, Table
+from pipelines.stages.contamination import LONGEST, SHORTEST
+
+_NARROW = 4  # columns that fit on a phone
+_SCROLL_HINT = "<p class=hint>Scroll sideways for the rest →</p>"  # shown on narrow screens
 
 
 @dataclass(frozen=True)
 class Figure:
-    """An SVG with what it shows; an empty one with the reason."""
+    """A figure with its texts."""
 
+    file: str
     title: str
     caption: str
     svg: str
-    otherwise: str = "Nothing to show."
-
-    @property
-    def file(self) -> str:
-        """Its name as a file."""
-        return f"{self.title.lower().replace(' ', '-')}.svg"
+    """"" if the sweep has nothing to show in the figure."""
 
 
 def write(
-    rows: Sequence[Entry],
+    entries: Sequence[Entry],
     benchmarks: Sequence[str],
     run: Mapping[str, Any],
     directory: Path,
     overlaps: Overlaps,
 ) -> list[Path]:
-    """Write the report and its parts; returns where they are.
+    """Write the report and its parts; return their paths.
 
-    `overlaps`: of the benchmarks with the training corpus, by name.
+    Args:
+        entries: all trials and the base model, with histories and differences.
+        benchmarks: names of the benchmarks, the target first.
+        run: content of run.json.
+        directory: where to write.
+        overlaps: by benchmark, the items that occur in the training corpus.
     """
-    drawn = figures(rows, benchmarks, run["config"]["search"]["metric"])
-    page, table, folder = (directory / n for n in ("report.html", "table.md", "figures"))
-    board = directory / "leaderboard.json"
-    leaderboard.write(rows, board)
-    page.write_text(render(rows, benchmarks, run, drawn, overlaps))
-    table.write_text(tables.markdown(rows, benchmarks, overlaps))
+    drawn = figures(entries, benchmarks, run["config"]["search"]["metric"])
+    page, table, folder, board = (
+        directory / name for name in ("report.html", "table.md", "figures", "leaderboard.json")
+    )
+    leaderboard.write(entries, board)
+    write_text(page, render(entries, benchmarks, run, drawn, overlaps))
+    write_text(table, tables.markdown(entries, benchmarks, overlaps))
     folder.mkdir(exist_ok=True)
     for figure in drawn:
         if figure.svg:
-            (folder / figure.file).write_text(figure.svg)
+            write_text(folder / figure.file, figure.svg)
     return [page, table, folder, board]
 
 
 def render(
-    rows: Sequence[Entry],
+    entries: Sequence[Entry],
     benchmarks: Sequence[str],
     run: Mapping[str, Any],
     drawn: Sequence[Figure],
     overlaps: Overlaps,
 ) -> str:
-    """The report as HTML.
-
-    Args:
-        rows: of all trials and the base model, with histories and differences.
-        benchmarks: names of the scores, the target first.
-        run: what run.json says: name, command, created, git_commit, versions, config.
-        drawn: its figures.
-        overlaps: of the benchmarks with the training corpus, by name.
-    """
+    """Return the report as HTML; see `write` for the arguments, `figures` for `drawn`."""
     template = Template(files("pipelines.report").joinpath("report.html").read_text())
     return template.substitute(
         name=html.escape(run["name"]),
-        verdict=html.escape(differences.verdict(rows, benchmarks[0])),
-        facts=_facts(rows, benchmarks, run),
-        legend=html.escape(differences.legend(rows)),
-        arms=html_tables.arms(rows, benchmarks),
-        corpus=html_tables.corpus(overlaps),
-        figures="".join(map(_section, drawn)),
-        trials=html_tables.trials(rows, benchmarks),
-        failures=html_tables.failures(rows),
+        dark_colors=dark_css_colors(),
+        verdict=html.escape(differences.verdict(entries, benchmarks[0])),
+        facts=_facts(entries, benchmarks, run),
+        failures=_failures(entries),
+        scores=_scores(entries, benchmarks),
+        overlap=_overlap(overlaps),
+        figures="".join(map(_figure, drawn)),
         command=html.escape(run["command"]),
-        config=html.escape(json.dumps(run["config"], indent=2)),
         versions=html.escape(", ".join(f"{k} {v}" for k, v in run["versions"].items())),
+        config=html.escape(json.dumps(run["config"], indent=2)),
+        trials=html_table(tables.trial_table(entries, benchmarks)),
     )
 
 
-def _facts(rows: Sequence[Entry], benchmarks: Sequence[str], run: Mapping[str, Any]) -> str:
+def figures(entries: Sequence[Entry], benchmarks: Sequence[str], metric: str) -> list[Figure]:
+    """Draw the figures of a report.
+
+    Args:
+        entries: all trials and the base model, with histories.
+        benchmarks: names of the benchmarks, the target first.
+        metric: validation metric that selects the learning rate of each setting.
+    """
+    target, retained = benchmarks[0], retained_benchmarks(benchmarks)
+
+    def by_setting(file: str, title: str, setting: str, label: str) -> Figure:
+        caption = (
+            f"Markers: sampled OTR by {label}. Dashed lines: the other objectives, with their "
+            f"intervals shaded. Each setting is shown at its learning rate with the best {metric}."
+        )
+        svg = plots.scores_by_setting(entries, setting, label, benchmarks, metric)
+        return Figure(file, title, caption, svg)
+
+    return [
+        Figure(
+            "scores.svg",
+            "Scores by benchmark",
+            "Markers are means over the seeds, bars their 95 % intervals, small ticks single "
+            "trials. Shown are the best arm of each objective and the best arms of sampled OTR.",
+            plots.scores(entries, benchmarks),
+        ),
+        Figure(
+            "target-against-forgetting.svg",
+            "Learning against forgetting",
+            f"Up is better on {target}, the skill to learn. Right is less forgotten: the mean "
+            f"score on skills that the model had before training ({', '.join(retained)}).",
+            plots.trade_off(entries, target, retained),
+        ),
+        by_setting(
+            "score-against-k.svg",
+            "Effect of the number of samples, K",
+            "num_samples",
+            "K (samples per token)",
+        ),
+        by_setting(
+            "score-against-the-mismatch-reward.svg",
+            "Effect of the mismatch reward, β",
+            "mismatch_reward",
+            "β (reward of a sample that is not the target token)",
+        ),
+        Figure(
+            "training.svg",
+            "Training curves",
+            "One line per trial. Losses of different objectives are not comparable; the other "
+            "curves are.",
+            plots.curves(entries, target),
+        ),
+    ]
+
+
+def html_table(table: Table) -> str:
+    """Return a table as HTML, in a box that scrolls sideways if the page is too narrow."""
+    head = "".join(f"<th scope=col>{html.escape(title)}</th>" for title in table.columns)
+    body = "".join(
+        f"<tr><th scope=row>{html.escape(str(first))}</th>{''.join(map(_cell, cells))}</tr>"
+        for first, *cells in table.rows
+    )
+    return (
+        f"{_SCROLL_HINT if len(table.columns) > _NARROW else ''}<div class=wide tabindex=0><table>"
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _cell(cell: Cell) -> str:
+    if isinstance(cell, ScoreCell):
+        value, low, high = (100 * each for each in cell.score)
+        return (
+            f"<td class='{'n best' if cell.bold else 'n'}'>{value:.1f} {cell.mark}"
+            f"<small>{low:.0f} to {high:.0f}</small></td>"
+        )
+    is_number = cell == "-" or cell[:1] in "+-0123456789"
+    return f"<td{' class=n' if is_number else ''}>{html.escape(cell)}</td>"
+
+
+def _facts(entries: Sequence[Entry], benchmarks: Sequence[str], run: Mapping[str, Any]) -> str:
     train = run["config"]["train"]
-    trained = [r for r in rows if r.arm != BASE]
-    items = {s["num_examples"] for r in rows for s in r.scores.values()}
+    trials = [entry for entry in entries if entry.arm != BASE]
+    counts = sorted({s["num_examples"] for e in entries for s in e.scores.values()}) or [0]
+    items = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    commit, _, changed = run["git_commit"].partition("-")
     facts = {
-        "model": train["model"]["path"],
-        "data": ", ".join(train["data"]["paths"]),
-        "training": f"{train['max_steps']} steps of {train['global_batch_size']} rows of "
-        f"{train['data']['sequence_length']} tokens",
-        "trials": f"{len(trained)} in {len({r.arm for r in trained})} arms",
-        "benchmarks": f"{len(benchmarks)} of {_span(items)} items",
-        "when": run["created"],
-        "commit": run["git_commit"][:12],
+        "base model": train["model"]["path"],
+        "training data": ", ".join(train["data"]["paths"]),
+        "training": f"{train['max_steps']} steps, each of {train['global_batch_size']} packed rows "
+        f"of {train['data']['sequence_length']} tokens",
+        "trials": f"{len(trials)} trials, {len({entry.arm for entry in trials})} arms",
+        "benchmarks": f"{len(benchmarks)} benchmarks, {items} items each",
+        "started": run["created"],
+        "code": f"commit {commit[:12]}{', with local changes' if changed else ''}",
     }
     return "".join(
         f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(str(v))}</dd></div>"
@@ -111,54 +190,82 @@ def _facts(rows: Sequence[Entry], benchmarks: Sequence[str], run: Mapping[str, A
     )
 
 
-def _span(counts: set[int]) -> str:
-    low, high = min(counts, default=0), max(counts, default=0)
-    return str(low) if low == high else f"{low} to {high}"
+def _failures(entries: Sequence[Entry]) -> str:
+    failed = [entry for entry in entries if entry.status == "failed"]
+    if not failed:
+        return ""
+    lines = "".join(
+        f"<li><b>{html.escape(e.trial)}</b>: {html.escape(e.error or 'unknown')}</li>"
+        for e in failed
+    )
+    return f"<section class=failed><h2>Failed trials</h2><ul>{lines}</ul></section>"
 
 
-def figures(rows: Sequence[Entry], benchmarks: Sequence[str], metric: str) -> list[Figure]:
-    """The figures of a report; `metric` of the validation set chooses the learning rates."""
-    target = benchmarks[0]
-    retained = ", ".join(retained_benchmarks(benchmarks))
-    few = "This sweep has a single value of it, so there is nothing to compare."
-    return [
-        Figure(
-            "Scores",
-            "Mean over seeds with its 95 % interval; ticks are single trials.",
-            plots.scores(rows, benchmarks),
-        ),
-        Figure(
-            "Target against forgetting",
-            f"Up: better on {target}. Right: more retained of what the model could do before "
-            f"({retained or 'no benchmark measures it'}).",
-            plots.trade_off(rows, benchmarks),
-        ),
-        Figure(
-            "Score against K",
-            "Sampled OTR by draws a token; dashed: the other objectives, shaded: their intervals. "
-            f"Each setting at the learning rate with the best {metric}.",
-            plot_settings.against(rows, "num_samples", "K (draws a token)", benchmarks, metric),
-            few,
-        ),
-        Figure(
-            "Score against the mismatch reward",
-            "Sampled OTR by β, the reward of a draw that is not the target. "
-            f"Each setting at the learning rate with the best {metric}.",
-            plot_settings.against(
-                rows, "mismatch_reward", "β (mismatch reward)", benchmarks, metric
-            ),
-            few,
-        ),
-        Figure(
-            "Training",
-            "Each trial a line. Losses of different objectives are different quantities; NLL, hit "
-            "rate and validation compare.",
-            plots.curves(rows, benchmarks),
-        ),
-    ]
+def _scores(entries: Sequence[Entry], benchmarks: Sequence[str]) -> str:
+    """Return the score table with its legend, and the longer tables folded."""
+    arms = rank_arms(entries, benchmarks[0])
+    shown = plots.highlighted_arms(entries, benchmarks[0])
+    table = tables.detailed_score_table(shown, benchmarks)
+    folded = {
+        f"Differences to {differences.reference_name(entries)} in percentage points, with 95 % "
+        "interval and corrected p-value": tables.difference_table(entries, benchmarks),
+        "Several answers per item": tables.other_metrics_table(entries, benchmarks),
+    }
+    if len(shown) < len(arms):
+        title = f"All {len(arms)} arms (above: the best of each objective and of sampled OTR)"
+        folded = {title: tables.detailed_score_table(arms, benchmarks)} | folded
+    details = "".join(
+        f"<details><summary>{html.escape(title)}</summary>{html_table(each)}</details>"
+        for title, each in folded.items()
+        if each.rows
+    )
+    legend = "".join(f"<li>{html.escape(line)}</li>" for line in _legend(entries, table))
+    return f"{html_table(table)}<ul class=legend>{legend}</ul>{details}"
 
 
-def _section(figure: Figure) -> str:
-    body = figure.svg or f"<p class=none>{figure.otherwise}</p>"
-    head = f"<h2>{figure.title}</h2><p>{html.escape(figure.caption)}</p>"
-    return f"<section>{head}<figure>{body}</figure></section>"
+def _legend(entries: Sequence[Entry], table: Table) -> list[str]:
+    """Return what the marks and columns of the score table mean, one sentence or two each."""
+    cells = [cell for row in table.rows for cell in row]
+    scores = [cell for cell in cells if isinstance(cell, ScoreCell)]
+    texts = " ".join(cell for cell in cells if isinstance(cell, str))
+    lines = [differences.legend(entries)]
+    if any(cell.bold for cell in scores):
+        lines.append(
+            "Bold: the highest score of a column and those not significantly different from it; "
+            "no bold if no arm stands out."
+        )
+    if any(title.startswith("retained-") for title in table.columns):
+        lines.append(
+            "target-*: the skill to learn. retained-*: skills that the model had before training."
+        )
+    if " of " in texts:
+        lines.append("seeds, 1 of 2: the other trials were stopped early or failed.")
+    if "OTR" in texts:
+        lines.append(
+            "K: samples per token. β: reward of a sample that is not the target token. κ: "
+            "temperature of the sampling."
+        )
+    lines.append("tokens/s: training speed of one trial.")
+    return [line for line in lines if line]
+
+
+def _overlap(overlaps: Overlaps) -> str:
+    if not overlaps:
+        return ""
+    return (
+        "<section><h2>Overlap with the training corpus</h2><p>An item counts if the corpus has "
+        f"{LONGEST} of its words in a row, ignoring case and punctuation; of an item with "
+        f"{SHORTEST} to {LONGEST - 1} words, all of them; a shorter item if it is a whole turn. "
+        "Texts made from templates share such words without sharing a problem. contamination.json "
+        "lists every item.</p>"
+        f"{html_table(tables.overlap_table(overlaps))}</section>"
+    )
+
+
+def _figure(figure: Figure) -> str:
+    if not figure.svg:
+        return ""
+    return (
+        f"<section><h2>{figure.title}</h2><p>{html.escape(figure.caption)}</p>{_SCROLL_HINT}"
+        f"<figure class=wide tabindex=0>{with_css_colors(figure.svg)}</figure></section>"
+    )

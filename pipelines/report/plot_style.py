@@ -1,40 +1,74 @@
-"""How the figures of a report look.
+"""Colors, markers and fonts of a report's figures, and how a figure becomes SVG text.
 
-In: what to draw, and the arms in their order. Out: SVG text; a colour and a marker for each arm.
-Colours are those of Okabe and Ito, which colour-blind readers can tell apart; markers differ too.
+The colors are those of Okabe and Ito, chosen for color-blind readers; the markers differ too.
 """
 
 import io
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import matplotlib
 from matplotlib.figure import Figure
 
-from pipelines.report.leaderboard import BASE, Arm, Estimate
+from evals.statistics.estimates import Interval
+from pipelines.report.leaderboard import BASE, Arm
 
-_INK, _FAINT, _GRID = "#1b1f24", "#6b7280", "#e5e7eb"
-_KINDS = {
-    (BASE, ""): (_INK, "*"),
-    ("sft", ""): ("#d55e00", "s"),
-    ("dft", ""): ("#009e73", "D"),
-    ("otr", "expected"): ("#cc79a7", "^"),
+PALE = "#c9ced6"  # lines in the background
+_PAPER, _INK, _AXIS, _GRID = "#ffffff", "#1b1f24", "#6b7280", "#e5e7eb"
+
+
+@dataclass(frozen=True)
+class Style:
+    """Color and marker of an arm."""
+
+    color: str
+    marker: str
+
+
+_BY_KIND = {
+    (BASE, ""): Style(_INK, "*"),
+    ("sft", ""): Style("#d55e00", "s"),
+    ("dft", ""): Style("#009e73", "D"),
+    ("otr", "expected"): Style("#cc79a7", "^"),
 }
-SAMPLED = (
-    ("#0072b2", "o"),
-    ("#56b4e9", "v"),
-    ("#e69f00", "P"),
-    ("#6e4fa3", "X"),
-    ("#7a6a00", "p"),
-    ("#1b9aaa", "h"),
+FREE_STYLES = (
+    Style("#0072b2", "o"),
+    Style("#56b4e9", "v"),
+    Style("#e69f00", "P"),
+    Style("#6e4fa3", "X"),
+    Style("#7a6a00", "p"),
+    Style("#1b9aaa", "h"),
 )
-_OTHER = ("#9aa1ab", "o")
-_STYLE = {
+"""Styles for arms and lines whose kind has no style of its own, in order of use."""
+_OTHER = Style("#9aa1ab", "o")
+_DARK = {
+    _PAPER: "#14171b",
+    _INK: "#e6e9ee",
+    _AXIS: "#9aa4b2",
+    _GRID: "#2f353d",
+    PALE: "#4a515b",
+    "#d55e00": "#f08a3c",
+    "#009e73": "#2fc79a",
+    "#cc79a7": "#e29cc3",
+    "#0072b2": "#4aa8e6",
+    "#56b4e9": "#8fd0f7",
+    "#e69f00": "#f5bd45",
+    "#6e4fa3": "#a58add",
+    "#7a6a00": "#c9b53a",
+    "#1b9aaa": "#4fc6d4",
+    "#9aa1ab": "#7c8592",
+}
+"""By color of a figure, the color that replaces it on a dark page."""
+_RC = {
     "font.family": "sans-serif",
     "font.sans-serif": ["Inter", "Helvetica Neue", "Arial", "DejaVu Sans"],
     "font.size": 9.5,
+    "figure.facecolor": _PAPER,
+    "axes.facecolor": _PAPER,
     "text.color": _INK,
     "axes.labelcolor": _INK,
-    "axes.edgecolor": _FAINT,
+    "axes.edgecolor": _AXIS,
     "axes.linewidth": 0.8,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -45,8 +79,8 @@ _STYLE = {
     "axes.axisbelow": True,
     "grid.color": _GRID,
     "grid.linewidth": 0.8,
-    "xtick.color": _FAINT,
-    "ytick.color": _FAINT,
+    "xtick.color": _AXIS,
+    "ytick.color": _AXIS,
     "xtick.labelcolor": _INK,
     "ytick.labelcolor": _INK,
     "legend.frameon": False,
@@ -55,53 +89,66 @@ _STYLE = {
 }
 
 
-class Look:
-    """The colour and marker of each arm, the same in every figure: the best arms have their own."""
+class ArmStyles:
+    """The style of each arm, the same in every figure of a report.
 
-    def __init__(self, order: Sequence[Arm]) -> None:
-        kinds, sampled = dict(_KINDS), iter(SAMPLED)
-        self._looks: dict[str, tuple[str, str]] = {}
-        for arm in order:
+    The best arm of each kind of objective, and the best few of sampled OTR, have a style of their
+    own; all other arms are gray.
+    """
+
+    def __init__(self, ranked: Sequence[Arm]) -> None:
+        by_kind, free = dict(_BY_KIND), iter(FREE_STYLES)
+        self._styles: dict[str, Style] = {}
+        for arm in ranked:
             kind = objective_kind(arm)
-            free = kinds.pop(kind, None) if kind in _KINDS else next(sampled, None)
-            if free:
-                self._looks[arm.name] = free
+            style = by_kind.pop(kind, None) if kind in _BY_KIND else next(free, None)
+            if style is not None:
+                self._styles[arm.name] = style
 
-    def known(self, arm: str) -> bool:
-        """Whether the arm has a colour of its own."""
-        return arm in self._looks
+    def __contains__(self, arm: str) -> bool:
+        """Return whether the arm has a style of its own."""
+        return arm in self._styles
 
-    def colour(self, arm: str) -> str:
-        """A colour; grey for arms without one of their own."""
-        return self._looks.get(arm, _OTHER)[0]
-
-    def marker(self, arm: str) -> str:
-        """A marker."""
-        return self._looks.get(arm, _OTHER)[1]
+    def __getitem__(self, arm: str) -> Style:
+        return self._styles.get(arm, _OTHER)
 
 
 def objective_kind(arm: Arm) -> tuple[str, str]:
-    """Of an arm: (name, estimator); the estimator only where the objective has one."""
+    """Return the name of an arm's objective and, for OTR, its estimator."""
     objective = arm.first.objective
     if objective is None:
         return (BASE, "")
     return objective["name"], objective["estimator"] if objective["name"] == "otr" else ""
 
 
-def reach(estimate: Estimate) -> list[list[float]]:
-    """Lengths of the bars below and above, in %."""
+def error_bars(scores: Sequence[Interval]) -> list[list[float]]:
+    """Return the lengths in % of the error bars below and above each score, for `errorbar`."""
     return [
-        [100 * max(0.0, estimate.value - estimate.low)],
-        [100 * max(0.0, estimate.high - estimate.value)],
+        [100 * max(0.0, score.mean - score.low) for score in scores],
+        [100 * max(0.0, score.high - score.mean) for score in scores],
     ]
 
 
-def svg(draw: Callable[[Figure], None], width: float, height: float) -> str:
-    """What `draw` draws on a figure of that size in inches, as SVG text."""
-    with matplotlib.rc_context(_STYLE):  # type: ignore[arg-type]
+def render_svg(draw: Callable[[Figure], None], width: float, height: float) -> str:
+    """Return the SVG text of what `draw` draws on a figure; width and height are in inches."""
+    with matplotlib.rc_context(_RC):  # type: ignore[arg-type]
         figure = Figure(figsize=(width, height), layout="constrained")
         draw(figure)
         output = io.StringIO()
         figure.savefig(output, format="svg", metadata={"Date": None})
     text = output.getvalue()
     return text[text.index("<svg") :]
+
+
+def with_css_colors(svg: str) -> str:
+    """Replace the colors of an SVG by CSS variables, so that the page's theme can change them."""
+    return re.sub(
+        r"(?<=: )#[0-9a-f]{6}",
+        lambda match: f"var(--c-{match[0][1:]}, {match[0]})" if match[0] in _DARK else match[0],
+        svg,
+    )
+
+
+def dark_css_colors() -> str:
+    """Return the CSS variables of `with_css_colors` for a dark page."""
+    return " ".join(f"--c-{light[1:]}: {dark};" for light, dark in _DARK.items())

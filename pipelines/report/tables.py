@@ -1,82 +1,204 @@
-"""The outcome of a sweep as a table: for the terminal, in Markdown.
-
-In: rows that have their differences, the benchmarks, and how much of them is in the training
-corpus. Out: heads and lines of text; table.md.
-"""
+"""The tables of a sweep, and their text form for the terminal and table.md."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+from evals.statistics.estimates import Interval
 from pipelines.report import differences
-from pipelines.report.leaderboard import CAPTION, Entry, rank_arms
+from pipelines.report.leaderboard import (
+    CAPTION,
+    Arm,
+    Entry,
+    percent,
+    rank_arms,
+    retained_benchmarks,
+)
 from pipelines.stages.contamination import Overlap
 
 Overlaps = Mapping[str, Overlap]
-Table = tuple[list[str], list[list[str]]]
+"""By benchmark, the items that occur in the training corpus."""
+_SPACE = "\N{NO-BREAK SPACE}"  # between a symbol and its value
 
 
-def scores(rows: Sequence[Entry], benchmarks: Sequence[str], overlaps: Overlaps) -> Table:
-    """The heads, and a line for each arm that has a score, the best first.
+@dataclass(frozen=True)
+class ScoreCell:
+    """A score with its 95 % interval, in [0, 1]."""
 
-    The last line has, of each benchmark, the share of items that the training corpus overlaps with.
+    score: Interval
+    mark: str = ""
+    """Comparison with the reference arm; see `differences.mark`."""
+    bold: bool = False
+
+    def __str__(self) -> str:
+        return f"{percent(self.score)} {self.mark}".strip()
+
+
+Cell = str | ScoreCell
+
+
+@dataclass(frozen=True)
+class Table:
+    """Column titles and rows of cells; an empty cell is "-"."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+
+    def text_rows(self) -> list[list[str]]:
+        """Return the rows with every cell as text."""
+        return [[str(cell) for cell in row] for row in self.rows]
+
+    def markdown(self) -> str:
+        """Return the table in Markdown."""
+        lines = [list(self.columns), ["-"] * len(self.columns), *self.text_rows()]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def score_table(entries: Sequence[Entry], benchmarks: Sequence[str], overlaps: Overlaps) -> Table:
+    """Return a row per arm that has a score, best first.
+
+    A last row has, per benchmark, the share of items that occur in the training corpus.
     """
-    lines = []
-    for arm in rank_arms(rows, benchmarks[0]):
-        rate, speed = arm.first.lr, arm.tokens_per_second() or 0
-        cells = [
-            f"{arm.score(name) or '-'} {differences.mark(arm, name)}".strip() for name in benchmarks
+    rows: list[list[Cell]] = [
+        [
+            arm.name,
+            _number(arm.first.lr),
+            arm.seeds() or "-",
+            *(_score(arm.score(name), differences.mark(arm, name)) for name in benchmarks),
+            _number(arm.tokens_per_second(), ",.0f"),
         ]
-        figures = [f"{rate:g}" if rate else "-", arm.seeds() or "-", *cells]
-        if arm.scored:
-            lines.append([arm.name, *figures, f"{speed:,.0f}" if speed else "-"])
+        for arm in rank_arms(entries, benchmarks[0])
+        if arm.num_scored
+    ]
     if overlaps:
         shares = [f"{overlaps[n].share:.0%}" if n in overlaps else "-" for n in benchmarks]
-        lines.append(["items in corpus", "-", "-", *shares, "-"])
-    return ["arm", "lr", "seeds", *benchmarks, "tokens/s"], lines
+        rows.append(["items in corpus", "-", "-", *shares, "-"])
+    return Table(["arm", "lr", "seeds", *benchmarks, "tokens/s"], rows)
 
 
-def against_reference(rows: Sequence[Entry], benchmarks: Sequence[str]) -> Table:
-    """A line for each arm that has differences to the reference arm."""
-    lines = []
-    for arm in rank_arms(rows, benchmarks[0]):
-        found = arm.first.differences
-        if found:
+def detailed_score_table(arms: Sequence[Arm], benchmarks: Sequence[str]) -> Table:
+    """Return a row per arm with its objective and mean retained score, best scores in bold."""
+    retained = retained_benchmarks(benchmarks)
+    bold = {name: differences.best_and_ties(arms, name) for name in benchmarks}
+    rows: list[list[Cell]] = [
+        [
+            arm.name,
+            describe_objective(arm.first.objective),
+            _number(arm.first.lr),
+            arm.seeds() or "-",
+            *(
+                _score(arm.score(name), differences.mark(arm, name), arm.name in bold[name])
+                for name in benchmarks
+            ),
+            *([_score(arm.mean_score(retained))] if len(retained) > 1 else []),
+            _number(arm.tokens_per_second(), ",.0f"),
+        ]
+        for arm in arms
+    ]
+    means = ["mean of retained-*"] if len(retained) > 1 else []
+    columns = ["arm", "objective", "learning rate", "seeds", *benchmarks, *means, "tokens/s"]
+    return Table(columns, rows)
+
+
+def difference_table(entries: Sequence[Entry], benchmarks: Sequence[str]) -> Table:
+    """Return a row per arm with its differences to the reference arm, in percentage points."""
+    rows = []
+    for arm in rank_arms(entries, benchmarks[0]):
+        stored = arm.first.differences
+        if stored:
             cells = [
-                differences.format_difference(found[n]) if n in found else "-" for n in benchmarks
+                differences.format_difference(stored[name]) if name in stored else "-"
+                for name in benchmarks
             ]
-            lines.append([arm.name, *cells])
-    return ["arm", *benchmarks], lines
+            rows.append([arm.name, *cells])
+    return Table(["arm", *benchmarks], rows)
 
 
-def further(rows: Sequence[Entry], benchmarks: Sequence[str]) -> Table:
-    """pass@k and maj@n of the benchmarks with several samples an item, mean over seeds."""
-    names = [
+def other_metrics_table(entries: Sequence[Entry], benchmarks: Sequence[str]) -> Table:
+    """Return pass@k and maj@n per arm, for the benchmarks with several answers per item."""
+    metrics = [
         (benchmark, metric)
         for benchmark in benchmarks
-        for metric in dict.fromkeys(m for r in rows for m in r.further(benchmark))
+        for metric in dict.fromkeys(m for e in entries for m in e.other_metrics(benchmark))
     ]
-    lines = []
-    for arm in rank_arms(rows, benchmarks[0]) if names else ():
-        cells = [str(arm.score(benchmark, metric) or "-") for benchmark, metric in names]
-        if arm.scored:
-            lines.append([arm.name, *cells])
-    return ["arm", *(f"{benchmark} {metric}" for benchmark, metric in names)], lines
+    arms = rank_arms(entries, benchmarks[0]) if metrics else []
+    rows = [
+        [arm.name, *(_score(arm.score(benchmark, metric)) for benchmark, metric in metrics)]
+        for arm in arms
+        if arm.num_scored
+    ]
+    return Table(["arm", *(f"{benchmark} {metric}" for benchmark, metric in metrics)], rows)
 
 
-def markdown(rows: Sequence[Entry], benchmarks: Sequence[str], overlaps: Overlaps) -> str:
-    """The verdict and the tables, with what they show."""
-    parts = [differences.verdict(rows, benchmarks[0]), CAPTION + ". " + differences.legend(rows)]
-    parts.append(_markdown(*scores(rows, benchmarks, overlaps)))
-    every = against_reference(rows, benchmarks)
-    if every[1]:
-        name = next(d["against"] for r in rows for d in r.differences.values())
-        parts += [f"Difference to {name} in percentage points", _markdown(*every)]
-    more = further(rows, benchmarks)
-    if more[1]:
-        parts += ["Several samples an item", _markdown(*more)]
+def trial_table(entries: Sequence[Entry], benchmarks: Sequence[str]) -> Table:
+    """Return a row per trial."""
+    rows = [
+        [
+            entry.trial,
+            entry.status,
+            _number(entry.lr),
+            _number(entry.seed),
+            *(_score(Arm(entry.arm, (entry,)).score(name)) for name in benchmarks),
+            _number(entry.tokens_per_second, ",.0f"),
+            entry.checkpoint or "-",
+        ]
+        for entry in entries
+    ]
+    columns = ["trial", "status", "learning rate", "seed", *benchmarks, "tokens/s", "checkpoint"]
+    return Table(columns, rows)
+
+
+def overlap_table(overlaps: Overlaps) -> Table:
+    """Return, per benchmark, how many of its items occur in the training corpus."""
+    rows = [
+        [o.benchmark, str(o.items), f"{len(o.hits)} ({o.share:.0%})", ", ".join([*o.hits][:5])]
+        for o in overlaps.values()
+    ]
+    return Table(["benchmark", "items", "items in the corpus", "examples"], rows)
+
+
+def markdown(entries: Sequence[Entry], benchmarks: Sequence[str], overlaps: Overlaps) -> str:
+    """Return the content of table.md: the verdict, the legend and the tables."""
+    parts = [
+        differences.verdict(entries, benchmarks[0]),
+        f"{CAPTION.capitalize()}. {differences.legend(entries)}",
+        score_table(entries, benchmarks, overlaps).markdown(),
+    ]
+    compared = difference_table(entries, benchmarks)
+    if compared.rows:
+        reference = differences.reference_name(entries)
+        parts += [f"Difference to {reference} in percentage points", compared.markdown()]
+    metrics = other_metrics_table(entries, benchmarks)
+    if metrics.rows:
+        parts += ["Several answers per item", metrics.markdown()]
     parts += [str(overlap) for overlap in overlaps.values()]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def _markdown(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    every = [columns, ["-"] * len(columns), *lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in every)
+def describe_objective(objective: Mapping[str, Any] | None) -> str:
+    """Return an objective with the settings that matter to it, "OTR K 256, β -0.1, κ 1.3"."""
+    if objective is None:
+        return "before training"
+    if objective["name"] != "otr":
+        return objective["name"].upper()
+    num_samples = f"K{_SPACE}{objective['num_samples']}"
+    parts = [
+        {
+            "sampled": f"OTR {num_samples}",
+            "half": f"OTR {num_samples} for mismatches, matches in expectation",
+            "expected": "OTR in expectation",
+        }[objective["estimator"]],
+        f"β{_SPACE}{objective['mismatch_reward']:g}",
+        f"κ{_SPACE}{objective['temperature']:g}",
+    ]
+    if objective["reward_scale"] != 1:
+        parts.append(f"reward scale{_SPACE}{objective['reward_scale']:g}")
+    return ", ".join(parts)
+
+
+def _score(score: Interval | None, mark: str = "", bold: bool = False) -> Cell:
+    return "-" if score is None else ScoreCell(score, mark, bold)
+
+
+def _number(value: float | None, form: str = "g") -> str:
+    return "-" if value is None else format(value, form)

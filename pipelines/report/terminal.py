@@ -35,11 +35,11 @@ def print_dry_run(config: SweepConfig, local: SweepConfig) -> None:
 
 def print_summary(entries: Sequence[Entry], benchmarks: Sequence[str], overlaps: Overlaps) -> None:
     """Print the score table with its legend, what failed or was cut off, and the verdict."""
-    columns, lines = tables.scores(entries, benchmarks, overlaps)
-    console.table(columns, lines, title=leaderboard.CAPTION)
+    table = tables.score_table(entries, benchmarks, overlaps)
+    console.table(table.columns, table.text_rows(), title=leaderboard.CAPTION)
     if legend := differences.legend(entries):
         console.say(legend)
-    if unscored := sum(not arm.scored for arm in leaderboard.group_by_arm(entries)):
+    if unscored := sum(not arm.num_scored for arm in leaderboard.group_by_arm(entries)):
         console.say(f"{unscored} arms have no score: stopped early, or failed")
     for line in _incomplete_answers(entries):
         console.say(line)

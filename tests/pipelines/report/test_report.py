@@ -1,8 +1,9 @@
-"""The leaderboard says what the scores allow to be said, and the report shows it by itself."""
+"""Tests of the leaderboard, its significance tests, the tables, the figures and the page."""
 
 import html
 import json
 import re
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -12,22 +13,32 @@ import pytest
 from evals.records import Verdicts
 from otr.loss.objective import Objective
 from pipelines.config.presets import PRESETS
-from pipelines.report import differences, leaderboard, plot_settings, plots, tables
-from pipelines.report import page as report
-from pipelines.report.leaderboard import BASE, Entry
+from pipelines.report import __main__ as rerender
+from pipelines.report import differences, leaderboard, page, plot_style, plots, tables
+from pipelines.report.leaderboard import BASE, Arm, Entry
 from pipelines.stages.contamination import Overlap
 
+RESULTS = Path(__file__).parents[3] / "docs" / "results"
 BENCHMARKS = ["target-heldout", "target-harder", "retained-code", "retained-mathematics"]
+RETAINED = BENCHMARKS[2:]
 ITEMS = 200
+RUN = {
+    "name": "a & b",
+    "command": "python pipelines/full_sweep.py --name 'a & b'",
+    "created": "today",
+    "git_commit": "0123456789abcdef-changed",
+    "versions": {"ray": "2.60.0"},
+    "config": asdict(PRESETS["debug"]()),
+}
 
 
-def score(value: float, half: float = 0.05) -> dict:
+def score(value: float) -> dict:
     return {
         "task": "",
         "metric": "accuracy",
         "value": value,
-        "low": max(0.0, value - half),
-        "high": min(1.0, value + half),
+        "low": max(0.0, value - 0.05),
+        "high": min(1.0, value + 0.05),
         "num_examples": ITEMS,
         "settings": {},
         "also": {},
@@ -35,24 +46,24 @@ def score(value: float, half: float = 0.05) -> dict:
 
 
 def verdicts(value: float) -> Verdicts:
-    """The first of the items are right, as many as the score says."""
+    """The first items are right, as many as the score says."""
     right = round(value * ITEMS)
     return Verdicts(tuple(map(str, range(ITEMS))), (1.0,) * right + (0.0,) * (ITEMS - right))
 
 
-def told(values: dict[str, float]) -> dict[str, dict]:
-    """The scores and verdicts of a row."""
+def results(values: dict[str, float]) -> dict[str, dict]:
+    """The scores and verdicts of an entry."""
     return {
         "scores": {name: score(value) for name, value in values.items()},
         "verdicts": {name: verdicts(value) for name, value in values.items()},
     }
 
 
-def base_row(values: dict[str, float]) -> Entry:
-    return Entry(BASE, BASE, None, None, None, BASE, **told(values))
+def base_entry(values: dict[str, float]) -> Entry:
+    return Entry(BASE, BASE, None, None, None, BASE, **results(values))
 
 
-def row(arm: str, seed: int, target: float, retained: float, **changes: object) -> Entry:
+def entry(arm: str, seed: int, target: float, retained: float, **changes: object) -> Entry:
     objective = Objective("sft") if arm == "sft" else Objective(num_samples=int(arm[5:]))
     values = {
         "trial": f"{arm}-seed{seed}",
@@ -61,7 +72,7 @@ def row(arm: str, seed: int, target: float, retained: float, **changes: object) 
         "lr": 3e-4,
         "seed": seed,
         "status": "finished",
-        **told(dict(zip(BENCHMARKS, (target, target / 2, retained, retained), strict=True))),
+        **results(dict(zip(BENCHMARKS, (target, target / 2, retained, retained), strict=True))),
         "tokens_per_second": 9000.0,
         "validation": {"val_exact": target},
         "history": [
@@ -73,228 +84,300 @@ def row(arm: str, seed: int, target: float, retained: float, **changes: object) 
 
 
 @pytest.fixture
-def rows() -> list[Entry]:
-    base = base_row({name: 0.1 if "t-h" in name else 0.9 for name in BENCHMARKS})
+def entries() -> list[Entry]:
     return [
-        base,
-        *(row("sft", seed, 0.60 + seed / 50, 0.5) for seed in (0, 1)),
-        *(row("otr-k16", seed, 0.80 + seed / 50, 0.8) for seed in (0, 1)),
-        *(row("otr-k256", seed, 0.82 + seed / 50, 0.8) for seed in (0, 1)),
+        base_entry({name: 0.1 if "t-h" in name else 0.9 for name in BENCHMARKS}),
+        *(entry("sft", seed, 0.60 + seed / 50, 0.5) for seed in (0, 1)),
+        *(entry("otr-k16", seed, 0.80 + seed / 50, 0.8) for seed in (0, 1)),
+        *(entry("otr-k256", seed, 0.82 + seed / 50, 0.8) for seed in (0, 1)),
     ]
 
 
 @pytest.fixture
-def compared(rows: list[Entry]) -> list[Entry]:
-    return differences.with_differences(rows, BENCHMARKS)
+def compared(entries: list[Entry]) -> list[Entry]:
+    return differences.with_differences(entries, BENCHMARKS)
 
 
-def test_seeds_do_not_shrink_the_uncertainty_of_the_items() -> None:
-    one = leaderboard.mean_over_seeds([score(0.5)])
-    same = leaderboard.mean_over_seeds([score(0.5)] * 4)
-    scattered = leaderboard.mean_over_seeds([score(0.4), score(0.6)])
-    assert (one.low, one.high) == pytest.approx((0.45, 0.55))
-    assert (same.low, same.high) == pytest.approx((0.45, 0.55))
-    assert scattered.value == pytest.approx(0.5)
-    # seeds that far apart say next to nothing: 12.7 * 0.1 reaches beyond both ends
-    assert (scattered.low, scattered.high) == (0, 1)
+def loaded(compared: list[Entry], tmp_path: Path) -> list[Entry]:
+    """The entries after a round trip through leaderboard.json."""
+    leaderboard.write(compared, tmp_path / "leaderboard.json")
+    return leaderboard.read(tmp_path / "leaderboard.json")
 
 
-def test_what_the_paired_test_does_not_tell_apart_is_not_called_a_win(rows: list[Entry]) -> None:
-    said = differences.verdict(rows, "target-heldout")
-    assert said.startswith("No clear winner") and "otr-k16" in said and "sft" not in said
-    clear = [r for r in rows if r.arm != "otr-k16"]
-    said = differences.verdict(clear, "target-heldout")
-    assert said.startswith("otr-k256 wins") and "the nearest, sft, by 22.0 [" in said
+def test_more_seeds_do_not_shrink_the_uncertainty_of_the_items() -> None:
+    def interval(*values: float) -> tuple[float, ...]:
+        group = tuple(entry("sft", i, value, 0.5) for i, value in enumerate(values))
+        found = Arm("sft", group).score(BENCHMARKS[0])
+        assert found is not None
+        return tuple(found)
+
+    assert interval(0.5) == pytest.approx((0.5, 0.45, 0.55))
+    assert interval(0.5, 0.5, 0.5, 0.5) == pytest.approx((0.5, 0.45, 0.55))
+    # Two seeds 0.2 apart: 12.7 standard errors of 0.1 reach beyond both ends.
+    assert interval(0.4, 0.6) == pytest.approx((0.5, 0, 1))
 
 
-def test_a_paired_difference_counts_where_the_intervals_overlap() -> None:
-    """As many items in one direction as here are no chance, whatever the two intervals say."""
-    better, worse = row("otr-k16", 0, 0.56, 0.5), row("sft", 0, 0.50, 0.5)
-    assert better.scores["target-heldout"]["low"] < worse.scores["target-heldout"]["high"]
-    assert differences.verdict([worse, better], "target-heldout").startswith("otr-k16 wins")
-
-
-def test_a_base_model_that_is_not_told_from_the_best_spoils_the_win(rows: list[Entry]) -> None:
-    good_base = base_row(dict.fromkeys(BENCHMARKS, 0.8))
-    said = differences.verdict([good_base, rows[5]], "target-heldout")
-    assert said.startswith("No clear winner") and "base" in said
-
-
-def test_without_the_answers_nothing_is_called_a_win(rows: list[Entry]) -> None:
-    bare = [replace(r, verdicts={}) for r in rows]
-    assert differences.verdict(bare, "target-heldout").startswith("No clear winner")
-    assert not any(r.differences for r in differences.with_differences(bare, BENCHMARKS))
-
-
-def test_arms_are_compared_with_sft_corrected_for_their_number(compared: list[Entry]) -> None:
-    arms = {arm.name: arm for arm in leaderboard.group_by_arm(compared)}
-    assert [differences.mark(arms[name], "target-heldout") for name in arms] == [
-        "▼", "", "▲", "▲"
-    ]  # fmt: skip
-    difference = arms["otr-k16"].first.differences["target-heldout"]
-    assert difference["against"] == "sft" and difference["difference"] == pytest.approx(0.2)
-    assert difference["low"] < 0.2 < difference["high"]
-    assert difference["p"] < difference["p_holm"] <= 3 * difference["p"]
-    # a few items less: by itself perhaps a difference, among many arms none
-    few = [row("sft", 0, 0.5, 0.5), *(row(f"otr-k{k}", 0, 0.53, 0.5) for k in range(1, 20))]
-    marks = {
-        differences.mark(arm, "target-heldout")
-        for arm in leaderboard.group_by_arm(differences.with_differences(few, BENCHMARKS))
-    }
-    assert marks == {"", "~"}
-
-
-def test_without_sft_the_base_model_is_what_is_compared_with(rows: list[Entry]) -> None:
-    some = differences.with_differences([r for r in rows if r.arm != "sft"], BENCHMARKS)
-    assert {d["against"] for r in some for d in r.differences.values()} == {BASE}
-    assert "worse than base" in differences.legend(some)
-
-
-def test_ranking_and_winner_follow_the_target(rows: list[Entry]) -> None:
-    order = [arm.name for arm in leaderboard.rank_arms(rows, "target-heldout")]
+def test_ranking_and_best_trial_follow_the_target(entries: list[Entry]) -> None:
+    order = [arm.name for arm in leaderboard.rank_arms(entries, "target-heldout")]
     assert order == ["otr-k256", "otr-k16", "sft", "base"]
-    winner = leaderboard.best_trial(rows, "target-heldout")
-    assert winner is not None and winner.trial == "otr-k256-seed1"
-    assert leaderboard.best_trial(rows[:1], "target-heldout") is None
+    best = leaderboard.best_trial(entries, "target-heldout")
+    assert best is not None and best.trial == "otr-k256-seed1"
+    assert leaderboard.best_trial(entries[:1], "target-heldout") is None
 
 
-def test_retained_leaves_out_the_target(rows: list[Entry]) -> None:
-    names = leaderboard.retained_benchmarks(BENCHMARKS)
-    assert names == ["retained-code", "retained-mathematics"]
-    (sft,) = (arm for arm in leaderboard.group_by_arm(rows) if arm.name == "sft")
-    retained = sft.retained(names)
-    assert retained is not None and retained.value == pytest.approx(0.5)
+def test_the_retained_mean_leaves_out_the_target(entries: list[Entry]) -> None:
+    assert leaderboard.retained_benchmarks(BENCHMARKS) == RETAINED
+    (sft,) = (arm for arm in leaderboard.group_by_arm(entries) if arm.name == "sft")
+    retained = sft.mean_score(RETAINED)
+    assert retained is not None and retained.mean == pytest.approx(0.5)
 
 
-def test_leaderboard_json_holds_the_rows_with_their_differences(
+def test_leaderboard_json_holds_the_entries_with_their_differences(
     compared: list[Entry], tmp_path: Path
 ) -> None:
-    path = tmp_path / "leaderboard.json"
-    leaderboard.write(compared, path)
-    again = [Entry(**told) for told in json.loads(path.read_text())]
-    assert again == [replace(row, history=[], verdicts={}) for row in compared]
+    again = loaded(compared, tmp_path)
+    assert again == [replace(each, history=[], verdicts={}) for each in compared]
     assert again[-1].differences["target-heldout"]["p"] < 0.05
     assert [p.name for p in tmp_path.iterdir()] == ["leaderboard.json"]
 
 
+@pytest.mark.parametrize("content", ["{", '["text"]', '[{"trial": "a"}]'])
+def test_a_file_that_is_no_leaderboard_is_named(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "leaderboard.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"leaderboard\.json is not a leaderboard"):
+        leaderboard.read(path)
+
+
+def test_a_lead_that_is_not_significant_is_not_a_win(entries: list[Entry]) -> None:
+    verdict = differences.verdict(entries, "target-heldout")
+    assert verdict.startswith("No clear winner") and "otr-k16" in verdict and "sft" not in verdict
+    clear = [each for each in entries if each.arm != "otr-k16"]
+    verdict = differences.verdict(clear, "target-heldout")
+    assert verdict.startswith("otr-k256 wins on target-heldout: 83.0 % [")
+    assert "The closest is sft, 22.0 [" in verdict
+
+
+def test_a_paired_difference_can_be_significant_although_the_intervals_overlap() -> None:
+    better, worse = entry("otr-k16", 0, 0.56, 0.5), entry("sft", 0, 0.50, 0.5)
+    assert better.scores["target-heldout"]["low"] < worse.scores["target-heldout"]["high"]
+    assert differences.verdict([worse, better], "target-heldout").startswith("otr-k16 wins")
+
+
+def test_no_arm_wins_if_the_base_model_is_as_good(entries: list[Entry]) -> None:
+    good_base = base_entry(dict.fromkeys(BENCHMARKS, 0.8))
+    verdict = differences.verdict([good_base, entries[5]], "target-heldout")
+    assert verdict.startswith("No clear winner") and "base" in verdict
+
+
+def test_no_arm_wins_without_the_answers(entries: list[Entry]) -> None:
+    bare = [replace(each, verdicts={}) for each in entries]
+    verdict = differences.verdict(bare, "target-heldout")
+    assert verdict.startswith("No clear winner") and "cannot be tested" in verdict
+    assert not any(e.differences for e in differences.with_differences(bare, BENCHMARKS))
+
+
+def test_a_loaded_leaderboard_compares_with_the_reference_arm(
+    entries: list[Entry], tmp_path: Path
+) -> None:
+    pair = [each for each in entries if each.arm in ("sft", "otr-k16")]
+    compared = differences.with_differences(pair, BENCHMARKS)
+    again = loaded(compared, tmp_path)
+    verdict = differences.verdict(compared, "target-heldout")
+    assert differences.verdict(again, "target-heldout") == verdict
+    sft, otr = leaderboard.group_by_arm(again)
+    assert differences.compare_arms(sft, otr, "target-heldout") == pytest.approx(
+        differences.compare_arms(*leaderboard.group_by_arm(pair), "target-heldout"), abs=0.01
+    )
+
+
+def test_arms_are_compared_with_sft_corrected_for_their_number(compared: list[Entry]) -> None:
+    arms = {arm.name: arm for arm in leaderboard.group_by_arm(compared)}
+    marks = [differences.mark(arm, "target-heldout") for arm in arms.values()]
+    assert marks == ["▼", "", "▲", "▲"]
+    difference = arms["otr-k16"].first.differences["target-heldout"]
+    assert difference["against"] == "sft" and difference["difference"] == pytest.approx(0.2)
+    assert difference["low"] < 0.2 < difference["high"]
+    assert difference["p"] < difference["p_holm"] <= 3 * difference["p"]
+    # A small difference may be significant alone, but not among many arms.
+    many = [
+        entry("sft", 0, 0.5, 0.5),
+        *(entry(f"otr-k{k}", 0, 0.53, 0.5) for k in range(1, 20)),
+    ]
+    marks = [
+        differences.mark(arm, "target-heldout")
+        for arm in leaderboard.group_by_arm(differences.with_differences(many, BENCHMARKS))
+    ]
+    assert set(marks) == {"", "~"}
+
+
+def test_without_sft_the_arms_are_compared_with_the_base_model(entries: list[Entry]) -> None:
+    others = [each for each in entries if each.arm != "sft"]
+    compared = differences.with_differences(others, BENCHMARKS)
+    assert {d["against"] for e in compared for d in e.differences.values()} == {BASE}
+    assert "better than base" in differences.legend(compared)
+
+
+def test_highlighted_are_the_best_arm_and_those_not_distinguished_from_it(
+    entries: list[Entry],
+) -> None:
+    arms = leaderboard.group_by_arm(entries)
+    assert differences.best_and_ties(arms, "target-heldout") == {"otr-k16", "otr-k256"}
+    assert differences.best_and_ties(arms, "retained-code") == {"base"}
+    same = [arm for arm in arms if arm.name.startswith("otr")]
+    assert differences.best_and_ties(same, "target-heldout") == set(), "no arm stands out"
+
+
 def test_the_tables_in_markdown(compared: list[Entry]) -> None:
-    failed = replace(row("sft", 2, 0, 0, status="failed", scores={}), arm="broken", verdicts={})
+    failed = replace(entry("sft", 2, 0, 0, status="failed", scores={}, verdicts={}), arm="broken")
     overlaps = {BENCHMARKS[0]: Overlap(BENCHMARKS[0], 200, {"a": 3, "b": 1})}
     lines = tables.markdown([*compared, failed], BENCHMARKS, overlaps).splitlines()
     assert lines[0] == differences.verdict(compared, BENCHMARKS[0])
-    heads, rule, *body = [line.strip("| ").split(" | ") for line in lines if line[:1] == "|"]
-    assert heads == ["arm", "lr", "seeds", *BENCHMARKS, "tokens/s"]
-    body, more = body[:5], body[5:]
-    assert {len(line) for line in (rule, *body)} == {len(heads)}
-    assert [line[0] for line in body] == ["otr-k256", "otr-k16", "sft", "base", "items in corpus"]
-    assert body[0][:3] == ["otr-k256", "0.0003", "2"]
-    assert re.fullmatch(r"83.0 \[\d+, \d+\] ▲", body[0][3]), body[0][3]
-    assert body[4][3:5] == ["1%", "-"]
-    assert [line[0] for line in more] == ["arm", "-", "otr-k256", "otr-k16", "base"]
-    assert more[2][1].startswith("+22.0 [+")
+    columns, rule, *body = [line.strip("| ").split(" | ") for line in lines if line[:1] == "|"]
+    assert columns == ["arm", "lr", "seeds", *BENCHMARKS, "tokens/s"]
+    scores, compared_rows = body[:5], body[5:]
+    assert {len(line) for line in (rule, *scores)} == {len(columns)}
+    assert [line[0] for line in scores] == ["otr-k256", "otr-k16", "sft", "base", "items in corpus"]
+    assert scores[0][:3] == ["otr-k256", "0.0003", "2"]
+    assert re.fullmatch(r"83.0 \[\d+, \d+\] ▲", scores[0][3]), scores[0][3]
+    assert scores[4][3:5] == ["1%", "-"]
+    assert [line[0] for line in compared_rows] == ["arm", "-", "otr-k256", "otr-k16", "base"]
+    assert compared_rows[2][1].startswith("+22.0 [+")
     assert "target-heldout: 2 of 200 items in the corpus (a, b)" in lines
 
 
-def test_further_metrics_have_a_table_of_their_own(rows: list[Entry]) -> None:
-    heads, lines = tables.further(rows, BENCHMARKS)
-    assert lines == []
+def test_metrics_of_several_answers_have_a_table_of_their_own(entries: list[Entry]) -> None:
+    assert tables.other_metrics_table(entries, BENCHMARKS).rows == []
     several = [
         replace(
-            r, scores={n: {**s, "also": {"pass@2": [0.7, 0.6, 0.8]}} for n, s in r.scores.items()}
+            each,
+            scores={n: {**s, "also": {"pass@2": [0.7, 0.6, 0.8]}} for n, s in each.scores.items()},
         )
-        for r in rows
+        for each in entries
     ]
-    heads, lines = tables.further(several, BENCHMARKS)
-    assert heads[:2] == ["arm", "target-heldout pass@2"]
-    assert lines[0][:2] == ["otr-k256", "70.0 [60, 80]"]
+    table = tables.other_metrics_table(several, BENCHMARKS)
+    assert table.columns[:2] == ["arm", "target-heldout pass@2"]
+    assert table.text_rows()[0][:2] == ["otr-k256", "70.0 [60, 80]"]
 
 
-def test_of_two_learning_rates_the_better_validation_counts(rows: list[Entry]) -> None:
-    slow = row("sft", 0, 0.9, 0.9, lr=1e-5, validation={"val_exact": 0.1})
+def test_an_objective_is_described_by_the_settings_that_matter_to_it() -> None:
+    described = [
+        tables.describe_objective(asdict(objective)).replace("\N{NO-BREAK SPACE}", " ")
+        for objective in (
+            Objective("sft"),
+            Objective(num_samples=16, reward_scale=2.0),
+            Objective(estimator="expected"),
+        )
+    ]
+    assert described == [
+        "SFT",
+        "OTR K 16, β -0.1, κ 1.3, reward scale 2",
+        "OTR in expectation, β -0.1, κ 1.3",
+    ]
+
+
+def test_of_two_learning_rates_the_one_with_the_better_validation_counts(
+    entries: list[Entry],
+) -> None:
+    slow = entry("sft", 0, 0.9, 0.9, lr=1e-5, validation={"val_exact": 0.1})
     slow = replace(slow, arm="sft-slow")
-    names = {arm.name for arm in plot_settings.at_best_rate([*rows, slow], "val_exact")}
+    names = {arm.name for arm in plots.arms_at_best_rate([*entries, slow], "val_exact")}
     assert names == {"base", "sft", "otr-k16", "otr-k256"}
-    by_loss = plot_settings.at_best_rate(
-        [*rows, slow], "val_nll"
-    )  # nobody has it: the first one stays
-    assert "sft-slow" not in {arm.name for arm in by_loss}
+    without_metric = plots.arms_at_best_rate([*entries, slow], "val_nll")
+    assert "sft-slow" not in {arm.name for arm in without_metric}, "the first arm stays"
 
 
-def test_a_trial_that_was_stopped_early_does_not_speak_for_its_rate() -> None:
-    """It was measured at step 40, the others at the end."""
-    stopped = row("otr-k16", 1, 0.6, 0.8, status="stopped", validation={"val_exact": 0.1})
-    fast = [replace(r, arm="fast") for r in (row("otr-k16", 0, 0.6, 0.8), stopped)]
-    slow = [replace(row("otr-k16", seed, 0.5, 0.8), arm="slow") for seed in (0, 1)]
+def test_a_stopped_trial_does_not_count_for_its_learning_rate() -> None:
+    stopped = entry("otr-k16", 1, 0.6, 0.8, status="stopped", validation={"val_exact": 0.1})
+    fast = [replace(each, arm="fast") for each in (entry("otr-k16", 0, 0.6, 0.8), stopped)]
+    slow = [replace(entry("otr-k16", seed, 0.5, 0.8), arm="slow") for seed in (0, 1)]
     never = replace(stopped, arm="never", validation={"val_exact": 0.9})
-    (best,) = plot_settings.at_best_rate([never, *fast, *slow], "val_exact")
+    (best,) = plots.arms_at_best_rate([never, *fast, *slow], "val_exact")
     assert best.name == "fast"
 
 
-def test_the_figure_of_the_reward_has_a_line_for_each_number_of_draws(rows: list[Entry]) -> None:
-    penalised = [
-        replace(r, arm=f"{r.arm}-b1", objective={**r.objective, "mismatch_reward": -1.0})
-        for r in rows
-        if r.objective and r.objective["name"] == "otr"
+def test_the_figure_by_mismatch_reward_has_a_line_for_each_number_of_samples(
+    entries: list[Entry],
+) -> None:
+    penalized = [
+        replace(each, arm=f"{each.arm}-b1", objective={**each.objective, "mismatch_reward": -1.0})
+        for each in entries
+        if each.objective and each.objective["name"] == "otr"
     ]
-    svg = plot_settings.against(
-        [*rows, *penalised], "mismatch_reward", "beta", BENCHMARKS, "val_exact"
+    svg = plots.scores_by_setting(
+        [*entries, *penalized], "mismatch_reward", "beta", BENCHMARKS, "val_exact"
     )
     assert ElementTree.fromstring(svg).tag.endswith("svg")
     for text in (">beta<", ">K 16<", ">K 256<", ">sft<", ">base<"):
         assert text in svg, text
 
 
-def test_figures_are_svg_and_empty_where_there_is_nothing_to_compare(rows: list[Entry]) -> None:
-    drawn = [
-        plots.scores(rows, BENCHMARKS),
-        plots.trade_off(rows, BENCHMARKS),
-        plot_settings.against(rows, "num_samples", "K", BENCHMARKS, "val_exact"),
-        plots.curves(rows, BENCHMARKS),
-    ]
-    for svg in drawn:
+def test_figures_are_svg_or_empty_if_there_is_nothing_to_compare(entries: list[Entry]) -> None:
+    for svg in (
+        plots.scores(entries, BENCHMARKS),
+        plots.trade_off(entries, BENCHMARKS[0], RETAINED),
+        plots.scores_by_setting(entries, "num_samples", "K", BENCHMARKS, "val_exact"),
+        plots.curves(entries, BENCHMARKS[0]),
+    ):
         assert ElementTree.fromstring(svg).tag.endswith("svg")
-    assert plot_settings.against(rows, "mismatch_reward", "beta", BENCHMARKS, "val_exact") == ""
-    assert plots.trade_off(rows, BENCHMARKS[:2]) == ""
-    assert plots.curves(rows[:1], BENCHMARKS) == ""
+    empty = plots.scores_by_setting(entries, "mismatch_reward", "beta", BENCHMARKS, "val_exact")
+    assert empty == ""
+    assert plots.trade_off(entries, BENCHMARKS[0], []) == ""
+    assert plots.curves(entries[:1], BENCHMARKS[0]) == ""
 
 
-RUN = {
-    "name": "a & b",
-    "command": "python pipelines/full_sweep.py --name 'a & b'",
-    "created": "today",
-    "git_commit": "abc",
-    "versions": {"ray": "2.60.0"},
-    "config": asdict(PRESETS["debug"]()),
-}
+def test_every_color_of_a_figure_changes_on_a_dark_page(entries: list[Entry]) -> None:
+    drawn = page.figures(entries, BENCHMARKS, "val_exact")
+    for svg in (plot_style.with_css_colors(figure.svg) for figure in drawn if figure.svg):
+        assert ElementTree.fromstring(svg) is not None
+        assert not re.search(r": #[0-9a-f]{6}", svg)
+    for color in re.findall(r"var\((--c-\w+), #", svg):
+        assert f"{color}: #" in plot_style.dark_css_colors()
 
 
 def test_the_report_and_its_parts_are_files(compared: list[Entry], tmp_path: Path) -> None:
-    written = report.write(compared, BENCHMARKS, RUN, tmp_path, {})
+    written = page.write(compared, BENCHMARKS, RUN, tmp_path, {})
     assert {p.name for p in written} == {p.name for p in tmp_path.iterdir()}
     drawn = {p.name: p.read_text() for p in (tmp_path / "figures").iterdir()}
     names = ("scores", "target-against-forgetting", "score-against-k", "training")
     assert set(drawn) == {f"{name}.svg" for name in names}
-    page = (tmp_path / "report.html").read_text()
-    assert all(ElementTree.fromstring(svg) is not None and svg in page for svg in drawn.values())
+    report = (tmp_path / "report.html").read_text()
+    assert all(plot_style.with_css_colors(svg) in report for svg in drawn.values())
     assert (tmp_path / "table.md").read_text() == tables.markdown(compared, BENCHMARKS, {})
 
 
-def test_the_report_stands_alone_and_escapes_what_it_shows(compared: list[Entry]) -> None:
-    failed = row("sft", 2, 0, 0, status="failed", scores={}, error="<loss> is nan", checkpoint=None)
-    rows = [*compared, replace(failed, differences={}, verdicts={})]
+def test_the_report_needs_no_other_file_and_escapes_what_it_shows(compared: list[Entry]) -> None:
+    failed = entry(
+        "sft", 2, 0, 0, status="failed", scores={}, error="<loss> is nan", checkpoint=None
+    )
+    entries = [*compared, replace(failed, differences={}, verdicts={})]
     overlaps = {BENCHMARKS[0]: Overlap(BENCHMARKS[0], 200, {"<item>": 3})}
-    drawn = report.figures(rows, BENCHMARKS, "val_exact")
-    page = report.render(rows, BENCHMARKS, RUN, drawn, overlaps)
-    assert not re.search(r"""(src|href)=["']?(http|//)|@import|<script|<link""", page)
-    assert "a &amp; b" in page and "&lt;loss&gt; is nan" in page and "<loss>" not in page
-    assert "1 (0%)" in page and "&lt;item&gt;" in page and "<item>" not in page
-    assert page.count("<svg") == 4
-    assert f"<pre>{html.escape(RUN['command'])}</pre>" in page
-    assert html.escape(differences.verdict(rows, BENCHMARKS[0])) in page
-    assert html.escape(differences.legend(rows)) in page
-    # 83 % is the highest, bold, as is what can't be told from it; SFT's 61 % can
-    assert re.search(r"class='n best'>83.0 ▲<small>", page)
-    assert re.search(r"class='n best'>81.0 ▲<small>", page)
-    assert re.search(r"class='n'>61.0 <small>", page)
-    assert re.search(r"class='n'>10.0 ▼<small>", page)
-    assert "$" not in re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL)
+    drawn = page.figures(entries, BENCHMARKS, "val_exact")
+    report = page.render(entries, BENCHMARKS, RUN, drawn, overlaps)
+    assert not re.search(r"""(src|href)=["']?(http|//)|@import|<script|<link""", report)
+    assert "a &amp; b" in report and "&lt;loss&gt; is nan" in report and "<loss>" not in report
+    assert "1 (0%)" in report and "&lt;item&gt;" in report and "<item>" not in report
+    assert report.count("<svg") == 4, "no section for the mismatch reward, which does not vary"
+    assert "mismatch reward, β" not in report
+    assert f"<pre>{html.escape(RUN['command'])}</pre>" in report
+    assert html.escape(differences.verdict(entries, BENCHMARKS[0])) in report
+    assert html.escape(differences.legend(entries)) in report
+    assert "4 benchmarks, 200 items each" in report
+    assert "commit 0123456789ab, with local changes" in report
+    assert re.search(r"class='n best'>83.0 ▲<small>", report)
+    assert re.search(r"class='n best'>81.0 ▲<small>", report), "not distinguished from 83.0"
+    assert re.search(r"class='n'>61.0 <small>", report)
+    assert re.search(r"class='n'>10.0 ▼<small>", report)
+    assert "$" not in re.sub(r"<svg.*?</svg>", "", report, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("name", ["builtin", "study"])
+def test_the_published_leaderboards_still_load_and_render(name: str, tmp_path: Path) -> None:
+    shutil.copy(RESULTS / name / "leaderboard.json", tmp_path)
+    (tmp_path / "run.json").write_text(json.dumps(RUN))
+    overlap = {"benchmark": "target-heldout", "items": 100, "hits": {"chain-183": 1}}
+    (tmp_path / "contamination.json").write_text(json.dumps({"benchmarks": [overlap]}))
+    report = rerender.rendered(tmp_path)
+    assert "No clear winner on target-heldout: sft" in report
+    assert "6 benchmarks, 100 items each" in report and "chain-183" in report
+    assert "Training curves" not in report, "leaderboard.json does not store them"

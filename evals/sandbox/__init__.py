@@ -1,7 +1,7 @@
-"""A sandbox for Python programs that a model wrote.
+"""A sandbox for Python programs that a model wrote; `run` is the entry point.
 
-`evals.sandbox.run` is the entry point. The fork server imports this package in a bare interpreter,
-so nothing is imported here before it is used.
+The fork server imports this package in a bare interpreter, so `runner` is imported on first use.
+Read `runner`, `server`, `child`, `guard` and `isolation` in this order.
 """
 
 from importlib import import_module

@@ -1,7 +1,7 @@
-"""The process of one program: builds the walls around itself, then becomes the program.
+"""The process of one program: it isolates itself, then becomes the program.
 
-In: what the fork server has prepared, and the program's streams and pipes. Out: what became of the
-program, on a pipe. Standard library only.
+The fork server prepares what all programs share and passes the program's streams. The outcome goes
+back to the server over a pipe. Standard library only.
 """
 
 import builtins
@@ -15,83 +15,102 @@ from dataclasses import dataclass
 from types import CodeType, ModuleType
 from typing import NoReturn
 
-from evals.sandbox import guard as guard
-from evals.sandbox import isolation as walls
+from evals.sandbox import guard, isolation
 
-LENGTH_BYTES = 8  # of the program, in front of it and the tests
+LENGTH_BYTES = 8  # of the number in front of the program that gives its length
 SECRET_BYTES = 32
-UNHEARD = ("memmove", "memset", "cast", "_cast", "_memmove_addr", "_memset_addr", "_cast_addr")
+# Functions of ctypes that change memory without an audit event.
+UNAUDITED = ("memmove", "memset", "cast", "_cast", "_memmove_addr", "_memset_addr", "_cast_addr")
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What every program's process finds ready."""
+    """What the server prepares once for all programs.
+
+    Attributes:
+        libc: the C library.
+        separate: True if the server is in namespaces of its own.
+        read_only: True if, in addition, all mounts there are read-only.
+        files: the Landlock rules.
+        seccomp: the filter of system calls, None if there is none for this machine.
+        libraries: folders from which programs may import.
+    """
 
     libc: ctypes.CDLL
     separate: bool
-    """Whether the server is in namespaces of its own,"""
     read_only: bool
-    """and there can't change a file."""
-    files: walls.FileRules
-    calls: bytes | None
-    """The filter of system calls."""
+    files: isolation.FileRules
+    seccomp: bytes | None
     libraries: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Of a program, in seconds and MiB."""
+    """Limits on one program: seconds of CPU time, asleep and in total, and MiB of memory."""
 
     cpu: int
     idle: float
-    wall: float
+    total: float
     memory_mb: int
 
 
-def become(
-    home: str, limits: Limits, streams: Sequence[int], pipes: tuple[int, int], prepared: Prepared
-) -> NoReturn:
-    """Builds the walls, runs the program as `__main__`, then its tests, and never returns.
+@dataclass(frozen=True)
+class Pipes:
+    """Descriptors of the pipes between the server and one program's process.
 
-    What comes after the program uses nothing that the program could have changed.
+    Attributes:
+        secret: the child reads the secret here once it is isolated.
+        outcome: the child writes here the secret after the last test, else "failed", "memory" or
+            "violation".
+    """
+
+    secret: int
+    outcome: int
+
+
+def become(
+    home: str, limits: Limits, streams: Sequence[int], pipes: Pipes, prepared: Prepared
+) -> NoReturn:
+    """Isolate this process, run the program as `__main__`, then its tests; never return.
+
+    The code after the program uses nothing that the program could have changed.
 
     Args:
-        home: the program's, empty.
-        limits: of the program.
-        streams: the program with its tests, and what takes its output and its errors.
-        pipes: the one gives a secret when the walls are there; the other takes it back at the end
-            of the tests, else "failed", "memory" or "violation".
-        prepared: by the server.
+        home: the program's empty home directory.
+        limits: limits on the program.
+        streams: descriptors of the source (program and tests), of its output and its error output.
+        pipes: the child's ends of the pipes to the server.
+        prepared: what the server has prepared.
     """
     write, leave, execute, audit = os.write, os._exit, exec, sys.audit
-    secret_out, outcome_in = pipes
     try:
-        text = _take(streams, home)
-        _build_walls(home, limits, prepared)
+        program, tests = _take(streams, home)
+        _isolate(home, limits, prepared)
         module = type(sys)("__main__")
         sys.modules["__main__"] = module
         sys.argv = ["program.py"]
         sys.path.extend(prepared.libraries)
-    except BaseException as error:  # the secret lies unread: that tells the server
+    except BaseException as error:  # the server sees the unread secret and reports a broken sandbox
         sys.__excepthook__(type(error), error, error.__traceback__)
         leave(1)
-    guard.report_end_of(outcome_in, os.read(secret_out, SECRET_BYTES))
-    os.close(secret_out)
-    refused = guard.install(home, prepared.files.places)
+    outcome = pipes.outcome
+    guard.send_at_end(outcome, os.read(pipes.secret, SECRET_BYTES))
+    os.close(pipes.secret)
+    refused = guard.install(home, prepared.files.readable)
     try:
-        code = compile(text[0], "program.py", "exec", dont_inherit=True)
-        tests, known = _ready(text[1])
+        code = compile(program, "program.py", "exec", dont_inherit=True)
+        test_code, originals = _prepare_tests(tests)
         execute(code, module.__dict__)
-        if tests:
-            for used, contents in known:
-                used.update(contents)
-            execute(tests, {**module.__dict__, "__builtins__": known[0][1]})
+        if test_code:
+            for names, contents in originals:
+                names.update(contents)
+            execute(test_code, {**module.__dict__, "__builtins__": originals[0][1]})
         _flush()
         audit(guard.END)
     except BaseException as error:
-        against_wall = isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EFBIG)
-        outcome = b"memory" if isinstance(error, MemoryError) else b"failed"
-        write(outcome_in, b"violation" if refused or against_wall else outcome)
+        stopped = isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EFBIG)
+        reason = b"memory" if isinstance(error, MemoryError) else b"failed"
+        write(outcome, b"violation" if refused or stopped else reason)
         trace = error.__traceback__.tb_next if error.__traceback__ else None
         sys.__excepthook__(type(error), error.with_traceback(trace), trace)
         _flush()
@@ -100,7 +119,7 @@ def become(
 
 
 def _take(streams: Sequence[int], home: str) -> tuple[bytes, bytes]:
-    """The program and its tests; their streams become the standard ones, with an empty stdin."""
+    """Return the program and its tests; make the streams standard ones, with an empty stdin."""
     os.setsid()
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
@@ -115,37 +134,38 @@ def _take(streams: Sequence[int], home: str) -> tuple[bytes, bytes]:
     return program, tests
 
 
-def _build_walls(home: str, limits: Limits, prepared: Prepared) -> None:
-    """Builds each wall that the machine offers; the program finds their names in $SANDBOX_WALLS."""
+def _isolate(home: str, limits: Limits, prepared: Prepared) -> None:
+    """Apply each layer that the machine offers; list their names in $SANDBOX_LAYERS."""
     libc = prepared.libc
-    separate = prepared.read_only and walls.mount_home(libc, home)
-    walls.drop_privileges(libc)
+    separate = prepared.read_only and isolation.mount_home(libc, home)
+    isolation.drop_privileges(libc)
     os.chdir(home)
-    standing = {
+    layers = {
         "namespaces": separate,
-        "landlock": walls.confine_files(libc, home, prepared.files),
-        "seccomp": walls.filter_system_calls(libc, prepared.calls),
+        "landlock": isolation.apply_landlock(libc, home, prepared.files),
+        "seccomp": isolation.apply_seccomp(libc, prepared.seccomp),
     }
-    os.environ["SANDBOX_WALLS"] = " ".join(name for name in standing if standing[name])
-    # Outside of a user namespace the kernel counts all threads of the user, so that 0 is the only
-    # useful limit; nor is it needed where no process can start and memory bounds the threads.
-    threads = None if standing["seccomp"] else 0
+    os.environ["SANDBOX_LAYERS"] = " ".join(name for name in layers if layers[name])
+    # Outside a user namespace the kernel counts all threads of the user, so 0 is the only useful
+    # limit. Under seccomp no limit is needed: no process can start, and memory bounds the threads.
+    threads = None if layers["seccomp"] else 0
     if separate:
-        threads = walls.MAX_THREADS + walls.SERVER_PROCESSES
-    walls.limit(limits.cpu, limits.memory_mb << 20, threads)
-    libc.prctl(walls.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    # What the guard would not hear of: functions that are there need no look-up any more.
+        threads = isolation.MAX_THREADS + isolation.SERVER_PROCESSES
+    isolation.limit_resources(limits.cpu, limits.memory_mb << 20, threads)
+    libc.prctl(isolation.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    # The guard hears of a look-up of a C function, but not of a call to one that was looked up.
     vars(libc).clear()
     for module in (ctypes, sys.modules["_ctypes"]):
-        for name in UNHEARD:
+        for name in UNAUDITED:
             vars(module).pop(name, None)
 
 
-def _ready(tests: bytes) -> tuple[CodeType | None, list[tuple[dict, dict]]]:
-    """The tests' code; Python's own names and those of the modules that the tests import.
+def _prepare_tests(tests: bytes) -> tuple[CodeType | None, list[tuple[dict, dict]]]:
+    """Compile the tests and copy the names that they rely on, before the program runs.
 
-    A program may have changed them by the time that its tests run: each comes with a copy of its
-    contents, to put back.
+    Returns:
+        the code, and for Python's builtins and each module that the tests import, its names and a
+        copy of them. The copies are put back before the tests, since the program may change them.
     """
     if not tests.strip():
         return None, []
@@ -157,7 +177,7 @@ def _ready(tests: bytes) -> tuple[CodeType | None, list[tuple[dict, dict]]]:
             try:
                 modules.append(__import__(words[1].split(".")[0].rstrip(",;")))
             except ImportError:
-                continue  # the tests themselves will say so
+                continue  # the tests will raise it
     return code, [(vars(module), dict(vars(module))) for module in modules]
 
 

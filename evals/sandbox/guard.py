@@ -1,8 +1,8 @@
-"""Python's wall around a program: an audit hook that refuses, and one that sees the program's end.
+"""The Python guard: an audit hook that refuses events, and one that notices the program's end.
 
-In: the folder that stays writable, those that may be read. Out: hooks in this interpreter, which
-nothing takes back. Standard library only. For the events see
-docs.python.org/3/library/audit_events.html.
+The hooks stay for the life of the interpreter. A program that finds a gap in the interpreter can
+get around them; see `isolation` for what the kernel then still refuses. Standard library only.
+Events: docs.python.org/3/library/audit_events.html.
 """
 
 import builtins
@@ -10,13 +10,13 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from evals.sandbox import isolation as walls
+from evals.sandbox import isolation
 
-# The functions below find Python's own names here, where a program's changes do not reach them.
+# A copy of the builtins for the functions below, out of reach of a program that changes them.
 globals()["__builtins__"] = dict(vars(builtins))
 Path = int | str | bytes | os.PathLike
 
-END = "sandbox.end"  # the event by which `child` tells that the program has ended
+END = "sandbox.end"  # the event that `child` raises after the last test
 
 REFUSED_EVENTS = frozenset(
     [
@@ -39,7 +39,7 @@ REFUSED_EVENTS = frozenset(
         "socket.gethostbyaddr",
         "resource.prlimit",
         "resource.setrlimit",
-        # what shows the variables of the sandbox itself
+        # would show the sandbox's own variables
         "gc.get_objects",
         "gc.get_referrers",
         "gc.get_referents",
@@ -49,7 +49,7 @@ REFUSED_EVENTS = frozenset(
         "sys.setprofile",
     ]
 )
-# Events that change files, with the places of each path and of the folder it is relative to.
+# Events that change files: the index in the arguments of each path, and of its folder.
 WRITING_EVENTS: dict[str, tuple[tuple[int, int | None], ...]] = {
     "os.remove": ((0, 1),),
     "os.rmdir": ((0, 1),),
@@ -71,18 +71,20 @@ WRITING_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 def install(home: str, readable: Sequence[str]) -> list[str]:
-    """Refuses what the tables name, changes outside of `home`, reads outside of `readable` too.
+    """Install the hook that refuses the events above, and other file access than the given.
 
-    Both are real paths.
+    Args:
+        home: real path of the folder in which files may be changed and read.
+        readable: real paths of folders and files that may be read.
 
     Returns:
-        the events refused so far, which the hook goes on to fill.
+        the names of the refused events, a list that the hook extends.
     """
     refused: list[str] = []
-    fixed, hidden, wrongly_opened = _judges(home, readable)
-    # Variables, because a program could give the module's names other values.
-    always, listing, writing = REFUSED_EVENTS, READING_EVENTS, WRITING_EVENTS
-    local = walls.AF_UNIX
+    unwritable, unreadable, wrongly_opened = _path_checks(home, readable)
+    # Local variables, because a program could assign other values to the module's names.
+    always, reading, writing = REFUSED_EVENTS, READING_EVENTS, WRITING_EVENTS
+    local_family = isolation.AF_UNIX
 
     def forbidden(event: str, arguments: tuple) -> bool:
         if event in always or event.startswith("ctypes."):
@@ -90,18 +92,18 @@ def install(home: str, readable: Sequence[str]) -> list[str]:
         if event == "open":
             return wrongly_opened(*arguments)
         if event == "socket.__new__":
-            return arguments[1] != local
-        if event in listing:
-            return arguments[0] is not None and hidden(arguments[0])
+            return arguments[1] != local_family
+        if event in reading:
+            return arguments[0] is not None and unreadable(arguments[0])
         return any(
-            fixed(arguments[path], None if folder is None else arguments[folder])
+            unwritable(arguments[path], None if folder is None else arguments[folder])
             for path, folder in writing.get(event, ())
         )
 
     def guard(event: str, arguments: tuple) -> None:
         try:
             refuse = forbidden(event, arguments)
-        except OSError:  # a path that can't be followed
+        except OSError:  # a path that cannot be resolved
             refuse = True
         if refuse:
             refused.append(event)
@@ -111,13 +113,14 @@ def install(home: str, readable: Sequence[str]) -> list[str]:
     return refused
 
 
-def _judges(home: str, readable: Sequence[str]) -> tuple[Callable[..., bool], ...]:
-    """Whether a path may not be changed; whether it may not be read; or not be opened like this."""
+def _path_checks(home: str, readable: Sequence[str]) -> tuple[Callable[..., bool], ...]:
+    """Return the checks `unwritable`, `unreadable` and `wrongly_opened`, which hold no globals."""
     for_writing = WRITING_FLAGS
     realpath, fsdecode, join = os.path.realpath, os.fsdecode, os.path.join
-    own = (home, *walls.DEVICES), (home + "/",)
-    places = tuple(readable)
-    below = tuple(f"{folder}/" for folder in places)
+    writable = home, *isolation.DEVICES
+    readable = *writable, *readable
+    below_writable = f"{home}/"
+    below_readable = tuple(f"{folder}/" for folder in readable)
 
     def real(path: Path, folder: int | None) -> str:
         if isinstance(path, int):
@@ -126,33 +129,33 @@ def _judges(home: str, readable: Sequence[str]) -> tuple[Callable[..., bool], ..
             path = join(f"/proc/self/fd/{folder}", fsdecode(path))
         return realpath(fsdecode(path))
 
-    def fixed(path: Path, folder: int | None = None) -> bool:
-        place = real(path, folder)
-        return place not in own[0] and not place.startswith(own[1])
+    def unwritable(path: Path, folder: int | None = None) -> bool:
+        target = real(path, folder)
+        return target not in writable and not target.startswith(below_writable)
 
-    def hidden(path: Path) -> bool:
-        place = real(path, None)
-        return place not in own[0] + places and not place.startswith(own[1] + below)
+    def unreadable(path: Path) -> bool:
+        target = real(path, None)
+        return target not in readable and not target.startswith(below_readable)
 
     def wrongly_opened(path: Path, _: object, flags: int) -> bool:
         if isinstance(path, int):
             return False
-        return fixed(path) if flags & for_writing else hidden(path)
+        return unwritable(path) if flags & for_writing else unreadable(path)
 
-    return fixed, hidden, wrongly_opened
+    return unwritable, unreadable, wrongly_opened
 
 
-def report_end_of(outcome: int, secret: bytes) -> None:
-    """Writes `secret` to `outcome` when the function that called this one raises the event `END`.
+def send_at_end(outcome: int, secret: bytes) -> None:
+    """Write `secret` to the descriptor `outcome` when the caller's frame raises the event `END`.
 
-    Another function, such as the program's, that raises it is not heard; and after this returns, no
-    variable that a program can reach holds the secret.
+    The event is ignored if another frame raises it, such as one of the program. After this returns,
+    only the hook holds the secret, and a program has no reference to an audit hook.
     """
     write, frame = os.write, sys._getframe
     caller = sys._getframe(1)
 
-    def witness(event: str, _: tuple) -> None:
+    def send(event: str, _: tuple) -> None:
         if event == END and frame(1) is caller:
             write(outcome, secret)
 
-    sys.addaudithook(witness)
+    sys.addaudithook(send)

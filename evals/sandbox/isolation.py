@@ -1,8 +1,19 @@
-"""The kernel's walls around a program: namespaces, Landlock, a filter of system calls, limits.
+"""The kernel's isolation layers for a program: namespaces, Landlock, seccomp, resource limits.
 
-In: the C library and the folder that stays writable. Out: True where a wall stands, False where the
-machine does not offer it (none needs root). Each applies to the calling process and what it starts,
-and can't be taken back. Linux on x86-64 and ARM64; standard library only.
+None of them needs root. Each function returns whether the machine offers its layer; what it applies
+holds for the calling process and its children, and cannot be undone. Linux on x86-64 and ARM64;
+standard library only.
+
+The layers cover different things, and a machine may offer only some:
+
+- Namespaces give the program its own processes, network and mounts, with all files read-only.
+- Landlock restricts which files it may read and change, but not sockets.
+- The seccomp filter is a deny-list. It refuses `REFUSED_CALLS`, sockets of other families than
+  AF_UNIX, and new processes. It allows every other system call.
+
+Known gap: no layer stops `sendto` or `sendmsg` to a datagram socket of AF_UNIX outside the home,
+since these calls need no `connect`. Without namespaces that holds for all such sockets, with them
+for those that have a path in the file system. Only the Python guard (`guard.py`) refuses the calls.
 """
 
 import ctypes
@@ -13,11 +24,11 @@ from collections.abc import Sequence
 
 NOBODY = 65534
 MAX_THREADS = 16
-SERVER_PROCESSES = 2  # that the kernel counts with a program's threads, in namespaces
+SERVER_PROCESSES = 2  # counted by the kernel with the program's threads, in namespaces
 MAX_FILE_BYTES = 16 << 20
 MAX_HOME_BYTES = 64 << 20
 MAX_OPEN_FILES = 64
-# Besides Python's own folders: other libraries, time zones, and what these read of the machine.
+# Besides Python's own folders: shared libraries, time zones, and machine information they read.
 READABLE = (
     *("/usr", "/lib", "/lib64", "/bin", "/etc/localtime", "/etc/ld.so.cache", "/etc/mime.types"),
     *("/proc/cpuinfo", "/proc/meminfo", "/sys/devices/system/cpu"),
@@ -34,7 +45,7 @@ MOUNT_ATTR_RDONLY, MOUNT_ATTR_NODEV = 1, 4
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
 CAPABILITY_VERSION_3 = 0x20080522
 
-# linux/landlock.h: rights to execute, write, read and change files, by the ABI that knows them
+# linux/landlock.h
 SYS_LANDLOCK_CREATE, SYS_LANDLOCK_ADD, SYS_LANDLOCK_RESTRICT = 444, 445, 446
 LANDLOCK_EXECUTE, LANDLOCK_WRITE_FILE, LANDLOCK_REMOVE_AND_MAKE = 1, 1 << 1, 0x1FF << 4
 LANDLOCK_READ_FILE, LANDLOCK_READ_DIR = 1 << 2, 1 << 3
@@ -43,39 +54,40 @@ LANDLOCK_REFER, LANDLOCK_TRUNCATE = 1 << 13, 1 << 14
 # linux/seccomp.h, linux/bpf_common.h, linux/audit.h
 SECCOMP_MODE_FILTER, SECCOMP_ALLOW, SECCOMP_ERRNO = 2, 0x7FFF0000, 0x50000
 BPF_LOAD, BPF_IF_EQUAL, BPF_IF_BITS, BPF_IF_AT_LEAST, BPF_RETURN = 0x20, 0x15, 0x45, 0x35, 0x06
-AT_NUMBER, AT_ARCHITECTURE, AT_FIRST_ARGUMENT = 0, 4, 16
+OFFSET_NUMBER, OFFSET_ARCHITECTURE, OFFSET_FIRST_ARGUMENT = 0, 4, 16
 EPERM, ENOSYS = 1, 38
 X32_SYSCALLS = 0x40000000
-# architecture: its audit number; clone; socket and prlimit64, which have one first argument that is
-# not refused; and what is refused whatever its arguments, each line in the order of the comment:
-# fork, vfork, execve, execveat, ptrace, process_vm_readv, process_vm_writev, pidfd_getfd,
-# io_uring_setup, unshare, setns, connect, bind, add_key, request_key, keyctl,
-# kill, tkill, tgkill, rt_sigqueueinfo, rt_tgsigqueueinfo, pidfd_send_signal
-SYSTEM_CALLS = {
-    "x86_64": (
-        0xC000003E,
-        56,
-        ((41, AF_UNIX), (302, 0)),
-        (
-            *(57, 58, 59, 322, 101, 310, 311, 438, 425, 272, 308, 42, 49, 248, 249, 250),
-            *(62, 200, 234, 129, 297, 424),
-        ),
-    ),
-    "aarch64": (
-        0xC00000B7,
-        220,
-        ((198, AF_UNIX), (261, 0)),
-        (
-            *(221, 281, 117, 270, 271, 438, 425, 97, 268, 203, 200, 217, 218, 219),
-            *(129, 130, 131, 138, 240, 424),
-        ),
-    ),
+# The columns of the tables below, with their audit numbers.
+ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+REFUSED_CALLS: dict[str, tuple[int | None, int | None]] = {
+    "fork": (57, None),
+    "vfork": (58, None),
+    "execve": (59, 221),
+    "execveat": (322, 281),
+    "ptrace": (101, 117),
+    "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271),
+    "pidfd_getfd": (438, 438),
+    "io_uring_setup": (425, 425),
+    "unshare": (272, 97),
+    "setns": (308, 268),
+    "connect": (42, 203),
+    "bind": (49, 200),
+    "add_key": (248, 217),
+    "request_key": (249, 218),
+    "keyctl": (250, 219),
+    "kill": (62, 129),
+    "tkill": (200, 130),
+    "tgkill": (234, 131),
+    "rt_sigqueueinfo": (129, 138),
+    "rt_tgsigqueueinfo": (297, 240),
+    "pidfd_send_signal": (424, 424),
 }
-SYS_CLONE3 = 435
+SYS_SOCKET, SYS_PRLIMIT64, SYS_CLONE, SYS_CLONE3 = (41, 198), (302, 261), (56, 220), 435
 
 
-def c_library() -> ctypes.CDLL:
-    """Its functions are looked up now, which a child would do again and again."""
+def load_c_library() -> ctypes.CDLL:
+    """Load the C library with the functions used here, so that children need not look them up."""
     libc = ctypes.CDLL(None, use_errno=True)
     for name in ("unshare", "setns", "mount", "prctl", "capset", "syscall"):
         getattr(libc, name)
@@ -83,10 +95,10 @@ def c_library() -> ctypes.CDLL:
 
 
 def enter_namespaces(libc: ctypes.CDLL) -> bool:
-    """New user, mount, process, network and IPC namespaces, as nobody without a group.
+    """Enter new user, mount, process, network and IPC namespaces, as the user nobody.
 
-    Of processes it is the next child that is in the new one. A child tries it first: where the
-    kernel lets a process in but not name its user, it would be of no more use.
+    The process namespace takes effect for the next child. A child tries all of it first: some
+    kernels allow the namespaces but not the mapping of the user, without which they are useless.
     """
     trial = os.fork()
     if trial == 0:
@@ -97,7 +109,8 @@ def enter_namespaces(libc: ctypes.CDLL) -> bool:
 def _enter(libc: ctypes.CDLL) -> bool:
     uid, gid = os.getuid(), os.getgid()
     flags = CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC
-    libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)  # a change of user before gave /proc/self to root
+    # An earlier change of user made root the owner of /proc/self; this reverts it.
+    libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
     if libc.unshare(flags) != 0:
         return False
     try:
@@ -114,43 +127,43 @@ def _enter(libc: ctypes.CDLL) -> bool:
 
 
 def new_process_namespace(libc: ctypes.CDLL) -> None:
-    """For the next child; after `enter_namespaces`.
+    """Put the next child in a new process namespace. Call after `enter_namespaces`.
 
     Raises:
-        OSError: the kernel has no room for one more.
+        OSError: the kernel refuses one more namespace.
     """
     if libc.unshare(CLONE_NEWPID) != 0:
-        raise OSError(ctypes.get_errno(), "no new namespace for processes")
+        raise OSError(ctypes.get_errno(), "could not create a process namespace")
 
 
 def own_process_namespace(libc: ctypes.CDLL) -> None:
-    """For the next child, that of this process: only from there another new one can be made.
+    """Put the next child in this process's own namespace, from which a new one can be created.
 
     Raises:
-        OSError: it can't be had.
+        OSError: the kernel refuses.
     """
     own = os.open("/proc/self/ns/pid", os.O_RDONLY)
     failed = libc.setns(own, CLONE_NEWPID) != 0
     os.close(own)
     if failed:
-        raise OSError(ctypes.get_errno(), "no way back to the server's own processes")
+        raise OSError(ctypes.get_errno(), "could not return to the server's process namespace")
 
 
 def mount_read_only(libc: ctypes.CDLL) -> bool:
-    """All files read-only, all devices but four unusable."""
+    """Make all files read-only and all devices but `DEVICES` unusable."""
     return (
         libc.mount(None, b"/", None, MS_REC | MS_PRIVATE, None) == 0
-        and _attributes(libc, "/", AT_RECURSIVE, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NODEV, 0) == 0
+        and _set_mount(libc, "/", AT_RECURSIVE, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NODEV, 0) == 0
         and all(
             libc.mount(device.encode(), device.encode(), None, MS_BIND, None) == 0
-            and _attributes(libc, device, 0, 0, MOUNT_ATTR_NODEV) == 0
+            and _set_mount(libc, device, 0, 0, MOUNT_ATTR_NODEV) == 0
             for device in DEVICES
         )
     )
 
 
 def mount_home(libc: ctypes.CDLL, home: str) -> bool:
-    """Mount and IPC namespaces of its own, in which `home` is a small tmpfs."""
+    """Mount a small tmpfs on `home`, in new mount and IPC namespaces."""
     options = f"size={MAX_HOME_BYTES},mode=700".encode()
     return (
         libc.unshare(CLONE_NEWNS | CLONE_NEWIPC) == 0
@@ -158,15 +171,15 @@ def mount_home(libc: ctypes.CDLL, home: str) -> bool:
     )
 
 
-def _attributes(libc: ctypes.CDLL, path: str, flags: int, add: int, remove: int) -> int:
+def _set_mount(libc: ctypes.CDLL, path: str, flags: int, add: int, remove: int) -> int:
     request = (ctypes.c_uint64 * 4)(add, remove, 0, 0)  # struct mount_attr
     return libc.syscall(
         SYS_MOUNT_SETATTR, AT_FDCWD, path.encode(), flags, request, ctypes.c_size_t(32)
     )
 
 
-def limit(cpu_seconds: int, memory_bytes: int, threads: int | None) -> None:
-    """Limits of CPU time, memory, file size, open files and, unless None, threads."""
+def limit_resources(cpu_seconds: int, memory_bytes: int, threads: int | None) -> None:
+    """Limit CPU time, memory, file size, open files and, unless None, threads."""
     limits = [
         (resource.RLIMIT_CPU, cpu_seconds),
         (resource.RLIMIT_AS, memory_bytes),
@@ -183,68 +196,60 @@ def limit(cpu_seconds: int, memory_bytes: int, threads: int | None) -> None:
 
 
 def drop_privileges(libc: ctypes.CDLL) -> None:
-    """No capabilities now, and none from any file executed later."""
+    """Give up all capabilities, and those that executing a file could grant."""
     # struct __user_cap_header {version, pid} and two times {effective, permitted, inheritable}
     libc.capset((ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0), (ctypes.c_uint32 * 6)())
     libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
 
 class FileRules:
-    """What programs may do with files outside of their home: made once, for `confine_files`.
+    """Landlock rights on files outside the home; prepared once, for `apply_landlock`.
 
     Attributes:
-        places: the real paths of what they may read, as far as it exists.
-        rights: all those that Landlock rules here; 0 where there is no Landlock.
-        allowed: descriptor and rights of each place and device.
+        readable: real paths that programs may read, of those given that exist.
+        rights: all rights that this kernel's Landlock governs; 0 without Landlock.
+        rules: (descriptor, rights) of each readable path and each device.
     """
 
     def __init__(self, libc: ctypes.CDLL, readable: Sequence[str]) -> None:
-        self.places = tuple(os.path.realpath(path) for path in readable if os.path.exists(path))
+        self.readable = tuple(os.path.realpath(path) for path in readable if os.path.exists(path))
         version = libc.syscall(SYS_LANDLOCK_CREATE, None, ctypes.c_size_t(0), 1)
         reading = LANDLOCK_READ_FILE | LANDLOCK_READ_DIR
         rights = reading | LANDLOCK_EXECUTE | LANDLOCK_WRITE_FILE | LANDLOCK_REMOVE_AND_MAKE
         rights |= LANDLOCK_REFER if version >= 2 else 0
         rights |= LANDLOCK_TRUNCATE if version >= 3 else 0
-        of_files = LANDLOCK_READ_FILE | LANDLOCK_WRITE_FILE | LANDLOCK_TRUNCATE
+        file_rights = rights & (LANDLOCK_READ_FILE | LANDLOCK_WRITE_FILE | LANDLOCK_TRUNCATE)
         self.rights = rights if version >= 1 else 0
-        self.allowed = []
-        devices = [device for device in DEVICES if os.path.exists(device)]
-        for path, right in [*((p, reading) for p in self.places), *((d, rights) for d in devices)]:
-            kept = rights if os.path.isdir(path) else of_files & rights
-            self.allowed.append((os.open(path, os.O_PATH), right & kept))
+        self.rules = []
+        granted = [(path, reading) for path in self.readable]
+        granted += [(device, rights) for device in DEVICES if os.path.exists(device)]
+        for path, right in granted:
+            applicable = rights if os.path.isdir(path) else file_rights
+            self.rules.append((os.open(path, os.O_PATH), right & applicable))
 
 
-def confine_files(libc: ctypes.CDLL, home: str, rules: FileRules) -> bool:
-    """Landlock: files change beneath `home`, others are used by `rules`, none is executed.
+def apply_landlock(libc: ctypes.CDLL, home: str, files: FileRules) -> bool:
+    """Allow changes beneath `home` and the uses in `files`; refuse all other files and executing.
 
-    After `drop_privileges`. Closes the descriptors of `rules`.
+    Call after `drop_privileges`. Closes the descriptors of `files`.
     """
-    own = (os.open(home, os.O_PATH), rules.rights & ~LANDLOCK_EXECUTE)
+    home_rule = (os.open(home, os.O_PATH), files.rights & ~LANDLOCK_EXECUTE)
     ruleset = libc.syscall(
-        SYS_LANDLOCK_CREATE, struct.pack("Q", rules.rights), ctypes.c_size_t(8), ctypes.c_uint32(0)
+        SYS_LANDLOCK_CREATE, struct.pack("Q", files.rights), ctypes.c_size_t(8), ctypes.c_uint32(0)
     )
-    for place, allowed in (own, *rules.allowed):
-        rule = struct.pack("=Qi", allowed, place)
+    for descriptor, rights in (home_rule, *files.rules):
+        rule = struct.pack("=Qi", rights, descriptor)
         libc.syscall(SYS_LANDLOCK_ADD, ruleset, 1, rule, ctypes.c_uint32(0))
-        os.close(place)
+        os.close(descriptor)
     if ruleset < 0:
         return False
-    confined = libc.syscall(SYS_LANDLOCK_RESTRICT, ruleset, ctypes.c_uint32(0)) == 0
+    applied = libc.syscall(SYS_LANDLOCK_RESTRICT, ruleset, ctypes.c_uint32(0)) == 0
     os.close(ruleset)
-    return confined
+    return applied
 
 
-def system_call_filter() -> bytes | None:
-    """No new process (a thread may be), no program, no signal, no way to other sockets.
-
-    For `filter_system_calls`; None on a machine whose calls are not known.
-    """
-    known = SYSTEM_CALLS.get(os.uname().machine)
-    return None if known is None else _filter(*known)
-
-
-def filter_system_calls(libc: ctypes.CDLL, code: bytes | None) -> bool:
-    """Seccomp, by `code` of `system_call_filter`. After `drop_privileges`."""
+def apply_seccomp(libc: ctypes.CDLL, code: bytes | None) -> bool:
+    """Install the filter of `seccomp_filter`. Call after `drop_privileges`."""
     if code is None:
         return False
     instructions = ctypes.create_string_buffer(code, len(code))
@@ -252,35 +257,45 @@ def filter_system_calls(libc: ctypes.CDLL, code: bytes | None) -> bool:
     return libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program, 0, 0) == 0
 
 
-def _filter(
-    architecture: int, clone: int, allowed: tuple[tuple[int, int], ...], refused: tuple[int, ...]
-) -> bytes:
-    """The filter in classic BPF: {code, jump if true, jump if false, constant} an instruction."""
+def seccomp_filter() -> bytes | None:
+    """Return the filter in classic BPF, or None if this machine's system calls are not known.
+
+    It refuses `REFUSED_CALLS`, sockets of other families than AF_UNIX, limits on other processes,
+    and new processes (but not threads). It allows everything else; see the top of this file.
+
+    An instruction is {code, instructions to skip if true, to skip if false, constant}.
+    """
+    machine = os.uname().machine
+    if machine not in ARCHITECTURES:
+        return None
+    column = list(ARCHITECTURES).index(machine)
     refuse, unknown = SECCOMP_ERRNO | EPERM, SECCOMP_ERRNO | ENOSYS
     code = [
-        (BPF_LOAD, 0, 0, AT_ARCHITECTURE),
-        (BPF_IF_EQUAL, 1, 0, architecture),
+        (BPF_LOAD, 0, 0, OFFSET_ARCHITECTURE),
+        (BPF_IF_EQUAL, 1, 0, ARCHITECTURES[machine]),
         (BPF_RETURN, 0, 0, unknown),
-        (BPF_LOAD, 0, 0, AT_NUMBER),
+        (BPF_LOAD, 0, 0, OFFSET_NUMBER),
         (BPF_IF_AT_LEAST, 0, 1, X32_SYSCALLS),
         (BPF_RETURN, 0, 0, unknown),
-        # The C library turns to clone, whose flags a filter can see, where clone3 is unknown.
+        # If clone3 is unknown, the C library uses clone, whose flags a filter can read.
         (BPF_IF_EQUAL, 0, 1, SYS_CLONE3),
         (BPF_RETURN, 0, 0, unknown),
     ]
-    for number in refused:
-        code += [(BPF_IF_EQUAL, 0, 1, number), (BPF_RETURN, 0, 0, refuse)]
-    for number, argument in allowed:
+    for numbers in REFUSED_CALLS.values():
+        if (number := numbers[column]) is not None:
+            code += [(BPF_IF_EQUAL, 0, 1, number), (BPF_RETURN, 0, 0, refuse)]
+    # Allowed with this first argument only: the address family, and the own process.
+    for number, argument in ((SYS_SOCKET[column], AF_UNIX), (SYS_PRLIMIT64[column], 0)):
         code += [
             (BPF_IF_EQUAL, 0, 4, number),
-            (BPF_LOAD, 0, 0, AT_FIRST_ARGUMENT),
+            (BPF_LOAD, 0, 0, OFFSET_FIRST_ARGUMENT),
             (BPF_IF_EQUAL, 1, 0, argument),
             (BPF_RETURN, 0, 0, refuse),
             (BPF_RETURN, 0, 0, SECCOMP_ALLOW),
         ]
     code += [
-        (BPF_IF_EQUAL, 0, 3, clone),
-        (BPF_LOAD, 0, 0, AT_FIRST_ARGUMENT),
+        (BPF_IF_EQUAL, 0, 3, SYS_CLONE[column]),
+        (BPF_LOAD, 0, 0, OFFSET_FIRST_ARGUMENT),
         (BPF_IF_BITS, 1, 0, CLONE_THREAD),
         (BPF_RETURN, 0, 0, refuse),
         (BPF_RETURN, 0, 0, SECCOMP_ALLOW),

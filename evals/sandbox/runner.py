@@ -1,21 +1,24 @@
-"""Runs a Python program written by a model, and says whether it and its tests reached their end.
+"""Runs a Python program written by a model and returns a verdict on it.
 
-In: source text. Out: `SandboxResult`. Every program gets a process of its own, forked from a fresh
-interpreter that never saw another program (`server.py`), with an empty environment, an
-empty temporary HOME as its working directory, limits on CPU time, memory, threads, file size and
-open files; no network, no other processes, no writes elsewhere, and no reads but of Python's
-libraries.
+Every program has its own process, forked from an interpreter that never executed another program
+(`server.py`). Its environment is empty but for a few fixed variables, its working directory is an
+empty temporary home, and CPU time, memory, threads, file size and open files are limited. Access to
+the network, to other processes and to files other than the home and Python's libraries is refused.
 
-Two kinds of walls. The kernel's (`isolation.py`): namespaces, Landlock and a filter of system
-calls, as many of the three as the machine offers; `isolation()` says which. Python's
-(`guard.py`): an audit hook in the child. It gives "violation" its meaning, and stands
-everywhere; but a program that hunts for gaps in the interpreter can get round it: where no wall of
-the kernel stands, use a container with no network. docs/reference/sandbox.md has a table of attacks.
+Two mechanisms refuse it, and neither is complete:
 
-A program passes only by reaching its end: a hook that it can't reach then hands back a secret. The
-tests run after the program, with Python's own names as they were before. Both share one
-interpreter: as in every harness of this kind, a program that knows how its tests look can deceive
-them, for instance by an object that says it equals everything.
+- The kernel's isolation layers (`isolation.py`). `isolation_layers()` lists those that this machine
+  offers.
+- The Python guard (`guard.py`), an audit hook in the program's process, on every machine. Its
+  refusals are the verdict "violation". A program that looks for gaps in the interpreter can get
+  around it. On a machine without kernel layers, run the sandbox in a container without a network.
+
+docs/reference/sandbox.md has a table of attacks, and of gaps.
+
+A program passes only if it reaches its end: a hook out of its reach then sends back a secret. Tests
+run after the program, with Python's own names restored. Both share one interpreter. As in every
+harness of this kind, a program that anticipates its tests can deceive them, for example with an
+object that equals everything.
 """
 
 import math
@@ -26,13 +29,13 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import IO
 
 from evals.process_pool import ProcessPool
 from evals.sandbox import child
-from evals.sandbox import server as sandbox_server
+from evals.sandbox.server import MAX_MESSAGE_BYTES, VERDICTS
 
 PACKAGE_ROOT = str(Path(child.__file__).parents[2])
 SERVER = (
@@ -40,8 +43,9 @@ SERVER = (
     "sys.path.pop(); server.serve(*sys.argv[1:])"
 )
 MAX_OUTPUT_CHARS = 8_000
-IDLE_SECONDS = 10  # for which a program may sleep, beyond its CPU seconds
-# A fixed hash seed: a verdict that depends on the order of a set stays the same when repeated.
+IDLE_SECONDS = 10  # that a program may sleep, beyond its CPU seconds
+STARVED_FACTOR = 20  # limit on total time, in CPU seconds, for a program that waits for a core
+# The hash seed is fixed so that a verdict that depends on the order of a set is repeatable.
 ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
     "LANG": "C.UTF-8",
@@ -49,7 +53,6 @@ ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
 }
-STARVED = 20  # times its CPU seconds that a program may wait for a core on a busy machine
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,9 @@ class SandboxResult:
     """The verdict on one program.
 
     Attributes:
-        reason: "passed", "failed" (exception, exit or crash), "timeout" (CPU time, or asleep),
-            "memory" (MemoryError) or "violation" (it failed after something forbidden).
-        stdout: what it printed, cut after `MAX_OUTPUT_CHARS`.
+        reason: "passed", "failed" (exception, exit or crash), "timeout" (CPU time or sleep),
+            "memory" (MemoryError) or "violation" (it failed after a refused action).
+        stdout: its output, cut after `MAX_OUTPUT_CHARS`.
         stderr: its error output and traceback, cut the same way.
     """
 
@@ -76,18 +79,18 @@ class SandboxResult:
 def run(
     program: str, *, tests: str = "", cpu_seconds: float = 5.0, memory_mb: int = 512
 ) -> SandboxResult:
-    """Runs `program` as `__main__`, then `tests`, and waits. Safe to call from several threads.
+    """Run `program` as `__main__`, then `tests`, and wait. Safe to call from several threads.
 
     Args:
         program: Python source text.
-        tests: more of it, which finds the program's names, and Python's own as they were before.
-        cpu_seconds: limit on CPU time of both, rounded up to whole seconds. Time in which the
-            program waits for a core does not count; time asleep has a limit of `IDLE_SECONDS` more.
+        tests: Python source text that sees the program's names, and Python's own unchanged.
+        cpu_seconds: limit on the CPU time of both, rounded up to whole seconds. Waiting for a core
+            does not count; the program may sleep for `IDLE_SECONDS` more.
         memory_mb: limit on the address space, in MiB.
 
     Raises:
-        ValueError: a limit is not positive.
-        RuntimeError: the sandbox itself failed; never a verdict on the program.
+        ValueError: a limit is too low.
+        RuntimeError: the sandbox itself failed, which says nothing about the program.
     """
     if cpu_seconds <= 0 or memory_mb < 64:
         raise ValueError(
@@ -95,10 +98,11 @@ def run(
             "give a positive time and at least 64 MiB, which the interpreter needs"
         )
     cpu_limit = math.ceil(cpu_seconds)
-    limits = (cpu_limit, cpu_limit + IDLE_SECONDS, STARVED * cpu_limit + IDLE_SECONDS, memory_mb)
+    total_limit = STARVED_FACTOR * cpu_limit + IDLE_SECONDS
+    limits = child.Limits(cpu_limit, cpu_limit + IDLE_SECONDS, total_limit, memory_mb)
     source = program.encode("utf-8", "surrogatepass")
     with (
-        tempfile.TemporaryFile() as stdin,  # buffered: it writes all, or raises
+        tempfile.TemporaryFile() as stdin,  # buffered: writes everything or raises
         tempfile.TemporaryFile(buffering=0) as stdout,
         tempfile.TemporaryFile(buffering=0) as stderr,
     ):
@@ -106,18 +110,18 @@ def run(
         stdin.write(head + source + tests.encode("utf-8", "surrogatepass"))
         stdin.seek(0)
         reason = _verdict(limits, (stdin, stdout, stderr))
-        if reason not in sandbox_server.VERDICTS:
+        if reason not in VERDICTS:
             raise RuntimeError(f"the sandbox itself failed: {_head(stderr)}")
         return SandboxResult(reason, _head(stdout), _head(stderr))
 
 
-def isolation() -> tuple[str, ...]:
-    """The kernel's walls that stand on this machine, of "namespaces", "landlock", "seccomp"."""
-    return tuple(run("import os; print(os.environ['SANDBOX_WALLS'])").stdout.split())
+def isolation_layers() -> tuple[str, ...]:
+    """Return those of "namespaces", "landlock" and "seccomp" that this machine offers."""
+    return tuple(run("import os; print(os.environ['SANDBOX_LAYERS'])").stdout.split())
 
 
 class _Server:
-    """A fork server, of which the program is a child."""
+    """Client of a fork server process."""
 
     def __init__(self, *command: str) -> None:
         self._channel, far = socket.socketpair()
@@ -132,39 +136,40 @@ class _Server:
                 start_new_session=True,
             )
             far.close()
-            user = self._channel.recv(sandbox_server.MAX_MESSAGE_BYTES)
+            user = self._channel.recv(MAX_MESSAGE_BYTES)
             if not user:
                 self.end()
                 raise RuntimeError(f"the sandbox itself failed: {_head(stderr)}")
             self._user = int(user)
 
-    def run(self, home: str, limits: Sequence[float], streams: Sequence[IO[bytes]]) -> str:
-        """The verdict on a program.
+    def run(self, home: str, limits: child.Limits, streams: Sequence[IO[bytes]]) -> str:
+        """Run a program and return its verdict.
 
         Raises:
             EOFError: the server has ended.
-            TimeoutError: it kept no time.
+            TimeoutError: the server did not enforce the limits.
         """
         os.chown(home, self._user, -1)
-        request = "\0".join(map(str, (home, *limits))).encode()
-        self._channel.settimeout(limits[2] + 10)  # the server keeps the time itself
+        request = "\0".join(map(str, (home, *astuple(limits)))).encode()
+        self._channel.settimeout(limits.total + 10)  # the server enforces the limits itself
         socket.send_fds(self._channel, [request], [file.fileno() for file in streams])
-        answer = self._channel.recv(sandbox_server.MAX_MESSAGE_BYTES)
+        answer = self._channel.recv(MAX_MESSAGE_BYTES)
         if not answer:
             raise EOFError
         return answer.decode()
 
     def end(self) -> None:
+        """Kill the server and its programs, and wait."""
         self._channel.close()
-        self._process.kill()  # what it has started dies with its parent
+        self._process.kill()  # its children die with it
         self._process.wait()
 
 
 _servers = ProcessPool(_Server)
 
 
-def _verdict(limits: Sequence[float], streams: Sequence[IO[bytes]]) -> str:
-    # -S, -P: a start in 20 ms, and nothing from the current folder is imported.
+def _verdict(limits: child.Limits, streams: Sequence[IO[bytes]]) -> str:
+    # -S and -P: the interpreter starts in 20 ms and imports nothing from the current folder.
     flags = ["-B", "-S", "-s", "-P", "-X", "utf8"]
     libraries = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
     folder = os.path.realpath(tempfile.gettempdir())
@@ -177,7 +182,8 @@ def _verdict(limits: Sequence[float], streams: Sequence[IO[bytes]]) -> str:
                 return server.run(home, limits, streams)
         except TimeoutError:
             return "timeout"
-        except (EOFError, ConnectionError):  # without any wall a program may find a way to kill it
+        # Without kernel layers a program may find a way to kill the server.
+        except (EOFError, ConnectionError):
             return "violation"
 
 

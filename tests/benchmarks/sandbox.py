@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--hogs", type=int, default=8, help="busy processes beside the last row")
     arguments = parser.parse_args()
     folder = Path(os.environ["OTR_BENCHMARKS"])
-    print(f"walls: {', '.join(runner.isolation())}; 2 programs at a time\n")
+    print(f"isolation layers: {', '.join(runner.isolation_layers())}; 2 programs at a time\n")
     print("| programs | number | passed | a second |\n|---|---|---|---|")
     for name in FILES:
         for kind, answers in zip(("reference", "emptied"), problems(folder, name), strict=True):

@@ -1,14 +1,17 @@
-"""What several unit tests share."""
+"""Fixtures of several tests of evals."""
 
 import pytest
 
-from tests.assets import walls
+from tests.assets import sandbox_layers
 
 
-@pytest.fixture(params=["all walls", "no namespaces", "guard alone"])
-def wall(request, monkeypatch) -> str:
-    """Runs a test three times: as the machine allows, and as on less able machines."""
-    missing = {"no namespaces": walls.WITHOUT_NAMESPACES, "guard alone": walls.WITHOUT_ANY}
+@pytest.fixture(params=["all layers", "no namespaces", "guard alone"])
+def layers(request, monkeypatch) -> str:
+    """Run a test three times: with all layers that the machine offers, and with fewer."""
+    missing = {
+        "no namespaces": sandbox_layers.WITHOUT_NAMESPACES,
+        "guard alone": sandbox_layers.WITHOUT_KERNEL_LAYERS,
+    }
     if request.param in missing:
-        walls.patch(monkeypatch, missing[request.param])
+        sandbox_layers.patch(monkeypatch, missing[request.param])
     return request.param

@@ -28,7 +28,7 @@ def test_a_server_runs_one_program_after_the_other() -> None:
     assert one in servers()
 
 
-def test_no_program_sees_another_one(wall) -> None:
+def test_no_program_sees_another_one(layers) -> None:
     spoil = "import builtins, os, sys\nbuiltins.len = None; os.environ['A'] = 'b'; sys.path[:] = []"
     assert runner.run(spoil + "; open('file', 'w').write('text'); import json").reason == "failed"
     look = "import os, json\nassert len('a') == 1 and 'A' not in os.environ and not os.listdir('.')"
@@ -60,9 +60,9 @@ def test_a_server_that_is_killed_costs_its_program_alone() -> None:
 @pytest.mark.parametrize("end", ["os.kill(os.getpid(), 9)", "sys.exit()"])
 def test_nothing_outlives_the_process_that_asks(end) -> None:
     script = (
-        "import os, sys, threading, time; from evals import sandbox; sandbox.run('pass');"
-        "print(*[w._process.pid for _, w in sandbox._servers._idle], flush=True);"
-        "threading.Thread(target=sandbox.run, args=('import time; time.sleep(60)',), daemon=True)"
+        "import os, sys, threading, time; from evals.sandbox import runner; runner.run('pass');"
+        "print(*[w._process.pid for _, w in runner._servers._idle], flush=True);"
+        "threading.Thread(target=runner.run, args=('import time; time.sleep(60)',), daemon=True)"
         f".start(); time.sleep(0.5); {end}"
     )
     asked = subprocess.run(

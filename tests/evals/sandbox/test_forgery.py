@@ -1,4 +1,4 @@
-"""Wrong programs that want to pass the tests in the sandbox: none does."""
+"""Wrong programs that try to pass the tests in the sandbox; none does."""
 
 import pytest
 
@@ -15,7 +15,7 @@ for descriptor in range(3, 256):
             pass
 os._exit(0)
 """,
-    "reads a secret and hands it back": """
+    "reads every descriptor and sends back what it finds": """
 import os
 secrets = []
 for descriptor in range(3, 256):
@@ -32,7 +32,7 @@ for descriptor in range(3, 256):
             pass
 os._exit(0)
 """,
-    "looks for it in the sandbox's variables": """
+    "searches the sandbox's variables for the secret": """
 import os, sys
 frame, values = sys._getframe(), []
 while frame:
@@ -49,7 +49,7 @@ for secret in values:
                 pass
 os._exit(0)
 """,
-    "says that it has ended": "import os, sys\nsys.audit('sandbox.end')\nos._exit(0)",
+    "raises the event of the end": "import os, sys\nsys.audit('sandbox.end')\nos._exit(0)",
     "calls the sandbox's own code": """
 import sys
 from types import FunctionType
@@ -61,8 +61,8 @@ again = FunctionType(own.f_code, own.f_globals)
 again(known['home'], known['limits'], [], known['pipes'], known['prepared'])
 """,
     "exits from the tests": "def f():\n    import sys\n    sys.exit(0)",
-    "leaves the tests": "def f():\n    import os\n    os._exit(0)",
-    "hides the tests in a string": "def f(): return 1\nx = '''",
+    "ends the process from the tests": "def f():\n    import os\n    os._exit(0)",
+    "opens a string that would hide the tests": "def f(): return 1\nx = '''",
     "ends before the tests": "def f(): return 1\nraise SystemExit",
     "patches what the tests call": """
 import builtins, math
@@ -92,13 +92,13 @@ assert math.isclose(f(), 2)
 
 
 @pytest.mark.parametrize("attack", FORGERIES)
-def test_wrong_programs_that_want_to_pass(wall, attack) -> None:
+def test_a_forged_pass_fails_and_a_right_program_passes(layers, attack) -> None:
     assert not runner.run(FORGERIES[attack], tests=TESTS).passed
     assert runner.run("def f(): return 2", tests=TESTS).passed
 
 
-def test_tests_see_the_program_and_not_its_changes() -> None:
+def test_tests_see_the_program_but_not_its_changes_to_python() -> None:
     program = "import math, builtins\nbuiltins.len = None\nmath.pi = 3\nclass A: x = 1\n"
     result = runner.run(program, tests="import math\nassert len('a') == A.x and math.pi != 3")
     assert result.passed, result.stderr
-    assert not runner.run("def f(): return 1", tests="import nothing_of_this_name").passed
+    assert not runner.run("def f(): return 1", tests="import no_such_module").passed

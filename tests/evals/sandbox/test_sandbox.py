@@ -1,4 +1,4 @@
-"""The sandbox: verdicts, limits, and both walls against programs that try to get out."""
+"""The sandbox: verdicts, limits, and its layers against programs that try to get out."""
 
 import os
 import socket
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from evals.sandbox import runner
-from tests.assets.walls import (
+from tests.assets.sandbox_layers import (
     WITHOUT_GUARD,
     WITHOUT_LANDLOCK_AND_SECCOMP,
     WITHOUT_NAMESPACES,
@@ -55,7 +55,7 @@ HOME_IS_EMPTY_AND_WRITABLE = """
 import os, tempfile
 assert os.listdir('.') == [] and os.path.samefile('.', os.environ['HOME'])
 assert set(os.environ) <= {'HOME', 'TMPDIR', 'PATH', 'LANG', 'PYTHONHASHSEED', 'LC_CTYPE',
-                           'OPENBLAS_NUM_THREADS', 'OMP_NUM_THREADS', 'SANDBOX_WALLS'}
+                           'OPENBLAS_NUM_THREADS', 'OMP_NUM_THREADS', 'SANDBOX_LAYERS'}
 with tempfile.TemporaryDirectory() as folder:
     open(os.path.join(folder, 'file'), 'w').write('text')
 open(os.devnull, 'w').write('text')
@@ -71,7 +71,7 @@ ORDINARY_PROGRAMS = {
 
 
 @pytest.mark.parametrize("program", VERDICTS)
-def test_verdict(wall, program) -> None:
+def test_verdict(layers, program) -> None:
     result = runner.run(program, cpu_seconds=2)
     assert result.reason == VERDICTS[program], result.stderr
     assert result.passed == (result.reason == "passed")
@@ -79,23 +79,23 @@ def test_verdict(wall, program) -> None:
 
 
 @pytest.mark.parametrize("name", ORDINARY_PROGRAMS)
-def test_ordinary_programs_are_not_hindered(wall, name) -> None:
+def test_ordinary_programs_pass(layers, name) -> None:
     result = runner.run(ORDINARY_PROGRAMS[name])
     assert result.passed, result.stderr
 
 
-def test_endless_programs_end(wall, monkeypatch) -> None:
+def test_endless_programs_end(layers, monkeypatch) -> None:
     assert runner.run("while True: pass", cpu_seconds=1).reason == "timeout"
     monkeypatch.setattr(runner, "IDLE_SECONDS", 0)
     assert runner.run("import time; time.sleep(60)", cpu_seconds=1).reason == "timeout"
     waits = "import threading; threading.Event().wait()"
     assert runner.run(waits, cpu_seconds=1).reason == "timeout"
     patch(monkeypatch, "server._busy_seconds = lambda handle: float('inf'); ")
-    monkeypatch.setattr(runner, "STARVED", 1)
+    monkeypatch.setattr(runner, "STARVED_FACTOR", 1)
     assert runner.run("import time; time.sleep(60)", cpu_seconds=1).reason == "timeout"
 
 
-def test_a_busy_machine_changes_no_verdict(monkeypatch) -> None:
+def test_a_busy_machine_does_not_change_the_verdict(monkeypatch) -> None:
     monkeypatch.setattr(runner, "IDLE_SECONDS", 0)
     program = "import time\nwhile time.process_time() < 0.6: pass"
     assert runner.run(program, cpu_seconds=1).passed
@@ -111,12 +111,12 @@ def test_a_busy_machine_changes_no_verdict(monkeypatch) -> None:
     assert result.passed, f"{result.reason} after {waited:.1f} s"
 
 
-def test_nothing_outside_changes(wall, tmp_path) -> None:
+def test_files_outside_are_unchanged(layers, tmp_path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("kept")
     for path in (*tmp_path.parents, tmp_path, victim):
         if path != Path("/") and path.stat().st_uid == os.getuid() and len(path.parts) > 2:
-            path.chmod(0o777)  # only the sandbox is in the way
+            path.chmod(0o777)  # so that only the sandbox protects it
     attempts = [
         "open(p, 'w')",
         "os.remove(p)",
@@ -136,14 +136,14 @@ def test_nothing_outside_changes(wall, tmp_path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["victim"]
 
 
-def test_output_is_kept_and_cut(wall) -> None:
+def test_long_output_is_cut(layers) -> None:
     result = runner.run("import sys\nprint('a' * 10**6)\nprint('b', file=sys.stderr)")
     assert result.passed
     assert result.stdout == "a" * runner.MAX_OUTPUT_CHARS + "\n[cut]"
     assert result.stderr == "b\n"
 
 
-def test_a_traceback_shows_the_program_and_nothing_of_the_sandbox() -> None:
+def test_a_traceback_shows_only_the_program() -> None:
     assert runner.run("def f():\n    raise KeyError('x')\nf()").stderr == (
         'Traceback (most recent call last):\n  File "program.py", line 3, in <module>\n'
         '  File "program.py", line 2, in f\n'
@@ -151,14 +151,14 @@ def test_a_traceback_shows_the_program_and_nothing_of_the_sandbox() -> None:
     )
 
 
-KERNEL_WALLS = {"namespaces": WITHOUT_LANDLOCK_AND_SECCOMP, "seccomp": WITHOUT_NAMESPACES}
+KERNEL_LAYERS = {"namespaces": WITHOUT_LANDLOCK_AND_SECCOMP, "seccomp": WITHOUT_NAMESPACES}
 
 
-@pytest.mark.parametrize("name", KERNEL_WALLS)
-def test_the_kernel_stops_what_gets_past_the_guard(name, monkeypatch, tmp_path) -> None:
-    if name not in runner.isolation():
+@pytest.mark.parametrize("name", KERNEL_LAYERS)
+def test_the_kernel_stops_a_program_without_the_guard(name, monkeypatch, tmp_path) -> None:
+    if name not in runner.isolation_layers():
         pytest.skip(f"this machine offers no {name} to processes without privileges")
-    patch(monkeypatch, KERNEL_WALLS[name] + WITHOUT_GUARD)
+    patch(monkeypatch, KERNEL_LAYERS[name] + WITHOUT_GUARD)
     victim = tmp_path / "victim"
     victim.write_text("kept")
     listener = socket.create_server(("127.0.0.1", 0))
@@ -177,8 +177,8 @@ def test_the_kernel_stops_what_gets_past_the_guard(name, monkeypatch, tmp_path) 
     assert os.listdir(tmp_path) == ["victim"]
 
 
-def test_landlock_hides_files_from_what_gets_past_the_guard(monkeypatch, tmp_path) -> None:
-    if "landlock" not in runner.isolation():
+def test_landlock_hides_files_from_a_program_without_the_guard(monkeypatch, tmp_path) -> None:
+    if "landlock" not in runner.isolation_layers():
         pytest.skip("this machine's kernel offers no Landlock")
     patch(monkeypatch, WITHOUT_NAMESPACES + WITHOUT_GUARD)
     (tmp_path / "secret").write_text("s")
@@ -187,19 +187,19 @@ def test_landlock_hides_files_from_what_gets_past_the_guard(monkeypatch, tmp_pat
     assert runner.run("import json, os; open(json.__file__); os.listdir('.')").passed
 
 
-def test_the_kernel_keeps_nothing_for_a_later_program(monkeypatch) -> None:
-    if "seccomp" not in runner.isolation() or os.uname().machine != "x86_64":
-        pytest.skip("the numbers are those of x86-64's system calls")
+def test_a_program_cannot_leave_keys_in_the_kernel_for_a_later_one(monkeypatch) -> None:
+    if "seccomp" not in runner.isolation_layers() or os.uname().machine != "x86_64":
+        pytest.skip("the number of the system call is that of x86-64")
     patch(monkeypatch, WITHOUT_GUARD)
     add_key = "ctypes.CDLL(None).syscall(248, b'user', b'name', b'text', 4, -4)"
     assert runner.run(f"import ctypes; assert {add_key} == -1").passed
 
 
-@pytest.mark.parametrize("name", KERNEL_WALLS)
+@pytest.mark.parametrize("name", KERNEL_LAYERS)
 def test_no_process_outlives_the_program(name, monkeypatch) -> None:
-    if name not in runner.isolation():
+    if name not in runner.isolation_layers():
         pytest.skip(f"this machine offers no {name} to processes without privileges")
-    patch(monkeypatch, KERNEL_WALLS[name] + WITHOUT_GUARD)
+    patch(monkeypatch, KERNEL_LAYERS[name] + WITHOUT_GUARD)
     if name == "seccomp":
         assert not runner.run("import os; os.fork()").passed
     sleeper = "os.execv('/bin/sleep', ['sleep', '987.125'])"
@@ -220,7 +220,7 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except (FileNotFoundError, ProcessLookupError):
-        return b""  # it ended meanwhile
+        return b""  # the process has ended
 
 
 def test_the_same_program_gets_the_same_verdict() -> None:
@@ -228,7 +228,7 @@ def test_the_same_program_gets_the_same_verdict() -> None:
     assert len({runner.run(program).stdout for _ in range(3)}) == 1
 
 
-def test_limits_that_make_no_sense_are_refused() -> None:
+def test_invalid_limits_are_refused() -> None:
     with pytest.raises(ValueError, match="cpu_seconds=0"):
         runner.run("", cpu_seconds=0)
     with pytest.raises(ValueError, match="memory_mb=1"):
@@ -238,21 +238,21 @@ def test_limits_that_make_no_sense_are_refused() -> None:
 @pytest.mark.parametrize(
     "fault",
     [
-        # let in, but not as nobody: what AppArmor of some Ubuntus does
-        "walls.enter_namespaces.__globals__['NOBODY'] = -1; ",
-        "walls._enter = lambda libc: False; ",
+        # AppArmor of some Ubuntu versions allows the namespaces but not the mapping of users.
+        "isolation.enter_namespaces.__globals__['NOBODY'] = -1; ",
+        "isolation._enter = lambda libc: False; ",
     ],
 )
-def test_namespaces_that_are_half_there_are_done_without(monkeypatch, fault) -> None:
+def test_namespaces_that_work_only_in_part_are_not_used(monkeypatch, fault) -> None:
     patch(monkeypatch, fault)
     for _ in range(3):
-        result = runner.run("import os; print(os.environ['SANDBOX_WALLS'])")
+        result = runner.run("import os; print(os.environ['SANDBOX_LAYERS'])")
         assert result.passed, result.stderr
         assert "namespaces" not in result.stdout
 
 
-def test_tests_that_find_no_room_are_not_left_out(tmp_path) -> None:
-    """A process that may write no file larger than the program: as on a full disk."""
+def test_a_full_disk_is_an_error_rather_than_a_pass_without_tests(tmp_path) -> None:
+    """A limit on file size lets the program be written but not its tests, as on a full disk."""
     script = (
         "import resource, signal; from evals import sandbox; assert sandbox.run('').passed;"
         "program = '#' * 4000; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
@@ -265,16 +265,16 @@ def test_tests_that_find_no_room_are_not_left_out(tmp_path) -> None:
     assert "File too large" in done.stderr.splitlines()[-1]
 
 
-def test_a_broken_sandbox_is_no_verdict(monkeypatch) -> None:
+def test_a_broken_sandbox_raises_instead_of_giving_a_verdict(monkeypatch) -> None:
     monkeypatch.setattr(runner, "SERVER", "1 / 0")
     with pytest.raises(RuntimeError, match="sandbox itself failed"):
         runner.run("x = 1")
     monkeypatch.undo()
-    patch(monkeypatch, "walls.drop_privileges = lambda libc: 1 / 0; ")
+    patch(monkeypatch, "isolation.drop_privileges = lambda libc: 1 / 0; ")
     with pytest.raises(RuntimeError, match=r"sandbox itself failed(.|\n)*ZeroDivisionError"):
         runner.run("x = 1")
     monkeypatch.undo()
-    if "namespaces" in runner.isolation():
-        patch(monkeypatch, "walls.new_process_namespace = lambda libc: open('/proc/none'); ")
+    if "namespaces" in runner.isolation_layers():
+        patch(monkeypatch, "isolation.new_process_namespace = lambda libc: open('/proc/none'); ")
         with pytest.raises(RuntimeError, match=r"sandbox itself failed: .*No such file"):
             runner.run("x = 1")

@@ -1,22 +1,23 @@
-"""The built-in world as files: what ``builtin:NAME`` stands for wherever a path is asked for.
+"""The built-in corpora, benchmarks and base model: what ``builtin:NAME`` stands for as a path.
 
-In: a name and a directory. Out: a file in that directory, written whole or not at all, reused
-when there. Corpora are JSONL of {"prompt", "completion"}, benchmarks JSONL of {"id", "prompt",
-"answer", "domain", "grader", "tests"}, the model is the directory beside this file.
+Corpora are JSONL of {"prompt", "completion"}; benchmarks are JSONL of {"id", "prompt", "answer",
+"domain", "grader", "tests"}. They are generated from `pipelines.builtin.world` on first use. The
+model is the directory `base` beside this file.
 """
 
 import hashlib
 import json
-import os
 import random
 from collections.abc import Callable, Iterable
-from difflib import get_close_matches
 from pathlib import Path
 
+from otr.files import write_text
 from pipelines.builtin.world import SKILLS, Item, items
+from pipelines.hints import did_you_mean
 
 PREFIX = "builtin:"
 TARGET = "chain"
+"""The skill that a fine-tune is to learn; the others are to be retained."""
 BENCHMARKS = (
     "target-heldout",
     "target-harder",
@@ -26,13 +27,13 @@ BENCHMARKS = (
     "retained-reasoning",
 )
 _MODEL = Path(__file__).parent / "base"
-_KEPT = [skill for skill in SKILLS if skill != TARGET]
-_TRAIN, _VALIDATION, _QUESTIONS = 6000, 108, 200
-_VALIDATION_EACH = _VALIDATION // len(_KEPT)  # of each kept skill, beside _VALIDATION of the target
+_RETAINED = [skill for skill in SKILLS if skill != TARGET]
+_TRAIN, _VALIDATION, _QUESTIONS = 6000, 108, 200  # items of the target skill; of a benchmark
+_VALIDATION_EACH = _VALIDATION // len(_RETAINED)  # items of each retained skill
 
 
-def folder(output: str) -> Path:
-    """Where the files of this version of the world belong under a run's output directory.
+def builtin_dir(output: str) -> Path:
+    """Return the directory below a run's output for the files of this version of the world.
 
     Raises:
         ValueError: the output is a file.
@@ -44,8 +45,12 @@ def folder(output: str) -> Path:
     return Path(output).absolute() / "builtin" / version[:12]
 
 
-def materialise(name: str, directory: Path) -> str:
-    """The path that `name` stands for; a name without the prefix stands for itself.
+def resolve_path(name: str, directory: Path) -> str:
+    """Return the path that ``builtin:NAME`` stands for; return any other name unchanged.
+
+    Args:
+        name: the name.
+        directory: where built-in files are written; an existing file is reused.
 
     Raises:
         ValueError: there is no such built-in file, or the base model was never made.
@@ -56,24 +61,18 @@ def materialise(name: str, directory: Path) -> str:
     if name == "base":
         if not (_MODEL / "config.json").is_file():
             raise ValueError(
-                "the built-in model is not there: python -m pipelines.builtin.pretrain "
+                "the built-in model does not exist: python -m pipelines.builtin.pretrain "
                 "pipelines/builtin/base"
             )
         return str(_MODEL)
     if name not in _FILES:
-        near = get_close_matches(name, [*_FILES, "base"], 1, 0)[0]
-        raise ValueError(f"no built-in file {PREFIX}{name}: did you mean {PREFIX}{near}?")
+        known = [f"{PREFIX}{file}" for file in (*_FILES, "base")]
+        raise ValueError(f"no built-in file {PREFIX}{name}: {did_you_mean(PREFIX + name, known)}")
     path = directory / f"{name}.jsonl"
     if not path.is_file():
-        _write(path, _FILES[name]())
+        directory.mkdir(parents=True, exist_ok=True)
+        write_text(path, "".join(json.dumps(record) + "\n" for record in _FILES[name]()))
     return str(path)
-
-
-def _write(path: Path, rows: Iterable[dict[str, str]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    scratch.replace(path)
 
 
 def _train() -> list[dict[str, str]]:
@@ -81,19 +80,28 @@ def _train() -> list[dict[str, str]]:
 
 
 def _validation() -> list[dict[str, str]]:
-    """As much of the target as of all other skills together: to learn the one and keep the rest."""
-    drawn = items(TARGET, "heldout", _VALIDATION)
-    for skill in _KEPT:
-        drawn += items(skill, "heldout", _VALIDATION_EACH)
-    return _examples(drawn)
+    """Return as many items of the target as of all retained skills together.
+
+    The validation loss then measures both, learning and forgetting.
+    """
+    chosen = items(TARGET, "heldout", _VALIDATION)
+    for skill in _RETAINED:
+        chosen += items(skill, "heldout", _VALIDATION_EACH)
+    return _examples(chosen)
 
 
-def _examples(drawn: Iterable[Item]) -> list[dict[str, str]]:
-    return [{"prompt": item.prompt, "completion": item.completion} for item in drawn]
+def _examples(chosen: Iterable[Item]) -> list[dict[str, str]]:
+    return [{"prompt": item.prompt, "completion": item.completion} for item in chosen]
 
 
 def _questions(skills: Iterable[str], split: str, first: int = 0) -> list[dict[str, str]]:
-    """`_QUESTIONS` of them in all, shuffled, so that any part has some of each skill."""
+    """Return `_QUESTIONS` questions; they are shuffled, so that any part has some of each skill.
+
+    Args:
+        skills: skills that get an equal number of questions.
+        split: split of the world.
+        first: items of each skill to leave out, since the validation data has them.
+    """
     skills = list(skills)
     each = -(-_QUESTIONS // len(skills))
     questions = [
@@ -117,7 +125,7 @@ def _question(name: str, skill: str, item: Item) -> dict[str, str]:
 
 
 def _retained(domain: str) -> list[dict[str, str]]:
-    skills = [skill for skill in _KEPT if SKILLS[skill].domain == domain]
+    skills = [skill for skill in _RETAINED if SKILLS[skill].domain == domain]
     return _questions(skills, "heldout", first=_VALIDATION_EACH)
 
 

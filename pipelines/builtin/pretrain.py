@@ -1,8 +1,9 @@
-"""Make the built-in base model: a tokenizer, then two stages of supervised training on the world.
+"""Train the built-in base model: a tokenizer, then two stages of supervised training on the world.
 
-In: an output directory. Out: a Hugging Face directory (Qwen3 architecture, 1.4 M parameters) and
-`pretrain.jsonl`, its metrics. The first stage teaches every skill but the target; the second is a
-first taste of the target, so that the model manages it sometimes.
+The output is a Hugging Face directory (Qwen3 architecture, 1.4 M parameters) with its training
+metrics in `pretrain.jsonl`. The first stage teaches every skill except the target. The second mixes
+in some of the target, so that the model sometimes solves it: one-token rollout needs a base model
+that does.
 
     python -m pipelines.builtin.pretrain DIRECTORY
 """
@@ -21,13 +22,14 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from otr.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 from otr.data import pack, tokenize
+from otr.loop.checkpoint import Snapshot
 from otr.loop.loop import train
 from otr.loop.policy import Batch
 from otr.loss.objective import Objective
+from pipelines.builtin.corpus import TARGET
 from pipelines.builtin.world import SKILLS, items
 
-TARGET = "chain"
-_ROW_LENGTH = 256
+_SEQUENCE_LENGTH = 256
 _CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -38,24 +40,35 @@ _CHAT_TEMPLATE = (
 
 @dataclass(frozen=True)
 class Pretrain:
-    """How the base model is made."""
+    """Settings of the base model's training."""
 
     output: tyro.conf.Positional[Path]
-    """Directory to make."""
+    """Directory to create."""
     steps: int = 6000
-    """Of the first stage."""
+    """Optimizer steps of the first stage."""
     taste_steps: int = 80
-    """Of the second stage."""
+    """Optimizer steps of the second stage."""
     taste_share: float = 0.3
-    """Of the second stage's examples that are the target skill."""
+    """Share of the second stage's examples that are of the target skill."""
     global_batch_size: int = 8
+    """Packed rows per optimizer step."""
     lr: float = 2e-3
+    """Learning rate of the first stage."""
     taste_lr: float = 3e-4
+    """Learning rate of the second stage."""
     seed: int = 0
+    """Seed of the weights and of the data."""
+
+
+@dataclass(frozen=True)
+class _Stage:
+    target_share: float
+    steps: int
+    optim: OptimConfig
 
 
 def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of 1,024 tokens that keeps digits apart, with a ChatML template."""
+    """Train a byte-level BPE of 1,024 tokens that splits digits; add a ChatML template."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -83,7 +96,7 @@ def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
-    """The untrained model."""
+    """Return the untrained model."""
     torch.manual_seed(seed)
     return Qwen3ForCausalLM(
         Qwen3Config(
@@ -106,7 +119,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalL
 def batches(
     tokenizer: PreTrainedTokenizerFast, rows: int, target_share: float, seed: int
 ) -> Iterator[Batch]:
-    """Packed rows of the skills without end, `target_share` of the examples from the target."""
+    """Yield batches of `rows` packed rows without end; `target_share` of the examples is target."""
     rng = random.Random(seed)
     others = [s for s in SKILLS if s != TARGET]
     weights = {s: (1 - target_share) / len(others) for s in others} | {TARGET: target_share}
@@ -117,9 +130,10 @@ def batches(
             for skill in dict.fromkeys(chosen)
             for item in items(skill, "train", chosen.count(skill), seed=seed * 2**31 + block)
         ]
-        done = tokenize(examples, tokenizer, columns={}, sequence_length=_ROW_LENGTH)
-        assert not done.rejected, done.rejected[0]
-        packed = {k: torch.from_numpy(v) for k, v in pack(done.examples, _ROW_LENGTH).items()}
+        tokenized = tokenize(examples, tokenizer, columns={}, sequence_length=_SEQUENCE_LENGTH)
+        assert not tokenized.rejected, tokenized.rejected[0]
+        columns = pack(tokenized.examples, _SEQUENCE_LENGTH)
+        packed = {k: torch.from_numpy(v) for k, v in columns.items()}
         shuffle = torch.Generator().manual_seed(block)
         order = torch.randperm(len(packed["input_ids"]), generator=shuffle)
         for part in order.split(rows):
@@ -128,33 +142,42 @@ def batches(
 
 
 def pretrain(config: Pretrain) -> None:
-    """Make the model directory; it must not be there yet."""
+    """Train the model and write its directory.
+
+    Raises:
+        ValueError: the directory exists.
+    """
     if config.output.exists():
-        raise ValueError(f"{config.output} is already there: name another directory or remove it")
+        raise ValueError(f"{config.output} exists: name another directory or remove it")
     log = config.output.with_name(config.output.name + ".log")
     log.mkdir(parents=True)
     sample = [i for s in SKILLS for i in items(s, "train", 500, seed=config.seed)]
     tokenizer = make_tokenizer([text for i in sample for text in (i.prompt, i.completion)])
     model = make_model(tokenizer, config.seed)
     stages = (
-        (0.0, config.steps, OptimConfig(config.lr, warmup_steps=100, final_lr=0.02)),
-        (config.taste_share, config.taste_steps, OptimConfig(config.taste_lr, final_lr=0.02)),
+        _Stage(0.0, config.steps, OptimConfig(config.lr, warmup_steps=100, final_lr=0.02)),
+        _Stage(config.taste_share, config.taste_steps, OptimConfig(config.taste_lr, final_lr=0.02)),
     )
     with (log / "pretrain.jsonl").open("w") as metrics_file:
-        for stage, (share, steps, optim) in enumerate(stages):
+        for number, stage in enumerate(stages):
 
-            def report(metrics: dict[str, float], _: str | None, stage: int = stage) -> None:
-                print(json.dumps({"stage": stage} | metrics), file=metrics_file, flush=True)
+            def report(metrics: dict[str, float], _: Snapshot | None, number: int = number) -> None:
+                print(json.dumps({"stage": number} | metrics), file=metrics_file, flush=True)
 
             train(
                 model,
-                batches(tokenizer, config.global_batch_size, share, seed=config.seed + stage),
+                batches(
+                    tokenizer,
+                    config.global_batch_size,
+                    stage.target_share,
+                    seed=config.seed + number,
+                ),
                 TrainConfig(
                     model=ModelConfig(str(config.output)),
-                    data=DataConfig(("built-in world",), sequence_length=_ROW_LENGTH),
+                    data=DataConfig(("built-in world",), sequence_length=_SEQUENCE_LENGTH),
                     objective=Objective("sft"),
-                    optim=optim,
-                    max_steps=steps,
+                    optim=stage.optim,
+                    max_steps=stage.steps,
                     global_batch_size=config.global_batch_size,
                     micro_batch_size=config.global_batch_size,
                     log_interval=50,
@@ -162,9 +185,9 @@ def pretrain(config: Pretrain) -> None:
                 ),
                 report,
             )
-            model.save_pretrained(log / f"stage-{stage}")
-            tokenizer.save_pretrained(log / f"stage-{stage}")
-    model.to(torch.bfloat16).save_pretrained(log / "base")
+            model.save_pretrained(log / f"stage-{number}")
+            tokenizer.save_pretrained(log / f"stage-{number}")
+    model.bfloat16().save_pretrained(log / "base")
     tokenizer.save_pretrained(log / "base")
     shutil.copy(log / "pretrain.jsonl", log / "base")
     (log / "base").rename(config.output)

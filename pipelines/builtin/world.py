@@ -1,8 +1,8 @@
-"""A procedural world of small problems in the paper's three domains.
+"""Procedurally generated small problems in the paper's three domains.
 
-In: a skill, a split, a count and a seed. Out: a list of different `Item`s, the same every time.
-Splits of a skill do not overlap: "train" and "heldout" share a distribution and are told apart by a
-hash of the prompt; "harder" has longer problems than either.
+`items` generates them by skill, split, count and seed, and always returns the same ones for the
+same arguments. Splits of a skill do not overlap: "train" and "heldout" have the same distribution
+and are separated by a hash of the prompt; "harder" has longer problems than both.
 """
 
 import hashlib
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 SPLITS = ("train", "heldout", "harder")
 _HELDOUT_SHARE = 0.2
-_TRIES = 5000  # in a row without a new item
+_MAX_TRIES = 5000  # in succession without a new item
 
 
 @dataclass(frozen=True)
 class Item:
-    """One problem: the user's turn, a worked solution, and how an answer to it is graded."""
+    """One problem: the user's turn, a worked solution, and how to grade an answer."""
 
     prompt: str
     completion: str
@@ -30,17 +30,18 @@ class Item:
 
 @dataclass(frozen=True)
 class Skill:
-    """A kind of problem; `make` draws one, a longer one where `hard`."""
+    """A kind of problem."""
 
     domain: str
     make: Callable[[random.Random, bool], Item]
+    """Draws a problem; with True, a longer one."""
 
 
 def items(skill: str, split: str, count: int, seed: int = 0) -> list[Item]:
-    """`count` different items of one skill and split.
+    """Return `count` different items of one skill and split.
 
     Raises:
-        ValueError: unknown skill or split, or the split has fewer items than that.
+        ValueError: unknown skill or split, or the split has fewer items.
     """
     if skill not in SKILLS:
         raise ValueError(f"skill {skill!r}: use one of {', '.join(SKILLS)}")
@@ -55,7 +56,7 @@ def items(skill: str, split: str, count: int, seed: int = 0) -> list[Item]:
             found[item.prompt] = item
             tries = 0
         tries += 1
-        if tries > _TRIES:
+        if tries > _MAX_TRIES:
             raise ValueError(f"{skill}/{split} has no {count} different items: ask for fewer")
     return list(found.values())
 
@@ -85,7 +86,7 @@ def _pair(rng: random.Random, hard: bool) -> tuple[int, int]:
 
 
 def _series(rng: random.Random, hard: bool) -> Item:
-    """Several operations in a row, each worked out on a line."""
+    """Draw a chain of operations; the solution has a line per operation."""
     value = rng.randint(20, 99)
     text, work = str(value), []
     for _ in range(rng.randint(4, 5) if hard else rng.randint(2, 3)):
@@ -102,12 +103,12 @@ _THINGS = ("apples", "stamps", "coins", "cards", "shells", "pens", "nuts", "bead
 
 
 def _step(rng: random.Random, hard: bool) -> Item:
-    """A word problem of one step."""
+    """Draw a word problem of one step."""
     return _story(rng, rng.randint(200, 399) if hard else rng.randint(20, 199), 1)
 
 
 def _chain(rng: random.Random, hard: bool) -> Item:
-    """A word problem that takes several steps."""
+    """Draw a word problem of several steps."""
     return _story(rng, rng.randint(20, 99), rng.randint(4, 5) if hard else rng.randint(2, 3))
 
 
@@ -126,7 +127,7 @@ def _story(rng: random.Random, have: int, steps: int) -> Item:
 
 
 def _operation(rng: random.Random, value: int, signs: tuple[str, ...]) -> tuple[str, int, str]:
-    """A random operation on `value`: its text, the result, and the two as a line of work."""
+    """Draw an operation on `value`; return its text, its result, and both as a line of work."""
     sign = rng.choice(signs)
     if sign == "*" and value < 100:
         number, result = 2, value * 2
@@ -170,15 +171,15 @@ _FUNCTIONS = ("solve", "pick", "work", "task", "calc", "run", "fold", "take")
 
 
 def _function(rng: random.Random, hard: bool) -> Item:
-    """A one-line function over a list, from its docstring."""
+    """Draw a one-line function over a list, to be written from its docstring."""
     name, n, m = rng.choice(_FUNCTIONS), rng.randint(2, 12), rng.randint(2, 12)
-    (kept, test), (mapped, value) = rng.choice(_FILTERS), rng.choice(_MAPS)
+    (filtered, test), (mapped, value) = rng.choice(_FILTERS), rng.choice(_MAPS)
     reduced, body = rng.choice(_REDUCTIONS)
-    kept, test = kept.format(n=n), test.format(n=n)
+    filtered, test = filtered.format(n=n), test.format(n=n)
     if hard:
         limit = rng.randint(2, 12)
-        kept, test = f"{kept} other than {limit}", f"{test} and x != {limit}"
-    doc = f"Return {reduced} {mapped.format(m=m)} {kept} in xs."
+        filtered, test = f"{filtered} other than {limit}", f"{test} and x != {limit}"
+    doc = f"Return {reduced} {mapped.format(m=m)} {filtered} in xs."
     head = f'def {name}(xs):\n    """{doc}"""'
     solution = f"def {name}(xs):\n    return {body.format(m=value.format(m=m), f=test)}"
     return Item(
@@ -187,12 +188,12 @@ def _function(rng: random.Random, hard: bool) -> Item:
 
 
 def _tests(name: str, solution: str, rng: random.Random) -> str:
-    """Assertions on random lists, their expected values computed by the solution."""
+    """Return assertions on random lists; the solution computes their expected values."""
     scope: dict[str, Callable[[list[int]], object]] = {}
-    exec(solution, scope)  # our own text, made above
+    exec(solution, scope)  # text generated above
     lists = [[], *([rng.randint(0, 24) for _ in range(rng.randint(4, 9))] for _ in range(5))]
     more = random.Random(solution)
-    while len({repr(scope[name](xs)) for xs in lists}) < 2:  # no constant may pass
+    while len({repr(scope[name](xs)) for xs in lists}) < 2:  # so that no constant passes
         lists.append([more.randint(0, 24) for _ in range(9)])
     return "\n".join(f"assert {name}({xs}) == {scope[name](xs)!r}" for xs in lists)
 
@@ -210,7 +211,7 @@ def _boolean(rng: random.Random, hard: bool) -> Item:
         return rng.choice((" and ", " or ")).join(parts)
 
     text = expression(rng.randint(5, 6) if hard else rng.randint(2, 4))
-    value = str(eval(text))  # our own text, made above
+    value = str(eval(text))  # text generated above
     return Item(f"Evaluate: {text}", f"Answer: {value}", value, "exact")
 
 

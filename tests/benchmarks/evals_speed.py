@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from evals.benchmark import Benchmark, Item
 from evals.grading.answers import grade_all
-from evals.jobs import jobs
+from evals.jobs import make_jobs
 from evals.score import score
 from evals.serving.engine import Engine
 from evals.settings import EngineSettings, free_port
@@ -61,9 +61,9 @@ class Scene:
 def scene(max_items: int, names: tuple[str, ...] = corpus.BENCHMARKS) -> Iterator[Scene]:
     with tempfile.TemporaryDirectory() as directory:
         folder = Path(directory)
-        base = Path(corpus.materialise("builtin:base", folder))
+        base = Path(corpus.resolve_path("builtin:base", folder))
         checkpoints = [_copy(base, folder / f"checkpoint-{n}", 1 - 1e-3 * n) for n in range(4)]
-        files = [corpus.materialise(f"builtin:{name}", folder) for name in names]
+        files = [corpus.resolve_path(f"builtin:{name}", folder) for name in names]
         settings = EngineSettings(port=free_port(), log_dir=str(folder / "logs"))
         ray.init(
             address="local",
@@ -165,12 +165,12 @@ def grading(on: Scene, rounds: int) -> Report:
 
 def _answers(on: Scene, benchmarks: list[Benchmark]) -> dict[str, list[tuple[Item, str]]]:
     answers = {}
-    for job in jobs(on.engine.model_dir, benchmarks, on.engine.settings):
+    for job in make_jobs(on.engine.model_dir, benchmarks, on.engine.settings):
         found = on.engine.generate(
             job.prompts.token_ids,
             job.benchmark.decoding,
             stop_token_ids=job.prompts.stop_token_ids,
-            seeds=job.ids,
+            seeds=job.item_ids,
         )
         answers[job.benchmark.name] = [
             (item, sample.text)

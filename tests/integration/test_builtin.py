@@ -63,5 +63,5 @@ def test_the_script_makes_a_model_that_loads(tmp_path: Path) -> None:
     assert model.config.tie_word_embeddings
     log = [json.loads(line) for line in (output / "pretrain.jsonl").read_text().splitlines()]
     assert {entry["stage"] for entry in log} == {0, 1}
-    with pytest.raises(ValueError, match="already there"):
+    with pytest.raises(ValueError, match="exists: name another"):
         script.pretrain(script.Pretrain(output))

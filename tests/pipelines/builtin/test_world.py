@@ -1,4 +1,4 @@
-"""The built-in world: splits that do not overlap, answers that are right."""
+"""Splits of the built-in world do not overlap, and its answers are correct."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ def test_splits_share_no_prompt(skill: str) -> None:
     assert len(set.union(*prompts)) == COUNT * len(SPLITS)
 
 
-def test_another_seed_never_crosses_the_splits() -> None:
+def test_splits_do_not_overlap_for_different_seeds() -> None:
     train = {i.prompt for s in SKILLS for i in items(s, "train", COUNT, seed=1)}
     held = {i.prompt for s in SKILLS for i in items(s, "heldout", COUNT, seed=2)}
     harder = {i.prompt for s in SKILLS for i in items(s, "harder", COUNT, seed=3)}
@@ -38,7 +38,7 @@ def test_harder_is_longer() -> None:
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_chains_are_right(split: str) -> None:
+def test_chains_are_computed_correctly(split: str) -> None:
     for item in items("chain", split, COUNT):
         for line in item.completion.split("\n")[:-1]:
             left, right = line.split(" = ")
@@ -60,11 +60,11 @@ def test_functions_pass_their_own_tests_and_a_stub_does_not() -> None:
     assert stubs_passed == 0
 
 
-def test_every_domain_is_there() -> None:
+def test_every_domain_has_skills() -> None:
     assert {s.domain for s in SKILLS.values()} == {"mathematics", "code", "reasoning"}
 
 
-def test_bad_arguments() -> None:
+def test_invalid_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="'poetry'"):
         items("poetry", "train", 1)
     with pytest.raises(ValueError, match="'validation'"):
@@ -73,11 +73,11 @@ def test_bad_arguments() -> None:
         items("sum", "train", 50_000)
 
 
-def test_the_files_share_no_prompt(tmp_path: Path) -> None:
-    """But for target-train, which asks what was trained on."""
+def test_files_share_no_prompt_except_target_train(tmp_path: Path) -> None:
+    """The benchmark target-train asks prompts of the training data."""
     prompts = {}
     for name in corpus._FILES:
-        lines = Path(corpus.materialise(corpus.PREFIX + name, tmp_path)).read_text().splitlines()
+        lines = Path(corpus.resolve_path(corpus.PREFIX + name, tmp_path)).read_text().splitlines()
         prompts[name] = [json.loads(line)["prompt"] for line in lines]
         assert len(set(prompts[name])) == len(prompts[name])
     assert {*prompts.pop("target-train")} < {*prompts["train"]}
@@ -87,4 +87,4 @@ def test_the_files_share_no_prompt(tmp_path: Path) -> None:
 
 def test_an_unknown_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no built-in file builtin:trian: did you mean builtin:tr"):
-        corpus.materialise("builtin:trian", tmp_path)
+        corpus.resolve_path("builtin:trian", tmp_path)

@@ -23,7 +23,7 @@ import numpy as np
 from evals import jobs
 from evals.benchmark import Benchmark, Decoding, TaskScore
 from evals.files import write_json
-from evals.grading.answers import graders
+from evals.grading.answers import grading_pool
 from evals.jobs import Job
 from evals.records import Journal, write_answers
 from evals.serving.requests import Completion, Done, SampleKey
@@ -146,7 +146,7 @@ def _answered(
     """Every sample, graded while the next ones are generated."""
     benchmark = job.benchmark
     samples: dict[SampleKey, Completion] = {}
-    with graders() as pool:
+    with grading_pool() as pool:
         verdicts: dict[SampleKey, Future[bool]] = {}
 
         def take(index: int, sample: int, completion: Completion) -> None:

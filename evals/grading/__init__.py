@@ -1,4 +1,4 @@
-"""Whether an answer is right: extraction of the final answer, and its comparison."""
+"""Grading: extraction of the final answer from a text, and its comparison with the reference."""
 
 from evals.grading.answers import (
     choice_equal,
@@ -21,3 +21,7 @@ __all__ = [
     "marked_answer",
     "math_equal",
 ]
+
+# Stored scores are identified by the name of their grader. This name must not depend on the file.
+for _name in __all__:
+    globals()[_name].__module__ = __name__

@@ -1,8 +1,8 @@
-r"""Is this answer right? Extraction of the final answer from a model's text, and its comparison.
+r"""Extraction of the final answer from a model's text, and its comparison with the reference.
 
-In: the whole text of an answer and the reference answer. Out: right or wrong. The final answer is
-looked for in the order of Qwen2.5-Math's evaluation: the last complete `\boxed{}`, what follows
-the last "####", what follows the last "answer is", the last number (mathematics) or line (others).
+The final answer is searched for in the order of the evaluation of Qwen2.5-Math: the last complete
+`\boxed{}`, the text after the last "####", the text after the last "answer is", and last the last
+number (mathematics) or line (other domains).
 """
 
 import ast
@@ -17,61 +17,63 @@ from evals.grading import notation, symbolic
 from evals.sandbox import runner
 
 CPU_SECONDS = 5.0
-MAX_ANSWER_CHARS = 1_000  # no reference answer is a third as long; a loop of a model is
+MAX_ANSWER_CHARS = 1_000  # reference answers have under a third of it; a model's loop has more
 _NUMBER = re.compile(r"(?<![\d.])-?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)")
 _OPTION = re.compile(r"\(([A-Za-z])\)|(?<![A-Za-z'])([A-Z])(?![A-Za-z'])")
 _STATEMENT = re.compile(r"^(?:from [\w.]+ import|import \w|(?:async )?def \w|class \w|@\w)", re.M)
 _BRACE = re.compile(r"\\(?:boxed|fbox)\s*\{|\\\\(?!boxed|fbox)|\\[{}]|[{}]")
 _BRACE_OR_ESCAPED = re.compile(r"\\(?:boxed|fbox)\s*\{|[{}]")
 _FENCED = re.compile(r"^[ \t]*```[ \t]*\w*[ \t]*\n(.*?)(?:^[ \t]*```|\Z)", re.M | re.S)
-_GROUPED = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
 
 def math_equal(prediction: str, gold: str) -> bool:
-    r"""True if the final answer in `prediction` equals `gold`, by value and not by spelling.
+    r"""Return whether the final answer in `prediction` equals `gold` in value.
 
-    Rational numbers and equal spellings are settled here, the rest by math-verify (Kydlicek, 2025)
-    in a process of its own with a limit on CPU time: safe in threads and with hostile input.
+    Equal spellings and rational numbers are compared here. Everything else goes to math-verify
+    (Kydlicek, 2025) in a separate process with a limit on CPU time, which makes the comparison safe
+    in threads and with hostile input.
 
     Args:
         prediction: the model's whole answer text.
         gold: the reference answer, LaTeX or plain, with or without `\boxed{}`.
     """
-    answer = _final(prediction)
-    answer, gold = notation.plain(answer), notation.plain(_last_boxed(gold) or gold)
-    short, gold_short = notation.squeezed(answer), notation.squeezed(gold)
+    answer = notation.normalize(_final(prediction))
+    gold = notation.normalize(_last_boxed(gold) or gold)
+    short, gold_short = notation.compact(answer), notation.compact(gold)
     if not answer or not gold or short == gold_short:
         return bool(answer) and short == gold_short
-    if notation.words(gold) and notation.words(gold) == notation.words(answer):
+    gold_words = notation.normalize_words(gold)
+    if gold_words and gold_words == notation.normalize_words(answer):
         return True
-    gold_value, value = notation.number(gold_short), _value(answer)
+    gold_value, value = notation.parse_number(gold_short), _value(answer)
     if gold_value and value:
         return gold_value.equals(value)
-    gold_digits, digits = notation.in_base(gold_short), notation.in_base(short)
-    if gold_digits and digits:
-        return gold_digits == digits
-    return symbolic.equal(*notation.same_sides(gold, answer))
+    gold_based = notation.parse_based_number(gold_short)
+    based = notation.parse_based_number(short)
+    if gold_based and based:
+        return gold_based == based
+    return symbolic.equal(*notation.drop_names(gold, answer))
 
 
 def final_answer(text: str) -> str:
-    """The final answer of `text` in one spelling, "" for none: what majority voting counts.
+    """Return the final answer of `text` in a canonical spelling, for majority voting; "" for none.
 
-    Rational numbers go by value and lists without brackets by content; other expressions that are
-    equal but written otherwise are different votes.
+    Rational numbers of equal value are one vote, and so are lists without brackets in any order.
+    Other equal expressions in different spellings are different votes.
     """
-    answer = notation.plain(_final(text))
+    answer = notation.normalize(_final(text))
     value = _value(answer)
     if value:
         return f"{value.value}{'%' if value.percent else ''}"
-    short = notation.words(answer) or notation.squeezed(answer)
+    short = notation.normalize_words(answer) or notation.compact(answer)
     return short if re.search(r"[(\[{]", short) else ",".join(sorted(short.split(",")))
 
 
 def choice_equal(prediction: str, gold: str) -> bool:
-    """True if the option letter in `prediction` is `gold`, with or without parentheses.
+    """Return whether the option letter in `prediction` is `gold`, with or without parentheses.
 
-    In an answer marked as final the first letter counts ("(B) the owl"); in running text the last
-    "(B)", or a last line that is or opens with a letter ("B", "B. the owl").
+    In an answer marked as final, the first letter counts ("(B) the owl"). In other text, the last
+    "(B)" counts, or a last line that is a letter or starts with one ("B", "B. the owl").
     """
     marked = marked_answer(prediction)
     if marked is not None:
@@ -84,40 +86,43 @@ def choice_equal(prediction: str, gold: str) -> bool:
 
 
 def exact_equal(prediction: str, gold: str) -> bool:
-    """True if the final answer, else the last line, is `gold` but for case, commas and spaces."""
+    """Return whether the final answer or last line is `gold`, up to case, commas and spaces.
+
+    A text that is `gold` as a whole is right, too.
+    """
     answer = marked_answer(prediction)
     if answer is None:
         answer = prediction.strip().rpartition("\n")[2]
-    return _words(gold) in (_words(answer), _words(prediction))
+    return _normalize_text(gold) in (_normalize_text(answer), _normalize_text(prediction))
 
 
 def code_passes(item: Item, text: str) -> bool:
-    """True if the code in `text` passes `item.tests` in the sandbox.
+    """Return whether the code in `text` passes `item.tests` in the sandbox.
 
-    `item.meta["code_prompt"]`, where present, is the head of the function that was to be completed;
-    `item.meta["cpu_seconds"]` the time that the tests may take.
+    `item.meta` may have "code_prompt", the head of the function to complete, and "cpu_seconds", the
+    CPU time that the program with its tests may take.
     """
     program = extract_code(text, item.meta.get("code_prompt", ""))
     cpu_seconds = item.meta.get("cpu_seconds", CPU_SECONDS)
     return runner.run(program, tests=item.tests, cpu_seconds=cpu_seconds).passed
 
 
-def graders() -> ThreadPoolExecutor:
-    """For as many answers at a time as this process may use cores.
+def grading_pool() -> ThreadPoolExecutor:
+    """Return a pool with one thread per core that this process may use.
 
-    Threads suffice: code and symbolic comparison run in processes of their own, with time limits.
+    Threads suffice, because code and symbolic comparisons run in other processes with time limits.
     """
     return ThreadPoolExecutor(len(os.sched_getaffinity(0)))
 
 
 def grade_all(benchmark: Benchmark, answers: Sequence[tuple[Item, str]]) -> list[bool]:
-    """Grades all answers; order is kept."""
-    with graders() as pool:
+    """Return the verdict on each answer, in order."""
+    with grading_pool() as pool:
         return list(pool.map(lambda answer: benchmark.grade(*answer), answers))
 
 
 def marked_answer(text: str) -> str | None:
-    r"""What `text` marks as final by `\boxed{}`, "####", "answer is" or "Answer:"; else None."""
+    r"""Return what `\boxed{}`, "####", "answer is" or "Answer:" marks as final, or None."""
     boxed = _last_boxed(text)
     if boxed is not None:
         return boxed
@@ -132,19 +137,19 @@ def marked_answer(text: str) -> str | None:
 
 
 def extract_code(text: str, prompt: str = "") -> str:
-    """The program in a model's answer: from its last fitting fenced block, else from its text.
+    """Return the program in a model's answer: its last suitable fenced block, else its text.
 
     Args:
-        text: the whole answer; a block cut off by the token limit counts as far as it goes.
-        prompt: the code that was to be completed, if any. An answer that repeats its last function
-            replaces it and keeps what stands above; any other answer is its continuation.
+        text: the whole answer. A block that the token limit cut off counts as far as it goes.
+        prompt: the code to complete, if any. An answer that defines the last function of the prompt
+            replaces that function; any other answer is appended to the prompt.
     """
     headers = list(re.finditer(r"^def\s+(\w+)", prompt, re.MULTILINE))
     name = headers[-1].group(1) if headers else r"\w+"
     definition = re.compile(rf"^(?:async\s+)?def\s+{name}\b", re.MULTILINE)
     blocks = _FENCED.findall(text)
-    fitting = [block for block in map(textwrap.dedent, blocks) if definition.search(block)]
-    code = (fitting or blocks or [text])[-1]
+    suitable = [block for block in map(textwrap.dedent, blocks) if definition.search(block)]
+    code = (suitable or blocks or [text])[-1]
     if not headers:
         return code if blocks else _from_first_statement(code)
     if definition.search(code):
@@ -156,8 +161,8 @@ def extract_code(text: str, prompt: str = "") -> str:
 
 
 def _last_boxed(text: str) -> str | None:
-    r"""Content of the last `\boxed{}` whose braces close and that is not empty; linear in time."""
-    # "\}" is no brace in LaTeX, but one reference answer of MATH is broken: "\frac{\}{p}i2".
+    r"""Return the content of the last complete `\boxed{}` that is not empty, in linear time."""
+    # "\}" is not a brace in LaTeX, but one reference answer of MATH is broken: "\frac{\}{p}i2".
     return _boxed(_BRACE, text) or _boxed(_BRACE_OR_ESCAPED, text)
 
 
@@ -177,7 +182,7 @@ def _boxed(braces: re.Pattern[str], text: str) -> str | None:
 
 
 def _sentence(tail: str) -> str:
-    """The first sentence of `tail`, on one line, or the formula that it opens with."""
+    """Return the formula that `tail` starts with, else the first sentence on its first line."""
     line = tail.lstrip(" \t\n:*").partition("\n")[0]
     formula = re.match(r"\$\$?([^$]+?)\$\$?(?![\d])|\\\((.+?)\\\)|\\\[(.+?)\\\]", line)
     if formula:
@@ -186,7 +191,7 @@ def _sentence(tail: str) -> str:
 
 
 def _final(prediction: str) -> str:
-    """What is marked as final, else the last number; "" where that is longer than any answer."""
+    """Return what is marked as final, else the last number; "" if it is longer than any answer."""
     answer = marked_answer(prediction)
     if answer is None:
         answer = "".join(_NUMBER.findall(prediction)[-1:])
@@ -194,27 +199,27 @@ def _final(prediction: str) -> str:
 
 
 def _value(answer: str) -> notation.Number | None:
-    return notation.number(notation.squeezed(notation.without_words(answer)))
+    return notation.parse_number(notation.compact(notation.extract_number(answer)))
 
 
-def _words(answer: str) -> str:
+def _normalize_text(answer: str) -> str:
     answer = re.sub(r"\\text\{([^{}]*)\}", r"\1", answer)
-    answer = _GROUPED.sub("", answer).replace(",", " ").strip("\"'`*$. \n\t")
+    answer = notation.DIGIT_GROUP.sub("", answer).replace(",", " ").strip("\"'`*$. \n\t")
     if re.fullmatch(r"[\[\](){}<>\s]*", answer):
         return "".join(answer.split())
     return " ".join(answer.casefold().split()).strip("\"'`*$. ")
 
 
 def _from_first_statement(text: str) -> str:
-    """Drops prose before the first line that looks like code, unless all of it is code."""
+    """Drop prose around the code: before its first line, and after it; keep text that parses."""
     start = _STATEMENT.search(text)
-    return (
-        text if start is None or _parses(text) else _without_trailing_prose(text[start.start() :])
-    )
+    if start is None or _parses(text):
+        return text
+    return _without_trailing_prose(text[start.start() :])
 
 
 def _without_trailing_prose(program: str) -> str:
-    """The longest head of `program`, in whole lines, that parses; all of it if none does."""
+    """Return the most leading lines of `program` that parse; all of it if none do."""
     lines = program.splitlines()
     heads = ("\n".join(lines[:count]) for count in range(len(lines), 0, -1))
     return next(filter(_parses, heads), program)

@@ -1,7 +1,7 @@
-r"""One spelling for what LaTeX, plain text and Python write in many ways; numbers by their value.
+r"""Normalization of mathematical answers that LaTeX, plain text and Python write in many ways.
 
-In: a final answer or a reference answer, without its sentence. Out: `plain` a string that still is
-LaTeX, `squeezed` that string without spaces, to compare by; `number` the value of a rational.
+`normalize` turns a final answer into a string that is still LaTeX. `compact` removes from that what
+a reader does not see, for comparison. `parse_number` parses the value of a rational number.
 """
 
 import re
@@ -29,7 +29,7 @@ _REWRITES = [
     for pattern, replacement in (
         (r"\\?\$|(?<!\\)\\[()\[\]]", ""),
         (r"\\(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])\.?|\\displaystyle|\\limits(?![a-zA-Z])", ""),
-        (r"(?<=\d)\s*(?:,\s*\\!|\{,\})\s*(?=\d{3}(?!\d))", ""),  # digit groups, as LaTeX has them
+        (r"(?<=\d)\s*(?:,\s*\\!|\{,\})\s*(?=\d{3}(?!\d))", ""),  # LaTeX's digit groups
         (r"(?<!\\)\\!|\{\}", ""),
         (r"\{,\}", ","),
         (r"(?<!\\)\\[,;: ]|~|\\q?quad(?![a-zA-Z])|\s+", " "),
@@ -58,7 +58,7 @@ _NUMBER = re.compile(
 _NAMED = re.compile(r"^\\?[a-zA-Z]+ ?(?:_\w|_\{[^{}]*\})? ?(?:\([\\a-z, ]*\))? ?=(?=[^=]*$)")
 _GROUPED_NUMBER = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 _IN_WORDS = re.compile(r"(?:[A-Za-z]{2,}\s+)*(-?[\d,]*\.?\d+%?)(?:\s+[A-Za-z]{2,}[.,]?)*")
-_GROUPED = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+DIGIT_GROUP = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,10 @@ class Number:
     percent: bool
 
     def equals(self, other: "Number") -> bool:
-        """The same value, up to rounding where one of the two is a decimal.
+        """Return whether the values are equal, up to rounding if either is a decimal.
 
-        Relative tolerance 1e-6; 1e-4 in scientific notation (that of Qwen2.5-Math's evaluation).
-        "50%" equals 50 and 0.5.
+        The relative tolerance is 1e-6, and 1e-4 in scientific notation (as in the evaluation of
+        Qwen2.5-Math). "50%" equals both 50 and 0.5.
         """
         if self.percent != other.percent and self._near(other, 100 if other.percent else 0.01):
             return True
@@ -89,10 +89,10 @@ class Number:
         return rounded and abs(value - other.value) <= tolerance * abs(other.value)
 
 
-def plain(answer: str) -> str:
-    r"""`answer` without dollar signs, spacing commands, `\left`, digit groups and a full stop.
+def normalize(answer: str) -> str:
+    r"""Remove dollar signs, spacing commands, `\left`, digit groups and a final full stop.
 
-    `\dfrac12` and `(1)/(2)` become `\frac{1}{2}`, "and" between numbers becomes a comma.
+    `\dfrac12` and `(1)/(2)` become `\frac{1}{2}`, and "and" between numbers becomes a comma.
     """
     answer = answer.translate(_CHARACTERS).strip().strip("*").rstrip(".").strip()
     for pattern, replacement in _REWRITES:
@@ -107,29 +107,29 @@ def plain(answer: str) -> str:
     return _slashes_to_fractions(answer)
 
 
-def without_words(answer: str) -> str:
-    """The number in `answer` if all else is words around it ("18 dollars a day"); else `answer`."""
+def extract_number(answer: str) -> str:
+    """Return the number in `answer` if all else is words ("18 dollars per day"), else `answer`."""
     in_words = _IN_WORDS.fullmatch(answer)
-    return _GROUPED.sub("", in_words.group(1)) if in_words else answer
+    return DIGIT_GROUP.sub("", in_words.group(1)) if in_words else answer
 
 
-def squeezed(answer: str) -> str:
-    """`plain` text without what a reader doesn't see: to compare by, no longer fit to parse."""
+def compact(answer: str) -> str:
+    """Remove what a reader does not see from normalized text, which is then no longer LaTeX."""
     answer = re.sub(r"(?<!\d) | (?!\d)", "", answer)
     answer = re.sub(r"([\^_])\{(\w|\\circ)\}", r"\1\2", answer)
     return re.sub(r"^(-?)0+(?=\d)", r"\1", answer)
 
 
-def words(answer: str) -> str:
-    """Letters and digits in lower case if `answer` is words (two letters or more), else ""."""
+def normalize_words(answer: str) -> str:
+    """Return the letters and digits of `answer` in lower case if it is words, else ""."""
     is_words = re.search(r"[A-Za-z]\.?[A-Za-z]", answer) and not re.search(
         r"[\\^_+*/=<>()\[\]-]", answer
     )
     return re.sub(r"[\W_]+", "", answer).casefold() if is_words else ""
 
 
-def number(answer: str) -> Number | None:
-    """The value of a `squeezed` integer, decimal, fraction or mixed number with or without unit."""
+def parse_number(answer: str) -> Number | None:
+    """Parse a compact integer, decimal, fraction or mixed number, with or without a unit."""
     found = _NUMBER.fullmatch(answer) if len(answer) <= 200 else None
     if not found:
         return None
@@ -148,26 +148,27 @@ def number(answer: str) -> Number | None:
     )
 
 
-def same_sides(gold: str, answer: str) -> tuple[str, str]:
-    """Both without "name =" in front if only one has it or it is the same; else as they are."""
+def drop_names(gold: str, answer: str) -> tuple[str, str]:
+    """Drop a leading "name =" from both if only one has it or the names agree."""
     names = [_NAMED.match(gold), _NAMED.match(answer)]
-    same = len({squeezed(name.group()) for name in names if name}) == 1
+    same = len({compact(name.group()) for name in names if name}) == 1
     if same or ("=" in gold) != ("=" in answer):
         return _NAMED.sub("", gold), _NAMED.sub("", answer)
     return gold, answer
 
 
-def in_base(answer: str) -> tuple[str, int] | None:
-    """Digits and base of a `squeezed` number such as 110101_2."""
+def parse_based_number(answer: str) -> tuple[str, int] | None:
+    """Return digits and base of a compact number such as 110101_2."""
     found = re.fullmatch(r"([0-9A-F]+)_\{?(\d+)\}?", answer)
     return (found.group(1).lstrip("0"), int(found.group(2))) if found else None
 
 
 def _slashes_to_fractions(answer: str) -> str:
-    r"""Writes "(A)/(B)" as `\frac{A}{B}` where that can't change what is multiplied with what."""
+    r"""Rewrite "(A)/(B)" as `\frac{A}{B}` unless a factor stands before it."""
     start = 0
     while (slash := answer.find(")/(", start)) >= 0:
-        left, right = _partner(answer, slash, -1), _partner(answer, slash + 2, 1)
+        left = _matching_parenthesis(answer, slash, -1)
+        right = _matching_parenthesis(answer, slash + 2, 1)
         before = answer[:left] if left is not None else ""
         if left is None or right is None or re.search(r"[\w})\]]$|\\[a-zA-Z]+ $|\d $", before):
             start = slash + 1
@@ -178,12 +179,12 @@ def _slashes_to_fractions(answer: str) -> str:
     return answer
 
 
-def _partner(text: str, place: int, step: int) -> int | None:
-    """Where the parenthesis at `place` is matched, going by `step`."""
+def _matching_parenthesis(text: str, index: int, step: int) -> int | None:
+    """Return the index of the parenthesis that matches the one at `index`, going by `step`."""
     depth = 0
-    while 0 <= place < len(text):
-        depth += {"(": step, ")": -step}.get(text[place], 0)
+    while 0 <= index < len(text):
+        depth += {"(": step, ")": -step}.get(text[index], 0)
         if depth == 0:
-            return place
-        place += step
+            return index
+        index += step
     return None

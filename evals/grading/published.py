@@ -1,8 +1,8 @@
-r"""Answer rules as their authors publish them, faults included: for scores to compare with theirs.
+r"""Published answer rules, faults included, for scores that are comparable with published ones.
 
-In: the whole text of an answer. Out: the answer that the rule reads from it, "" for none. Scores of
-our own use the more lenient rules of `evals.grading.answers` instead. Each rule is written anew, in
-linear time where the original is not, from the description or source that its docstring names.
+Each function returns the answer that a rule finds in a model's whole answer text, or "". Benchmarks
+without a published rule use the more lenient `evals.grading.answers`. Each rule is an independent
+implementation of the source that its docstring names, in linear time even if the original is not.
 """
 
 import re
@@ -13,7 +13,7 @@ LETTERS = "ABCDEFGHIJ"
 _STRICT = re.compile(r"#### (-?[0-9.,]+)")
 _FLEXIBLE = re.compile(r"-?[$0-9.,]{2,}|-?[0-9]+")
 
-# SuperGPQA: what may stand before a letter or the text of an option, and what must stand after it.
+# SuperGPQA: what may precede the letter or the text of an option, and what must follow it.
 _WRAPPER = r"\\(?:boxed|mathbf|mathrm|text)\{"
 _OPENING = rf"\s*(?:(?:{_WRAPPER}|[*${{(\[\\])+?\s*)?"
 _BY_ITSELF = rf"^[^\w\r\n]*(?:{_WRAPPER}(?:{_WRAPPER}|[*${{(\[\\])*?\s*|[\r\n]\s*)?"
@@ -26,7 +26,7 @@ _BBEH_LEADS = ("The answer is:", "The final answer is ", "The final answer is: "
 
 
 def gsm8k_strict(text: str) -> str:
-    """The first number after "#### ", without commas, dollar signs and a final full stop.
+    """Return the first number after "#### ", without commas, dollar signs and a final full stop.
 
     Source: EleutherAI/lm-evaluation-harness, tasks/gsm8k/gsm8k.yaml, filter "strict-match".
     """
@@ -35,7 +35,7 @@ def gsm8k_strict(text: str) -> str:
 
 
 def gsm8k_flexible(text: str) -> str:
-    """The last thing that looks like a number, cleaned as in `gsm8k_strict`.
+    """Return the last string that looks like a number, cleaned as in `gsm8k_strict`.
 
     Source: EleutherAI/lm-evaluation-harness, tasks/gsm8k/gsm8k.yaml, filter "flexible-extract".
     """
@@ -44,9 +44,9 @@ def gsm8k_flexible(text: str) -> str:
 
 
 def mmlu_pro(text: str) -> str:
-    """A letter from A to J after "answer is", else after "Answer:", else the last lone one, or "".
+    """Return the letter, A to J, after "answer is", else after "Answer:", else the last lone one.
 
-    The authors draw a letter at random where they find none; here that is a wrong answer.
+    If there is none, the authors draw a letter at random; here the answer is wrong.
 
     Source: TIGER-AI-Lab/MMLU-Pro, compute_accuracy.py.
     """
@@ -56,10 +56,10 @@ def mmlu_pro(text: str) -> str:
 
 
 def supergpqa(text: str, options: Sequence[str]) -> str:
-    """A letter by three patterns on the last line, then on all; else that of an option's text.
+    """Return the letter that three patterns find on the last line, else anywhere, else by its text.
 
-    The patterns ignore case but the comparison does not: "the answer is b" gives "b", a wrong
-    answer, as in the original.
+    The patterns ignore case but the comparison does not: "the answer is b" gives "b", which is a
+    wrong answer in the original too.
 
     Args:
         text: the whole answer.
@@ -75,9 +75,9 @@ def supergpqa(text: str, options: Sequence[str]) -> str:
 
 
 def bbh(text: str) -> str:
-    """What follows the first "the answer is " on its line, without the line's last character.
+    """Return the rest of the line after the first "the answer is ", less its last character.
 
-    That character is the full stop of the worked examples: compared as it is with the target.
+    That character is a full stop in the worked examples. The rule drops any character.
 
     Source: EleutherAI/lm-evaluation-harness, tasks/bbh/cot_fewshot/_cot_fewshot_template_yaml.
     """
@@ -86,17 +86,12 @@ def bbh(text: str) -> str:
 
 
 def bbeh(text: str) -> str:
-    r"""The answer after the last "The (final) answer is(:)": first line, lower case, no `\boxed{}`.
+    r"""Return the first line after the last "The (final) answer is(:)", in lower case, unwrapped.
 
     Source: google-deepmind/bbeh, bbeh/evaluate.py.
     """
     answer = text.strip()
-    for lead in (
-        "The answer is:",
-        "The final answer is ",
-        "The final answer is: ",
-        "The answer is ",
-    ):
+    for lead in _BBEH_LEADS:
         if lead in answer:
             answer = answer.rpartition(lead)[2].strip()
     answer = answer.removesuffix(".")
@@ -110,7 +105,7 @@ def bbeh(text: str) -> str:
 
 
 def bbeh_equal(text: str, gold: str) -> bool:
-    """True if `bbeh(text)` is `gold` but for parentheses, spelling of a number, quotes, brackets.
+    """Return whether `bbeh(text)` is `gold`, up to parentheses, number format, quotes and brackets.
 
     Source: google-deepmind/bbeh, bbeh/evaluate.py.
     """
@@ -135,9 +130,9 @@ def _gsm8k_plain(number: str) -> str:
 
 def _first_match(text: str, leads: Sequence[str], wanted: str, flags: int) -> str:
     text = text.rstrip()
-    for place in (text.rpartition("\n")[2], text):
+    for searched in (text.rpartition("\n")[2], text):
         for lead in leads:
-            found = re.search(f"{lead}({wanted}){_CLOSING}", place, flags)
+            found = re.search(f"{lead}({wanted}){_CLOSING}", searched, flags)
             if found:
                 return found.group(1)
     return ""

@@ -1,10 +1,9 @@
-"""Symbolic equality of two answers by math-verify, in processes that can be ended from outside.
+"""Symbolic equality of two answers by math-verify, in worker processes with limits.
 
-In: two answers, LaTeX or plain. Out: equal or not. math-verify guards its time with signals, which
-fail in threads and Ray actors and can't stop a computation inside C, such as 9^(9^9). Here it runs
-in worker processes (one for every thread that asks at the same time, kept for the next question)
-under limits of CPU time and memory, both set by the kernel. CPU time and not the wall clock: a
-verdict does not depend on what else the machine does.
+math-verify limits its time with signals, which fail in threads and Ray actors and cannot stop a
+computation inside C, such as 9^(9^9). Here it runs in a pool of worker processes, one per thread
+that asks at the same time, and the kernel limits their CPU time and memory. CPU time is limited
+rather than elapsed time, so that verdicts do not depend on the load of the machine.
 """
 
 import logging
@@ -24,18 +23,18 @@ MEMORY_BYTES = 4 << 30
 
 
 def equal(gold: str, prediction: str) -> bool:
-    """Says whether `prediction` states the same as `gold`; False if that can't be found in time.
+    """Return whether `prediction` equals `gold`; False if that exceeds the limits.
 
-    Not symmetric: "x=5" as a prediction meets the gold answer "5", as math-verify has it.
+    Not symmetric, following math-verify: the prediction "x=5" equals the gold answer "5".
 
     Raises:
-        RuntimeError: a worker process does not start (math-verify missing, for example).
+        RuntimeError: a worker process does not start, for example without math-verify.
     """
     try:
         with _workers.borrow() as worker:
             return worker.ask(gold, prediction)
     except (EOFError, ConnectionError, TimeoutError):
-        return False  # over its limits, or brought down by the expression
+        return False  # the expression exceeded the limits or crashed the worker
 
 
 class _Worker:
@@ -56,11 +55,12 @@ class _Worker:
         except (EOFError, ConnectionError, TimeoutError) as error:
             self.end()
             raise RuntimeError(
-                "the process for math-verify did not start; its error output is above, "
-                "and \"python -c 'import math_verify'\" should show the same"
+                "the process for math-verify did not start; its error output is above, and "
+                "\"python -c 'import math_verify'\" should reproduce it"
             ) from error
 
     def ask(self, gold: str, prediction: str) -> bool:
+        """Return the verdict of the worker process."""
         self.connection.send((gold, prediction, CPU_SECONDS))
         return self._receive()
 
@@ -70,6 +70,7 @@ class _Worker:
         return self.connection.recv()
 
     def end(self) -> None:
+        """Kill the process and wait for it."""
         self.connection.close()
         self.process.kill()
         self.process.wait()
@@ -79,8 +80,8 @@ _workers = ProcessPool(_Worker)
 
 
 def _serve(descriptor: int) -> None:
-    """The worker: answers questions until the other end closes."""
-    logging.disable(logging.CRITICAL)  # math-verify logs every expression that it can't parse
+    """Answer questions in the worker process until the other end closes."""
+    logging.disable(logging.CRITICAL)  # math-verify logs every expression that it cannot parse
     from math_verify import parse, verify
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
@@ -98,7 +99,7 @@ def _serve(descriptor: int) -> None:
                 parse(f"\\boxed{{{text}}}", parsing_timeout=None) for text in (gold, prediction)
             ]
             verdict = bool(verify(*forms, timeout_seconds=None, allow_set_relation_comp=True))
-        except Exception:  # whatever sympy makes of a model's text: it is not the gold answer
+        except Exception:  # sympy may raise anything on a model's text, which is then wrong
             verdict = False
         connection.send(verdict)
 

@@ -1,15 +1,18 @@
-"""Extraction and comparison of answers; code out of chat text; limits on hostile expressions."""
+"""Extraction and comparison of answers, extraction of code, limits on hostile expressions."""
 
+import pickle
 import threading
 import time
 
 import pytest
 
+from evals import grading
 from evals.benchmark import Benchmark, Decoding, Item
-from evals.grading import answers as grading
-from evals.grading import symbolic
+from evals.grading import answers, symbolic
 from evals.grading.answers import choice_equal, exact_equal, extract_code, marked_answer, math_equal
 from evals.process_pool import ProcessPool
+from evals.sandbox import SandboxResult
+from evals.tasks import _code
 
 RIGHT = [
     (r"so \boxed{18}.", "18"),
@@ -75,7 +78,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("prediction", "gold"), RIGHT)
-def test_right_answers_however_they_are_written(prediction, gold) -> None:
+def test_right_answers_in_any_spelling(prediction, gold) -> None:
     assert math_equal(prediction, gold)
 
 
@@ -84,7 +87,7 @@ def test_wrong_answers(prediction, gold) -> None:
     assert not math_equal(prediction, gold)
 
 
-def test_the_published_order_of_extraction() -> None:
+def test_answers_are_extracted_in_the_published_order() -> None:
     text = "1\nThe answer is 2\n#### 3\n\\boxed{4}\nand 5"
     assert marked_answer(text) == "4"
     assert marked_answer(text.replace("\\boxed", "")) == "3"
@@ -106,7 +109,7 @@ def test_the_published_order_of_extraction() -> None:
     }.items(),
 )
 def test_equal_answers_are_one_vote(vote, texts) -> None:
-    assert {grading.final_answer(text) for text in texts} == {vote}
+    assert {answers.final_answer(text) for text in texts} == {vote}
 
 
 def test_extraction_takes_linear_time() -> None:
@@ -114,7 +117,7 @@ def test_extraction_takes_linear_time() -> None:
     started = time.process_time()
     assert marked_answer(braces) is None
     assert marked_answer("```\n" * 20_000) is None
-    assert time.process_time() - started < 5  # seconds of CPU; it takes 0.1, quadratic took minutes
+    assert time.process_time() - started < 5  # seconds; linear takes 0.1, quadratic minutes
 
 
 def test_grading_works_in_threads() -> None:
@@ -125,13 +128,13 @@ def test_grading_works_in_threads() -> None:
     assert verdicts == [True]
 
 
-def test_an_expression_that_never_ends_is_wrong_and_the_next_is_graded(monkeypatch) -> None:
+def test_an_endless_expression_is_wrong_and_the_next_is_graded(monkeypatch) -> None:
     monkeypatch.setattr(symbolic, "CPU_SECONDS", 1)
     assert not math_equal(r"\boxed{9^{9^{9^{9}}}}", "1")
     assert math_equal(r"\boxed{\frac{2}{4}}", "0.5")
 
 
-def test_a_machine_without_math_verify_is_an_error_and_no_verdict(monkeypatch) -> None:
+def test_missing_math_verify_is_an_error_instead_of_a_verdict(monkeypatch) -> None:
     monkeypatch.setattr(symbolic, "_workers", ProcessPool(symbolic._Worker))
     monkeypatch.setattr(symbolic.sys, "executable", "/bin/false")
     with pytest.raises(RuntimeError, match="math-verify did not start"):
@@ -151,13 +154,13 @@ def test_a_machine_without_math_verify_is_an_error_and_no_verdict(monkeypatch) -
         ("C", "(C)"),
     ],
 )
-def test_choice(prediction, gold) -> None:
+def test_choice_equal(prediction, gold) -> None:
     assert choice_equal(prediction, gold)
     assert not choice_equal(prediction, "(E)")
 
 
 @pytest.mark.parametrize("prediction", ["", "I think so", "The answer is the owl.", "BAD"])
-def test_no_letter_is_no_choice(prediction) -> None:
+def test_choice_equal_without_a_letter_is_false(prediction) -> None:
     assert not any(choice_equal(prediction, letter) for letter in "ABCDEFGHI")
 
 
@@ -174,7 +177,7 @@ def test_no_letter_is_no_choice(prediction) -> None:
         ("two\nlines", "two lines"),
     ],
 )
-def test_exact(prediction, gold) -> None:
+def test_exact_equal(prediction, gold) -> None:
     assert exact_equal(prediction, gold)
     assert not exact_equal(prediction, gold + "x")
 
@@ -201,11 +204,11 @@ CHECK = "assert round(area(1), 2) == 3.14\n"
         f"```python\n{BODY}```",
     ],
 )
-def test_code_out_of_an_answer(text) -> None:
+def test_extract_code_with_a_head(text) -> None:
     exec(extract_code(text, HEAD) + "\n" + CHECK, {})
 
 
-def test_code_without_a_head() -> None:
+def test_extract_code_without_a_head() -> None:
     assert extract_code("Use `x`:\n```python\nx = 1\n```") == "x = 1\n"
     assert extract_code("x = 1") == "x = 1"
     assert (
@@ -214,28 +217,33 @@ def test_code_without_a_head() -> None:
     )
 
 
-def test_code_may_have_its_own_time(monkeypatch) -> None:
+def test_an_item_may_set_its_cpu_seconds(monkeypatch) -> None:
     given = []
-    monkeypatch.setattr(
-        grading.sandbox,
-        "run",
-        lambda program, tests, cpu_seconds: (
-            given.append(cpu_seconds) or grading.sandbox.SandboxResult("")
-        ),
-    )
-    grading.code_passes(Item("a", "", ""), "x = 1")
-    grading.code_passes(Item("b", "", "", meta={"cpu_seconds": 30}), "x = 1")
-    assert given == [grading.CPU_SECONDS, 30]
+
+    def run(program: str, tests: str, cpu_seconds: float) -> SandboxResult:
+        given.append(cpu_seconds)
+        return SandboxResult("failed")
+
+    monkeypatch.setattr(answers.runner, "run", run)
+    answers.code_passes(Item("a", "", ""), "x = 1")
+    answers.code_passes(Item("b", "", "", meta={"cpu_seconds": 30}), "x = 1")
+    assert given == [answers.CPU_SECONDS, 30]
 
 
-def test_grade_all_keeps_the_order_and_raises_what_a_grader_raises() -> None:
+def test_grade_all_keeps_the_order_and_raises_errors_of_a_grader() -> None:
     items = [Item(str(n), "", str(n)) for n in range(50)]
 
     def grade(item: Item, text: str) -> bool:
         return math_equal(text, item.answer)
 
     benchmark = Benchmark("b", "other", tuple(items), grade, Decoding(8), "accuracy", "here")
-    answers = [(item, f"\\boxed{{{int(item.id) // 2 * 2}}}") for item in items]
-    assert grading.grade_all(benchmark, answers) == [n % 2 == 0 for n in range(50)]
+    texts = [(item, f"\\boxed{{{int(item.id) // 2 * 2}}}") for item in items]
+    assert answers.grade_all(benchmark, texts) == [n % 2 == 0 for n in range(50)]
     with pytest.raises(AttributeError):
-        grading.grade_all(benchmark, [(None, "1")])
+        answers.grade_all(benchmark, [(None, "1")])
+
+
+def test_the_name_of_a_grader_in_stored_scores_is_that_of_the_package() -> None:
+    grade = _code.benchmark("b", [], "here").grade
+    assert f"{grade.__module__}.{grade.__qualname__}" == "evals.grading.code_passes"
+    assert pickle.loads(pickle.dumps(grade)) is grading.code_passes

@@ -1,4 +1,4 @@
-"""Published answer rules: the authors' own examples, and the faults that make their scores."""
+"""Published answer rules: examples of their authors, and the faults that affect their scores."""
 
 import time
 
@@ -69,7 +69,7 @@ def test_supergpqa(text) -> None:
     assert published.supergpqa(text, ["red (dark)", "blue whale", "x^2"]) == SUPERGPQA[text]
 
 
-def test_bbh_drops_one_character_whatever_it_is() -> None:
+def test_bbh_drops_the_last_character_whatever_it_is() -> None:
     assert published.bbh("So the answer is (A).\nthe answer is (B).") == "(A)"
     assert published.bbh("So the answer is ] ) }.") == "] ) }"
     assert published.bbh("So the answer is (A)") == "(A"
@@ -86,8 +86,8 @@ def test_bbeh(text, right, wrong) -> None:
 @pytest.mark.parametrize(
     "loop", ["(" * 20_000, "answer " * 5_000, "the x " * 5_000, "A " * 9_000, " \n" * 9_000]
 )
-def test_loops_of_a_model_take_no_time(loop) -> None:
+def test_a_model_that_repeats_itself_is_graded_in_linear_time(loop) -> None:
     started = time.process_time()
     published.mmlu_pro(loop), published.supergpqa(loop, ["x"]), published.bbeh(loop)
     published.gsm8k_flexible(loop), published.bbh(loop)
-    assert time.process_time() - started < 5  # it takes 0.1; the originals take hours
+    assert time.process_time() - started < 5  # seconds; it takes 0.1, the originals take hours

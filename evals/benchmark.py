@@ -1,7 +1,7 @@
-"""The three records of scoring: what is asked, how it is decoded, what came out.
+"""The records of scoring: questions, decoding settings and scores.
 
-In: nothing. Out: frozen dataclasses. A `Benchmark` is all that the engine and the scorer know of a
-task, so a new one is a function that returns a `Benchmark` (see `evals.tasks`).
+A `Benchmark` is all that the engine and the scorer know about a task. A new task is therefore a
+function that returns a `Benchmark` (see `evals.tasks`).
 """
 
 from collections.abc import Callable
@@ -14,12 +14,13 @@ class Item:
     """One question.
 
     Attributes:
-        id: unique within its benchmark and stable from version to version.
-        prompt: text of the single user turn; the model's own chat template goes around it.
+        id: unique within its benchmark, and the same in every version of it.
+        prompt: text of the single user turn; the model's own chat template is applied to it.
         answer: the reference answer, in the form that the benchmark's grader expects.
-        tests: Python text that ends without an exception for right code; "" outside of code.
-        meta: what reports group by (subject, level) and what a grader needs besides.
-        completion: the text that a base model continues, worked examples included; "" if the
+        tests: Python source that runs without an exception if the code is right; "" if the
+            answer is not code.
+        meta: fields that reports group by (subject, level) and further fields for the grader.
+        completion: text for a base model to continue, including worked examples; "" if the
             benchmark has no such prompt.
     """
 
@@ -33,7 +34,16 @@ class Item:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How answers are drawn: at most `max_tokens` new tokens, `num_samples` answers an item."""
+    """How answers are sampled.
+
+    Attributes:
+        max_tokens: maximum number of new tokens per answer.
+        temperature: sampling temperature; 0 takes the most likely token at each step.
+        top_p: probability mass of the tokens to sample from, in (0, 1].
+        num_samples: answers per item.
+        stop: strings that end an answer.
+        seed: the seed of each sample is derived from this one, the item and the sample's number.
+    """
 
     max_tokens: int
     temperature: float = 0.0
@@ -63,15 +73,17 @@ class Benchmark:
         name: short and unique, e.g. "gsm8k".
         domain: "mathematics", "code", "reasoning" or "other".
         items: the questions, in published order.
-        grade: (item, whole answer text) -> right or wrong. A module-level function or a method of
-            an object that can be pickled, because it may be sent to other processes.
+        grade: takes an item and the whole text of an answer; returns whether the answer is right.
+            Must be picklable, because it may be sent to other processes: a module-level function,
+            or a method of a picklable object.
         decoding: settings of the published evaluation.
-        metric: name of the number reported, e.g. "accuracy" or "pass@1".
+        metric: name of the reported number, e.g. "accuracy" or "pass@1".
         source: where items and settings come from (repository and commit, or paper).
-        extract: (item, whole answer text) -> the final answer, "" if there is none; equal strings
-            are one vote for maj@n. None where answers can't be voted on, as in code.
-        average: "items", or "harmonic over subjects" (`Item.meta["subject"]`).
-        style: "chat" asks `Item.prompt` as a user turn, "completion" lets the model continue
+        extract: takes an item and the whole text of an answer; returns the final answer, "" if
+            there is none. Equal strings count as one vote in maj@n. None if answers can't be
+            voted on, as with code.
+        average: "items", or "harmonic over subjects" (of `Item.meta["subject"]`).
+        style: "chat" sends `Item.prompt` as a user turn; "completion" lets the model continue
             `Item.completion` as it is.
     """
 
@@ -93,9 +105,17 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class TaskScore:
-    """A score in [0, 1] with its 95 % interval and all that is needed to repeat it.
+    """The score of a model on one benchmark.
 
-    `also` has further metrics of the same answers: name -> [value, low, high].
+    Attributes:
+        task: name of the benchmark.
+        metric: name of the number, e.g. "accuracy".
+        value: the score, in [0, 1].
+        low: lower end of its 95 % confidence interval.
+        high: upper end of that interval.
+        num_examples: number of items.
+        settings: everything needed to repeat the measurement.
+        also: further metrics of the same answers, as name -> [value, low, high].
     """
 
     task: str

@@ -1,7 +1,4 @@
-"""What is to be scored: a benchmark with its prompts, and what tells its scores from others.
-
-In: a model directory, benchmarks, the engine's settings. Out: a `Job` a benchmark.
-"""
+"""Jobs: one benchmark on one model, with its prompts and the identity of its score."""
 
 from __future__ import annotations
 
@@ -23,84 +20,101 @@ from evals.serving.requests import SampleKey
 if TYPE_CHECKING:
     from evals.settings import EngineSettings
 
-HARMONIC = "harmonic over subjects"
+# Modules by the name they had when the first scores were stored. The identity of a score contains
+# the names of its rules: without this table, moving a module would discard all stored scores.
+_STORED_MODULE_NAMES = {
+    "evals.grading.answers": "evals.grading",
+    "evals.grading.published": "evals.published",
+}
 
 
 @dataclass(frozen=True)
 class Job:
-    """One benchmark on one model."""
+    """One benchmark to be scored on one model.
+
+    Attributes:
+        benchmark: the benchmark.
+        prompts: its prompts for this model.
+        identity: everything that the score depends on. A stored score with an equal identity is
+            reused.
+    """
 
     benchmark: Benchmark
     prompts: Prompts
     identity: dict[str, Any]
-    """Scores with an equal one are the same scores."""
 
     @property
-    def places(self) -> list[SampleKey]:
-        """Every sample of every item, in order."""
-        samples = self.benchmark.decoding.num_samples
-        return [(i, s) for i in range(len(self.benchmark.items)) for s in range(samples)]
+    def sample_keys(self) -> list[SampleKey]:
+        """Keys of all samples of all items, in order."""
+        samples = range(self.benchmark.decoding.num_samples)
+        return [SampleKey(i, s) for i in range(len(self.benchmark.items)) for s in samples]
 
     @property
-    def ids(self) -> list[str]:
-        """Of the items."""
+    def item_ids(self) -> list[str]:
+        """Ids of the items, in order."""
         return [item.id for item in self.benchmark.items]
 
     @property
     def subjects(self) -> list[str]:
-        """Of the items, where they are averaged by subject."""
-        if self.benchmark.average != HARMONIC:
+        """Subjects of the items, in order; empty unless scores are averaged by subject."""
+        if self.benchmark.average == "items":
             return []
         return [str(item.meta["subject"]) for item in self.benchmark.items]
 
 
-def jobs(model_dir: Path, benchmarks: Sequence[Benchmark], settings: EngineSettings) -> list[Job]:
-    """The jobs of a model.
+def make_jobs(
+    model_dir: Path, benchmarks: Sequence[Benchmark], settings: EngineSettings
+) -> list[Job]:
+    """Make one job per benchmark for the model in `model_dir`.
 
     Raises:
-        ValueError: what `prompts.check` finds.
+        ValueError: as `prompts.check`.
     """
     prompts.check_names(benchmarks)
     tokenizer = prompts.load_tokenizer(model_dir)
-    weights = digest(_weights(model_dir))
-    made = []
+    weights = digest(_weight_files(model_dir))
+    jobs = []
     for benchmark in benchmarks:
-        asked = prompts.make(tokenizer, model_dir, benchmark, settings)
+        made = prompts.make_prompts(tokenizer, model_dir, benchmark, settings)
         graded = [
             (item.id, ids, item.answer, item.tests, item.meta)
-            for item, ids in zip(benchmark.items, asked.token_ids, strict=True)
+            for item, ids in zip(benchmark.items, made.token_ids, strict=True)
         ]
         identity = {
             "weights": weights,
             "items": hashlib.sha256(json.dumps(graded, default=str).encode()).hexdigest(),
-            "grade": _name(benchmark.grade),
-            "extract": _name(benchmark.extract),
+            "grade": _rule_id(benchmark.grade),
+            "extract": _rule_id(benchmark.extract),
             "metric": benchmark.metric,
             "average": benchmark.average,
             "style": benchmark.style,
-            "stop_token_ids": asked.stop_token_ids,
+            "stop_token_ids": made.stop_token_ids,
             "dtype": settings.dtype,
             "max_model_len": settings.max_model_len,
             **dataclasses.asdict(benchmark.decoding),
             "stop": list(benchmark.decoding.stop),
         }
-        made.append(Job(benchmark, asked, identity))
-    return made
+        jobs.append(Job(benchmark, made, identity))
+    return jobs
 
 
-def _name(function: Callable[..., Any] | None) -> str | None:
-    """Of a rule of this package; of one's own also what its file holds, which may change."""
+def _rule_id(function: Callable[..., Any] | None) -> str | None:
+    """Return the dotted name of a grading or extraction rule.
+
+    The rule of a user's own benchmark may change between runs, so the digest of its file is added.
+    """
     if function is None:
         return None
-    name = f"{function.__module__}.{function.__qualname__}"
-    file = getattr(sys.modules.get(function.__module__), "__file__", None)
-    if file is None or function.__module__.partition(".")[0] == "evals":
+    module = function.__module__
+    name = f"{_STORED_MODULE_NAMES.get(module, module)}.{function.__qualname__}"
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if file is None or module.partition(".")[0] == "evals":
         return name
     return f"{name} {digest([Path(file)])[:12]}"
 
 
-def _weights(model_dir: Path) -> list[Path]:
-    """What a model is made of; of an adapter also the weights of the model that it belongs to."""
+def _weight_files(model_dir: Path) -> list[Path]:
+    """Return the files that define a model; for an adapter, also the weights of its base model."""
     config = model_dir / "adapter_config.json"
     files = [*model_dir.glob("*.safetensors")]
     files += [path for path in (model_dir / "config.json", config) if path.is_file()]

@@ -1,7 +1,4 @@
-"""Processes that are kept for the next question, one for every thread that asks at the same time.
-
-In: how to start one. Out: one to borrow; it ends with this process, or when a question ended badly.
-"""
+"""Worker processes that are reused, one per thread that needs one at the same time."""
 
 import atexit
 import os
@@ -12,28 +9,32 @@ from typing import Any, Generic, Protocol, TypeVar
 
 
 class Worker(Protocol):
-    """A process that answers questions."""
+    """A process that answers requests."""
 
     def end(self) -> None:
-        """Kill it and wait."""
+        """Kill the process and wait for its end."""
 
 
-P = TypeVar("P", bound=Worker)
+W = TypeVar("W", bound=Worker)
 
 
-class ProcessPool(Generic[P]):
-    """Safe to use from several threads, and after a fork."""
+class ProcessPool(Generic[W]):
+    """Idle workers, kept for the next request; they end with this process.
 
-    def __init__(self, start: Callable[..., P]) -> None:
+    Safe to use from several threads, and after a fork.
+    """
+
+    def __init__(self, start: Callable[..., W]) -> None:
+        """Start workers with `start(*arguments)` when they are first needed."""
         self._start = start
-        self._idle: list[tuple[tuple[Any, ...], P]] = []
+        self._idle: list[tuple[tuple[Any, ...], W]] = []
         self._owner = os.getpid()
         self._lock = threading.Lock()
 
     @contextmanager
-    def borrow(self, *arguments: Any) -> Iterator[P]:
-        """One that was started with these arguments; ended if the body raises."""
-        worker = self._taken(arguments) or self._start(*arguments)
+    def borrow(self, *arguments: Any) -> Iterator[W]:
+        """Yield a worker that was started with `arguments`; end it if the body raises."""
+        worker = self._take_idle(arguments) or self._start(*arguments)
         try:
             yield worker
         except BaseException:
@@ -42,9 +43,10 @@ class ProcessPool(Generic[P]):
         with self._lock:
             self._idle.append((arguments, worker))
 
-    def _taken(self, arguments: tuple[Any, ...]) -> P | None:
+    def _take_idle(self, arguments: tuple[Any, ...]) -> W | None:
+        """Return an idle worker started with `arguments`, if any; end those with others."""
         with self._lock:
-            if self._owner != os.getpid():  # the parent's are the parent's
+            if self._owner != os.getpid():  # after a fork: the idle workers belong to the parent
                 self._owner, self._idle = os.getpid(), []
             atexit.unregister(self._end_all)
             atexit.register(self._end_all)

@@ -1,8 +1,4 @@
-"""From the items of a benchmark to the tokens that a model is asked with.
-
-In: a model's tokenizer, a benchmark, the engine's settings. Out: `Prompts`, or a ValueError that
-says what does not fit, before any engine is started.
-"""
+"""Prompts of a benchmark as token ids, and the checks that precede the start of an engine."""
 
 from __future__ import annotations
 
@@ -22,61 +18,76 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prompts:
-    """What is asked of a model, in the order of the items."""
+    """Prompts of a benchmark for one model, in the order of the items.
 
-    asked: list[str]
-    """The items' own texts."""
+    Attributes:
+        texts: the items' own texts.
+        rendered: the same texts after the chat template.
+        token_ids: the rendered texts as tokens.
+        stop_token_ids: tokens that end an answer.
+    """
+
+    texts: list[str]
     rendered: list[str]
-    """The same as the model sees them."""
     token_ids: list[list[int]]
     stop_token_ids: list[int]
 
 
 def check(model_dir: str | Path, benchmarks: Sequence[Benchmark], settings: EngineSettings) -> None:
-    """See whether a model can be asked all of the benchmarks.
+    """Check that prompts of all benchmarks can be made for the model in `model_dir`.
 
     Raises:
-        ValueError: it can't; two benchmarks of one name; or one that is empty or has an id twice.
+        ValueError: they can't: two benchmarks have the same name, one has no items or an id twice,
+            the model has no tokenizer or chat template, or a prompt is too long.
     """
     check_names(benchmarks)
     path = Path(model_dir).absolute()
     tokenizer = load_tokenizer(path)
     for benchmark in benchmarks:
-        make(tokenizer, path, benchmark, settings)
+        make_prompts(tokenizer, path, benchmark, settings)
 
 
 def check_names(benchmarks: Sequence[Benchmark]) -> None:
-    """ValueError where two have the same name, under which both would be stored."""
+    """Check that names are unique: scores are stored under them.
+
+    Raises:
+        ValueError: two benchmarks have the same name.
+    """
     names = [benchmark.name for benchmark in benchmarks]
     if len(set(names)) < len(names):
         raise ValueError(f"two benchmarks have the same name: {sorted(names)}; rename one")
 
 
-def make(
+def make_prompts(
     tokenizer: Any, model_dir: Path, benchmark: Benchmark, settings: EngineSettings
 ) -> Prompts:
-    """The prompts of a benchmark, each a user turn or a text to continue, as its style says.
+    """Make the prompts of a benchmark: user turns or texts to continue, according to its style.
 
     Raises:
-        ValueError: no items, an id twice, no chat template, or a prompt that is too long.
+        ValueError: the benchmark has no items or an id twice, the tokenizer has no chat template,
+            or a prompt is too long.
     """
     _check_items(benchmark)
     if benchmark.style == "completion":
-        rendered = asked = [item.completion for item in benchmark.items]
-        begin = _begin(tokenizer)
+        rendered = texts = [item.completion for item in benchmark.items]
+        prefix = _bos_prefix(tokenizer)
     else:
         _check_template(tokenizer, model_dir, benchmark)
-        asked = [item.prompt for item in benchmark.items]
-        rendered = [_render(tokenizer, text) for text in asked]
-        begin = []
-    ids = [begin + tokenizer.encode(text, add_special_tokens=False) for text in rendered]
+        texts = [item.prompt for item in benchmark.items]
+        rendered = [_render(tokenizer, text) for text in texts]
+        prefix = []  # the chat template writes it
+    ids = [prefix + tokenizer.encode(text, add_special_tokens=False) for text in rendered]
     _check_lengths(benchmark, ids, settings.max_model_len)
-    return Prompts(asked, rendered, ids, _stop_token_ids(tokenizer, model_dir))
+    return Prompts(texts, rendered, ids, _stop_token_ids(tokenizer, model_dir))
 
 
 def load_tokenizer(model_dir: Path) -> Any:
-    """The tokenizer in a model's directory; ValueError where there is none."""
-    from transformers import AutoTokenizer
+    """Load the tokenizer of a model directory.
+
+    Raises:
+        ValueError: the directory holds none that can be loaded.
+    """
+    from transformers import AutoTokenizer  # takes seconds
 
     try:
         return AutoTokenizer.from_pretrained(os.fspath(model_dir), local_files_only=True)
@@ -102,24 +113,23 @@ def _check_template(tokenizer: Any, model_dir: Path, benchmark: Benchmark) -> No
     if name not in known:
         offer = f"with one of {', '.join(f'{each}-base' for each in known)}"
     raise ValueError(
-        f"the tokenizer in {model_dir} has no chat template: ask it as a base model, {offer}, or "
+        f"the tokenizer in {model_dir} has no chat template: score it as a base model, {offer}, or "
         "add the chat_template.jinja that the model was trained with"
     )
 
 
-def _check_lengths(benchmark: Benchmark, ids: Sequence[Sequence[int]], most: int) -> None:
-    """An answer needs a token of its own at least."""
+def _check_lengths(benchmark: Benchmark, ids: Sequence[Sequence[int]], max_model_len: int) -> None:
+    """Check that every prompt leaves at least one token for the answer."""
     lengths = [len(each) for each in ids]
-    too_long = sum(length >= most for length in lengths)
+    too_long = sum(length >= max_model_len for length in lengths)
     if too_long:
-        longest = max(lengths)
+        longest, new = max(lengths), benchmark.decoding.max_tokens
         item = benchmark.items[lengths.index(longest)].id
         raise ValueError(
             f"benchmark {benchmark.name!r}: the prompt of {item!r} has {longest} tokens, and "
-            f"engine.max_model_len is {most} for prompt and answer together ({too_long} of "
-            f"{len(ids)} prompts are too long): set engine.max_model_len to "
-            f"{longest + benchmark.decoding.max_tokens}, which leaves room for "
-            f"{benchmark.decoding.max_tokens} new tokens, or leave the benchmark out"
+            f"engine.max_model_len is {max_model_len} for prompt and answer together ({too_long} "
+            f"of {len(ids)} prompts are too long): set engine.max_model_len to {longest + new}, "
+            f"which leaves room for {new} new tokens, or leave the benchmark out"
         )
 
 
@@ -128,18 +138,18 @@ def _render(tokenizer: Any, prompt: str) -> str:
     return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
 
 
-def _begin(tokenizer: Any) -> list[int]:
-    """The token that the tokenizer begins a text with, if any."""
-    begin = tokenizer.bos_token_id
-    return [begin] if begin is not None and begin in tokenizer.encode("")[:1] else []
+def _bos_prefix(tokenizer: Any) -> list[int]:
+    """Return the beginning-of-sequence token if the tokenizer puts one before a text."""
+    bos = tokenizer.bos_token_id
+    return [bos] if bos is not None and bos in tokenizer.encode("")[:1] else []
 
 
 def _stop_token_ids(tokenizer: Any, model_dir: Path) -> list[int]:
-    """Tokens that end an answer.
+    """Return the tokens that end an answer, sorted.
 
-    The tokenizer's and the generation config's end-of-sequence tokens, and the token with which
-    the chat template closes a turn: base models with a chat template often end sequences with
-    another token than turns.
+    These are the end-of-sequence tokens of the tokenizer and of the generation config, and the
+    token with which the chat template closes a turn: base models with a chat template often use
+    different tokens for the end of a sequence and the end of a turn.
     """
     ids = {tokenizer.eos_token_id}
     generation_config = model_dir / "generation_config.json"

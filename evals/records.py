@@ -1,16 +1,16 @@
-"""What scoring writes down: a journal while a benchmark runs, a Parquet file when it is done.
+"""Files that scoring writes: a journal while a benchmark runs, a Parquet file when it is complete.
 
-In: the samples of a benchmark as they are finished; in the end all of them with their verdicts.
-Out: `<benchmark>.journal`, JSON lines, from which a driver that was killed goes on; and
-`<benchmark>.parquet`, a row a sample in the items' order:
+`<benchmark>.journal` has JSON lines, from which an interrupted run resumes. `<benchmark>.parquet`
+has one row per sample, in the order of the items:
 
-    id, sample      the item, and the sample's number from 0
-    subject         of the item, or null
-    prompt          what was asked; rendered: as the model saw it
+    id, sample      id of the item; number of the sample, from 0
+    subject         subject of the item, or null
+    prompt          the item's own text; rendered: the same after the chat template
     answer          the reference answer
-    text            the model's answer, with finish_reason and num_tokens
+    text            the model's answer; finish_reason, num_tokens: see `Completion`
     correct         the verdict
-    extracted       the final answer in the text, "" if there is none; null where nothing extracts
+    extracted       the final answer found in the text, "" if none; null if the benchmark has no
+                    rule for it
 """
 
 from __future__ import annotations
@@ -41,105 +41,116 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Verdicts:
-    """How often each item of a benchmark was answered rightly: what a paired test compares."""
+    """Share of right answers per item, for paired tests.
+
+    Attributes:
+        ids: ids of the items.
+        means: share of each item's samples that are right, in [0, 1].
+        subjects: subjects of the items; empty if they have none.
+    """
 
     ids: tuple[str, ...]
     means: tuple[float, ...]
-    """Over the item's samples, in [0, 1]."""
     subjects: tuple[str, ...] = ()
-    """Of the items, where the average is over subjects."""
 
 
 class Journal:
-    """The finished samples of one benchmark on one model.
-
-    `identity` says which job they belong to; what a file has of another job is dropped. A line that
-    a dying process left unfinished is, too.
-    """
+    """The finished samples of one job, stored as they arrive."""
 
     def __init__(self, path: Path, identity: Mapping[str, Any], ids: Sequence[str]) -> None:
+        """Open a journal and read the samples that it holds.
+
+        Lines of a job with another identity are dropped, and so is a line that an interruption left
+        incomplete, with all that follow it.
+
+        Args:
+            path: the file; created if it does not exist.
+            identity: see `evals.jobs.Job`.
+            ids: ids of the job's items, in order.
+        """
         self.path, self._ids = path, ids
         path.parent.mkdir(parents=True, exist_ok=True)
         head = json.dumps({"identity": identity}).encode() + b"\n"
-        self.finished, size = self._read(head)
+        self.finished: dict[SampleKey, Completion] = {}
+        size = self._read(head)
         self._file = path.open("r+b" if size else "wb")
         self._file.truncate(size)
         self._file.seek(size)
         if not size:
             self._write(head)
 
-    def add(self, index: int, sample: int, completion: Completion) -> None:
-        """Keep a sample; one that timed out is not kept, and so is asked again."""
+    def add(self, key: SampleKey, completion: Completion) -> None:
+        """Store a sample, except one that timed out: a resumed run generates it again."""
         if completion.finish_reason != "timeout":
-            fields = {"id": self._ids[index], "sample": sample, **dataclasses.asdict(completion)}
+            sample = {"id": self._ids[key.item], "sample": key.sample}
+            fields = sample | dataclasses.asdict(completion)
             self._write(json.dumps(fields).encode() + b"\n")
 
-    def remove(self) -> None:
-        """End it: what it had is kept elsewhere now."""
-        self._file.close()
-        self.path.unlink()
-
     def close(self) -> None:
-        """End it, to be gone on with."""
+        """Close the file, so that it can be opened again."""
         self._file.close()
+
+    def delete(self) -> None:
+        """Close and delete the file, once its samples are stored elsewhere."""
+        self.close()
+        self.path.unlink()
 
     def _write(self, line: bytes) -> None:
         self._file.write(line)
-        self._file.flush()  # the kernel has it: it outlives this process
+        self._file.flush()  # hands it to the kernel: it survives the end of this process
 
-    def _read(self, head: bytes) -> tuple[dict[SampleKey, Completion], int]:
-        """The samples of this job, and how many bytes of the file are whole lines of it."""
-        finished: dict[SampleKey, Completion] = {}
+    def _read(self, head: bytes) -> int:
+        """Read the samples into `finished`; return the size in bytes of the valid lines."""
         lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
         if lines[:1] != [head]:
-            return finished, 0
+            return 0
         size, index_of = len(head), {item: index for index, item in enumerate(self._ids)}
         for line in lines[1:]:
             if not line.endswith(b"\n"):
                 break
             try:
                 fields: dict[str, Any] = json.loads(line)
-                place = index_of[fields.pop("id")], fields.pop("sample")
-                finished[place] = Completion(**fields)
+                key = SampleKey(index_of[fields.pop("id")], fields.pop("sample"))
+                self.finished[key] = Completion(**fields)
             except (ValueError, KeyError, TypeError, AttributeError):
-                break  # torn: whatever follows was written after it
+                break
             size += len(line)
-        return finished, size
+        return size
 
 
 def write_answers(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write the rows as Parquet, whole or not at all."""
+    """Write rows of `SCHEMA` as Parquet, atomically."""
     with replacing(path) as partial:
         pq.write_table(pa.Table.from_pylist(list(rows), SCHEMA), partial, compression="zstd")
 
 
 def read_answers(path: Path) -> list[dict[str, Any]]:
-    """The rows of such a file.
+    """Read the rows that `write_answers` wrote.
 
     Raises:
-        ValueError: it is no such file.
+        ValueError: the file is missing or not of that kind.
     """
-    return _table(path, list(SCHEMA.names)).to_pylist()
+    return _read_table(path, list(SCHEMA.names)).to_pylist()
 
 
 def read_verdicts(path: Path) -> Verdicts:
-    """What such a file says about each item, in order.
+    """Read the verdicts that `write_answers` wrote, one mean per item, in order.
 
     Raises:
-        ValueError: it is no such file.
+        ValueError: the file is missing or not of that kind.
     """
-    columns = _table(path, ["id", "subject", "correct"]).to_pydict()
-    given: dict[str, list[bool]] = {}
+    columns = _read_table(path, ["id", "subject", "correct"]).to_pydict()
+    correct: dict[str, list[bool]] = {}
     subjects: dict[str, str | None] = {}
-    for item, subject, correct in zip(*columns.values(), strict=True):
-        given.setdefault(item, []).append(correct)
+    for item, subject, verdict in zip(*columns.values(), strict=True):
+        correct.setdefault(item, []).append(verdict)
         subjects[item] = subject
-    means = tuple(sum(verdicts) / len(verdicts) for verdicts in given.values())
+    means = tuple(sum(verdicts) / len(verdicts) for verdicts in correct.values())
     named = tuple(subject for subject in subjects.values() if subject is not None)
-    return Verdicts(tuple(given), means, named)
+    return Verdicts(tuple(correct), means, named)
 
 
-def _table(path: Path, columns: list[str]) -> pa.Table:
+def _read_table(path: Path, columns: list[str]) -> pa.Table:
     try:
         return pq.read_table(path, columns=columns)
     except (OSError, pa.ArrowException, KeyError) as error:

@@ -1,7 +1,9 @@
-"""How the engine runs, and what can be seen of that before it does; no Ray, no vLLM here."""
+"""Settings of the engine, and checks that need neither Ray nor vLLM."""
 
 import socket
 from dataclasses import dataclass
+
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -9,16 +11,16 @@ class EngineSettings:
     """How vLLM runs.
 
     Attributes:
-        dtype: type of weights and activations: "float32", "bfloat16" or "float16".
-        max_model_len: tokens of prompt and answer together.
-        num_replicas: engines side by side; prompts are dealt out among them. 0: as many as there
-            are GPUs free for when the engine starts, and one on the CPU.
-        gpus: GPUs of a replica; below 1 shares one, 0 runs on the CPU.
-        threads: CPU threads of a replica, without a GPU.
-        kv_cache_gib: memory for keys and values of a replica, in GiB.
-        concurrency: requests in flight.
-        port: of the endpoint, on 127.0.0.1 of the head node.
-        log_dir: folder for the logs of vLLM and Serve.
+        dtype: data type of weights and activations: "float32", "bfloat16" or "float16".
+        max_model_len: maximum number of tokens of a prompt and its answer together.
+        num_replicas: number of engines; prompts are distributed among them. 0: one per GPU (or
+            share of a GPU, see gpus) that is free when the engine starts, and one on the CPU.
+        gpus: GPUs per replica. Values below 1 share a GPU among replicas; 0 runs on the CPU.
+        threads: CPU threads per replica; used only without a GPU.
+        kv_cache_gib: memory per replica for the KV cache, in GiB.
+        concurrency: maximum number of requests in flight, over all replicas.
+        port: port of the OpenAI-compatible endpoint, on 127.0.0.1 of the head node.
+        log_dir: directory for the logs of vLLM and Ray Serve.
     """
 
     dtype: str = "float32"
@@ -32,27 +34,29 @@ class EngineSettings:
     log_dir: str = "runs/engine"
 
     def __post_init__(self) -> None:
-        dtypes = ("float32", "bfloat16", "float16")
-        if self.dtype not in dtypes:
-            raise ValueError(f"dtype is {self.dtype!r}; it must be one of {', '.join(dtypes)}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}")
         lowest = {"max_model_len": 32, "num_replicas": 0, "threads": 1, "concurrency": 1, "port": 1}
         for name, low in lowest.items():
             if getattr(self, name) < low:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be at least {low}")
-        if self.kv_cache_gib <= 0 or self.gpus < 0:
-            raise ValueError(
-                f"kv_cache_gib is {self.kv_cache_gib!r} and gpus {self.gpus!r}; "
-                "the first must be positive, the second not negative"
-            )
+        if self.kv_cache_gib <= 0:
+            raise ValueError(f"kv_cache_gib is {self.kv_cache_gib!r}; it must be positive")
+        if self.gpus < 0:
+            raise ValueError(f"gpus is {self.gpus!r}; it must be at least 0")
 
     @property
     def least_replicas(self) -> int:
-        """Without which the engine does not start."""
+        """Number of replicas that must fit for the engine to start."""
         return max(1, self.num_replicas)
 
 
-def check_port(port: int) -> None:
+def check_port(port: int, option: str = "--engine.port") -> None:
     """Check that a server can listen on `port` of 127.0.0.1.
+
+    Args:
+        port: number of the port.
+        option: the command-line option that sets it.
 
     Raises:
         ValueError: it can't.
@@ -63,12 +67,12 @@ def check_port(port: int) -> None:
             trial.bind(("127.0.0.1", port))
         except OSError as error:
             raise ValueError(
-                f"port {port} of 127.0.0.1 can't be used ({error.strerror}); give another one"
+                f"port {port} of 127.0.0.1 can't be used ({error.strerror}): give another {option}"
             ) from error
 
 
 def free_port() -> int:
-    """Of 127.0.0.1, free a moment ago."""
+    """Return a port of 127.0.0.1 that was free a moment ago."""
     with socket.socket() as trial:
         trial.bind(("127.0.0.1", 0))
         return int(trial.getsockname()[1])

@@ -1,1 +1,1 @@
-"""vLLM behind Ray Serve: one warm engine that serves checkpoint after checkpoint."""
+"""vLLM behind Ray Serve: one warm engine that serves one checkpoint after another."""

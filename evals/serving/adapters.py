@@ -1,9 +1,7 @@
-"""LoRA adapters that are served beside their model, instead of merged into it.
+"""LoRA adapters that vLLM serves together with their base model, without merging them into it.
 
-In: peft directories {adapter_config.json, adapter_model.safetensors}. Out: the arguments with which
-vLLM serves them all at once, or why it can't.
-
-Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685.
+An adapter is a peft directory: adapter_config.json and adapter_model.safetensors. See Hu et al.,
+"LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685.
 """
 
 from __future__ import annotations
@@ -14,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 CONFIG_FILE = "adapter_config.json"
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM makes room for
-# What vLLM does not apply, by the value that switches it off.
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # values of vLLM's max_lora_rank
+# Settings of peft that vLLM ignores, with the value that switches them off.
 _UNSUPPORTED: dict[str, Any] = {
     "use_dora": False, "modules_to_save": None, "bias": "none", "rank_pattern": {},
     "alpha_pattern": {}, "trainable_token_indices": None,
@@ -23,10 +21,11 @@ _UNSUPPORTED: dict[str, Any] = {
 
 
 def check_all(directories: Sequence[str | Path], model_dir: Path) -> dict[str, Path]:
-    """Name the adapters of a model; name to absolute path.
+    """Check adapters of the model in `model_dir`; return name -> absolute path.
 
     Raises:
-        ValueError: one of them is none, belongs to another model, or can't be served by vLLM.
+        ValueError: a directory holds no adapter, or one that belongs to another model or that vLLM
+            can't serve.
     """
     paths = [Path(directory).absolute() for directory in directories]
     for path in paths:
@@ -40,19 +39,19 @@ def check_all(directories: Sequence[str | Path], model_dir: Path) -> dict[str, P
 
 
 def engine_arguments(directories: Iterable[Path]) -> dict[str, Any]:
-    """Arguments of vLLM's engine for these adapters; nothing if there are none."""
+    """Return the arguments with which vLLM serves these adapters; none if there are no adapters."""
     configs = [_config(path) for path in directories]
     if not configs:
         return {}
     return {
         "enable_lora": True,
-        # One place more than there are adapters. On the CPU, vLLM 0.29 gives a request without an
-        # adapter the last place's: it has to stay empty.
+        # One slot more than there are adapters. On the CPU, vLLM 0.29 applies the last slot to
+        # requests without an adapter, so that slot must stay empty.
         "max_loras": len(configs) + 1,
         "max_lora_rank": next(r for r in RANKS if r >= max(c["r"] for c in configs)),
-        # Without a list the head would get room for an adapter, and log-probabilities of a prompt
-        # would end the engine on the CPU. Only last parts of names: whole ones would silently leave
-        # out what vLLM packs (q, k and v; gate and up).
+        # Without a list, the output head gets a slot too, and the engine on the CPU dies of a
+        # request for prompt log-probabilities. Only last parts of names: with full names vLLM
+        # silently skips the layers that it packs (q, k and v; gate and up).
         "lora_target_modules": sorted(
             {name.rpartition(".")[2] for c in configs for name in c["target_modules"]}
         ),
@@ -61,12 +60,12 @@ def engine_arguments(directories: Iterable[Path]) -> dict[str, Any]:
 
 def _config(path: Path) -> dict[str, Any]:
     if not (path / CONFIG_FILE).is_file():
-        raise ValueError(f"{path} is no LoRA adapter: it holds no {CONFIG_FILE}")
+        raise ValueError(f"{path} is not a LoRA adapter: it holds no {CONFIG_FILE}")
     return json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
 
 
 def _obstacle(config: dict[str, Any]) -> str:
-    """Why vLLM can't serve an adapter; empty if it can."""
+    """Return why vLLM can't serve an adapter; empty if it can."""
     if config.get("peft_type") != "LORA":
         return f"its peft_type is {config.get('peft_type')!r}, not 'LORA'"
     if not isinstance(config["target_modules"], list):

@@ -1,7 +1,7 @@
-"""Questions to the replicas of an engine, answered in the order in which they are finished.
+"""Requests to the replicas of an engine, with responses in the order in which they are finished.
 
-In: requests under keys of any kind, and the replicas to deal them out to. Out: (key, answer) pairs
-as they come in; at the end an exception that names the replicas that were lost on the way.
+Requests and responses have keys of any kind. Responses of healthy replicas all arrive; then an
+exception names the replicas that were lost.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from ray.exceptions import RayError, RayTaskError
 
@@ -21,25 +21,34 @@ from evals.serving.requests import Request, Response
 
 Key = TypeVar("Key")
 
-SILENCE_S = 30.0  # beyond the time limit of a request, for a busy machine
+SILENCE_S = 30.0  # allowed beyond the time limit of a request, because the machine may be busy
 
 
 class ReplicaUnavailableError(RuntimeError):
-    """A replica can't answer: its engine is dead, or serves other weights than it should."""
+    """A replica can't respond: its engine is dead, or it serves other weights than it should."""
 
 
 class ReplicasLostError(Exception):
-    """Some replicas were lost; answers that are missing have to be asked for again."""
+    """Some replicas were lost; requests without a response have to be sent again.
+
+    Attributes:
+        replicas: name of each lost replica -> reason.
+    """
 
     def __init__(self, replicas: Mapping[str, str]) -> None:
-        """Take the reason by replica."""
         super().__init__("; ".join(f"{name}: {reason}" for name, reason in replicas.items()))
         self.replicas = dict(replicas)
 
 
 @dataclass(frozen=True)
 class Replica:
-    """A running engine: its name, its deployment handle, and which weights it should serve."""
+    """A running replica.
+
+    Attributes:
+        name: its name.
+        handle: its Serve deployment handle.
+        weights: id of the weights that it should serve.
+    """
 
     name: str
     handle: Any
@@ -48,13 +57,13 @@ class Replica:
 
 @dataclass(frozen=True)
 class Limits:
-    """On requests.
+    """Limits on requests.
 
     Attributes:
-        timeout_s: seconds that an answer may take once the engine has the request.
-        in_flight: requests that a replica works on at a time.
-        count_timeouts: take a late answer for one, whatever else comes in; otherwise a replica
-            that gave a late answer, and no other for half of timeout_s, is taken to hang.
+        timeout_s: seconds that a response may take once the engine has the request.
+        in_flight: number of requests that a replica works on at the same time.
+        count_timeouts: accept timeouts as responses, whatever else arrives. Otherwise a replica
+            that timed out, and gave no other response for half of timeout_s, counts as hung.
     """
 
     timeout_s: float
@@ -62,51 +71,61 @@ class Limits:
     count_timeouts: bool = False
 
 
-def ask(
+class _Event(NamedTuple):
+    """News from a replica's stream: a batch of responses, an exception, or None at its end."""
+
+    replica: str
+    content: list[tuple[int, Response]] | BaseException | None
+
+
+def stream_responses(
     replicas: Sequence[Replica],
     requests: Mapping[Key, Request],
     options: Mapping[str, Any],
     limits: Limits,
 ) -> Iterator[tuple[Key, Response]]:
-    """Deal the requests out and give the answers as they come.
+    """Distribute requests among replicas and yield responses as they arrive.
 
     Args:
         replicas: at least one.
-        requests: by key.
-        options: what all requests share: arguments of vLLM's SamplingParams, and "adapter".
-        limits: see there.
+        requests: requests by key.
+        options: options shared by all requests, see `evals.serving.requests.Backend`.
+        limits: limits on the requests.
 
     Raises:
-        ReplicasLostError: at the end, when replicas died, hang, or serve other weights.
-        RuntimeError: a replica refused a request.
+        ReplicasLostError: at the end, if replicas died, hung, or serve other weights.
+        RuntimeError: a replica rejected a request.
     """
-    listening = _Listening(limits)
+    streams = _Streams(limits)
     keys = list(requests)
+    shares = {
+        replica.name: keys[number :: len(replicas)] for number, replica in enumerate(replicas)
+    }
     try:
-        for number, replica in enumerate(replicas):
-            if share := keys[number :: len(replicas)]:
-                listening.start(replica, [requests[key] for key in share], options)
-        for name, index, answer in listening.answers():
-            number = next(n for n, replica in enumerate(replicas) if replica.name == name)
-            yield keys[number + index * len(replicas)], answer
+        for replica in replicas:
+            if share := shares[replica.name]:
+                streams.open(replica, [requests[key] for key in share], options)
+        for name, index, response in streams.responses():
+            yield shares[name][index], response
     finally:
-        listening.stop()
-    if listening.lost:
-        raise ReplicasLostError(listening.lost)
+        streams.cancel()
+    if streams.lost:
+        raise ReplicasLostError(streams.lost)
 
 
-class _Listening:
-    """Streams of several replicas, read by a thread each into one queue."""
+class _Streams:
+    """Response streams of several replicas, each read by its own thread into one queue."""
 
     def __init__(self, limits: Limits) -> None:
         self.lost: dict[str, str] = {}
         self._limits = limits
-        self._events: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
         self._streams: dict[str, Any] = {}
-        self._heard: dict[str, float] = {}  # when each open stream last had a real answer
-        self._late: dict[str, list[tuple[int, Response]]] = defaultdict(list)
+        self._heard: dict[str, float] = {}  # open stream -> time of its last actual response
+        self._timeouts: dict[str, list[tuple[int, Response]]] = defaultdict(list)
 
-    def start(self, replica: Replica, share: list[Request], options: Mapping[str, Any]) -> None:
+    def open(self, replica: Replica, share: list[Request], options: Mapping[str, Any]) -> None:
+        """Send a replica its share of the requests and start reading its responses."""
         stream = replica.handle.options(stream=True).answer.remote(
             share,
             dict(options),
@@ -118,77 +137,78 @@ class _Listening:
         self._heard[replica.name] = time.monotonic()
         threading.Thread(target=self._read, args=(replica.name, stream), daemon=True).start()
 
-    def _read(self, name: str, stream: Any) -> None:
-        try:
-            for batch in stream:
-                self._events.put((name, batch))
-            self._events.put((name, None))
-        except BaseException as error:
-            self._events.put((name, error))
-
-    def answers(self) -> Iterator[tuple[str, int, Response]]:
-        """Yield (replica, position in its share, answer) until all streams have ended."""
+    def responses(self) -> Iterator[tuple[str, int, Response]]:
+        """Yield (replica, position in its share, response) until all streams have ended."""
         while self._heard:
             try:
-                name, event = self._events.get(timeout=0.5)
+                name, content = self._events.get(timeout=0.5)
             except queue.Empty:
-                self._notice_silence()
+                self._lose_silent_replicas()
                 continue
             if name not in self._heard:
                 continue
-            if event is None:
-                yield from self._release(name)
+            if content is None:
+                yield from self._release_timeouts(name)
                 del self._heard[name]
-            elif isinstance(event, BaseException):
-                self._fail(name, event)
+            elif isinstance(content, BaseException):
+                self._fail(name, content)
             else:
-                yield from self._sift(name, event)
+                yield from self._filter_timeouts(name, content)
 
-    def _sift(
+    def cancel(self) -> None:
+        """Cancel streams that have not ended."""
+        for name in [*self._heard, *self.lost]:
+            with suppress(Exception):  # raised for a stream that never began
+                self._streams[name].cancel()
+
+    def _read(self, name: str, stream: Any) -> None:
+        try:
+            for batch in stream:
+                self._events.put(_Event(name, batch))
+            self._events.put(_Event(name, None))
+        except BaseException as error:
+            self._events.put(_Event(name, error))
+
+    def _filter_timeouts(
         self, name: str, batch: list[tuple[int, Response]]
     ) -> Iterator[tuple[str, int, Response]]:
-        """Hold late answers back until it is known whether the replica hangs."""
-        for index, answer in batch:
-            if answer.finish_reason == "timeout" and not self._limits.count_timeouts:
-                self._late[name].append((index, answer))
+        """Yield responses, but hold timeouts back until it is known whether the replica hangs."""
+        for index, response in batch:
+            if response.finish_reason == "timeout" and not self._limits.count_timeouts:
+                self._timeouts[name].append((index, response))
                 continue
             self._heard[name] = time.monotonic()
-            yield from self._release(name)
-            yield name, index, answer
-        if self._late[name] and self._silence(name) > self._limits.timeout_s / 2:
+            yield from self._release_timeouts(name)
+            yield name, index, response
+        if self._timeouts[name] and self._silence(name) > self._limits.timeout_s / 2:
             self._lose(
                 name,
-                f"late answers only for {self._silence(name):.3g} s; if it is only slow, lower "
+                f"only timeouts for {self._silence(name):.3g} s; if it is merely slow, lower "
                 "engine.concurrency",
             )
 
-    def _release(self, name: str) -> Iterator[tuple[str, int, Response]]:
-        for index, answer in self._late.pop(name, []):
-            yield name, index, answer
+    def _release_timeouts(self, name: str) -> Iterator[tuple[str, int, Response]]:
+        for index, response in self._timeouts.pop(name, []):
+            yield name, index, response
 
     def _silence(self, name: str) -> float:
         return time.monotonic() - self._heard[name]
 
-    def _notice_silence(self) -> None:
+    def _lose_silent_replicas(self) -> None:
         patience = self._limits.timeout_s + SILENCE_S
         for name in list(self._heard):
             if self._silence(name) > patience:
-                self._lose(name, f"no sign of life within {patience:g} s")
+                self._lose(name, f"no response within {patience:g} s")
 
     def _fail(self, name: str, error: BaseException) -> None:
-        lost = isinstance(error, ReplicaUnavailableError) or (
+        """Count the replica as lost if it is unavailable; raise if it rejected a request."""
+        unavailable = isinstance(error, ReplicaUnavailableError) or (
             isinstance(error, RayError) and not isinstance(error, RayTaskError)
         )
-        if not lost:
-            raise RuntimeError(f"{name} refused a request: {error}") from error
+        if not unavailable:
+            raise RuntimeError(f"{name} rejected a request: {error}") from error
         self._lose(name, str(error).strip().splitlines()[-1] if str(error).strip() else repr(error))
 
     def _lose(self, name: str, reason: str) -> None:
         self.lost[name] = reason
         del self._heard[name]
-
-    def stop(self) -> None:
-        """Let go of streams that have not ended."""
-        for name in [*self._heard, *self.lost]:
-            with suppress(Exception):  # of a stream that never began
-                self._streams[name].cancel()

@@ -1,13 +1,11 @@
-"""The Ray Serve application of the engine: `ray.serve.llm` configured for this project.
+"""The Ray Serve application of the engine: `ray.serve.llm`, configured for scoring.
 
-In: a model directory and `EngineSettings`. Out: an application with an OpenAI-compatible
-endpoint. Each replica is a deployment of its own, under its own model name: only so can a swap
-reach each of them and a probe ask each of them.
+Each replica is a deployment of its own with its own model name, so that weights can be loaded into
+each of them and each can be verified. An OpenAI-compatible endpoint stands before all of them.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -20,28 +18,30 @@ from typing import Any
 import ray
 from ray import serve
 
+from evals._compat import stop_serve_updates
+from evals.files import write_json
 from evals.settings import EngineSettings, check_port
 
 APP_NAME = "evals"
 HEALTH_CHECK_PERIOD_S = 2.0
 VLLM_LOG = "vllm.log"
-_CPU_ENVIRONMENT = {
+CPU_ENVIRONMENT = {
     "RAYLLM_VLLM_ENGINE_CLS": "evals.serving.lean_engine.LeanVLLMEngine",
-    # The compiler would work for half a minute on the first request, for a log-softmax.
+    # Otherwise the first request waits half a minute while a log-softmax is compiled.
     "TORCH_COMPILE_DISABLE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
-
-SETTLE_SECONDS = 5.0  # in which Ray tells that trials which have ended hold no GPU any more
+GPU_RELEASE_S = 5.0  # Ray reports a GPU as free some time after the trial that used it has ended
 
 
 def with_num_replicas(settings: EngineSettings) -> EngineSettings:
-    """With a number of replicas, chosen from what is free in the running Ray cluster."""
+    """Replace `num_replicas` 0 by the number of replicas that fit on the free GPUs."""
     if settings.num_replicas or not settings.gpus:
         return replace(settings, num_replicas=settings.least_replicas)
-    deadline = time.monotonic() + SETTLE_SECONDS
-    while (free := ray.available_resources()).get("GPU", 0) < ray.cluster_resources().get("GPU", 0):
-        if time.monotonic() > deadline:
+    deadline = time.monotonic() + GPU_RELEASE_S
+    while True:
+        free, total = ray.available_resources(), ray.cluster_resources()
+        if free.get("GPU", 0) >= total.get("GPU", 0) or time.monotonic() > deadline:
             break
         time.sleep(0.1)
     fitting = min(free.get("GPU", 0) // settings.gpus, free.get("CPU", 0))
@@ -49,17 +49,17 @@ def with_num_replicas(settings: EngineSettings) -> EngineSettings:
 
 
 def model_names(settings: EngineSettings) -> list[str]:
-    """Names of the replicas, as the `model` of a request."""
+    """Return the names of the replicas: the `model` of a request to the endpoint."""
     return [f"replica-{index}" for index in range(settings.num_replicas)]
 
 
 def launch(model_dir: Path, settings: EngineSettings, more: Mapping[str, Any]) -> None:
-    """Start Serve and the application; return when every replica answers.
+    """Start Serve and the application; return when every replica is ready.
 
     Args:
-        model_dir: what to serve.
-        settings: how.
-        more: arguments of vLLM's engine that the settings don't give.
+        model_dir: the Hugging Face directory to serve.
+        settings: settings of the engine.
+        more: further arguments of vLLM's engine.
 
     Raises:
         RuntimeError: a replica failed to start.
@@ -75,41 +75,30 @@ def launch(model_dir: Path, settings: EngineSettings, more: Mapping[str, Any]) -
         )
     except RuntimeError as error:
         log = log_file.read_bytes()[written:] if log_file.exists() else b""
-        reason = root_error(log.decode(errors="replace"))
+        hint = start_failure_hint(root_error(log.decode(errors="replace")), settings)
         raise RuntimeError(
-            f"vLLM did not start on {model_dir}{start_failure_hint(reason, settings)}; its logs are in {logs}"
+            f"vLLM did not start on {model_dir}{hint}; its logs are in {logs}"
         ) from error
 
 
 def shut_down() -> None:
-    """End Serve; Ray goes on.
-
-    A thread of Serve in this process asks its controller for news, again after each. One that came
-    while Ray itself ends would make it ask a Ray that is gone, which ends the process: none is
-    taken any more.
-    """
-    from ray.serve._private.router import SharedRouterLongPollClient, SingletonThreadRouter
-    from ray.serve.context import _get_global_client
-
-    client, loop = _get_global_client(False), SingletonThreadRouter._asyncio_loop
-    if client is not None and loop is not None:
-        news = SharedRouterLongPollClient.get_or_create(client._controller, loop)
-        news.long_poll_client.stop()
+    """End Serve; Ray keeps running."""
+    stop_serve_updates()
     serve.shutdown()
 
 
 def root_error(log: str) -> str:
-    """The error at the root of a log of vLLM, as "KindError: message"; empty if there is none."""
+    """Find the error at the root of a log of vLLM: "KindError: message", empty if none."""
     errors = re.findall(r"^\S*(?:Error|Exception): .+", log, re.MULTILINE)
     return next((line for line in errors if "Engine core initialization failed" not in line), "")
 
 
 def start_failure_hint(reason: str, settings: EngineSettings) -> str:
-    """What to say of an error of vLLM's: the error, after the setting to change where it is known.
+    """Describe why vLLM did not start, with the setting to change if the reason is a known one.
 
     Args:
-        reason: of `root_error`.
-        settings: with which it came.
+        reason: an error as `root_error` returns it.
+        settings: the settings with which it occurred.
     """
     cache = f"kv_cache_gib (now {settings.kv_cache_gib:g})"
     length = f"max_model_len (now {settings.max_model_len})"
@@ -121,8 +110,8 @@ def start_failure_hint(reason: str, settings: EngineSettings) -> str:
 
 
 def _build(model_dir: Path, settings: EngineSettings, more: Mapping[str, Any]) -> Any:
-    """Build the Serve application. Reserves one logical CPU a replica, none for the endpoint."""
-    from ray.serve.llm import LLMConfig, build_openai_app
+    """Build the Serve application. It reserves one logical CPU per replica."""
+    from ray.serve.llm import LLMConfig, build_openai_app  # takes seconds
 
     kind = "gpu" if settings.gpus else "cpu"
     bundle = {"CPU": 1, "GPU": settings.gpus} if settings.gpus else {"CPU": 1}
@@ -133,7 +122,7 @@ def _build(model_dir: Path, settings: EngineSettings, more: Mapping[str, Any]) -
                 "model_loading_config": {"model_id": name, "model_source": str(model_dir)},
                 "accelerator_config": {"kind": kind},
                 "placement_group_config": {"bundle_per_worker": bundle},
-                "engine_kwargs": _engine_arguments(settings) | dict(more),
+                "engine_kwargs": engine_arguments(settings) | dict(more),
                 "runtime_env": {"env_vars": _environment(settings)},
                 "deployment_config": {
                     "num_replicas": 1,
@@ -151,11 +140,12 @@ def _build(model_dir: Path, settings: EngineSettings, more: Mapping[str, Any]) -
 
 
 def check_can_start(settings: EngineSettings) -> None:
-    """Check that Ray runs with enough CPUs and GPUs, Serve does not, and the port is free.
+    """Check what the engine needs before it starts.
 
     Raises:
-        ValueError: one of the last three does not hold.
-        RuntimeError: Ray is not initialised.
+        ValueError: the Ray cluster has too few CPUs or GPUs, Serve already runs there, or the port
+            is in use.
+        RuntimeError: Ray is not initialized.
     """
     if not ray.is_initialized():
         raise RuntimeError("the engine runs in a Ray cluster: call ray.init() first")
@@ -176,26 +166,27 @@ def check_can_start(settings: EngineSettings) -> None:
 
 
 def quiet_driver() -> None:
-    """Keep the messages that Serve and vLLM print in this process off the terminal."""
+    """Silence the messages that Serve and vLLM print in this process."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
 
 
-def _engine_arguments(settings: EngineSettings) -> dict[str, Any]:
+def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
+    """Return the arguments of vLLM's engine for these settings."""
     arguments = {
         "dtype": settings.dtype,
         "max_model_len": settings.max_model_len,
         "kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30),
         "enforce_eager": not settings.gpus,
         "worker_extension_cls": "evals.serving.worker_extension.SwapWeights",
-        # The model's own generation_config.json would add a repetition penalty or top-k to every
-        # request that does not name them.
+        # Otherwise the model's own generation_config.json adds a repetition penalty or top-k to
+        # every request that does not set them.
         "generation_config": "vllm",
         "use_tqdm_on_load": False,
     }
     if not settings.gpus:
-        # A prompt cut in two would end vLLM 0.29's engine on the CPU, when its request has a seed:
-        # the generator there can't be set back ("CPU Generator does not use offset").
+        # On the CPU, vLLM 0.29's engine dies of a request with a seed whose prompt is split into
+        # chunks: a generator there can't be set back ("CPU Generator does not use offset").
         arguments["enable_chunked_prefill"] = False
         arguments["max_num_batched_tokens"] = max(2048, settings.max_model_len)
     return arguments
@@ -204,9 +195,9 @@ def _engine_arguments(settings: EngineSettings) -> dict[str, Any]:
 def _environment(settings: EngineSettings) -> dict[str, str]:
     environment = {"PYTHONPATH": str(Path(__file__).parents[2])}
     if not settings.gpus:
-        environment |= _CPU_ENVIRONMENT | {"OMP_NUM_THREADS": str(settings.threads)}
+        environment |= CPU_ENVIRONMENT | {"OMP_NUM_THREADS": str(settings.threads)}
     if sum(node["Alive"] for node in ray.nodes()) == 1:
-        # Elsewhere the folder may not exist: there Ray's own log files have to do.
+        # On other nodes the folder may not exist: Ray's own log files have to suffice there.
         environment["VLLM_LOGGING_CONFIG_PATH"] = str(_log_to_file(settings))
     return environment
 
@@ -229,5 +220,5 @@ def _log_to_file(settings: EngineSettings) -> Path:
         "loggers": {"vllm": {"handlers": ["file"], "level": "INFO", "propagate": False}},
     }
     path = folder / "vllm_logging.json"
-    path.write_text(json.dumps(config, indent=2))
+    write_json(path, config)
     return path

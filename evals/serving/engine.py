@@ -1,9 +1,7 @@
-"""One warm vLLM behind Ray Serve, for many checkpoints of one shape.
+"""One warm vLLM behind Ray Serve, for many checkpoints of one architecture.
 
-In: a Hugging Face directory, then prompts as token ids, then further directories of the same
-shape, or LoRA adapters beside it. Out: completions and log-probabilities; also an
-OpenAI-compatible endpoint on 127.0.0.1. Weights are swapped in place in a fraction of a second,
-and each swap and each adapter is proven against transformers before anything may be generated.
+Weights are swapped in place in a fraction of a second. Each swap and each LoRA adapter is verified
+against transformers before anything may be generated with it.
 """
 
 from __future__ import annotations
@@ -30,13 +28,13 @@ class Engine(ServedModel):
         replicas: Replicas,
         settings: EngineSettings,
         model_dir: Path,
-        beside: Mapping[str, Path],
+        adapter_dirs: Mapping[str, Path],
     ) -> None:
-        """Take what is running; `beside` are the adapters, name to directory."""
+        """Represent running replicas; `adapter_dirs` maps names of adapters to directories."""
         super().__init__(replicas, settings, model_dir)
         self._replicas = replicas
         self._base_dir = model_dir
-        self._adapters = dict(beside)
+        self._adapters = dict(adapter_dirs)
 
     @classmethod
     def start(
@@ -47,33 +45,32 @@ class Engine(ServedModel):
         adapter_dirs: Sequence[str | Path] = (),
         request_timeout_s: float = REQUEST_TIMEOUT_S,
     ) -> Engine:
-        """Start vLLM on `model_dir` in the running Ray cluster and prove what it serves.
+        """Start vLLM on `model_dir` in the running Ray cluster and verify what it serves.
 
-        Ray must have been initialised, with one logical CPU free a replica, and this process must
-        run on the head node, where the endpoint is (as a submitted job does).
+        Ray must be initialized, with one free logical CPU per replica. This process must run on the
+        head node, where the endpoint is; a submitted job does.
 
         Args:
             model_dir: a Hugging Face directory.
-            settings: of vLLM.
-            adapter_dirs: peft directories of LoRA adapters of that model, served beside it; ask
-                them through `adapter`.
-            request_timeout_s: seconds until an answer is given up and counted as "timeout".
+            settings: settings of vLLM.
+            adapter_dirs: peft directories of LoRA adapters of that model, served with it; see
+                `adapter`.
+            request_timeout_s: seconds until a request is given up and counted as "timeout".
 
         Raises:
-            ValueError: no model directory, an adapter that can't be served, the port in use,
-                another Serve application running, or too few CPUs or GPUs in the cluster; before
-                anything is started.
-            RuntimeError: Ray is not initialised, or the engine failed to start.
+            ValueError: before anything is started: `model_dir` is not a model directory, an adapter
+                can't be served, or as `evals.serving.deployment.check_can_start`.
+            RuntimeError: Ray is not initialized, or the engine failed to start.
         """
         path = probe.check_directory(model_dir)
-        beside = adapters.check_all(adapter_dirs, path)
+        named = adapters.check_all(adapter_dirs, path)
         settings = deployment.with_num_replicas(settings)
         deployment.check_can_start(settings)
         deployment.quiet_driver()
-        engine = cls(Replicas(settings, path, beside, request_timeout_s), settings, path, beside)
+        engine = cls(Replicas(settings, path, named, request_timeout_s), settings, path, named)
         try:
-            deployment.launch(path, settings, adapters.engine_arguments(beside.values()))
-            engine._replicas.serve(path)
+            deployment.launch(path, settings, adapters.engine_arguments(named.values()))
+            engine._replicas.load(path)
         except BaseException:
             engine.stop()
             raise
@@ -85,25 +82,27 @@ class Engine(ServedModel):
         return f"http://127.0.0.1:{self.settings.port}/v1"
 
     def swap(self, checkpoint_dir: str | Path) -> None:
-        """Serve the weights of another directory of the same shape, and prove it.
+        """Serve the weights of another directory of the same architecture, and verify them.
 
-        Only while nothing is generated; adapters can be asked again after a swap back.
+        Nothing may be generated meanwhile. Adapters are available again after a swap back to the
+        model that the engine was started on.
 
         Raises:
-            ValueError: no model directory, or config keys that differ in shape (named).
-            RuntimeError: the probe found the engine to serve something else.
+            ValueError: it is not a model directory, or its architecture differs (the message has
+                the config keys).
+            RuntimeError: the engine serves something else after the swap.
         """
         path = probe.check_directory(checkpoint_dir)
         probe.check_same_architecture(self._base_dir, path)
-        self.model_dir = Path()  # none until it is proven: a second try swaps again
-        self._replicas.serve(path)
+        self.model_dir = Path()  # none until it is verified, so that a second attempt swaps again
+        self._replicas.load(path)
         self.model_dir = path
 
     def adapter(self, adapter_dir: str | Path) -> ServedModel:
-        """One of the adapters that the engine was started with, to be asked like a model.
+        """Return one of the adapters that the engine was started with, as a model.
 
         Raises:
-            ValueError: it was started without that one, or serves another model now.
+            ValueError: the engine was started without it, or serves another base model now.
         """
         path = Path(adapter_dir).absolute()
         names = [name for name, known in self._adapters.items() if known == path]
@@ -114,11 +113,11 @@ class Engine(ServedModel):
         return ServedModel(self._replicas, self.settings, path, names[0])
 
     def logprobs(self, token_ids: Sequence[int]) -> list[float]:
-        """Log p(token | tokens before it) in nats for all but the first of `token_ids`."""
+        """Return log p(token | preceding tokens) in nats for all but the first of `token_ids`."""
         return self._replicas.logprobs(token_ids)
 
     def stop(self) -> None:
-        """End the engine and Ray Serve; Ray goes on."""
+        """End the engine and Ray Serve; Ray keeps running."""
         deployment.shut_down()
 
     def __enter__(self) -> Engine:

@@ -1,7 +1,6 @@
-"""The replicas of a running engine: load weights, prove them, ask, and bring back what died.
+"""The replicas of a running engine: load and verify weights, send requests, restart what died.
 
-In: the directory that all replicas should serve, then requests. Out: answers that come from those
-weights and no others.
+Responses come from verified weights of the requested model and from no others.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ from evals.serving.client import Key, Limits, Replica, ReplicasLostError, Replic
 from evals.serving.requests import Request, Response
 from evals.settings import EngineSettings
 
-MAX_RESTARTS = 3  # of replicas, during one load or one call of `ask`
+MAX_RESTARTS = 3  # of replicas, during one load or one call of `stream_responses`
 START_TIMEOUT_S = 600.0
 
 
 class Replicas:
-    """All replicas of an engine; safe to `ask` from several threads."""
+    """All replicas of an engine. Several threads may send requests at the same time."""
 
     def __init__(
         self,
@@ -39,65 +38,67 @@ class Replicas:
         adapters: Mapping[str, Path],
         timeout_s: float,
     ) -> None:
-        """Take what `deployment.launch` was given.
+        """Represent the replicas that `deployment.launch` starts.
 
         Args:
-            settings: of vLLM.
+            settings: settings of vLLM.
             base_dir: the directory that a restarted replica serves.
-            adapters: name to peft directory, loaded beside it.
-            timeout_s: seconds until an answer is given up.
+            adapters: name -> peft directory, loaded with that model.
+            timeout_s: seconds until a request is given up.
         """
         self._settings = settings
         self._base_dir = base_dir
         self._adapters = dict(adapters)
         self._timeout_s = timeout_s
-        self._wanted = base_dir
-        self._weights = dict.fromkeys(deployment.model_names(settings), "")  # "": not proven
-        self._actors: dict[str, str] = {}  # that last loaded something, by replica
+        self._model_dir = base_dir
+        # Id of each replica's weights, "" until they are verified.
+        self._weights = dict.fromkeys(deployment.model_names(settings), "")
+        self._actors: dict[str, str] = {}  # replica -> name of the actor that last loaded weights
         self._loads = itertools.count()
         self._lock = threading.RLock()
 
-    def serve(self, model_dir: Path) -> None:
-        """Load a directory into every replica, with the adapters where it is their model.
+    def load(self, model_dir: Path) -> None:
+        """Load a directory into every replica, and the adapters if they belong to that model.
 
         Raises:
-            RuntimeError: it can't be loaded, or the probe found something else to be served.
+            RuntimeError: it can't be loaded, or the replicas serve something else afterwards.
         """
         with self._lock:
-            self._wanted = model_dir
+            self._model_dir = model_dir
             self._weights = dict.fromkeys(self._weights, "")
             for name in self._weights:
-                self._bring(name, restart=False)
+                self._load_verified(name, restart=False)
 
-    def ask(
+    def stream_responses(
         self, requests: Mapping[Key, Request], options: Mapping[str, Any]
     ) -> Iterator[tuple[Key, Response]]:
-        """Give the answers as they come.
+        """Yield responses as they arrive.
 
-        Replicas that die or hang are brought back when the others are done, and asked for what is
-        missing.
+        Replicas that die or hang are restarted when the others are done, and receive the requests
+        that have no response yet.
 
         Raises:
-            RuntimeError: a request was refused, nothing proven is served, or replicas went on
-                failing after MAX_RESTARTS.
+            RuntimeError: a request was rejected, the weights are not verified, or replicas still
+                failed after MAX_RESTARTS.
         """
-        missing, wanted = dict(requests), self._wanted
+        missing, model_dir = dict(requests), self._model_dir
         for attempt in itertools.count():
             limits = Limits(
                 self._timeout_s,
                 max(1, self._settings.concurrency // self._settings.num_replicas),
                 count_timeouts=attempt > 0 and len(missing) <= self._settings.concurrency,
             )
-            asked = self._proven()
-            if self._wanted != wanted:
+            replicas = self._verified()
+            if self._model_dir != model_dir:
                 raise RuntimeError(
-                    f"{self._wanted} was loaded while {wanted} still answered: swap only while "
-                    "nothing is generated"
+                    f"{self._model_dir} was loaded while {model_dir} was still generating: swap "
+                    "only while nothing is generated"
                 )
             try:
-                for key, answer in client.ask(asked, missing.copy(), options, limits):
+                stream = client.stream_responses(replicas, missing.copy(), options, limits)
+                for key, response in stream:
                     del missing[key]
-                    yield key, answer
+                    yield key, response
                 return
             except ReplicasLostError as lost:
                 if attempt == MAX_RESTARTS:
@@ -105,94 +106,96 @@ class Replicas:
                         f"the engine failed {attempt + 1} times while it generated ({lost}); "
                         f"the reason is in {self._settings.log_dir}"
                     ) from lost
-                self._revive([one for one in asked if one.name in lost.replicas])
+                self._restart_lost([one for one in replicas if one.name in lost.replicas])
 
     def logprobs(self, token_ids: Sequence[int]) -> list[float]:
-        """Log p(token | tokens before it) in nats for all but the first of `token_ids`."""
-        [(_, answer)] = self.ask({0: Request(token_ids, 1)}, {"prompt_logprobs": 0})
-        return list(answer.prompt_logprobs)
+        """Return log p(token | preceding tokens) in nats for all but the first of `token_ids`."""
+        [(_, response)] = self.stream_responses({0: Request(token_ids, 1)}, {"prompt_logprobs": 0})
+        return list(response.prompt_logprobs)
 
-    def _proven(self) -> list[Replica]:
+    def _verified(self) -> list[Replica]:
+        """Return all replicas; RuntimeError unless the weights of each are verified."""
         with self._lock:
             if not all(self._weights.values()):
                 raise RuntimeError(
-                    f"what the engine serves is unproven since it failed to serve {self._wanted}; "
-                    "swap to a sound checkpoint or start the engine again"
+                    f"the engine's weights are not verified since it failed to serve "
+                    f"{self._model_dir}; swap to a valid checkpoint or start the engine again"
                 )
             return [Replica(name, handle(name), w) for name, w in self._weights.items()]
 
-    def _revive(self, lost: Sequence[Replica]) -> None:
-        """Bring replicas back, unless another thread has done so already."""
+    def _restart_lost(self, lost: Sequence[Replica]) -> None:
+        """Restart replicas, except those that another thread has restarted already."""
         with self._lock:
             for replica in lost:
                 if self._weights[replica.name] == replica.weights:
                     self._weights[replica.name] = ""
-                    self._bring(replica.name, restart=True)
+                    self._load_verified(replica.name, restart=True)
 
-    def _bring(self, name: str, *, restart: bool) -> None:
+    def _load_verified(self, name: str, *, restart: bool) -> None:
+        """Load the current directory into a replica and verify it, restarting it if need be."""
         for attempt in itertools.count():
             try:
                 if restart:
                     _restart(name, self._actors.get(name))
                 replica = self._load(name)
-                self._prove(replica)
+                self._verify(replica)
                 self._weights[name] = replica.weights
                 return
             except (ReplicaUnavailableError, ReplicasLostError) as error:
                 if attempt == MAX_RESTARTS:
                     raise RuntimeError(
-                        f"{name} failed {attempt + 1} times to serve {self._wanted} ({error}); "
+                        f"{name} failed {attempt + 1} times to serve {self._model_dir} ({error}); "
                         f"the reason is in {self._settings.log_dir}"
                     ) from error
                 restart = True
 
     def _load(self, name: str) -> Replica:
-        replica = Replica(name, handle(name), f"{self._wanted}#{next(self._loads)}")
-        loading = replica.handle.load.remote(
-            replica.weights, str(self._wanted), {k: str(v) for k, v in self._beside().items()}
-        )
+        replica = Replica(name, handle(name), f"{self._model_dir}#{next(self._loads)}")
+        adapters = {key: str(path) for key, path in self._current_adapters().items()}
+        loading = replica.handle.load.remote(replica.weights, str(self._model_dir), adapters)
         try:
             self._actors[name] = loading.result(timeout_s=START_TIMEOUT_S)
         except ReplicaUnavailableError:
             raise
         except RayTaskError as error:
-            raise RuntimeError(f"vLLM can't load {self._wanted}: {error!r}") from error
+            raise RuntimeError(f"vLLM can't load {self._model_dir}: {error!r}") from error
         except (RayError, RayServeException, TimeoutError) as error:
-            raise ReplicaUnavailableError(f"no answer from {name}: {error!r}") from error
+            raise ReplicaUnavailableError(f"no response from {name}: {error!r}") from error
         return replica
 
-    def _beside(self) -> dict[str, Path]:
-        return self._adapters if self._wanted == self._base_dir else {}
+    def _current_adapters(self) -> dict[str, Path]:
+        return self._adapters if self._model_dir == self._base_dir else {}
 
-    def _prove(self, replica: Replica) -> None:
-        """Compare what the replica serves with transformers, its own model and each adapter."""
+    def _verify(self, replica: Replica) -> None:
+        """Compare a replica with transformers: its model and each adapter."""
         limits = Limits(self._timeout_s, self._settings.concurrency)
 
-        def answers(requests: Sequence[Request], options: Mapping[str, Any]) -> list[Response]:
-            found = dict(client.ask([replica], dict(enumerate(requests)), options, limits))
-            return [found[number] for number in range(len(requests))]
+        def respond(requests: Sequence[Request], options: Mapping[str, Any]) -> list[Response]:
+            numbered = dict(enumerate(requests))
+            found = dict(client.stream_responses([replica], numbered, options, limits))
+            return [found[number] for number in numbered]
 
-        probe.verify(answers, self._wanted, self._beside(), self._settings)
+        probe.verify(respond, self._model_dir, self._current_adapters(), self._settings)
 
 
 def handle(name: str) -> Any:
-    """The Serve handle of a replica; calls go to its successor when it was restarted."""
+    """Return the Serve handle of a replica; after a restart it reaches the new process."""
     return serve.get_deployment_handle(f"ScoringServer:{name}", deployment.APP_NAME)
 
 
-def _restart(name: str, old: str | None) -> None:
-    """End the actor `old` if it is still there, and return when Serve has started another one."""
+def _restart(name: str, old_actor: str | None) -> None:
+    """Kill the actor of a replica if it still exists; return when Serve has started another one."""
     for actor in list_named_actors(all_namespaces=True):
-        if actor["name"] == old:
+        if actor["name"] == old_actor:
             with suppress(ValueError):  # Serve has ended it meanwhile
                 ray.kill(ray.get_actor(actor["name"], actor["namespace"]))
-    successor = handle(name)  # outside of the loop: without Serve there is nothing to wait for
+    restarted = handle(name)  # not in the loop: if Serve is gone, waiting is in vain
     deadline = time.monotonic() + START_TIMEOUT_S
     while True:
         try:
-            successor.check_health.remote().result(timeout_s=START_TIMEOUT_S)
+            restarted.check_health.remote().result(timeout_s=START_TIMEOUT_S)
             return
         except (RayError, RayServeException, TimeoutError) as error:
             if time.monotonic() > deadline:
-                raise RuntimeError(f"{name} died and did not come back: {error!r}") from error
+                raise RuntimeError(f"{name} died and did not restart: {error!r}") from error
             time.sleep(0.2)

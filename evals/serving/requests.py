@@ -1,7 +1,7 @@
-"""A model that is served, as scoring asks it: token ids in, completions out.
+"""Generation from a served model: token ids in, completions out.
 
-In: prompts as token ids, how to decode them, and whatever answers requests. Out: completions, each
-drawn with a seed that depends on nothing but its item and its number.
+The seed of each completion depends only on the benchmark's seed, its item and its sample number,
+so the completions are the same in whatever order and on whichever replica they are generated.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Request(NamedTuple):
-    """A prompt as token ids, and what is of its own; what requests share goes beside them."""
+    """A prompt as token ids, with the sampling parameters that differ between requests."""
 
     prompt: Sequence[int]
     max_tokens: int
@@ -27,33 +27,53 @@ class Request(NamedTuple):
 
 
 class Response(NamedTuple):
-    """What a replica made of a request; log-probabilities in nats, where they were asked for."""
+    """A replica's response to a request.
+
+    Attributes:
+        text: the generated text, without special tokens.
+        finish_reason: "stop", "length" or "timeout".
+        token_ids: the generated tokens.
+        logprobs: their log-probabilities in nats, if requested.
+        prompt_logprobs: log-probabilities in nats of the prompt's tokens except the first, if
+            requested.
+    """
 
     text: str
-    finish_reason: str  # "stop", "length" or "timeout"
+    finish_reason: str
     token_ids: Sequence[int] = ()
-    logprobs: Sequence[float] = ()  # of the answer's tokens
-    prompt_logprobs: Sequence[float] = ()  # of the prompt's tokens but the first
+    logprobs: Sequence[float] = ()
+    prompt_logprobs: Sequence[float] = ()
 
 
-SampleKey = tuple[int, int]  # index of a prompt, number of its sample
+class SampleKey(NamedTuple):
+    """Which sample a completion is: the index of its prompt (or item) and the sample's number."""
+
+    item: int
+    sample: int
 
 
 class Backend(Protocol):
-    """The engine behind a model: `evals.serving.replicas.Replicas`."""
+    """Whatever responds to requests; in production, `evals.serving.replicas.Replicas`."""
 
-    def ask(
+    def stream_responses(
         self, requests: Mapping[SampleKey, Request], options: Mapping[str, Any]
     ) -> Iterable[tuple[SampleKey, Response]]:
-        """Give the answers as they come; `options` are vLLM's SamplingParams, and "adapter"."""
+        """Yield responses as they arrive.
+
+        `options` are shared by all requests: arguments of vLLM's SamplingParams, and "adapter", the
+        name of a LoRA adapter ("" for the model itself).
+        """
 
 
 @dataclass(frozen=True)
 class Completion:
-    """An answer: its text without special tokens, why it ended, how many tokens it has.
+    """A finished answer.
 
-    `finish_reason` is "stop", "length", "timeout" (no answer in time) or "prompt_too_long" (the
-    prompt leaves no room within max_model_len); the last two have an empty text.
+    Attributes:
+        text: the generated text, without special tokens.
+        finish_reason: "stop"; "length" (max_tokens reached); "timeout" (no response in time) or
+            "prompt_too_long" (no token left within max_model_len). The last two have no text.
+        num_tokens: number of generated tokens.
     """
 
     text: str
@@ -61,19 +81,28 @@ class Completion:
     num_tokens: int
 
 
-Done = Callable[[int, int, Completion], None]
+OnCompletion = Callable[[SampleKey, Completion], None]
+"""Called with each completion as it arrives."""
 
 
 class ServedModel:
-    """A model that a running engine serves: its own weights, or an adapter beside them."""
+    """A model that a running engine serves: its base model, or a LoRA adapter of that model."""
 
     def __init__(
-        self, engine: Backend, settings: EngineSettings, model_dir: Path, adapter: str = ""
+        self, backend: Backend, settings: EngineSettings, model_dir: Path, adapter: str = ""
     ) -> None:
         self.settings = settings
         self.model_dir = model_dir
-        self._engine = engine
+        self._backend = backend
         self._adapter = adapter
+
+    def swap(self, checkpoint_dir: str | Path) -> None:
+        """Serve another directory; only an engine can.
+
+        Raises:
+            ValueError: this is an adapter.
+        """
+        raise ValueError(f"{self.model_dir} is served as an adapter: swap the engine's own model")
 
     def generate(
         self,
@@ -82,63 +111,58 @@ class ServedModel:
         *,
         stop_token_ids: Sequence[int] = (),
         seeds: Sequence[str] | None = None,
-        done: Done | None = None,
+        on_completion: OnCompletion | None = None,
         skip: Collection[SampleKey] = (),
     ) -> list[list[Completion | None]]:
-        """Draw `decoding.num_samples` completions of each prompt, concurrently.
+        """Generate `decoding.num_samples` completions of each prompt, concurrently.
 
-        An answer ends at the model's end-of-sequence token, at `stop_token_ids`, at
-        `decoding.stop`, or after `decoding.max_tokens`. A replica that dies or hangs is started
-        again, with the weights that it should have, and asked only for what is missing. May be
-        called from several threads.
+        A completion ends at the model's end-of-sequence token, at one of `stop_token_ids`, at one
+        of `decoding.stop`, or after `decoding.max_tokens`. A replica that dies or hangs is
+        restarted, loads the same weights again, and generates only what is missing. Safe to call
+        from several threads.
 
         Args:
             prompts: token ids.
-            decoding: how to draw.
-            stop_token_ids: tokens that end an answer.
-            seeds: a key for each prompt, by default its position; with `decoding.seed` and the
-                sample's number it gives that sample's seed, in whatever order they are asked.
-            done: called in this thread as done(index, sample, completion) as each comes in.
-            skip: (index, sample) pairs that are not asked; their places in the result hold None.
+            decoding: sampling parameters.
+            stop_token_ids: tokens that end a completion.
+            seeds: a key per prompt, by default its index. The key, `decoding.seed` and the sample's
+                number determine the seed of a sample.
+            on_completion: called in this thread.
+            skip: samples not to generate; None takes their position in the result.
+
+        Returns:
+            One list per prompt, with one completion per sample.
 
         Raises:
-            RuntimeError: the engine failed, and went on failing after some restarts.
+            RuntimeError: the engine failed, and failed again after some restarts.
         """
         keys = [str(index) for index in range(len(prompts))] if seeds is None else seeds
-        longest = self.settings.max_model_len
         result: list[list[Completion | None]] = [[None] * decoding.num_samples for _ in prompts]
         requests: dict[SampleKey, Request] = {}
 
-        def keep(index: int, sample: int, completion: Completion) -> None:
-            result[index][sample] = completion
-            if done is not None:
-                done(index, sample, completion)
+        def finish(key: SampleKey, completion: Completion) -> None:
+            result[key.item][key.sample] = completion
+            if on_completion is not None:
+                on_completion(key, completion)
 
-        for index, (key, prompt) in enumerate(zip(keys, prompts, strict=True)):
-            room = longest - len(prompt)
-            for sample in range(decoding.num_samples):
-                if (index, sample) in skip:
+        for item, (seed_key, prompt) in enumerate(zip(keys, prompts, strict=True)):
+            most = min(decoding.max_tokens, self.settings.max_model_len - len(prompt))
+            for key in (SampleKey(item, sample) for sample in range(decoding.num_samples)):
+                if key in skip:
                     continue
-                if room < 1:
-                    keep(index, sample, Completion("", "prompt_too_long", 0))
+                if most < 1:
+                    finish(key, Completion("", "prompt_too_long", 0))
                     continue
-                seed = random.Random(f"{decoding.seed}/{key}/{sample}").getrandbits(31)
-                requests[index, sample] = Request(prompt, min(decoding.max_tokens, room), seed)
-        for (index, sample), answer in self._engine.ask(
-            requests, self._options(decoding, stop_token_ids)
-        ):
-            keep(index, sample, _completion(answer))
-        return result
-
-    def _options(self, decoding: Decoding, stop_token_ids: Sequence[int]) -> dict[str, Any]:
-        return {
+                seed = random.Random(f"{decoding.seed}/{seed_key}/{key.sample}").getrandbits(31)
+                requests[key] = Request(prompt, most, seed)
+        options = {
             "adapter": self._adapter,
             "temperature": decoding.temperature,
             "top_p": decoding.top_p,
             "stop": list(decoding.stop),
             "stop_token_ids": list(stop_token_ids),
         }
-
-
-def _completion(answer: Response) -> Completion:
-    return Completion(answer.text, answer.finish_reason, len(answer.token_ids))
+        for key, response in self._backend.stream_responses(requests, options):
+            completion = Completion(response.text, response.finish_reason, len(response.token_ids))
+            finish(key, completion)
+        return result

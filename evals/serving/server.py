@@ -1,7 +1,7 @@
-"""A replica of the engine: Ray's LLMServer, which also answers many questions in one call.
+"""A replica of the engine: Ray's LLMServer with a method that answers many requests in one call.
 
-In: requests as token ids, many a call. Out: a stream of finished answers, in any order. Beside the
-OpenAI-compatible endpoint, which spends more time on a short answer than the model does.
+Requests are token ids, and responses are streamed as they are finished, in any order. Ray's
+OpenAI-compatible endpoint exists beside it, but spends more time on a short answer than the model.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncGenerator
-from typing import Any, cast
+from typing import Any
 
 import ray
 from ray.serve.llm.deployment import LLMServer
@@ -17,17 +17,18 @@ from vllm import SamplingParams
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import RequestOutputKind
 
+from evals._compat import vllm_client
 from evals.serving.client import ReplicaUnavailableError
 from evals.serving.requests import Request, Response
 
-Answers = list[tuple[int, Response]]
+Batch = list[tuple[int, Response]]
 
 
 class ScoringServer(LLMServer):
-    """Answers only as long as it serves the weights that the caller means.
+    """Responds only while it serves the weights that the caller expects.
 
-    A restarted replica serves the weights that it was started on, whatever was loaded before: it
-    has another name for its weights, the empty one.
+    A replica that Serve restarted serves the weights that it was started on, whatever was loaded
+    before. The id of its weights is then empty, so it rejects requests for loaded weights.
     """
 
     _weights = ""
@@ -35,12 +36,12 @@ class ScoringServer(LLMServer):
     _fresh = True  # nothing loaded since the start
 
     async def load(self, weights: str, path: str, adapters: dict[str, str]) -> str:
-        """Serve the weights under `path` and these LoRA adapters; return this actor's name.
+        """Serve the weights under `path` and some LoRA adapters; return this actor's name.
 
         Args:
-            weights: the name that requests have to give from now on.
-            path: a Hugging Face directory of the shape that the engine was started on.
-            adapters: name to peft directory; those that are loaded already stay as they are.
+            weights: id of these weights, which requests have to give from now on.
+            path: a Hugging Face directory with the architecture that the engine was started on.
+            adapters: name -> peft directory; those that are loaded already stay as they are.
 
         Raises:
             ReplicaUnavailableError: the engine is dead.
@@ -49,7 +50,7 @@ class ScoringServer(LLMServer):
         try:
             self._adapters = await self._load(path, adapters)
         except Exception as error:
-            await self._explain(error)
+            await self._raise_cause(error)
         self._weights = weights
         return str(ray.get_runtime_context().get_actor_name())
 
@@ -61,16 +62,23 @@ class ScoringServer(LLMServer):
         weights: str,
         timeout_s: float,
         in_flight: int,
-    ) -> AsyncGenerator[Answers, None]:
-        """Yield (position, answer) for each request as it is finished, several at once.
+    ) -> AsyncGenerator[Batch, None]:
+        """Yield batches of (index of the request, response) as they are finished.
+
+        Args:
+            requests: the requests.
+            options: options shared by all requests, see `evals.serving.requests.Backend`.
+            weights: id of the weights that must be served.
+            timeout_s: seconds until a request is given up, once the engine has it.
+            in_flight: number of requests that the engine gets at the same time.
 
         Raises:
-            ReplicaUnavailableError: the engine is dead or serves other weights than `weights`.
+            ReplicaUnavailableError: the engine is dead or serves other weights.
         """
         self._check(weights)
         name = options.pop("adapter", "")
         if name and name not in self._adapters:
-            raise ValueError(f"{name} is not served now: its model has been swapped")
+            raise ValueError(f"{name} is not served now: its base model has been swapped")
         adapter = self._adapters.get(name)
         finished: asyncio.Queue[tuple[int, Response | BaseException]] = asyncio.Queue()
         slots = asyncio.Semaphore(in_flight)
@@ -78,9 +86,9 @@ class ScoringServer(LLMServer):
         async def work(index: int, request: Request) -> None:
             async with slots:
                 try:
-                    parameters = _parameters(request, options)
-                    answer = await self._complete(request, parameters, adapter, timeout_s)
-                    finished.put_nowait((index, answer))
+                    parameters = _sampling_params(request, options)
+                    response = await self._respond(request, parameters, adapter, timeout_s)
+                    finished.put_nowait((index, response))
                 except Exception as error:
                     finished.put_nowait((index, error))
 
@@ -91,9 +99,9 @@ class ScoringServer(LLMServer):
                 batch = [await finished.get()]
                 while not finished.empty():
                     batch.append(finished.get_nowait())
-                for _, answer in batch:
-                    if isinstance(answer, BaseException):
-                        await self._explain(answer)
+                for _, response in batch:
+                    if isinstance(response, BaseException):
+                        await self._raise_cause(response)
                 self._check(weights)
                 missing -= len(batch)
                 yield batch  # type: ignore[misc]  # no exceptions left in it
@@ -101,17 +109,12 @@ class ScoringServer(LLMServer):
             for task in tasks:
                 task.cancel()
 
-    @property
-    def _client(self) -> Any:
-        """Of vLLM: its AsyncLLM."""
-        return cast("Any", self.engine)._engine_client
-
     async def _load(self, path: str, adapters: dict[str, str]) -> dict[str, LoRARequest]:
-        client, loaded = self._client, {}
+        client, loaded = vllm_client(self), {}
         await client.collective_rpc("end_with_server")
-        first = cast("Any", self._llm_config.model_loading_config).model_source
+        config: Any = await self.llm_config()
         fresh, self._fresh = self._fresh, False
-        if not (fresh and path == first):
+        if not (fresh and path == config.model_loading_config.model_source):
             await client.collective_rpc("swap_weights", args=(path,))
         for number, (name, directory) in enumerate(adapters.items(), start=1):
             loaded[name] = LoRARequest(name, number, directory)
@@ -122,37 +125,37 @@ class ScoringServer(LLMServer):
 
     def _check(self, weights: str) -> None:
         if weights != self._weights:
-            raise ReplicaUnavailableError(
-                f"it serves {self._weights or 'its first weights'!r} again"
-            )
+            served = self._weights or "the weights that it was started on"
+            raise ReplicaUnavailableError(f"it serves {served!r}")
 
-    async def _complete(
+    async def _respond(
         self,
         request: Request,
         parameters: SamplingParams,
         adapter: LoRARequest | None,
         timeout_s: float,
     ) -> Response:
-        async def last() -> Any:
+        async def last_output() -> Any:
             prompt, number = {"prompt_token_ids": list(request.prompt)}, uuid.uuid4().hex
-            outputs = self._client.generate(prompt, parameters, number, lora_request=adapter)
+            client = vllm_client(self)
+            outputs = client.generate(prompt, parameters, number, lora_request=adapter)
             return [output async for output in outputs][-1]
 
         try:
-            output = await asyncio.wait_for(last(), timeout_s)
+            output = await asyncio.wait_for(last_output(), timeout_s)
         except TimeoutError:
             return Response("", "timeout")
-        made = output.outputs[0]
+        completion = output.outputs[0]
         return Response(
-            made.text,
-            made.finish_reason,
-            list(made.token_ids),
-            _chosen(made.token_ids, made.logprobs),
-            _chosen(request.prompt[1:], (output.prompt_logprobs or [])[1:]),
+            completion.text,
+            completion.finish_reason,
+            list(completion.token_ids),
+            _token_logprobs(completion.token_ids, completion.logprobs),
+            _token_logprobs(request.prompt[1:], (output.prompt_logprobs or [])[1:]),
         )
 
-    async def _explain(self, error: BaseException) -> None:
-        """Raise `ReplicaUnavailableError` if the engine is dead, the error itself otherwise."""
+    async def _raise_cause(self, error: BaseException) -> None:
+        """Raise `ReplicaUnavailableError` if the engine is dead, `error` itself otherwise."""
         try:
             await self.check_health()
         except Exception as death:
@@ -160,7 +163,7 @@ class ScoringServer(LLMServer):
         raise error
 
 
-def _parameters(request: Request, options: dict[str, Any]) -> SamplingParams:
+def _sampling_params(request: Request, options: dict[str, Any]) -> SamplingParams:
     return SamplingParams(
         max_tokens=request.max_tokens,
         seed=request.seed,
@@ -169,8 +172,8 @@ def _parameters(request: Request, options: dict[str, Any]) -> SamplingParams:
     )
 
 
-def _chosen(token_ids: Any, tables: Any) -> list[float]:
-    """Each token's own log-probability."""
+def _token_logprobs(token_ids: Any, tables: Any) -> list[float]:
+    """Pick each token's own log-probability from vLLM's tables, token id -> Logprob."""
     if not tables:
         return []
     return [table[token].logprob for token, table in zip(token_ids, tables, strict=True)]

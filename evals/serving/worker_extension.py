@@ -1,8 +1,7 @@
 """The part of a weight swap that runs inside a vLLM worker.
 
-In: the path of a Hugging Face directory with the shapes of the model being served. Out: the
-worker serves those weights. vLLM mixes `SwapWeights` into its worker class by name (engine
-argument `worker_extension_cls`), so this module imports nothing heavy before it is called.
+vLLM mixes `SwapWeights` into its worker class by name (engine argument `worker_extension_cls`), so
+importing this module imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -12,36 +11,30 @@ import os
 import signal
 from typing import Any
 
+from evals._compat import pack_cpu_weights
+
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class SwapWeights:
-    """Adds weight swaps to a vLLM worker; reached through `collective_rpc`."""
+    """Weight swaps for a vLLM worker; called through `collective_rpc`."""
 
     model_runner: Any
 
     def swap_weights(self, path: str) -> None:
-        """Load the weights under `path` in place and rebuild what was derived from the old ones.
+        """Load the weights of a Hugging Face directory in place.
 
-        On the CPU, vLLM keeps a packed copy of each linear weight (`layer.cpu_linear`).
-        `reload_weights` packs again only the layers that the checkpoint names. A tied output
-        head is not in the checkpoint: without the second step it goes on using the old
-        embedding, and every log-probability is silently wrong.
+        Args:
+            path: a directory whose weights have the shapes of those being served.
         """
         self.model_runner.reload_weights(weights_path=path)
-        packed = [m for m in self.model_runner.get_model().modules() if hasattr(m, "cpu_linear")]
-        if not packed:
-            return
-        from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
-
-        for layer in packed:
-            if layer.weight.numel():
-                dispatch_cpu_unquantized_gemm(layer, remove_weight=False)
+        pack_cpu_weights(self.model_runner.get_model())
 
     def end_with_server(self) -> int:
-        """Make Linux kill this process when the replica that started it is gone; return its id.
+        """Make Linux kill this process when the replica that started it ends; return its pid.
 
-        vLLM's engine process does not notice that, and would keep its memory for good.
+        vLLM's engine process would otherwise stay alive and keep its memory
+        (https://github.com/vllm-project/vllm/issues/55510).
         """
         if hasattr(ctypes.CDLL(None), "prctl"):
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.grading import published
-from evals.jobs import Job, jobs
+from evals.jobs import Job, make_jobs
 from evals.serving.engine import Engine
 from tests.assets.newcomer import REPOSITORY
 from tests.benchmarks.evals_peer import load_benchmarks
@@ -67,7 +67,7 @@ def compare(engine: Engine, model: Path, file: str, max_items: int) -> dict[str,
     Raises:
         RuntimeError: the harness ended with an error.
     """
-    (job,) = jobs(model, load_benchmarks([file], max_items), engine.settings)
+    (job,) = make_jobs(model, load_benchmarks([file], max_items), engine.settings)
     with tempfile.TemporaryDirectory() as directory:
         theirs = _harness(engine, model, job, Path(directory))
     texts = _ours(engine, job)

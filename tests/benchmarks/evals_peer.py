@@ -14,8 +14,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from evals import jobs, tasks
+from evals import tasks
 from evals.benchmark import Benchmark
+from evals.jobs import make_jobs
 from evals.score import score
 from evals.serving import deployment
 from evals.serving.requests import Response, ServedModel
@@ -27,14 +28,14 @@ class Offline:
 
     def __init__(self, model_dir: Path, settings: EngineSettings) -> None:
         if not settings.gpus:
-            os.environ.update(deployment._CPU_ENVIRONMENT | {"VLLM_LOGGING_LEVEL": "ERROR"})
+            os.environ.update(deployment.CPU_ENVIRONMENT | {"VLLM_LOGGING_LEVEL": "ERROR"})
         from vllm import LLM
 
-        arguments = deployment._engine_arguments(settings)
+        arguments = deployment.engine_arguments(settings)
         del arguments["worker_extension_cls"]
         self.llm = LLM(str(model_dir), disable_log_stats=True, **arguments)
 
-    def ask(self, requests: dict, options: dict[str, Any]):
+    def stream_responses(self, requests: dict, options: dict[str, Any]):
         from vllm import SamplingParams
 
         shared = {name: value for name, value in options.items() if name != "adapter"}
@@ -53,14 +54,14 @@ class Offline:
 
 def generate_all(served: Any, model_dir: Path, benchmarks: list[Benchmark]) -> dict[str, float]:
     """All prompts once; {"tokens", "seconds"}."""
-    work = jobs.jobs(model_dir, benchmarks, served.settings)
+    work = make_jobs(model_dir, benchmarks, served.settings)
     start, tokens = time.perf_counter(), 0
     for job in work:
         answers = served.generate(
             job.prompts.token_ids,
             job.benchmark.decoding,
             stop_token_ids=job.prompts.stop_token_ids,
-            seeds=job.ids,
+            seeds=job.item_ids,
         )
         tokens += sum(completion.num_tokens for samples in answers for completion in samples)
     return {"tokens": tokens, "seconds": time.perf_counter() - start}

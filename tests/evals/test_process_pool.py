@@ -1,4 +1,4 @@
-"""The sandbox's fork servers: kept from program to program, and nothing else is."""
+"""The sandbox's fork servers: reused from program to program, without a trace of the last one."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def servers() -> list[int]:
-    """Process numbers of this process's idle fork servers."""
+    """Return the process ids of this process's idle fork servers."""
     return [worker._process.pid for _, worker in runner._servers._idle]
 
 
@@ -35,16 +35,16 @@ def test_no_program_sees_another_one(layers) -> None:
     assert runner.run(look).passed
 
 
-def test_as_many_servers_as_threads_ask() -> None:
+def test_there_is_one_server_per_concurrent_thread() -> None:
     before = len(servers())
     with ThreadPoolExecutor(3) as pool:
         programs = [f"import time; time.sleep(0.3); print({n})" for n in range(6)]
-        told = [result.stdout for result in pool.map(runner.run, programs)]
-    assert told == [f"{n}\n" for n in range(6)]
+        printed = [result.stdout for result in pool.map(runner.run, programs)]
+    assert printed == [f"{n}\n" for n in range(6)]
     assert before <= len(servers()) <= max(before, 3)
 
 
-def test_a_server_that_is_killed_costs_its_program_alone() -> None:
+def test_a_killed_server_fails_only_its_own_program() -> None:
     runner.run("pass")
     before = servers()
     with ThreadPoolExecutor(1) as pool:
@@ -58,18 +58,18 @@ def test_a_server_that_is_killed_costs_its_program_alone() -> None:
 
 
 @pytest.mark.parametrize("end", ["os.kill(os.getpid(), 9)", "sys.exit()"])
-def test_nothing_outlives_the_process_that_asks(end) -> None:
+def test_nothing_outlives_the_process_that_started_it(end) -> None:
     script = (
         "import os, sys, threading, time; from evals.sandbox import runner; runner.run('pass');"
         "print(*[w._process.pid for _, w in runner._servers._idle], flush=True);"
         "threading.Thread(target=runner.run, args=('import time; time.sleep(60)',), daemon=True)"
         f".start(); time.sleep(0.5); {end}"
     )
-    asked = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True
     )
-    processes = [int(word) for word in asked.stdout.split()]
-    assert processes, asked.stderr
+    processes = [int(word) for word in done.stdout.split()]
+    assert processes, done.stderr
     deadline = time.monotonic() + 10  # the program itself may sleep for 15
     while time.monotonic() < deadline and _living(processes):
         time.sleep(0.05)
@@ -77,7 +77,7 @@ def test_nothing_outlives_the_process_that_asks(end) -> None:
 
 
 def _living(sessions: list[int]) -> list[str]:
-    """The processes that live in these sessions: each server has begun one."""
+    """Return the living processes of these sessions; each server starts one."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""score(): prompts, verdicts, stored files, reuse. The engine is a fake that answers sums."""
+"""score(): prompts, verdicts, stored files, reuse. The engine is a fake that adds numbers."""
 
 import dataclasses
 import random
@@ -11,19 +11,22 @@ from transformers import AutoTokenizer
 from evals.benchmark import Benchmark, Decoding, Item, TaskScore
 from evals.records import Verdicts, read_answers, read_verdicts
 from evals.score import score
-from evals.serving.engine import Completion
+from evals.serving.requests import Completion, SampleKey
 from evals.settings import EngineSettings
 from tests.assets.tiny import TURN_END, make_tiny_model
 
+TIMEOUT = Completion("", "timeout", 0)
+
 
 class Killed(BaseException):
-    """The driver dies."""
+    """Stands for a signal that kills the process."""
 
 
 class Calculator:
-    """Answers "A + B" with the sum; with 100 where A is odd and the sample's number is odd.
+    """Completes "A + B" with the sum, but with 100 if both A and the sample's number are odd.
 
-    In any order, as an engine does; dies when it has given `lives` answers.
+    The last sample times out. Completions come in any order, as from an engine; after `lives` of
+    them it raises `Killed`.
     """
 
     def __init__(self, model_dir: Path, lives: int = 1000) -> None:
@@ -36,28 +39,24 @@ class Calculator:
     def swap(self, checkpoint_dir: Path) -> None:
         self.model_dir = checkpoint_dir
 
-    def generate(self, prompts, decoding, *, stop_token_ids=(), seeds=None, done=None, skip=()):
+    def generate(self, prompts, decoding, *, stop_token_ids, seeds, on_completion, skip):
         texts = [self.tokenizer.decode(ids) for ids in prompts]
-        places = [(i, n) for i in range(len(texts)) for n in range(decoding.num_samples)]
-        places = [place for place in places if place not in skip]
-        call = {"texts": texts, "stop": list(stop_token_ids), "seeds": seeds, "places": places}
+        keys = [SampleKey(i, n) for i in range(len(texts)) for n in range(decoding.num_samples)]
+        wanted = [key for key in keys if key not in skip]
+        call = {"texts": texts, "stop": list(stop_token_ids), "seeds": seeds, "keys": wanted}
         self.generated.append(call)
-        answers = [[None] * decoding.num_samples for _ in texts]
-        for i, n in random.Random(0).sample(places, len(places)):
-            a, b = map(int, re.findall(r"(\d+) \+ (\d+)", texts[i])[-1])
-            total = 100 if a % 2 and n % 2 else a + b
-            answers[i][n] = Completion(f"It is {total}", "stop", 4)
-            if (i, n) == (len(texts) - 1, decoding.num_samples - 1):
-                answers[i][n] = Completion("", "timeout", 0)
+        for key in random.Random(0).sample(wanted, len(wanted)):
+            a, b = map(int, re.findall(r"(\d+) \+ (\d+)", texts[key.item])[-1])
+            total = 100 if a % 2 and key.sample % 2 else a + b
             if not self.lives:
                 raise Killed
             self.lives -= 1
-            done(i, n, answers[i][n])
-        return answers
+            timed_out = key == keys[-1]
+            on_completion(key, TIMEOUT if timed_out else Completion(f"It is {total}", "stop", 4))
 
 
 class Started(Exception):
-    """The engine was asked for."""
+    """The engine was needed."""
 
 
 def no_engine() -> Calculator:
@@ -93,14 +92,14 @@ def sums() -> Benchmark:
 def test_value_prompts_and_files(model, sums, tmp_path):
     engine = Calculator(model)
     [result] = score_on(engine, model, [sums], results_dir=tmp_path / "results")
-    # 8 answers; wrong: the second of items 1 and 3, of which the last also timed out
+    # Of 8 answers the second ones of items 1 and 3 are wrong; the last timed out.
     assert result.value == 6 / 8
     assert result.low < result.value < result.high
     assert result.settings["num_timeouts"] == 1
     [call] = engine.generated
     assert call["texts"][1] == f"<|im_start|>user\n1 + 1{TURN_END}\n<|im_start|>assistant\n"
     assert call["stop"] == [engine.tokenizer.convert_tokens_to_ids(TURN_END)]
-    assert call["seeds"] == ["0", "1", "2", "3"], "of the items, wherever they stand"
+    assert call["seeds"] == ["0", "1", "2", "3"]
     rows = read_answers(tmp_path / "results/sums.parquet")
     assert [(row["id"], row["sample"]) for row in rows] == [(i, n) for i in "0123" for n in (0, 1)]
     assert [row["correct"] for row in rows] == [True, True, True, False, True, True, True, False]
@@ -110,45 +109,45 @@ def test_value_prompts_and_files(model, sums, tmp_path):
     assert {path.name for path in (tmp_path / "results").iterdir()} == {"sums.json", "sums.parquet"}
 
 
-def test_further_metrics_of_several_samples(model, sums):
+def test_several_samples_per_item_give_further_metrics(model, sums):
     [result] = score_on(Calculator(model), model, [sums])
     assert list(result.also) == ["pass@1", "pass@2", "maj@2"]
     assert [result.also[name][0] for name in result.also] == [6 / 8, 1, 7 / 8]
     assert all(low <= value <= high for value, low, high in result.also.values())
 
 
-def test_subjects_that_are_averaged_by_the_harmonic_mean(model, sums, tmp_path):
+def test_harmonic_mean_over_subjects(model, sums, tmp_path):
     items = tuple(
         dataclasses.replace(item, meta={"subject": "odd" if int(item.id) % 2 else "even"})
         for item in sums.items
     )
     by_subject = dataclasses.replace(sums, items=items, average="harmonic over subjects")
     [result] = score_on(Calculator(model), model, [by_subject], results_dir=tmp_path)
-    assert result.value == pytest.approx(2 / (1 / 1.01 + 1 / 0.51))  # all of even, half of odd
+    assert result.value == pytest.approx(2 / (1 / 1.01 + 1 / 0.51))  # even: all right; odd: half
     verdicts = read_verdicts(tmp_path / "sums.parquet")
     assert verdicts == Verdicts(tuple("0123"), (1, 0.5, 1, 0.5), ("even", "odd") * 2)
 
 
 @pytest.mark.parametrize("torn", ["", '{"id": "3", "sam', '{"id": "3"}\n', "\0\0\0\n"])
-def test_a_killed_driver_goes_on_with_what_is_left(model, sums, tmp_path, torn):
-    whole, results = tmp_path / "whole", tmp_path / "results"
-    [expected] = score_on(Calculator(model), model, [sums], results_dir=whole)
+def test_a_killed_run_resumes_with_the_missing_samples(model, sums, tmp_path, torn):
+    complete, results = tmp_path / "complete", tmp_path / "results"
+    [expected] = score_on(Calculator(model), model, [sums], results_dir=complete)
     with pytest.raises(Killed):
         score_on(Calculator(model, lives=5), model, [sums], results_dir=results)
     journal = results / "sums.journal"
-    kept = len(journal.read_text().splitlines()) - 1
-    assert kept in (4, 5), "all that came in, but for a timeout"
+    stored = len(journal.read_text().splitlines()) - 1
+    assert stored in (4, 5), "every completion but a timeout"
     with journal.open("a") as file:
         file.write(torn)
     engine = Calculator(model)
-    told = []
+    reports = []
     result = score_on(
-        engine, model, [sums], results_dir=results, progress=lambda *words: told.append(words)
+        engine, model, [sums], results_dir=results, progress=lambda *report: reports.append(report)
     )
     assert result == [expected]
-    assert len(engine.generated[0]["places"]) == 8 - kept
-    assert (told[0], told[-1]) == (("sums", kept, 8), ("sums", 8, 8))
-    assert read_answers(results / "sums.parquet") == read_answers(whole / "sums.parquet")
+    assert len(engine.generated[0]["keys"]) == 8 - stored
+    assert (reports[0], reports[-1]) == (("sums", stored, 8), ("sums", 8, 8))
+    assert read_answers(results / "sums.parquet") == read_answers(complete / "sums.parquet")
     assert not journal.exists()
 
 
@@ -158,10 +157,10 @@ def test_a_journal_of_another_job_is_dropped(model, sums, tmp_path):
     other = make_tiny_model(tmp_path / "other", seed=1)
     engine = Calculator(other)
     score_on(engine, other, [sums], results_dir=tmp_path)
-    assert len(engine.generated[0]["places"]) == 8
+    assert len(engine.generated[0]["keys"]) == 8
 
 
-def test_a_base_model_is_asked_to_continue_a_text(model, sums):
+def test_a_base_model_continues_a_text(model, sums):
     items = tuple(
         dataclasses.replace(item, completion=f"0 + 1\n1\n{item.prompt}\n") for item in sums.items
     )
@@ -179,7 +178,7 @@ def test_a_base_model_is_asked_to_continue_a_text(model, sums):
     assert tokenizer.eos_token_id in call["stop"]
 
 
-def test_reused_only_for_same_weights_items_and_settings(model, sums, tmp_path):
+def test_scores_are_reused_only_for_the_same_weights_items_and_settings(model, sums, tmp_path):
     engine, results = Calculator(model), tmp_path / "results"
     first = score_on(engine, model, [sums], results_dir=results)
     assert score(no_engine, engine.settings, model, [sums], results_dir=results) == first
@@ -206,7 +205,7 @@ def test_reused_only_for_same_weights_items_and_settings(model, sums, tmp_path):
     assert len(engine.generated) == 2
 
 
-def test_turn_end_stops_where_the_model_ends_sequences_with_another_token(model, sums):
+def test_answers_end_at_the_turn_end_even_if_sequences_end_with_another_token(model, sums):
     tokenizer = AutoTokenizer.from_pretrained(model)
     tokenizer.eos_token = "<|endoftext|>"
     tokenizer.save_pretrained(model)
@@ -217,7 +216,7 @@ def test_turn_end_stops_where_the_model_ends_sequences_with_another_token(model,
     assert engine.generated[0]["stop"] == sorted(expected)
 
 
-def test_bad_input_is_named(model, sums, tmp_path):
+def test_errors_name_the_input(model, sums, tmp_path):
     engine = Calculator(model)
     with pytest.raises(ValueError, match="same name"):
         score_on(engine, model, [sums, sums])

@@ -91,9 +91,9 @@ def test_half_a_swap_is_caught(engine, checkpoints, method, monkeypatch):
     if method == "reload_weights":
         handle.reset_prefix_cache.remote().result()
     fleet = engine._replicas
-    monkeypatch.setattr(fleet, "_wanted", checkpoints[2])
+    monkeypatch.setattr(fleet, "_model_dir", checkpoints[2])
     with pytest.raises(RuntimeError, match="does not serve"):
-        fleet._prove(fleet._proven()[0])
+        fleet._verify(fleet._verified()[0])
 
 
 def test_nothing_is_generated_after_a_failed_probe_until_a_sound_swap(
@@ -104,7 +104,7 @@ def test_nothing_is_generated_after_a_failed_probe_until_a_sound_swap(
         patch.setattr(probe, "reference_logprobs", lambda path, *more: true(checkpoints[3], *more))
         with pytest.raises(RuntimeError, match="does not serve"):
             engine.swap(checkpoints[2])
-    with pytest.raises(RuntimeError, match="unproven"):
+    with pytest.raises(RuntimeError, match="not verified"):
         engine.generate([TEXT], GREEDY)
     engine.swap(checkpoints[2])
     assert engine.generate([TEXT], GREEDY)[0][0].num_tokens > 0
@@ -117,10 +117,10 @@ def test_other_shape_is_refused_by_name(engine, tmp_path):
 
 
 def test_a_replica_with_other_weights_does_not_answer(engine):
-    [replica] = engine._replicas._proven()
+    [replica] = engine._replicas._verified()
     stale = replace(replica, weights="of before it was restarted")
     with pytest.raises(client.ReplicasLostError, match="it serves"):
-        list(client.ask([stale], {0: Request(TEXT, 2)}, {}, client.Limits(60, 1)))
+        list(client.stream_responses([stale], {0: Request(TEXT, 2)}, {}, client.Limits(60, 1)))
 
 
 @pytest.mark.parametrize("decoding", [DRAWN, GREEDY], ids=["drawn", "greedy"])
@@ -140,7 +140,7 @@ def test_answers_are_handed_over_as_they_come_and_skipped_ones_not_asked(engine)
     got = {}
     skip = {(0, 1), (2, 0)}
     answers = engine.generate(
-        [*PROMPTS[:3], [1] * 512], DRAWN, skip=skip, done=lambda i, s, c: got.update({(i, s): c})
+        [*PROMPTS[:3], [1] * 512], DRAWN, skip=skip, on_completion=lambda k, c: got.update({k: c})
     )
     everywhere = {(index, sample) for index in range(4) for sample in range(2)}
     assert set(got) == everywhere - skip
@@ -189,7 +189,7 @@ def test_adapters_side_by_side_equal_merged_models(started, checkpoints, adapter
         assert texts(started.generate(PROMPTS, GREEDY)) == answers
     with pytest.raises(ValueError, match="swap to that one first"):
         started.adapter(adapters[0])
-    with pytest.raises(RuntimeError, match="its model has been swapped"):
+    with pytest.raises(RuntimeError, match="its base model has been swapped"):
         served[1].generate(PROMPTS[:1], GREEDY)
     started.swap(checkpoints[0])
     assert texts(started.generate(PROMPTS, GREEDY)) == together[0]
@@ -198,14 +198,14 @@ def test_adapters_side_by_side_equal_merged_models(started, checkpoints, adapter
 
 def test_adapters_that_are_not_what_is_served_are_caught(engine, checkpoints, adapters):
     engine.swap(checkpoints[0])
-    [replica] = engine._replicas._proven()
+    [replica] = engine._replicas._verified()
     swapped = dict(zip(engine._adapters, [adapters[1], adapters[0], adapters[2]], strict=True))
     fleet = engine._replicas
     right, fleet._adapters = fleet._adapters, swapped
     with pytest.raises(RuntimeError, match=f"does not serve {adapters[1]}"):
-        fleet._prove(replica)
+        fleet._verify(replica)
     fleet._adapters = right
-    fleet._prove(replica)
+    fleet._verify(replica)
 
 
 def test_second_serve_is_refused_before_it_starts(engine, checkpoints):

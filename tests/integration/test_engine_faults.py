@@ -46,12 +46,12 @@ def interrupted(engine: Engine, process: psutil.Process, number: signal.Signals)
     """Generate; after the 10th answer the process gets a signal. Also how often each was given."""
     given = []
 
-    def done(index, sample, completion):
-        given.append((index, sample))
+    def count(key, completion):
+        given.append(key)
         if len(given) == 10:
             os.kill(process.pid, number)
 
-    return engine.generate(PROMPTS, DRAWN, done=done), given
+    return engine.generate(PROMPTS, DRAWN, on_completion=count), given
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""ask(): dealing out, losses, silence, refusals; the replicas are fakes that count. Ports."""
+"""Distribution of requests, lost replicas, timeouts, rejections; the replicas are fakes. Ports."""
 
 import socket
 import time
@@ -7,16 +7,16 @@ import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
 
 from evals.serving import client
-from evals.serving.client import Limits, Replica, ReplicasLostError
+from evals.serving.client import Limits, Replica, ReplicasLostError, stream_responses
 from evals.serving.requests import Request, Response
 from evals.settings import check_port
 
 
 class Fake:
-    """A replica's handle. Answers with its name and the prompt, after what `before` does."""
+    """A replica whose responses are its name and the prompt, unless `before` returns one."""
 
     def __init__(self, name: str, before=lambda prompt: None) -> None:
-        self.name, self.before, self.asked, self.cancelled = name, before, [], False
+        self.name, self.before, self.cancelled = name, before, False
 
     @property
     def answer(self):
@@ -27,7 +27,6 @@ class Fake:
         return self
 
     def remote(self, requests, options, *, weights, timeout_s, in_flight):
-        self.asked.append([list(request.prompt) for request in requests])
         return Stream(self, requests)
 
 
@@ -47,72 +46,68 @@ class Stream:
 REQUESTS = {f"key {number}": Request([number], 4) for number in range(7)}
 
 
-def ask(*fakes: Fake, timeout_s: float = 60, count_timeouts: bool = False) -> dict[str, Response]:
+def send(*fakes: Fake, timeout_s: float = 60, count_timeouts: bool = False) -> dict[str, Response]:
+    """Send `REQUESTS` to the replicas; return the responses by key."""
     replicas = [Replica(fake.name, fake, "") for fake in fakes]
-    limits = Limits(timeout_s, 4, count_timeouts)
-    got: dict[str, Response] = {}
-    try:
-        got.update(client.ask(replicas, REQUESTS, {}, limits))
-    except ReplicasLostError as error:
-        error.got = got
-        raise
-    return got
+    return dict(stream_responses(replicas, REQUESTS, {}, Limits(timeout_s, 4, count_timeouts)))
 
 
-def test_each_answer_comes_under_its_key_from_the_replica_that_was_asked():
-    got = ask(Fake("a"), Fake("b"))
-    assert got == {f"key {n}": Response(f"{'b' if n % 2 else 'a'} {[n]}", "stop") for n in range(7)}
+def timeout_for(slow: list[int]):
+    return lambda prompt: Response("", "timeout") if prompt == slow else None
 
 
-def test_what_other_replicas_answer_is_kept_when_one_dies():
+def test_each_response_has_its_key_and_comes_from_the_replica_that_got_the_request():
+    responses = send(Fake("a"), Fake("b"))
+    assert responses == {
+        f"key {n}": Response(f"{'b' if n % 2 else 'a'} {[n]}", "stop") for n in range(7)
+    }
+
+
+def test_responses_of_healthy_replicas_arrive_when_another_one_dies():
     def die(prompt):
         if prompt == [1]:
             raise ActorDiedError()
 
     replicas = [Replica("a", Fake("a"), ""), Replica("b", Fake("b", die), "")]
-    got = {}
+    responses = {}
     with pytest.raises(ReplicasLostError) as caught:
-        for key, answer in client.ask(replicas, REQUESTS, {}, Limits(60, 4)):
-            got[key] = answer
+        for key, response in stream_responses(replicas, REQUESTS, {}, Limits(60, 4)):
+            responses[key] = response
     assert list(caught.value.replicas) == ["b"]
-    assert set(got) == set(REQUESTS) - {"key 1"}
+    assert set(responses) == set(REQUESTS) - {"key 1"}
 
 
-def test_refusal_is_an_error_with_its_message():
-    def refuse(prompt):
+def test_a_rejected_request_is_an_error_with_its_message():
+    def reject(prompt):
         raise RayTaskError("answer", "ValueError: very wrong", ValueError("very wrong"))
 
-    with pytest.raises(RuntimeError, match=r"b refused a request.*very wrong"):
-        ask(Fake("b", refuse))
+    with pytest.raises(RuntimeError, match=r"b rejected a request.*very wrong"):
+        send(Fake("b", reject))
 
 
-def test_a_late_answer_is_counted_while_others_come_in():
-    assert ask(Fake("a", late_if([3])))["key 3"].finish_reason == "timeout"
+def test_a_timeout_among_other_responses_is_a_response():
+    assert send(Fake("a", timeout_for([3])))["key 3"].finish_reason == "timeout"
 
 
-def test_only_late_answers_mean_that_the_replica_hangs():
+def test_a_replica_with_nothing_but_timeouts_hangs():
     def hang(prompt):
         time.sleep(0.15)
         return Response("", "timeout")
 
-    with pytest.raises(ReplicasLostError, match="late answers only for"):
-        ask(fake := Fake("a", hang), timeout_s=0.1)
+    with pytest.raises(ReplicasLostError, match="only timeouts for"):
+        send(fake := Fake("a", hang), timeout_s=0.1)
     assert fake.cancelled
-    counted = ask(Fake("a", hang), timeout_s=0.1, count_timeouts=True)
-    assert [answer.finish_reason for answer in counted.values()] == ["timeout"] * 7
+    counted = send(Fake("a", hang), timeout_s=0.1, count_timeouts=True)
+    assert [response.finish_reason for response in counted.values()] == ["timeout"] * 7
 
 
-def test_silence_means_that_the_replica_hangs(monkeypatch):
+def test_a_silent_replica_hangs(monkeypatch):
     monkeypatch.setattr(client, "SILENCE_S", 0.1)
-    with pytest.raises(ReplicasLostError, match="no sign of life"):
-        ask(Fake("a", lambda prompt: time.sleep(30)), timeout_s=0.1)
+    with pytest.raises(ReplicasLostError, match="no response within"):
+        send(Fake("a", lambda prompt: time.sleep(30)), timeout_s=0.1)
 
 
-def late_if(slow: list[int]):
-    return lambda prompt: Response("", "timeout") if prompt == slow else None
-
-
-def test_port_in_use_is_named():
+def test_a_port_in_use_is_an_error_that_names_it():
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen()

@@ -1,4 +1,4 @@
-"""What vLLM is started with: adapters and their obstacles, advice on its errors, requests."""
+"""Adapters that vLLM can serve, hints on its start-up errors, and the seeds of requests."""
 
 import json
 from typing import get_args
@@ -35,7 +35,7 @@ def write_adapter(directory, **changes):
     return directory
 
 
-def test_engine_has_room_for_all_adapters_and_one_empty_place(tmp_path):
+def test_engine_has_slots_for_all_adapters_and_an_empty_one(tmp_path):
     paths = [write_adapter(tmp_path / "a"), write_adapter(tmp_path / "b", r=20)]
     named = adapters.check_all(paths, tmp_path)
     assert list(named.values()) == paths
@@ -55,7 +55,7 @@ def test_ranks_are_those_of_the_installed_vllm():
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
         ({"use_dora": True}, "use_dora is True; merge it instead"),
@@ -65,22 +65,22 @@ def test_ranks_are_those_of_the_installed_vllm():
         ({"target_modules": ".*proj"}, "pattern '.*proj'"),
     ],
 )
-def test_what_vllm_would_leave_out_is_refused(tmp_path, changes, said):
-    with pytest.raises(ValueError, match=said):
+def test_adapters_that_vllm_would_apply_in_part_are_rejected(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
         adapters.check_all([write_adapter(tmp_path / "a", **changes)], tmp_path)
 
 
-def test_an_adapter_of_another_model_or_none_is_refused(tmp_path):
+def test_adapters_of_another_model_and_other_directories_are_rejected(tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     stray = write_adapter(tmp_path / "a", base_model_name_or_path=str(other))
     with pytest.raises(ValueError, match=f"belongs to {other}"):
         adapters.check_all([stray], tmp_path / "model")
-    with pytest.raises(ValueError, match="no LoRA adapter"):
+    with pytest.raises(ValueError, match="not a LoRA adapter"):
         adapters.check_all([other], tmp_path)
 
 
-def test_advice_on_memory_names_the_setting():
+def test_hints_on_memory_errors_name_the_setting():
     settings = EngineSettings(kv_cache_gib=3)
     assert root_error(LOG) == TOO_MUCH
     assert "lower kv_cache_gib (now 3), max_model_len (now 1024)" in start_failure_hint(
@@ -92,23 +92,27 @@ def test_advice_on_memory_names_the_setting():
     assert root_error("INFO all is well\n") == start_failure_hint("", settings) == ""
 
 
-class Recorder:
-    """Answers each request with its seed, the last first."""
+class EchoesSeeds:
+    """A backend whose responses are the seeds of the requests, in reverse order."""
 
-    def ask(self, requests, options):
-        for place, request in reversed(requests.items()):
-            yield place, Response(str(request.seed), "stop", [1])
+    def stream_responses(self, requests, options):
+        for key, request in reversed(requests.items()):
+            yield key, Response(str(request.seed), "stop", [1])
 
 
 def test_seeds_depend_on_the_key_and_the_sample_alone(tmp_path):
-    model = ServedModel(Recorder(), EngineSettings(max_model_len=32), tmp_path)
+    model = ServedModel(EchoesSeeds(), EngineSettings(max_model_len=32), tmp_path)
     decoding = Decoding(max_tokens=4, num_samples=2, seed=3)
     [[a0, a1], [b0, b1]] = model.generate([[1], [2]], decoding, seeds=["a", "b"])
     assert len({a0.text, a1.text, b0.text, b1.text}) == 4
     assert model.generate([[2], [1]], decoding, seeds=["b", "a"]) == [[b0, b1], [a0, a1]]
     seen = []
     rest = model.generate(
-        [[1], [2]], decoding, seeds=["a", "b"], skip={(0, 1)}, done=lambda *one: seen.append(one)
+        [[1], [2]],
+        decoding,
+        seeds=["a", "b"],
+        skip={(0, 1)},
+        on_completion=lambda *one: seen.append(one),
     )
     assert rest == [[a0, None], [b0, b1]]
-    assert seen == [(1, 1, b1), (1, 0, b0), (0, 0, a0)]
+    assert seen == [((1, 1), b1), ((1, 0), b0), ((0, 0), a0)]

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from evals import jobs, tasks
+from evals import tasks
 from evals.grading.answers import grade_all
+from evals.jobs import make_jobs
 from evals.settings import EngineSettings
 from tests.assets.tiny import make_tiny_model
 
@@ -94,7 +95,7 @@ def test_another_rule_in_the_same_file_is_another_score(tmp_path, monkeypatch) -
     for text in (CAPITALS, CAPITALS, CAPITALS.replace("item.answer in text", "True")):
         module.write_text(text)
         benchmark = tasks.load("class:own_changing:Capitals")
-        (job,) = jobs.jobs(model, [benchmark], EngineSettings())
+        (job,) = make_jobs(model, [benchmark], EngineSettings())
         identities.append(job.identity)
     assert identities[0] == identities[1] != identities[2]
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
-from transformers import PreTrainedTokenizerFast as Fast
 
+from otr._compat import uses_plain_backend
 from otr._deprecated import renamed_arguments
 
 TOGETHER = 64  # conversations that are rendered and tokenized in one call
@@ -168,9 +168,7 @@ def _token_ids(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
     """Of each text; asking a fast tokenizer's backend saves the offsets, a quarter of the time."""
     if not texts:
         return []
-    kind = type(tokenizer)
-    plain = isinstance(tokenizer, Fast) and kind.__call__ == Fast.__call__
-    if plain and kind._encode_plus == Fast._encode_plus:
+    if uses_plain_backend(tokenizer):
         tokenizer("", add_special_tokens=False)  # from here on its backend neither pads nor cuts
         backend = tokenizer.backend_tokenizer
         return [found.ids for found in backend.encode_batch_fast(texts, add_special_tokens=False)]

@@ -1,11 +1,12 @@
-"""Checkpoints: a Hugging Face directory (contract 2) plus what training needs to go on.
+"""Checkpoints: a Hugging Face checkpoint directory plus what training needs to resume.
 
-A checkpoint directory holds the model's safetensors (or a LoRA adapter's), config, tokenizer, chat
-template and run.json, and in `trainer/` the optimiser's shards as torch's DCP writes them,
-`state.json` {"step", "world", ...} and for each rank a `files-RANK.json` with size and SHA-256 of
-what it wrote. A checkpoint counts where all of these lists are there and true.
+A checkpoint directory holds the model's (or a LoRA adapter's) safetensors, config, tokenizer, chat
+template and run.json. Its folder `trainer/` holds the optimizer's shards as torch's distributed
+checkpoint writes them, `state.json` {"step", "world", ...}, and one `files-RANK.json` per rank with
+the size and SHA-256 of each file that the rank wrote. A checkpoint is complete if all these lists
+exist and all files match them.
 
-A `Snapshot` is taken while training stands still, and written while it goes on.
+A `Snapshot` is taken while training pauses, and written while training continues.
 """
 
 import hashlib
@@ -23,6 +24,7 @@ import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from otr._compat import shard_rank
 from otr.files import write_json
 
 if TYPE_CHECKING:
@@ -34,61 +36,75 @@ OPTIMIZER = "optimizer"
 
 
 class DamagedCheckpoint(ValueError):
-    """A checkpoint lacks a file, or has another one than was written."""
+    """A checkpoint in which a file is missing or differs from what was written."""
 
 
 def checkpoint_name(step: int) -> str:
-    """Of the directory that holds a step's checkpoint."""
+    """Return the name of the directory that holds a step's checkpoint."""
     return f"step-{step:06d}"
 
 
 class Staging:
-    """Memory of the host that snapshots are copied into, the same for each: new pages cost more."""
+    """Host memory that every snapshot is copied into; reuse avoids the cost of new pages."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, Tensor] = {}
+        self._buffers: dict[str, Tensor] = {}
 
     def copy(self, name: str, tensor: Tensor) -> Tensor:
-        """The tensor, or this rank's part of it, on the CPU; the next of its name overwrites it."""
-        source = tensor.detach()
-        local = getattr(source, "_local_tensor", source)  # of a DTensor
-        kept = self._kept.get(name)
-        if kept is None or (kept.shape, kept.dtype) != (local.shape, local.dtype):
-            kept = self._kept[name] = torch.empty_like(local, device="cpu")
-        kept.copy_(local)
-        if local is source:
-            return kept
-        from torch.distributed.tensor import DTensor
+        """Return a copy on the CPU of a tensor, or of this rank's shard of a DTensor.
 
-        its = cast(DTensor, source)
+        The next call with the same name overwrites the copy.
+        """
+        source = tensor.detach()
+        if not hasattr(source, "to_local"):
+            return self._copied(name, source)
+        from torch.distributed.tensor import DTensor  # slow to import
+
+        sharded = cast(DTensor, source)
         return DTensor.from_local(
-            kept,
-            its.device_mesh,
-            its.placements,
+            self._copied(name, sharded.to_local()),
+            sharded.device_mesh,
+            sharded.placements,
             run_check=False,
-            shape=its.shape,
-            stride=its.stride(),
+            shape=sharded.shape,
+            stride=sharded.stride(),
         )
+
+    def _copied(self, name: str, tensor: Tensor) -> Tensor:
+        buffer = self._buffers.get(name)
+        if buffer is None or (buffer.shape, buffer.dtype) != (tensor.shape, tensor.dtype):
+            buffer = self._buffers[name] = torch.empty_like(tensor, device="cpu")
+        return buffer.copy_(tensor)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A batch that a saved model must predict as the model in training does."""
+
+    batch: Mapping[str, Tensor]
+    nll: float
+    """Summed NLL of the batch under the model in training."""
+    tolerance: float
+    """Largest accepted difference of the saved model's summed NLL."""
 
 
 @dataclass
 class Snapshot:
-    """A copy of a run's state at a step, in the host's memory; good until the next is taken."""
+    """A copy of a run's state in host memory; valid until the next snapshot is taken."""
 
     step: int
     model: "PreTrainedModel"
-    """For its config, and its adapters' if it has any; not for its weights."""
+    """Used for its config and its adapters' config, not for its weights."""
     weights: dict[str, Tensor] | None
-    """On rank 0: what is saved of the model. None on the others."""
+    """The model's saved tensors on rank 0; None on other ranks."""
     optimizer: dict[str, Any]
-    """This rank's part, by parameter names."""
-    progress: dict[str, Any] = field(default_factory=dict)
-    """What else a run goes on from, as JSON."""
-    probe: tuple[Mapping[str, Tensor], float, float] | None = None
-    """A micro-batch, its NLL under the model in training, and how far from it that of the saved
-    model may be; None: that is not looked at."""
+    """This rank's part of the optimizer's state, by parameter name."""
+    trainer_state: dict[str, Any] = field(default_factory=dict)
+    """Other state to resume from, as JSON; becomes part of state.json."""
+    probe: Probe | None = None
+    """Check of the written model; None skips it."""
     stall_seconds: float = 0.0
-    """That training stood still for it, and until the one before was written."""
+    """Seconds that this snapshot paused training, including the wait for the previous one."""
 
     def write(
         self,
@@ -99,17 +115,23 @@ class Snapshot:
         group: dist.ProcessGroup | None = None,
         shared: bool = True,
     ) -> Path:
-        """Write the checkpoint; it appears whole or not at all. Every rank calls this.
+        """Write the checkpoint atomically: the directory appears complete or not at all.
+
+        Every rank calls this.
 
         Args:
-            directory: the checkpoint's; what is there already is replaced.
-            tokenizer: saved with it.
-            run: becomes its run.json.
-            group: gloo ranks of this run, used for nothing else meanwhile (None: a single one).
-            shared: whether the directory is the same one for all ranks; else each writes its part.
+            directory: the checkpoint directory; replaced if it exists.
+            tokenizer: saved beside the model.
+            run: written to run.json.
+            group: a gloo group of all ranks with no other use meanwhile; None for a single process.
+            shared: whether all ranks see the same `directory`; if not, each writes its own part.
+
+        Returns:
+            The directory.
 
         Raises:
-            OSError: it could not be written; nothing of it is left.
+            OSError: the checkpoint could not be written, or failed its probe; nothing is left of
+                it.
         """
         directory = Path(directory)
         rank, world = (
@@ -122,39 +144,42 @@ class Snapshot:
                 if first:
                     shutil.rmtree(scratch, ignore_errors=True)
                     (scratch / TRAINER).mkdir(parents=True)
-                _meet(group)
+                _barrier(group)
                 _write_optimizer(scratch / TRAINER / OPTIMIZER, self.optimizer, group)
                 if self.weights is not None:
                     _write_model(scratch, self.model, self.weights, tokenizer)
-                    state = {"step": self.step, "world": world, **self.progress}
+                    state = {"step": self.step, "world": world, **self.trainer_state}
                     write_json(scratch / TRAINER / STATE, state)
                     if run is not None:
                         write_json(scratch / "run.json", run)
                     self._check_export(scratch)
-                sums = _sums(scratch, _own_files(scratch, rank))
-                write_json(scratch / TRAINER / f"files-{rank}.json", sums)
-                _meet(group)
+                checksums = _checksums(scratch, _own_files(scratch, rank))
+                write_json(scratch / TRAINER / f"files-{rank}.json", checksums)
+                _barrier(group)
                 if first:
                     shutil.rmtree(directory, ignore_errors=True)
                     scratch.rename(directory)
-                _meet(group)
+                _barrier(group)
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)
             raise
         return directory
 
     def _check_export(self, directory: Path) -> None:
-        """Load what was written as anybody would, and predict the probe with it."""
+        """Load the written model as any user would, and compare its NLL with the probe's.
+
+        Raises:
+            OSError: the two differ.
+        """
         if self.probe is None:
             return
-        from otr.loop.policy import reloaded_nll
+        from otr.loop.policy import reloaded_nll  # imports this module's package in a circle
 
-        batch, nll, tolerance = self.probe
-        again = reloaded_nll(directory, self.model, batch)
-        if not abs(again - nll) <= tolerance:
+        nll = reloaded_nll(directory, self.model, self.probe.batch)
+        if not abs(nll - self.probe.nll) <= self.probe.tolerance:
             raise OSError(
-                f"the model written for step {self.step} has NLL {again:.6g} where the one in "
-                f"training has {nll:.6g}: it is not kept"
+                f"the checkpoint of step {self.step} was discarded: the written model has NLL "
+                f"{nll:.6g}, the model in training {self.probe.nll:.6g}"
             )
 
 
@@ -165,56 +190,71 @@ def save_checkpoint(
     *,
     run: dict[str, Any] | None = None,
 ) -> Path:
-    """Write a model as a Hugging Face directory; `run` becomes its run.json. Returns the directory.
+    """Write a model and its tokenizer as a Hugging Face checkpoint directory.
+
+    Args:
+        directory: a directory that does not exist.
+        model: a transformers model, or a peft model whose adapters are saved.
+        tokenizer: saved beside it.
+        run: written to run.json.
+
+    Returns:
+        The directory.
 
     Raises:
-        FileExistsError: the directory is already there.
+        FileExistsError: the directory exists.
     """
     directory = Path(directory)
     if directory.exists():
-        raise FileExistsError(f"{directory} is already there: checkpoints are never overwritten")
+        raise FileExistsError(f"{directory} already exists: checkpoints are never overwritten")
     weights = saved_weights(model, model.state_dict())
     return Snapshot(0, model, weights, {}).write(directory, tokenizer, run=run)
 
 
 def load_checkpoint(directory: str | Path) -> dict[str, Any]:
-    """What a run goes on from, but weights and optimiser: {"step", "world", ...}.
+    """Load the state that a run resumes from, other than weights and optimizer.
+
+    Returns:
+        The content of state.json: {"step", "world", ...}.
 
     Raises:
-        ValueError: the directory holds none.
+        DamagedCheckpoint: the directory has no readable state.json.
     """
     path = Path(directory) / TRAINER / STATE
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise DamagedCheckpoint(
-            f"no {TRAINER}/{STATE} in {directory}: training can't go on from it ({error})"
+            f"no {TRAINER}/{STATE} in {directory}: training cannot resume from it ({error})"
         ) from error
 
 
 def check_checkpoint(directory: str | Path) -> None:
-    """Compare a checkpoint's files with its lists.
+    """Compare a checkpoint's files with its lists of checksums.
 
     Raises:
-        DamagedCheckpoint: one is missing or differs; the message names it.
+        DamagedCheckpoint: a file is missing or differs; the message names it.
     """
     directory = Path(directory)
     for rank in range(load_checkpoint(directory)["world"]):
         listed = directory / TRAINER / f"files-{rank}.json"
         try:
-            wanted = json.loads(listed.read_text())
-            found = _sums(directory, map(directory.joinpath, wanted))
+            expected = json.loads(listed.read_text())
+            found = _checksums(directory, map(directory.joinpath, expected))
         except (OSError, ValueError) as error:
             raise DamagedCheckpoint(f"{directory} is incomplete: {error}") from error
-        for name, sums in wanted.items():
-            if found[name] != sums:
+        for name, checksum in expected.items():
+            if found[name] != checksum:
                 raise DamagedCheckpoint(f"{directory / name} is not as it was written")
 
 
 def saved_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What is saved of a model's state dict: of tied weights one, of adapters them alone."""
+    """Select the tensors of a state dict that are saved.
+
+    Of tied weights this is the first; of a model with adapters, the adapters alone.
+    """
     if hasattr(model, "peft_config"):
-        from otr.models.lora import adapter_state
+        from otr.models.lora import adapter_state  # imports peft, which other runs do not need
 
         return adapter_state(model, weights)
     first: dict[int, str] = {}
@@ -241,39 +281,41 @@ def _write_model(
 def _write_optimizer(
     directory: Path, optimizer: dict[str, Any], group: dist.ProcessGroup | None
 ) -> None:
-    if optimizer or group is not None:  # then all ranks take part
+    if optimizer or group is not None:  # with a group every rank takes part, even without state
         dcp.save(optimizer, checkpoint_id=directory, process_group=group, no_dist=group is None)
 
 
 def _own_files(directory: Path, rank: int) -> Iterator[Path]:
-    """What this rank wrote: its shards; rank 0 all the rest too."""
+    """Yield the files that this rank wrote: its shards, and on rank 0 all other files."""
     for path in sorted(directory.rglob("*")):
-        shard_of = path.name.split("_")[2] if path.suffix == ".distcp" else "0"
-        if path.is_file() and shard_of == str(rank) and not path.name.startswith("files-"):
+        writer = shard_rank(path) if path.suffix == ".distcp" else 0
+        # A name with "files-" may be a list that another rank is writing at this moment.
+        if path.is_file() and writer == rank and not path.name.startswith("files-"):
             yield path
 
 
-def _sums(directory: Path, paths: Iterable[Path]) -> dict[str, list[Any]]:
-    sums: dict[str, list[Any]] = {}
+def _checksums(directory: Path, paths: Iterable[Path]) -> dict[str, list[Any]]:
+    """Return {path within the directory: [size in bytes, SHA-256]}."""
+    checksums: dict[str, list[Any]] = {}
     for path in paths:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        sums[str(path.relative_to(directory))] = [path.stat().st_size, digest]
-    return sums
+        checksums[str(path.relative_to(directory))] = [path.stat().st_size, digest]
+    return checksums
 
 
 @contextmanager
 def _os_errors() -> Iterator[None]:
-    """What went wrong while writing as an OSError: torch's own error is no Exception at all."""
+    """Turn the errors of all writers into OSError."""
     try:
         yield
-    except dcp.api.CheckpointException as error:
+    except dcp.CheckpointException as error:  # a BaseException: no caller would catch it
         first = next(iter(error.failures.values()))[0]
         raise OSError(str(first)) from first
-    except (RuntimeError, SafetensorError) as error:  # of the writers, where a disk is full
+    except (RuntimeError, SafetensorError) as error:  # raised on a full disk
         raise OSError(str(error)) from error
 
 
-def _meet(group: dist.ProcessGroup | None) -> None:
+def _barrier(group: dist.ProcessGroup | None) -> None:
     if group is not None:
         dist.barrier(group)

@@ -1,7 +1,4 @@
-"""How well a model predicts held-out rows, in figures that compare across objectives.
-
-In: a `Policy` and micro-batches (contract 1). Out: a dict of means over all ranks.
-"""
+"""Evaluation on held-out packed batches, with metrics that compare across objectives."""
 
 from collections.abc import Sequence
 
@@ -14,27 +11,32 @@ from otr.loop.policy import Batch, Policy
 
 @torch.no_grad()
 def evaluate(policy: Policy, batches: Sequence[Batch], dtype: str = "float32") -> dict[str, float]:
-    """Score teacher-forced predictions. Every rank calls this with batches of its own, or none.
+    """Score teacher-forced predictions. Every rank calls this, with its own batches or none.
+
+    Args:
+        policy: the model.
+        batches: this rank's packed batches; ranks may have different numbers of them.
+        dtype: precision of the forward pass, as in `ModelConfig.dtype`.
 
     Returns:
-        ``val_nll`` (nats a token), ``val_token_accuracy`` (share of tokens that are the model's
-        first choice) and ``val_exact`` (share of examples whose tokens all are, which is the share
-        that greedy decoding would reproduce exactly).
+        Means over all ranks: ``val_nll`` (nats per token), ``val_token_accuracy`` (share of tokens
+        that are the model's most likely choice) and ``val_exact`` (share of examples of which all
+        tokens are, which is the share that greedy decoding would reproduce exactly).
     """
     policy.eval()
     device = policy.device
     passes = torch.tensor(len(batches), device=device)
-    if parallel.world() > 1:
+    if parallel.world_size() > 1:
         dist.all_reduce(passes, dist.ReduceOp.MAX)
     sums = torch.zeros(5, dtype=torch.float64, device=device)
     for i in range(int(passes)):
-        # Under fsdp a forward pass is one of all ranks.
-        batch = batches[i] if i < len(batches) else _nothing()
+        # Under fsdp all ranks take part in every forward pass.
+        batch = batches[i] if i < len(batches) else _empty_batch()
         batch = {name: column.to(device) for name, column in batch.items()}
         with policy.precision(dtype):
             sums += policy.score(batch)
     policy.train()
-    nll, right, tokens, exact, examples = parallel.total(sums).tolist()
+    nll, right, tokens, exact, examples = parallel.sum_over_ranks(sums).tolist()
     return {
         "val_nll": nll / max(1, tokens),
         "val_token_accuracy": right / max(1, tokens),
@@ -42,7 +44,7 @@ def evaluate(policy: Policy, batches: Sequence[Batch], dtype: str = "float32") -
     }
 
 
-def _nothing() -> Batch:
-    """A row of which no token is scored."""
+def _empty_batch() -> Batch:
+    """Return a packed row without target tokens."""
     ids = torch.zeros(1, 2, dtype=torch.int32)
     return {"input_ids": ids, "loss_mask": ids > 0, "segment_ids": ids + 1}

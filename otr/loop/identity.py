@@ -1,7 +1,7 @@
-"""Whether a run that goes on is still the run that began.
+"""The identity of a run: the settings and data that decide its outcome.
 
-In: a `TrainConfig` and what its corpus holds. Out: a flat dict of what decides the outcome, and the
-differences between two of them.
+A run may only resume under an equal identity. It is a flat dict of dotted config keys, plus
+fingerprints of the model's weights and of the corpus files, and is stored as JSON.
 """
 
 import hashlib
@@ -11,10 +11,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from otr.config import TrainConfig
+from otr.config import RENAMED, TrainConfig
 
-PLACES = 16  # in which a large file is looked at
-WEIGHT_BYTES = 64 * 2**10  # of each file of weights
+DIGEST_PIECES = 16  # of a large file, evenly spaced, that a digest covers
+WEIGHT_BYTES = 64 * 2**10  # of each weight file that a digest covers
 _FREE = (
     "memory.",
     "workers.",
@@ -25,70 +25,83 @@ _FREE = (
     "data.validation",
     "data.max_rejected",
     "data.skip_bad",
-    "data.paths",  # in their place stands what they hold
+    "data.paths",  # the identity holds the files' contents instead
     "model.trust_remote_code",
     "model.attention",
 )
-"""Dotted keys, or beginnings of them, that may change from one start of a run to the next."""
+"""Dotted keys, or prefixes of them, that may change when a run resumes."""
 
 
 def identity(config: TrainConfig, corpus: Sequence[Sequence[Any]]) -> dict[str, Any]:
-    """What decides the outcome: dotted keys to values that JSON has.
+    """Return what decides a run's outcome, as JSON values by dotted key.
 
     Args:
         config: the run.
-        corpus: of each of its files what tells it from others.
+        corpus: for each corpus file, values that identify its content.
     """
-    kept = {key: value for key, value in flatten(config).items() if not key.startswith(_FREE)}
-    # A moved model is the same one; its name is what a person would compare.
-    kept["model.path"] = str(kept["model.path"]).rstrip("/").rpartition("/")[2]
-    kept["model.weights"] = _weights(Path(config.model.path))
-    return kept | {"data.files": [[*file] for file in corpus]}
+    settings = {key: value for key, value in flatten(config).items() if not key.startswith(_FREE)}
+    # The name alone: a model that was moved is the same model.
+    settings["model.path"] = str(settings["model.path"]).rstrip("/").rpartition("/")[2]
+    settings["model.weights"] = _weights(Path(config.model.path))
+    return settings | {"data.files": [[*file] for file in corpus]}
 
 
 def _weights(model: Path) -> list[list[Any]] | None:
-    """Of each of a directory's files of weights name, size and digest; None for the hub's."""
+    """Return name, size and digest of each weight file in a directory; None for a hub name."""
     if not model.is_dir():
         return None
     paths = sorted(model.glob("*.safetensors"))
     return [[path.name, path.stat().st_size, sampled_digest(path, WEIGHT_BYTES)] for path in paths]
 
 
-def sampled_digest(path: str | Path, most: int) -> str:
-    """Of a file's bytes; of one that has more than `most`, of so many in PLACES places.
+def sampled_digest(path: str | Path, max_bytes: int) -> str:
+    """Return a digest of a file: of all bytes, or of at most `max_bytes` in evenly spaced pieces.
 
     Raises:
-        OSError: it can't be read.
+        OSError: the file cannot be read.
     """
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
-        places, each = (1, size) if size <= most else (PLACES, most // PLACES)
-        for place in range(places):
-            file.seek((size - each) * place // max(1, places - 1))
-            digest.update(file.read(each))
+        count, length = (
+            (1, size) if size <= max_bytes else (DIGEST_PIECES, max_bytes // DIGEST_PIECES)
+        )
+        for piece in range(count):
+            file.seek((size - length) * piece // max(1, count - 1))
+            digest.update(file.read(length))
     return digest.hexdigest()[:16]
 
 
-def check_same(before: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:
-    """Compare a run's identity with that of its beginning.
+def check_same(before: Mapping[str, Any], now: Mapping[str, Any], directory: str) -> None:
+    """Compare a run's identity with the one it started with.
+
+    Args:
+        before: the stored identity; may have keys from before they were renamed.
+        now: the identity of the run that is to resume.
+        directory: of the run, for the message.
 
     Raises:
         ValueError: they differ; the message names the keys with both values.
     """
-    keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-    if keys:
-        both = [(key, before.get(key), now.get(key)) for key in keys]
-        told = "; ".join(
-            f"{k} was {_short(old, new)}, is {_short(new, old)}" for k, old, new in both
+    before = {RENAMED.get(key, key): value for key, value in before.items()}
+    pairs = [
+        (key, before.get(key), now.get(key))
+        for key in {**before, **now}
+        if before.get(key) != now.get(key)
+    ]
+    if pairs:
+        changes = "; ".join(
+            f"{key} was {_shortened(old, new)}, is {_shortened(new, old)}"
+            for key, old, new in pairs
         )
         raise ValueError(
-            f"{where} holds a run with other settings: {told}: put them back, or give another name"
+            f"{directory} holds a run with other settings ({changes}): restore them, or use "
+            "another name"
         )
 
 
 def flatten(config: TrainConfig) -> dict[str, Any]:
-    """Every leaf under its dotted name; tuples as lists."""
+    """Return every setting of a config by its dotted key; tuples become lists."""
 
     def leaves(value: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
         for key, inner in value.items():
@@ -100,11 +113,14 @@ def flatten(config: TrainConfig) -> dict[str, Any]:
     return dict(leaves(asdict(config), ""))
 
 
-def _short(value: Any, other: Any) -> str:
-    """Of two lists of files, those whose name and size, or else digest, the other has not."""
+def _shortened(value: Any, other: Any) -> str:
+    """Return a value's text, at most 80 characters; of two lists of files only what differs.
+
+    Files differ by name and size, or else by digest.
+    """
     if value and other and isinstance(value, list) and isinstance(value[0], list):
-        known = [each[:2] for each in other]
-        named = [each for each in value if each[:2] not in known]
-        value = named or [each for each in value if each not in other] or value
+        known = [file[:2] for file in other]
+        different = [file for file in value if file[:2] not in known]
+        value = different or [file for file in value if file not in other] or value
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

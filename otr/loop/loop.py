@@ -1,10 +1,11 @@
-"""The training loop: the seam between the method and whatever feeds and watches it.
+"""The training loop: optimizer steps over packed batches, with metrics and snapshots reported.
 
-In: a model, an iterable of micro-batches (contract 1, [B, S] each) and a `TrainConfig`. Out:
-metrics and snapshots, through `report`. In a test the batches are a list and `report` appends;
-under Ray they come from a `Reader` and `report` is `ray.train.report`.
+The loop knows neither where batches come from nor who watches: `train(model, batches, config,
+report)`. In a test, `batches` is a list and `report` appends to one; under Ray, `otr.training`
+provides both. A packed batch has the columns `input_ids`, `loss_mask` and `segment_ids`, [B, S]
+each (see `otr.data`).
 
-Shapes: B rows, S row length, T tokens, D width.
+Shapes: B packed rows of a micro-batch, S sequence length (tokens per packed row).
 """
 
 import itertools
@@ -22,7 +23,7 @@ from transformers import PreTrainedModel
 
 from otr.config import TrainConfig
 from otr.loop import parallel
-from otr.loop.checkpoint import Snapshot, Staging, load_checkpoint
+from otr.loop.checkpoint import Probe, Snapshot, Staging, load_checkpoint
 from otr.loop.evaluate import evaluate
 from otr.loop.policy import Batch, Policy
 from otr.optim import learning_rate, make_optimizer
@@ -31,19 +32,30 @@ Report = Callable[[dict[str, float], Snapshot | None], Any]
 
 
 @dataclass(frozen=True)
+class Progress:
+    """How far a run has come."""
+
+    step: int = 0
+    """Optimizer steps taken, skipped ones included."""
+    skipped: int = 0
+    """Steps that left the weights unchanged, as their loss or gradient was not finite."""
+
+
+@dataclass(frozen=True)
 class BadStep:
-    """A step whose loss or gradient is not finite; the weights are untouched by it."""
+    """A step whose loss or gradient is not finite; it has not changed the weights."""
 
     step: int
+    """Number of the step, from 1."""
     loss: float
     grad_norm: float
     rows: list[int]
-    """Numbers within the step, from 0, of rows whose own loss is not finite; on all ranks."""
+    """Packed rows whose own loss is not finite, on all ranks; numbered from 0 within the step."""
     batches: Sequence[Batch]
     """This rank's micro-batches of the step."""
 
-    def numbered(self) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """This rank's rows: number, input_ids [S], segment_ids [S]."""
+    def numbered_rows(self) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Yield this rank's packed rows: number, input_ids [S], segment_ids [S]."""
         for i, batch in enumerate(self.batches):
             numbers = itertools.count(_first_row(i, batch))
             yield from zip(numbers, batch["input_ids"], batch["segment_ids"], strict=False)
@@ -51,17 +63,37 @@ class BadStep:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What may happen in a run besides its steps; each is called on every rank."""
+    """Functions that the loop calls on every rank."""
 
     should_stop: Callable[[], bool] = lambda: False
-    """Asked once a step, on every rank; where any says so, all save and end the run."""
+    """Called once per step; if it returns True on any rank, all ranks save and end the run."""
     before_snapshot: Callable[[], None] = lambda: None
-    """The one before is no longer needed when it returns."""
+    """Called before a snapshot overwrites the previous one; returns when that has been written."""
     on_bad_step: Callable[[BadStep], str] = lambda bad: ""
-    """Keeps the rows; returns where, for the message."""
+    """Stores the packed rows of a bad step; returns the file's path for the error message."""
 
 
-def train(  # noqa: PLR0913 - all but what a run is made of by keyword
+@dataclass(frozen=True)
+class _Run:
+    """What every step of a run uses."""
+
+    policy: nn.Module
+    optimizer: torch.optim.Optimizer
+    config: TrainConfig
+    hooks: Hooks
+
+
+@dataclass(frozen=True)
+class _StepResult:
+    metrics: dict[str, float]
+    """Means over the step's target tokens on all ranks; empty if the step was skipped."""
+    tokens: float
+    """Tokens of the step on all ranks, padding excluded."""
+    stop: bool
+    skipped: bool = False
+
+
+def train(  # noqa: PLR0913 - four positional arguments, the rest are optional keywords
     model: PreTrainedModel,
     batches: Iterable[Batch],
     config: TrainConfig,
@@ -71,208 +103,188 @@ def train(  # noqa: PLR0913 - all but what a run is made of by keyword
     validation: Sequence[Batch] = (),
     hooks: Hooks | None = None,
 ) -> None:
-    """Take optimiser steps up to `config.max_steps`. Every rank calls this.
+    """Take optimizer steps up to `config.max_steps`. Every rank calls this.
 
-    The loss is the sum over targets divided by their number over all ranks and micro-batches.
+    The loss of a step is the sum over its target tokens, divided by their number over all ranks and
+    micro-batches.
 
     Args:
-        model: trained in place (but for fsdp), on this process's GPU if there is one.
-        batches: this rank's micro-batches, `config.accumulation` a step, from the first one that is
-            still to be taken.
+        model: trained in place (except under fsdp), on this process's GPU if it has one.
+        batches: this rank's micro-batches, `config.accumulation` per step, starting with the first
+            step that is still to be taken.
         config: the run.
-        report: called with metrics of all ranks, and with a snapshot where one is to be written.
-        resume_from: a checkpoint, whose weights the model already has.
-        validation: this rank's micro-batches to measure on, if `config.data.validation` names any.
-        hooks: what else is called.
+        report: called with metrics of all ranks, and with a snapshot if one is to be written.
+        resume_from: a checkpoint directory whose weights `model` already has.
+        validation: this rank's micro-batches to evaluate on; used if `config.data.validation` is
+            not empty.
+        hooks: functions called besides.
 
     Raises:
-        FloatingPointError: the loss or its gradient is not finite and `config.data.skip_bad` is
-            off; the weights are untouched.
-        ValueError: the batches end before `max_steps`.
+        FloatingPointError: a loss or gradient is not finite and `config.data.skip_bad` is off; the
+            weights are unchanged.
+        ValueError: the batches end before `max_steps`, or a step has no target token.
     """
-    hooks = hooks or Hooks()
     policy = parallel.wrap(Policy(model, config.objective), config)
-    optimizer = make_optimizer(policy, config.optim)
-    step, skipped = _taken(policy, optimizer, resume_from)
-    steps, staging = _Steps(batches, config, step), Staging()
+    run = _Run(policy, make_optimizer(policy, config.optim), config, hooks or Hooks())
+    progress = _restore(run, resume_from)
+    steps, staging = _StepBatches(batches, config, progress.step), Staging()
     policy.train()
     clock, tokens, stop = time.perf_counter(), 0.0, False
-    while step < config.max_steps and not stop:
-        lr = learning_rate(config.optim, step, config.max_steps)
-        metrics = _step(policy, next(steps), optimizer, (config, step, lr), hooks)
-        step += 1
-        tokens += metrics.pop("tokens")
-        skipped += int(metrics.pop("skipped"))
-        stop = metrics.pop("stop") > 0
+    while progress.step < config.max_steps and not stop:
+        lr = learning_rate(config.optim, progress.step, config.max_steps)
+        result = _step(run, next(steps), progress.step, lr)
+        progress = Progress(progress.step + 1, progress.skipped + result.skipped)
+        step, stop, metrics = progress.step, result.stop, dict(result.metrics)
+        tokens += result.tokens
         last = step == config.max_steps
-        saves = (
-            last
-            or stop
-            or (config.checkpoint_interval > 0 and step % config.checkpoint_interval == 0)
-        )
+        interval = config.checkpoint_interval
+        saves = last or stop or (interval > 0 and step % interval == 0)
         if saves or step == 1 or step % config.log_interval == 0:
             seconds = time.perf_counter() - clock
             metrics |= {"tokens_per_second": tokens / seconds, "data_wait": steps.wait / seconds}
-            metrics |= {"skipped_steps": skipped} if skipped else {}
-            # By the config and not by the rows: a rank without any must meet the others as well.
+            metrics |= {"skipped_steps": progress.skipped} if progress.skipped else {}
+            # Decided by the config: a rank without validation rows takes part in the evaluation.
             if config.data.validation and (last or step % config.eval_interval == 0):
-                metrics |= evaluate(parallel.plain(policy), validation, config.model.dtype)
+                metrics |= evaluate(parallel.unwrap(policy), validation, config.model.dtype)
             snapshot = None
             if saves:
-                snapshot = take_snapshot(policy, optimizer, staging, (step, skipped), hooks)
+                snapshot = take_snapshot(policy, run.optimizer, staging, progress, run.hooks)
             if snapshot is not None and last:
                 snapshot.probe = _probe(policy, steps.micro[0], config)
             report({"step": step, "lr": lr, **metrics}, snapshot)
             clock, tokens, steps.wait = time.perf_counter(), 0.0, 0.0
 
 
-def _taken(
-    policy: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Path | None
-) -> tuple[int, int]:
-    """Steps before this start, and how many of them were skipped."""
+def _restore(run: _Run, checkpoint: Path | None) -> Progress:
+    """Load the optimizer's state from a checkpoint; return the progress it was written at."""
     if checkpoint is None:
-        return 0, 0
-    parallel.load_optimizer(policy, optimizer, checkpoint)
+        return Progress()
+    parallel.load_optimizer(run.policy, run.optimizer, checkpoint)
     state = load_checkpoint(checkpoint)
-    return state["step"], state["skipped_steps"]
+    return Progress(state["step"], state["skipped_steps"])
 
 
 def take_snapshot(
     policy: nn.Module,
     optimizer: torch.optim.Optimizer,
     staging: Staging,
-    done: tuple[int, int],
+    progress: Progress,
     hooks: Hooks,
 ) -> Snapshot:
-    """Copy the state after `done` = (steps, of which were skipped)."""
-    began = time.perf_counter()
+    """Copy the run's state to host memory. Every rank calls this."""
+    start = time.perf_counter()
     hooks.before_snapshot()
-    step, skipped = done
     snapshot = Snapshot(
-        step=step,
-        model=parallel.plain(policy).model,
-        weights=parallel.whole_weights(policy, staging),
-        optimizer=parallel.optimizer_part(policy, optimizer, staging),
-        progress={"skipped_steps": skipped},
+        step=progress.step,
+        model=parallel.unwrap(policy).model,
+        weights=parallel.gather_weights(policy, staging),
+        optimizer=parallel.optimizer_shard(policy, optimizer, staging),
+        trainer_state={"skipped_steps": progress.skipped},
     )
-    snapshot.stall_seconds = time.perf_counter() - began
+    snapshot.stall_seconds = time.perf_counter() - start
     return snapshot
 
 
-def _probe(policy: nn.Module, batch: Batch, config: TrainConfig) -> tuple[Batch, float, float]:
-    """The NLL of a micro-batch by the trained model, and how closely it can be repeated."""
-    own, half = parallel.plain(policy), config.model.dtype == "bfloat16"
+def _probe(policy: nn.Module, batch: Batch, config: TrainConfig) -> Probe:
+    """Measure a micro-batch's NLL under the trained model, to compare with the saved model's."""
+    own, half = parallel.unwrap(policy), config.model.dtype == "bfloat16"
     own.eval()
     with torch.no_grad(), own.precision(config.model.dtype):
-        there = {name: column.to(own.device) for name, column in batch.items()}
-        nll, _, tokens, *_ = own.score(there).tolist()
+        on_device = {name: column.to(own.device) for name, column in batch.items()}
+        nll, _, tokens, *_ = own.score(on_device).tolist()
     own.train()
-    # A wrong weight costs nats a token; rounding less than this, also where all is memorised.
-    return batch, nll, (0.05 if half else 1e-3) * max(nll, 0.1 * tokens)
+    # A wrong weight costs nats per token; rounding costs less than this, even if the batch is
+    # memorized and its NLL close to 0.
+    return Probe(batch, nll, tolerance=(0.05 if half else 1e-3) * max(nll, 0.1 * tokens))
 
 
-def _step(
-    policy: nn.Module,
-    micro: Sequence[Batch],
-    optimizer: torch.optim.Optimizer,
-    place: tuple[TrainConfig, int, float],
-    hooks: Hooks,
-) -> dict[str, float]:
-    """One optimiser step; the metrics are means over the step's targets on all ranks."""
-    config, step, lr = place
-    own = parallel.plain(policy)
+def _step(run: _Run, micro: Sequence[Batch], step: int, lr: float) -> _StepResult:
+    """Take the optimizer step after `step` others."""
+    config, policy, own = run.config, run.policy, parallel.unwrap(run.policy)
     device = own.device
     micro = [{k: v.to(device, non_blocking=True) for k, v in batch.items()} for batch in micro]
     marked = [(batch["loss_mask"][:, 1:], batch["segment_ids"] > 0) for batch in micro]
     numbers = [sum(mask.sum() for mask in masks) for masks in zip(*marked, strict=True)]
-    counts = [*map(float, numbers), float(hooks.should_stop())]
-    count, tokens, stop = parallel.total(
+    counts = [*map(float, numbers), float(run.hooks.should_stop())]
+    count, tokens, stop = parallel.sum_over_ranks(
         torch.tensor(counts, dtype=torch.float64, device=device)
     ).tolist()
     if count == 0:
-        raise ValueError(f"step {step + 1} has no token to predict: its rows are empty")
+        raise ValueError(f"step {step + 1} has no token to predict: its packed rows are empty")
     seed = config.seed * 1_000_003 + step  # torch's CPU generators keep 32 bits of it
-    rank, world = parallel.rank(), parallel.world()
-    torch.manual_seed(seed * world + rank)  # of dropout; a resumed run goes on with the same
+    rank, world_size = parallel.rank(), parallel.world_size()
+    torch.manual_seed(seed * world_size + rank)  # dropout repeats when a run resumes
     totals = torch.zeros(5, dtype=torch.float64, device=device)
     for i, batch in enumerate(micro):
         last = i == len(micro) - 1
-        with parallel.accumulates(policy, last=last), own.precision(config.model.dtype):
+        with parallel.accumulating(policy, last=last), own.precision(config.model.dtype):
             out = policy(batch, seed, _first_row(i, batch))
-            # The gradients of the ranks are averaged; their sum is what the step wants.
-            (out.loss_sum * (world / count)).backward()
+            # DDP and FSDP average gradients over ranks; the step wants their sum.
+            (out.loss_sum * (world_size / count)).backward()
         sums = [out.loss_sum, out.nll_sum, out.reward_sum, out.hit_sum, out.entropy_sum]
         totals += torch.stack([s.detach().double() for s in sums])
-    grad_norm = parallel.clip(policy, config.optim.max_grad_norm)
-    loss, nll, reward, hits, entropy = (parallel.total(totals) / count).tolist()
-    counted = {"tokens": tokens, "stop": stop}
+    grad_norm = parallel.clip_gradients(policy, config.optim.max_grad_norm)
+    loss, nll, reward, hits, entropy = (parallel.sum_over_ranks(totals) / count).tolist()
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-        optimizer.zero_grad(set_to_none=True)
-        _meet_bad_step(policy, micro, (config, step, loss, grad_norm), hooks)
-        return {**counted, "skipped": 1}
-    for group in optimizer.param_groups:
+        run.optimizer.zero_grad(set_to_none=True)
+        rows = _bad_rows(policy, micro, config)
+        _handle_bad_step(BadStep(step + 1, loss, grad_norm, rows, micro), run)
+        return _StepResult({}, tokens, stop > 0, skipped=True)
+    for group in run.optimizer.param_groups:
         group["lr"] = lr
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return {
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    metrics = {
         "loss": loss,
         "nll": nll,
         "reward": reward,
         "hit_rate": hits,
         "entropy": entropy,
         "grad_norm": grad_norm,
-        **counted,
-        "skipped": 0,
     }
+    return _StepResult(metrics, tokens, stop > 0)
 
 
-def _meet_bad_step(
-    policy: nn.Module,
-    micro: Sequence[Batch],
-    what: tuple[TrainConfig, int, float, float],
-    hooks: Hooks,
-) -> None:
-    """Find the rows, hand them over; raise unless such steps are skipped."""
-    config, step, loss, grad_norm = what
-    rows = _bad_rows(policy, micro, config)
-    kept = hooks.on_bad_step(BadStep(step + 1, loss, grad_norm, rows, micro))
-    if config.data.skip_bad:
+def _handle_bad_step(bad: BadStep, run: _Run) -> None:
+    """Store a bad step's packed rows; raise unless such steps are skipped."""
+    path = run.hooks.on_bad_step(bad)
+    if run.config.data.skip_bad:
         return
-    numbers = ", ".join(map(str, rows))
-    whose = f"its rows {numbers} (from 0)" if rows else "no row alone"
+    numbers = ", ".join(map(str, bad.rows))
+    cause = f"its rows {numbers} (from 0)" if bad.rows else "no single row"
     raise FloatingPointError(
-        f"step {step + 1}: loss {loss}, gradient norm {grad_norm}, from {whose}; "
-        f"{f'see {kept}; ' if kept else ''}lower optim.lr (now {config.optim.lr:.2g}), mend the "
+        f"step {bad.step}: loss {bad.loss}, gradient norm {bad.grad_norm}, caused by {cause}; "
+        f"{f'see {path}; ' if path else ''}lower optim.lr (now {run.config.optim.lr:.2g}), fix the "
         "data, or set data.skip_bad"
     )
 
 
 @torch.no_grad()
 def _bad_rows(policy: nn.Module, micro: Sequence[Batch], config: TrainConfig) -> list[int]:
-    """Numbers within the step of the rows whose own loss is not finite, on all ranks."""
-    alone, world = parallel.plain(policy), parallel.world()
+    """Find the packed rows of a step whose own loss is not finite, on all ranks."""
+    own, world_size = parallel.unwrap(policy), parallel.world_size()
     bad = []
     for i, batch in enumerate(micro):
         first = _first_row(i, batch)
         for row in range(len(batch["input_ids"])):
-            one = {name: column[row : row + 1] for name, column in batch.items()}
-            with alone.precision(config.model.dtype):
-                if not math.isfinite(float(alone(one, 0, 0).nll_sum)):
+            single = {name: column[row : row + 1] for name, column in batch.items()}
+            with own.precision(config.model.dtype):
+                if not math.isfinite(float(own(single, 0, 0).nll_sum)):
                     bad.append(first + row)
-    everyone: list[Any] = [bad]
-    if world > 1:
-        everyone = [None] * world
-        dist.all_gather_object(everyone, bad)
-    return sorted(itertools.chain.from_iterable(everyone))
+    by_rank: list[Any] = [bad]
+    if world_size > 1:
+        by_rank = [None] * world_size
+        dist.all_gather_object(by_rank, bad)
+    return sorted(itertools.chain.from_iterable(by_rank))
 
 
 def _first_row(i: int, batch: Batch) -> int:
-    """Number within the step of the first row of this rank's micro-batch i."""
-    return (i * parallel.world() + parallel.rank()) * len(batch["input_ids"])
+    """Return the number within the step of the first row of this rank's micro-batch i."""
+    return (i * parallel.world_size() + parallel.rank()) * len(batch["input_ids"])
 
 
-class _Steps(Iterator[list[Batch]]):
-    """The micro-batches of each optimiser step, and the seconds that were waited for them."""
+class _StepBatches(Iterator[list[Batch]]):
+    """The micro-batches of each optimizer step; measures the seconds spent waiting for them."""
 
     def __init__(self, batches: Iterable[Batch], config: TrainConfig, step: int) -> None:
         self.batches, self.config, self.step = iter(batches), config, step
@@ -280,7 +292,7 @@ class _Steps(Iterator[list[Batch]]):
         self.micro: list[Batch] = []
 
     def __next__(self) -> list[Batch]:
-        clock = time.perf_counter()
+        start = time.perf_counter()
         micro = list(itertools.islice(self.batches, self.config.accumulation))
         if len(micro) < self.config.accumulation:
             raise ValueError(
@@ -288,5 +300,5 @@ class _Steps(Iterator[list[Batch]]):
                 "add data or lower max_steps"
             )
         self.step, self.micro = self.step + 1, micro
-        self.wait += time.perf_counter() - clock
+        self.wait += time.perf_counter() - start
         return micro

@@ -1,8 +1,8 @@
-"""How the ranks of a run share a model: whole on each (ddp), or a part on each (fsdp).
+"""How the ranks of a run share a model: all of it on each rank (ddp) or a shard (fsdp).
 
-In: a `Policy` and a `TrainConfig`. Out: a module whose forward and backward pass are those of all
-ranks together, with gradients averaged over them. FSDP2 fetches a decoder layer when it is needed;
-what lies outside of the layers (embeddings, head, last norm) forms the root and stays fetched
+`wrap` turns a `Policy` into a module whose forward and backward passes are those of all ranks
+together; gradients are averaged over the ranks. FSDP2 fetches each decoder layer when it is needed.
+What lies outside of the layers (embeddings, head, last norm) forms the root, which stays fetched
 during a step.
 """
 
@@ -30,8 +30,8 @@ from torch.distributed.fsdp import (
     register_fsdp_forward_method,
 )
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils._pytree import tree_map_with_path
 
+from otr._compat import tree_map_with_path
 from otr.config import TrainConfig
 from otr.loop.checkpoint import OPTIMIZER, TRAINER, Staging, saved_weights
 from otr.loop.policy import Policy
@@ -39,29 +39,29 @@ from otr.models.parts import decoder_layers
 
 
 def rank() -> int:
-    """Of this process; 0 where it is alone."""
+    """Return the rank of this process; 0 if not distributed."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def world() -> int:
-    """Ranks of the run."""
+def world_size() -> int:
+    """Return the number of ranks of the run."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def total(value: Tensor) -> Tensor:
-    """The sum over all ranks, in place."""
-    if world() > 1:
+def sum_over_ranks(value: Tensor) -> Tensor:
+    """Sum a tensor over all ranks in place and return it."""
+    if world_size() > 1:
         dist.all_reduce(value)
     return value
 
 
 def wrap(policy: Policy, config: TrainConfig) -> nn.Module:
-    """The policy on this process's device, shared among the ranks as `config.memory.strategy` says.
+    """Move the policy to this process's device and share it as `config.memory.strategy` requires.
 
-    Under fsdp the weights are those of rank 0, and the model of any other rank may be empty.
+    Under fsdp all ranks get the weights of rank 0; the models of other ranks may be empty.
 
     Raises:
-        ValueError: fsdp of a model that has no list of layers.
+        ValueError: the strategy is fsdp and the model has no list of layers.
     """
     strategy = config.memory.strategy
     if config.memory.gradient_checkpointing:
@@ -74,12 +74,13 @@ def wrap(policy: Policy, config: TrainConfig) -> nn.Module:
     if strategy.startswith("fsdp"):
         return _sharded(policy, config)
     policy.to(policy.device)
-    if world() == 1:
+    if world_size() == 1:
         return policy
     return DistributedDataParallel(policy, gradient_as_bucket_view=True)
 
 
 def _sharded(policy: Policy, config: TrainConfig) -> nn.Module:
+    """Shard the policy with FSDP2: forget its weights, shard, then load those of rank 0."""
     layers, device = decoder_layers(policy.model), policy.device
     source = policy.state_dict() if rank() == 0 else {}
     buffers = dict(policy.named_buffers())
@@ -92,11 +93,11 @@ def _sharded(policy: Policy, config: TrainConfig) -> nn.Module:
         "offload_policy": CPUOffloadPolicy(pin_memory=device.type == "cuda")
         if offload
         else OffloadPolicy(),
-        "mesh": dist.device_mesh.init_device_mesh(device.type, (world(),)),
+        "mesh": dist.device_mesh.init_device_mesh(device.type, (world_size(),)),
     }
     source = {name: tensor.detach() for name, tensor in source.items()}
     policy.to("meta")
-    policy.model.tie_weights()  # what moves to another device is tied no more
+    policy.model.tie_weights()  # moving to another device unties weights
     for layer in layers:
         fully_shard(layer, **shared)
     fully_shard(policy, **shared)
@@ -105,20 +106,20 @@ def _sharded(policy: Policy, config: TrainConfig) -> nn.Module:
     policy.model.tie_weights()
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, cpu_offload=offload)
     set_model_state_dict(policy, source, options=options)
-    for name, buffer in policy.named_buffers():  # those that are in no state dict too
+    for name, buffer in policy.named_buffers():  # includes buffers that are in no state dict
         if rank() == 0:
             buffer.copy_(buffers[name])
         dist.broadcast(buffer, 0)
         if offload:
-            owner, _, last = name.rpartition(".")
-            setattr(policy.get_submodule(owner), last, buffer.to(device))
+            owner, _, own_name = name.rpartition(".")
+            setattr(policy.get_submodule(owner), own_name, buffer.to(device))
     return policy
 
 
 @contextmanager
-def accumulates(policy: nn.Module, *, last: bool) -> Iterator[None]:
-    """A forward and backward pass of several; under ddp the last one averages their gradients."""
-    # Under fsdp each pass hands on its gradients: whole ones are what no rank has room for.
+def accumulating(policy: nn.Module, *, last: bool) -> Iterator[None]:
+    """Run one of a step's forward and backward passes; ddp averages gradients in the last one."""
+    # fsdp reduces gradients in every pass: no rank has memory for unsharded ones.
     if isinstance(policy, DistributedDataParallel) and not last:
         with policy.no_sync():
             yield
@@ -126,30 +127,33 @@ def accumulates(policy: nn.Module, *, last: bool) -> Iterator[None]:
         yield
 
 
-def plain(policy: nn.Module) -> Policy:
-    """The policy inside what `wrap` made; it may be called by all ranks together."""
-    inside = policy.module if isinstance(policy, DistributedDataParallel) else policy
-    assert isinstance(inside, Policy)
-    return inside
+def unwrap(policy: nn.Module) -> Policy:
+    """Return the policy inside the result of `wrap`; all ranks may call it together."""
+    inner = policy.module if isinstance(policy, DistributedDataParallel) else policy
+    assert isinstance(inner, Policy)
+    return inner
 
 
-def clip(policy: nn.Module, most: float) -> float:
-    """Scale the gradients to a norm of at most `most`; returns what it was."""
-    norm = nn.utils.clip_grad_norm_(policy.parameters(), most)
+def clip_gradients(policy: nn.Module, max_norm: float) -> float:
+    """Scale the gradients to a norm of at most `max_norm`; return the norm before."""
+    norm = nn.utils.clip_grad_norm_(policy.parameters(), max_norm)
     return float(getattr(norm, "full_tensor", lambda: norm)())
 
 
-def whole_weights(policy: nn.Module, staging: Staging) -> dict[str, Tensor] | None:
-    """What is saved of the model, copied to the CPU of rank 0. Every rank calls this."""
-    model = plain(policy).model
+def gather_weights(policy: nn.Module, staging: Staging) -> dict[str, Tensor] | None:
+    """Copy the model's saved tensors to the CPU of rank 0; return None on other ranks.
+
+    Every rank calls this.
+    """
+    model = unwrap(policy).model
     if isinstance(policy, FSDPModule):
         options = StateDictOptions(
             full_state_dict=True,
             cpu_offload=True,
             ignore_frozen_params=hasattr(model, "peft_config"),
         )
-        whole: dict[str, Any] = get_model_state_dict(policy, options=options)
-        weights = {name.removeprefix("model."): tensor for name, tensor in whole.items()}
+        state: dict[str, Any] = get_model_state_dict(policy, options=options)
+        weights = {name.removeprefix("model."): tensor for name, tensor in state.items()}
     else:
         weights = model.state_dict() if rank() == 0 else {}
     if rank() != 0:
@@ -158,14 +162,14 @@ def whole_weights(policy: nn.Module, staging: Staging) -> dict[str, Tensor] | No
     return {name: staging.copy(name, tensor) for name, tensor in saved.items()}
 
 
-def optimizer_part(
+def optimizer_shard(
     policy: nn.Module, optimizer: torch.optim.Optimizer, staging: Staging
 ) -> dict[str, Any]:
-    """This rank's part of the optimiser's state, copied to the CPU; under ddp rank 0 has it all."""
+    """Copy this rank's part of the optimizer's state to the CPU; under ddp rank 0 has all of it."""
     if isinstance(policy, DistributedDataParallel) and rank() != 0:
         return {}
     if isinstance(policy, FSDPModule):
-        policy.reshard()  # a forward pass without gradients leaves the root whole
+        policy.reshard()  # a forward pass without gradients leaves the root fetched
     state = get_optimizer_state_dict(policy, optimizer)
 
     def copied(path: Any, value: Any) -> Any:
@@ -175,7 +179,7 @@ def optimizer_part(
 
 
 def load_optimizer(policy: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Any) -> None:
-    """Take the optimiser's state from a checkpoint, however many ranks wrote it."""
+    """Load the optimizer's state from a checkpoint written by any number of ranks."""
     state = get_optimizer_state_dict(policy, optimizer)
     dcp.load(
         state,

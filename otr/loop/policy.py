@@ -1,6 +1,7 @@
-"""The model and its loss in one module, so that DDP and FSDP see one forward pass.
+"""The trained model and its loss in one module, so that DDP and FSDP see one forward pass.
 
-Shapes: B rows, S row length, N tokens that are no padding, T scored ones.
+Shapes: B packed rows, S sequence length (tokens per packed row), N tokens that are not padding,
+D width, T target tokens, V vocabulary.
 """
 
 from collections.abc import Mapping
@@ -20,28 +21,34 @@ from otr.models.load import load_model
 from otr.models.parts import head, hidden_states
 
 Batch = Mapping[str, Tensor]
-"""A micro-batch: contract 1, [B, S] each."""
+"""A packed batch: `input_ids`, `loss_mask` and `segment_ids`, [B, S] each (see `otr.data`)."""
 
-CHUNK = 1024  # scored tokens that have logits at a time
+SCORED_AT_ONCE = 1024  # target tokens whose logits `Policy.score` holds at the same time
 
 
 def reloaded_nll(directory: Path, model: PreTrainedModel, batch: Batch) -> float:
-    """Of a micro-batch under the model in a directory, loaded on the CPU as `model` attends."""
+    """Return a batch's summed NLL under the model saved in `directory`, loaded on the CPU.
+
+    Args:
+        directory: a Hugging Face checkpoint directory.
+        model: the model it was saved from, which tells how to load it.
+        batch: a packed batch.
+    """
     from otr.models.lora import load_adapters
 
-    trusted = "auto_map" in model.config.to_dict()  # it has been loaded once
+    trusted = "auto_map" in model.config.to_dict()  # its remote code has been loaded already
     source = ModelConfig(str(directory), trust_remote_code=trusted)
     if hasattr(model, "peft_config"):
         base = str(model.peft_config["default"].base_model_name_or_path)
-        again = cast(PreTrainedModel, load_adapters(directory, replace(source, path=base)))
+        reloaded = cast(PreTrainedModel, load_adapters(directory, replace(source, path=base)))
     else:
-        again = load_model(source)
+        reloaded = load_model(source)
     with torch.no_grad():
-        return float(Policy(again.eval(), Objective("sft")).score(batch)[0])
+        return float(Policy(reloaded.eval(), Objective("sft")).score(batch)[0])
 
 
 class Policy(nn.Module):
-    """What is trained, and towards what."""
+    """A model and the objective it is trained with."""
 
     def __init__(self, model: PreTrainedModel, objective: Objective) -> None:
         super().__init__()
@@ -49,20 +56,25 @@ class Policy(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """That it computes on; under offload its weights lie elsewhere."""
+        """Compute device; under fsdp_offload the weights are in host memory instead."""
         if torch.cuda.is_available():
             return torch.device("cuda", torch.cuda.current_device())
         return torch.device("cpu")
 
     def precision(self, dtype: str) -> torch.autocast:
-        """What a pass of a model of `dtype` (as the config names it) runs in."""
+        """Return the autocast context for a `ModelConfig.dtype`."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=dtype == "bfloat16")
 
     def forward(self, batch: Batch, seed: int, first_row: int) -> LossOutput:
-        """The loss of a micro-batch whose first row is number `first_row` of its step.
+        """Compute the loss of a micro-batch.
 
-        Where logits hold NaN or inf it is NaN, and so is every gradient: on all ranks, once they
+        If logits hold NaN or inf, the loss and all gradients are NaN, on all ranks once gradients
         have been averaged.
+
+        Args:
+            batch: a packed batch.
+            seed: of the step's draws.
+            first_row: number of the micro-batch's first packed row within its step.
         """
         ids_BS, segments_BS = batch["input_ids"], batch["segment_ids"]
         rows, length = ids_BS.shape
@@ -71,32 +83,33 @@ class Policy(nn.Module):
         target_BS[:, :-1] = (
             ids_BS[:, 1:].long().masked_fill(~batch["loss_mask"][:, 1:], IGNORE_INDEX)
         )
-        # Draws are numbered by a token's place in its step, however the step is split.
+        # Draws depend on a token's position within its step, however the step is split.
         row_B = torch.arange(first_row, first_row + rows, device=ids_BS.device)
-        place_S = torch.arange(length, device=ids_BS.device)
-        position_BS = row_B[:, None] * (length - 1) + place_S
-        its = head(self.model)
+        column_S = torch.arange(length, device=ids_BS.device)
+        position_BS = row_B[:, None] * (length - 1) + column_S
+        lm_head = head(self.model)
         hidden_ND = hidden_states(self.model, ids_BS, segments_BS)
         try:
             return linear_token_loss(
                 hidden_ND,
-                its.weight,
+                lm_head.weight,
                 target_BS[real_BS],
                 self.objective,
-                bias=its.bias,
-                logit_scale=its.logit_scale,
-                softcap=its.softcap,
+                bias=lm_head.bias,
+                logit_scale=lm_head.logit_scale,
+                softcap=lm_head.softcap,
                 generator=torch.Generator().manual_seed(seed),
                 position_T=position_BS[real_BS],
             )
         except FloatingPointError:
-            parts = [hidden_ND, its.weight, *([] if its.bias is None else [its.bias])]
+            # NaN that depends on all weights, so that other ranks' backward passes do not hang.
+            parts = [hidden_ND, lm_head.weight, *([] if lm_head.bias is None else [lm_head.bias])]
             nan = torch.stack([torch.nan * part.float().sum() for part in parts]).sum()
-            scored = (target_BS[real_BS] != IGNORE_INDEX).sum()
-            return LossOutput(nan, scored, *[nan.detach()] * 4)
+            num_tokens = (target_BS[real_BS] != IGNORE_INDEX).sum()
+            return LossOutput(nan, num_tokens, *[nan.detach()] * 4)
 
     def score(self, batch: Batch) -> Tensor:
-        """[nll, tokens right, tokens, examples right, examples] of one micro-batch."""
+        """Return [summed NLL, correct tokens, tokens, correct examples, examples] of a batch."""
         real_BS = batch["segment_ids"] > 0
         scored_BS = torch.zeros_like(real_BS)
         scored_BS[:, :-1] = batch["loss_mask"][:, 1:]
@@ -108,7 +121,7 @@ class Policy(nn.Module):
         examples, example_T = key_BS[scored_BS].unique(return_inverse=True)
         wrong = torch.zeros(len(examples), device=hidden_TD.device)
         nll = hidden_TD.new_zeros((), dtype=torch.double)
-        for part in torch.arange(len(target_T), device=wrong.device).split(CHUNK):
+        for part in torch.arange(len(target_T), device=wrong.device).split(SCORED_AT_ONCE):
             logits_TV = head(self.model).logits(hidden_TD[part])
             nll += cross_entropy(logits_TV, target_T[part], reduction="sum")
             wrong_T = (logits_TV.argmax(-1) != target_T[part]).float()

@@ -18,11 +18,16 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
+from otr._compat import (
+    FakeTensorMode,
+    TorchDispatchMode,
+    attention_name,
+    reads_number,
+    storage_key,
+    tree_leaves,
+)
 from otr.config import TrainConfig
 from otr.loss import fused
 from otr.loss.objective import Objective
@@ -95,7 +100,7 @@ class _Ledger(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default:
+        if reads_number(func):
             return 1
         if func is torch.ops.aten.nonzero.default:
             mask = args[0]
@@ -111,14 +116,14 @@ class _Ledger(TorchDispatchMode):
     def add(self, tensor: Tensor) -> None:
         """Count the tensor's storage, unless it is counted already."""
         storage = tensor.untyped_storage()
-        key = storage._cdata
+        key = storage_key(tensor)
         if key not in self._known:
             self._count(key, self.kind, storage.nbytes())
             weakref.finalize(storage, self._forget, key)
 
     def move(self, tensor: Tensor, kind: Kind) -> None:
         """Count a storage as of another kind from now on."""
-        key = tensor.untyped_storage()._cdata
+        key = storage_key(tensor)
         size = self._forget(key)
         self._count(key, kind, size)
 
@@ -153,7 +158,7 @@ class _Ledger(TorchDispatchMode):
 def _model(architecture: PretrainedConfig, config: TrainConfig) -> nn.Module:
     """On the meta device, as a run has it."""
     register()
-    name = architecture._attn_implementation
+    name = attention_name(architecture)
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(
             architecture,
@@ -178,14 +183,14 @@ def _to_cpu(model: nn.Module, dtype: torch.dtype) -> None:
     """Give the model tensors of the CPU, fake ones inside a `FakeTensorMode`."""
     made: dict[Tensor, Tensor] = {}  # what is tied stays so
     for module in model.modules():
-        for name, old in [*module._parameters.items(), *module._buffers.items()]:
-            if old is None:
-                continue
+        parameters = module.named_parameters(recurse=False, remove_duplicate=False)
+        buffers = module.named_buffers(recurse=False, remove_duplicate=False)
+        for name, old in [*parameters, *buffers]:
             trained = isinstance(old, nn.Parameter)
             if old not in made:
                 new = torch.empty(old.shape, dtype=dtype if trained else old.dtype)
                 made[old] = nn.Parameter(new, old.requires_grad) if trained else new
-            (module._parameters if trained else module._buffers)[name] = made[old]  # type: ignore
+            setattr(module, name, made[old])
 
 
 def _step(model: Any, config: TrainConfig, ledger: _Ledger) -> None:
@@ -285,7 +290,7 @@ def _hidden(model: Any, rows: int, length: int) -> Tensor:
     model = without_adapters(model)
     position_BS = torch.arange(length).expand(rows, length)
     ids_BS = torch.zeros(rows, length, dtype=torch.int64)
-    if model.config._attn_implementation != PACKED:
+    if attention_name(model.config) != PACKED:
         seen = model.base_model(input_ids=ids_BS, position_ids=position_BS, use_cache=False)
         return cast(Tensor, seen.last_hidden_state.flatten(0, 1))
     seen = model.base_model(

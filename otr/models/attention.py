@@ -17,6 +17,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from otr._compat import attention_name
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -69,7 +71,7 @@ def hands_on_lengths(model: "PreTrainedModel") -> bool:
     def look(*_: Any, lengths: Lengths | None = None, **__: Any) -> None:
         raise _Looked(lengths)
 
-    before = model.config._attn_implementation
+    before = attention_name(model.config)
     AttentionInterface.register(_LOOK, look)
     model.set_attn_implementation(_LOOK)
     ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)

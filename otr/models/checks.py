@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from otr._compat import attention_name, can_set_attention, supports_sdpa
 from otr.models.parts import head, hidden_states, without_adapters
 
 LENGTHS = (24, 17)
@@ -122,8 +123,8 @@ def _quiet(model: PreTrainedModel) -> Iterator[None]:
 @contextmanager
 def _attention(model: PreTrainedModel, name: str) -> Iterator[None]:
     """The attention `name`, in models that can change it."""
-    before = model.config._attn_implementation
-    can = model._can_set_attn_implementation() and (name != "sdpa" or model._supports_sdpa)
+    before = attention_name(model.config)
+    can = can_set_attention(model) and (name != "sdpa" or supports_sdpa(model))
     if can:
         model.set_attn_implementation(name)
     try:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from otr._compat import can_set_attention, supports_attention_interface, supports_sdpa
 from otr.config import ModelConfig
 from otr.models.architecture import load_architecture
 from otr.models.attention import PACKED, hands_on_lengths, register
@@ -100,9 +101,9 @@ def _attending(model: PreTrainedModel, config: ModelConfig) -> PreTrainedModel:
         return model
     softcap = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
     takes = (
-        model._supports_attention_backend
-        and model._can_set_attn_implementation()
-        and (model._supports_sdpa or softcap is not None)
+        supports_attention_interface(model)
+        and can_set_attention(model)
+        and (supports_sdpa(model) or softcap is not None)
         and hands_on_lengths(model)
     )
     if takes:

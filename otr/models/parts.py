@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from otr._compat import attention_name
 from otr.models.attention import PACKED, Lengths, no_mask
 
 
@@ -61,7 +62,7 @@ def hidden_states(
     model = without_adapters(model)
     real_BS = segment_ids_BS > 0
     position_BS = position_ids(segment_ids_BS)
-    if model.config._attn_implementation != PACKED:
+    if attention_name(model.config) != PACKED:
         hidden_BSD = model.base_model(
             input_ids=input_ids_BS, position_ids=position_BS, use_cache=False
         ).last_hidden_state

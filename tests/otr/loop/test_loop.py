@@ -71,7 +71,8 @@ def test_accumulation_equals_one_batch(model_dir: Path, objective: Objective) ->
     for a, b in zip(one, two, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-6)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-5)
-    torch.testing.assert_close(w1, w2, rtol=1e-4, atol=1e-5)
+    # Adam divides by the gradient: where it is near 0, rounding moves a weight by a part of lr.
+    torch.testing.assert_close(w1, w2, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +234,7 @@ def test_a_model_that_is_written_otherwise_than_trained_is_not_kept(
     [snapshot] = taken
     snapshot.write(tmp_path / "whole", load_tokenizer(run.model))
     snapshot.weights["model.embed_tokens.weight"].mul_(1.5)
-    with pytest.raises(OSError, match=r"step 1 has NLL .* in training has .*: it is not kept"):
+    with pytest.raises(OSError, match=r"step 1 was discarded: .* has NLL .* in training .*"):
         snapshot.write(tmp_path / "other", load_tokenizer(run.model))
     assert [path.name for path in tmp_path.iterdir()] == ["whole"]
 

@@ -37,7 +37,7 @@ def test_the_largest_tensor_of_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: Objective
 ) -> None:
     monkeypatch.setitem(fused.CHUNK_BYTES, "cpu", ROWS * VOCABULARY * 4)
-    monkeypatch.setattr(policy, "CHUNK", ROWS)
+    monkeypatch.setattr(policy, "SCORED_AT_ONCE", ROWS)
     model = load_model(ModelConfig(str(make_tiny_model(tmp_path / "tiny"))))
     model.resize_token_embeddings(VOCABULARY)
     weight = VOCABULARY * model.config.hidden_size

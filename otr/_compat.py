@@ -1,0 +1,117 @@
+"""Private interfaces of torch and transformers, all in this module.
+
+Each entry gives its reason and its upstream source; tests/otr/test_compat.py fails if one is gone
+or behaves differently. Nothing is imported before it is used.
+"""
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves, tree_map_with_path
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["FakeTensorMode", "TorchDispatchMode", "tree_leaves", "tree_map_with_path"]
+
+_MODULES = {
+    # Tensors with shapes and no contents, to count a step's memory before there is a device.
+    # Asked for as a public interface in https://github.com/pytorch/pytorch/issues/113456
+    "FakeTensorMode": "torch._subclasses.fake_tensor",
+    # Sees every operation of a step; torch's documentation of `__torch_dispatch__` points to it,
+    # but the module is private (torch/utils/_python_dispatch.py, torch 2.13).
+    "TorchDispatchMode": "torch.utils._python_dispatch",
+    # Nested containers of tensors: results of operations, and the optimizer's state with paths.
+    # Asked for as a public interface in https://github.com/pytorch/pytorch/issues/65761
+    "tree_leaves": "torch.utils._pytree",
+    "tree_map_with_path": "torch.utils._pytree",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a private name when it is first used."""
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
+    raise AttributeError(f"module 'otr._compat' has no attribute {name!r}")
+
+
+def storage_key(tensor: "Tensor") -> int:
+    """Return the address of a tensor's storage, which also identifies storages of fake tensors.
+
+    `data_ptr`, the public way, is 0 for all of them (`_cdata` in torch/storage.py, torch 2.13).
+    """
+    return tensor.untyped_storage()._cdata
+
+
+def reads_number(operation: Any) -> bool:
+    """Return whether a dispatched operation copies a tensor's value to Python, as `item` does.
+
+    The operation has no public name (torch/_subclasses/fake_impls.py treats it the same way).
+    """
+    import torch
+
+    return operation is torch.ops.aten._local_scalar_dense.default
+
+
+def shard_rank(path: Path) -> int:
+    """Return the rank that wrote a `.distcp` file of torch's distributed checkpoint.
+
+    Each rank lists the checksums of its own files, and the writer does not report their names. They
+    are `__RANK_NUMBER.distcp`: `_StoragePrefix` in torch/distributed/checkpoint/filesystem.py,
+    torch 2.13.
+    """
+    return int(path.name.split("_")[2])
+
+
+def attention_name(config: "PretrainedConfig") -> str:
+    """Return the attention implementation that a model's config selects.
+
+    Setting it is public (`set_attn_implementation`), reading it is not:
+    https://github.com/huggingface/transformers/pull/38974
+    """
+    return str(config._attn_implementation)
+
+
+def can_set_attention(model: "PreTrainedModel") -> bool:
+    """Return whether `set_attn_implementation` changes the attention of this model.
+
+    Without this question it only logs a warning for models that ignore it:
+    https://github.com/huggingface/transformers/pull/38974
+    """
+    return model._can_set_attn_implementation()
+
+
+def supports_attention_interface(model: "PreTrainedModel") -> bool:
+    """Return whether a model passes unknown keywords of its forward pass to its attention function.
+
+    A flag of the model's class: https://github.com/huggingface/transformers/pull/37576
+    """
+    return model._supports_attention_backend
+
+
+def supports_sdpa(model: "PreTrainedModel") -> bool:
+    """Return whether SDPA computes a model's attention; attention sinks, for example, prevent it.
+
+    A flag of the model's class (transformers/modeling_utils.py, transformers 5.23).
+    """
+    return model._supports_sdpa
+
+
+def uses_plain_backend(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Return whether a fast tokenizer gives exactly the token ids of its Rust backend.
+
+    The backend's `encode_batch_fast` saves a quarter of the time, since it computes no offsets; a
+    subclass with a `__call__` or `_encode_plus` of its own (transformers/tokenization_utils_base.py
+    and tokenization_utils_tokenizers.py, transformers 5.23) may change the text or the ids.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    kind = type(tokenizer)
+    return (
+        isinstance(tokenizer, PreTrainedTokenizerFast)
+        and kind.__call__ is PreTrainedTokenizerFast.__call__
+        and kind._encode_plus is PreTrainedTokenizerFast._encode_plus
+    )

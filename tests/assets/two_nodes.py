@@ -1,9 +1,9 @@
-"""A run of two workers on two nodes, which are two raylets of this machine.
+"""A run with two workers on two nodes, which are two raylets of this machine.
 
     python -m tests.assets.two_nodes DIRECTORY nothing|node|notice
 
-In: where to write, and what the run loses once it has saved. Out: on stdout JSON {"weights": their
-SHA-256, "note": what the run said when it began last, "lost": nodes}.
+The second argument says what the run loses once it has saved. It prints JSON {"weights": SHA-256 of
+the final weights, "note": note of the run's last start, "lost": number of lost nodes}.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ STEPS = 200
 
 
 class Notes(ray.train.UserCallback):
-    """Writes down what a run says when it begins."""
+    """Writes the note of a run's start to a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -42,7 +42,7 @@ class Notes(ray.train.UserCallback):
 
 
 def drain(cluster: Cluster, node: str) -> None:
-    """Say, as a cloud's notice does, that a node will be taken away in ten minutes."""
+    """Announce, as a cloud does, that a node will be taken away in ten minutes."""
     reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
     deadline = int((time.time() + 600) * 1000)
     accepted, why = GcsClient(address=cluster.address).drain_node(node, reason, "test", deadline)
@@ -50,10 +50,10 @@ def drain(cluster: Cluster, node: str) -> None:
 
 
 def main(directory: Path, loses: str) -> None:
-    """Run, lose it, and say how it ended."""
+    """Run, lose a node, and print how the run ended."""
     os.environ["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"] = "0.2"
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4})
-    ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")  # on the first one
+    ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")  # on the first node
     second = cluster.add_node(num_cpus=4)
     rows = [{"prompt": f"{i} + 1?", "completion": str(i + 1)} for i in range(60)]
     data = directory / "rows.jsonl"
@@ -61,7 +61,7 @@ def main(directory: Path, loses: str) -> None:
     run = TrainConfig(
         ModelConfig(str(make_tiny_model(directory / "model"))),
         DataConfig((str(data),), sequence_length=64),
-        workers=Workers(count=2, cpus=2.5),  # one has no place for two
+        workers=Workers(count=2, cpus=2.5),  # one node has no room for two
         max_steps=STEPS,
         global_batch_size=4,
         micro_batch_size=2,
@@ -69,7 +69,7 @@ def main(directory: Path, loses: str) -> None:
     )
 
     notes = Notes(directory / f"{loses}.txt")
-    with ThreadPoolExecutor(1) as pool:  # nodes are started and ended by the main thread alone
+    with ThreadPoolExecutor(1) as pool:  # only the main thread starts and ends nodes
         fitted = pool.submit(fit, run, storage=str(directory), name=loses, callbacks=[notes])
         sign = notes.path.name if loses == "notice" else f"{loses}/step-*"
         while loses != "nothing" and not [*directory.glob(sign)]:
@@ -79,17 +79,17 @@ def main(directory: Path, loses: str) -> None:
         if loses == "notice":
             drain(cluster, second.node_id)
         if loses != "nothing":
-            cluster.add_node(num_cpus=4)  # in its place comes another
+            cluster.add_node(num_cpus=4)  # its replacement
         fitted.result()
     weights = (directory / loses / f"step-{STEPS:06d}" / "model.safetensors").read_bytes()
-    told = {
+    outcome = {
         "weights": hashlib.sha256(weights).hexdigest(),
         "note": notes.path.read_text(),
         "lost": len([node for node in ray.nodes() if not node["Alive"]]),
     }
     ray.shutdown()
     cluster.shutdown()
-    print(json.dumps(told))
+    print(json.dumps(outcome))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""How a sweep grows with its number of trials: ``python -m tests.benchmarks.scale``.
+"""Cost of a sweep by its number of trials: ``python -m tests.benchmarks.scale``.
 
-In: numbers of trials. Out: figures a trial at each of them, with the ratio of the last to the
-first and its bar, and FILE (``--json``) with {"machine", "versions", "measures", "sweeps"},
-rewritten after every sweep. What is simulated and what is real: ``scale_sweep``.
+It prints figures per trial for each number of trials, with the ratio of the last to the first and
+its bar, and writes FILE (``--json``) after every sweep: {"machine", "versions", "measures",
+"sweeps"}. ``scale_sweep`` says what is simulated and what is real.
 
-Each sweep runs in a process of its own, which is the sweep's driver. CPU times count what its
-threads computed, and so hold on a busy machine; seconds by the clock do not.
+Each sweep runs in a process of its own, which is the sweep's driver. CPU times hold on a busy
+machine too; wall-clock times do not.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from tests.benchmarks import loss
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("ray", "mlflow", "torch")
-BAR = 1.1  # of the last size's figure to the first's
+BAR = 1.1  # on the ratio of the largest sweep's figure to the smallest's
 Figures = dict[str, Any]
 MEASURES: dict[str, tuple[str, str, float, bool]] = {
     "ms of a place, but for the work": ("overhead_seconds", "trials", 1e3, False),
@@ -40,8 +40,8 @@ MEASURES: dict[str, tuple[str, str, float, bool]] = {
     "files of trials": ("trials_files", "reports", 1.0, True),
     "files of scores, and in MLflow's artifacts": ("score_files", "scored", 1.0, True),
 }
-"""Name to a figure, what it is counted by, a factor, and whether the bar holds for it. ASHA lets
-more of a large sweep's trials finish: they report more, and are scored."""
+"""Per name: the figure, its unit of count, a factor, and whether it has the bar. Not all are per
+trial, since ASHA lets a larger share of a large sweep's trials finish and be scored."""
 UNITS = {
     "trials": "a trial",
     "reports": "a report",
@@ -83,9 +83,14 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.scale")
     add = parser.add_argument
     add("--trials", nargs="+", type=int, default=[100, 300, 1000], help="sizes, growing")
-    add("--fresh", type=int, default=30, help="trials of a sweep with a process each; 0: none")
+    add(
+        "--fresh",
+        type=int,
+        default=30,
+        help="trials of a sweep with a process each; 0: none",
+    )
     add("--concurrent", type=int, default=1, help="trials at once: see scale_sweep")
-    add("--quick", action="store_true", help="sizes that say nothing: does it run?")
+    add("--quick", action="store_true", help="tiny sizes, to see that it runs")
     add("--json", type=Path, help="where the report goes")
     options = parser.parse_args()
     if options.quick:
@@ -94,7 +99,7 @@ def parse_options() -> argparse.Namespace:
 
 
 def simulated(count: int, concurrent: int, fresh: bool) -> Figures:
-    """The figures of a sweep, from a process of its own.
+    """Run a sweep in a process of its own and return its figures.
 
     Raises:
         RuntimeError: it failed; its error is on stderr.
@@ -102,7 +107,7 @@ def simulated(count: int, concurrent: int, fresh: bool) -> Figures:
     with tempfile.TemporaryDirectory() as directory:
         job = {"trials": count, "concurrent": concurrent, "fresh": fresh, "directory": directory}
         command = [sys.executable, "-m", "tests.benchmarks.scale_sweep", json.dumps(job)]
-        # On a busy machine a process takes longer to begin, and Ray would begin another one.
+        # On a busy machine processes start slowly; Ray would give up and start others.
         environment = {"RAY_worker_register_timeout_seconds": "600", **os.environ}
         done = subprocess.run(
             command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=False
@@ -113,7 +118,7 @@ def simulated(count: int, concurrent: int, fresh: bool) -> Figures:
 
 
 def measures(sweeps: list[Figures]) -> list[Figures]:
-    """[{measure, unit, values, ratio, bar, met}] of the sweeps that reuse processes."""
+    """Return [{measure, unit, values, ratio, bar, met}] for the sweeps that reuse processes."""
     sizes = [sweep for sweep in sweeps if not sweep["fresh"]]
     found = []
     for name, (figure, unit, factor, barred) in MEASURES.items():
@@ -127,7 +132,7 @@ def measures(sweeps: list[Figures]) -> list[Figures]:
 
 
 def tables(sweeps: list[Figures]) -> str:
-    """All as Markdown."""
+    """Return all tables as Markdown."""
     sizes = [sweep for sweep in sweeps if not sweep["fresh"]]
     heads = [f"{sweep['trials']} trials" for sweep in sizes]
     lines = [["measure", "of", *heads, "ratio", "bar", "met"]]

@@ -1,8 +1,8 @@
-"""The biased coins of `scale_trial` behind Ray Serve, where vLLM would be.
+"""The biased coins of `scale_trial` behind Ray Serve, in place of vLLM.
 
-In: model directories and requests, as `evals.serving.server.ScoringServer` takes them. Out: answers
-"yes" (right) or "no", the same each time for the same weights, prompt and seed. Everything else of
-scoring is the real thing: the engine, its replicas and client, journals, grading, intervals.
+A coin answers "yes" (right) or "no", the same each time for the same weights, prompt and seed. It
+has the interface of `evals.serving.server.ScoringServer`. Everything else of scoring is real: the
+engine, its replicas and client, journals, grading, intervals.
 """
 
 from collections.abc import AsyncGenerator, Iterator, Mapping
@@ -26,13 +26,13 @@ _BATCH = 64
 
 
 class Coin:
-    """A replica."""
+    """Serve replica that answers as a coin."""
 
     def __init__(self) -> None:
         self._weights, self._right = "", 0.0
 
     async def load(self, weights: str, path: str, adapters: dict[str, str]) -> str:
-        """Answer from now on as the coin under `path`."""
+        """Answer as the coin under `path` from now on."""
         self._right, self._weights = read_coin(Path(path)), weights
         return str(ray.get_runtime_context().get_actor_name())
 
@@ -62,7 +62,7 @@ def launch(model_dir: Path, settings: EngineSettings, more: Mapping[str, Any]) -
 
 @contextmanager
 def in_place_of_vllm() -> Iterator[None]:
-    """Engines that are started meanwhile serve coins, which transformers can't vouch for."""
+    """Let engines serve coins, and skip their verification against transformers."""
     with (
         patch.object(deployment, "launch", launch),
         patch.object(probe, "verify", lambda *_: None),

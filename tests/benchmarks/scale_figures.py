@@ -1,7 +1,4 @@
-"""What a simulated sweep took: time and CPU of its parts, memory, MLflow's growth, files.
-
-In: a sweep of ``scale_sweep`` that runs in this process. Out: a flat dict of figures.
-"""
+"""Figures of a simulated sweep: time and CPU of its parts, memory, MLflow, files."""
 
 import json
 import resource
@@ -23,8 +20,9 @@ from pipelines import full_sweep
 from pipelines.config.presets import SweepConfig
 from pipelines.report import differences, terminal
 from pipelines.report import page as report
-from pipelines.stages.scoring import Scorer
-from pipelines.tracking.mlflow_store import EXPERIMENT, Store
+from pipelines.stages.score import Scorer
+from pipelines.tracking.delivery import Delivery
+from pipelines.tracking.mlflow_store import EXPERIMENT
 from pipelines.tracking.tracker import Tracker
 from tests.benchmarks.scale_trial import PROCESS_CPU, REPORT_SECONDS
 
@@ -38,38 +36,37 @@ _PARTS: dict[str, tuple[Any, str]] = {
     "differences": (differences, "with_differences"),
     "report": (report, "write"),
     "summary": (terminal, "print_summary"),
-    "mlflow entries": (Store, "act"),
-    "mlflow metrics": (Store, "log"),
+    "mlflow": (Delivery, "_call"),
     "mlflow wait": (Tracker, "run_id"),
 }
 _TELLING = ("differences", "report", "summary")
-_LOOKED_AT = ("whole", "train")
+_WITH_MACHINE_STATE = ("whole", "train")
 
 
 @dataclass
 class Spent:
-    """By all calls of a function."""
+    """Time of all calls of a function."""
 
     calls: int = 0
     seconds: float = 0.0
     cpu_seconds: float = 0.0
-    """Of the threads that called it."""
+    """CPU time of the threads that called it."""
     before: dict[str, float] = field(default_factory=dict)
-    """The machine before the first call, where that is looked at, and after the last."""
+    """State of the machine before the first call and after the last, for some functions."""
     after: dict[str, float] = field(default_factory=dict)
 
     def grown(self, what: str) -> float:
-        """From the first call to the end of the last."""
+        """Return the growth of a figure from the first call to the end of the last."""
         return self.after[what] - self.before[what]
 
 
 @contextmanager
 def watched(output: Path) -> Iterator[dict[str, Spent]]:
-    """Count what the parts of a sweep take while the body runs."""
+    """Measure the parts of a sweep while the body runs."""
     spent = {name: Spent() for name in _PARTS}
     with ExitStack() as stack:
         for name, (owner, function) in _PARTS.items():
-            look = partial(_look, output) if name in _LOOKED_AT else dict
+            look = partial(_look, output) if name in _WITH_MACHINE_STATE else dict
             counted = _counted(getattr(owner, function), spent[name], look)
             stack.enter_context(patch.object(owner, function, counted))
         yield spent
@@ -93,7 +90,7 @@ def _counted(
 
 
 def _look(output: Path) -> dict[str, float]:
-    """Bytes of this process, of Ray's GCS and of the store; bytes this process has written."""
+    """Return memory of this process and Ray's GCS, size of the store, bytes written, CPU time."""
     servers = {child.name(): child for child in psutil.Process().children(recursive=True)}
     found: dict[str, float] = {
         "driver": psutil.Process().memory_info().rss,
@@ -107,10 +104,10 @@ def _look(output: Path) -> dict[str, float]:
 
 
 def figures(config: SweepConfig, spent: dict[str, Spent], concurrent: int) -> dict[str, Any]:
-    """All of a sweep that has ended."""
+    """Return all figures of a sweep that has ended."""
     count, directory = len(config.trials), Path(config.output) / config.name
-    train, mlflow = spent["train"], (spent["mlflow entries"], spent["mlflow metrics"])
-    reports, process_cpu = _told(directory)
+    train = spent["train"]
+    reports, process_cpu = _trial_reports(directory)
     work = reports * REPORT_SECONDS
     return {
         "trials": count,
@@ -124,8 +121,8 @@ def figures(config: SweepConfig, spent: dict[str, Spent], concurrent: int) -> di
         "overhead_seconds": train.seconds * concurrent - work,
         "scheduler_cpu_seconds": train.cpu_seconds,
         "trial_process_cpu_seconds": process_cpu,
-        "mlflow_seconds": sum(each.seconds for each in mlflow),
-        "mlflow_cpu_seconds": sum(each.cpu_seconds for each in mlflow),
+        "mlflow_seconds": spent["mlflow"].seconds,
+        "mlflow_cpu_seconds": spent["mlflow"].cpu_seconds,
         "mlflow_wait_seconds": spent["mlflow wait"].seconds,
         "mlflow_bytes": spent["whole"].after["store"] - train.before["store"],
         "driver_cpu_seconds": train.grown("cpu"),
@@ -142,8 +139,8 @@ def figures(config: SweepConfig, spent: dict[str, Spent], concurrent: int) -> di
     }
 
 
-def _told(directory: Path) -> tuple[int, float]:
-    """Reports of all trials; CPU seconds of their processes, from start to last report."""
+def _trial_reports(directory: Path) -> tuple[int, float]:
+    """Return the number of reports of all trials, and the CPU seconds of their processes."""
     reports, spent = 0, dict[int, float]()
     for path in directory.glob("trials/*/result.json"):
         lines = path.read_text().splitlines()
@@ -154,7 +151,7 @@ def _told(directory: Path) -> tuple[int, float]:
 
 
 def _files(output: Path, directory: Path) -> dict[str, int]:
-    """How many there are, and their bytes, by what they belong to."""
+    """Return number and size of the files per kind."""
     found: dict[str, int] = {}
     for name, root in {
         "trials": directory / "trials",
@@ -165,13 +162,13 @@ def _files(output: Path, directory: Path) -> dict[str, int]:
         sizes = [path.stat().st_size for path in root.rglob("*") if path.is_file()]
         found |= {f"{name}_files": len(sizes), f"{name}_bytes": sum(sizes)}
     found["score_files"] = found["scores_files"] + found["artifacts_files"]
-    for name in ("leaderboard.json", "report.html", "outbox.jsonl"):
+    for name in ("leaderboard.json", "report.html"):
         found[f"{name.partition('.')[0]}_bytes"] = (directory / name).stat().st_size
     return found
 
 
 def _queries(config: SweepConfig) -> dict[str, float]:
-    """Seconds that the store takes for what MLflow's pages ask."""
+    """Return the seconds of the queries that MLflow's pages make."""
     client = MlflowClient(f"sqlite:///{Path(config.output, 'mlflow.db')}")
     experiment = client.get_experiment_by_name(EXPERIMENT)
     assert experiment is not None

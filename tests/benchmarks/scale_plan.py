@@ -1,11 +1,11 @@
-"""What large runs would take, on paper: ``python -m tests.benchmarks.scale_plan``.
+"""Estimated cost of large runs: ``python -m tests.benchmarks.scale_plan``.
 
-In: the shapes of two published models, and the constants below, none of which was measured here.
-Out: a table as Markdown: memory by the project's own planner (`otr.memory.planner`, which reads
-a model's config alone), network, storage, time and price by arithmetic.
+It prints a Markdown table for two published architectures. Memory comes from the project's planner
+(`otr.memory.planner`, which reads only a model's config); network, storage, time and price come
+from arithmetic on the constants below, none of which was measured here.
 
-Bytes are of the code as it is: weights, gradients and both moments in float32, products in
-bfloat16; FSDP2 fetches the weights twice a pass in bfloat16 and hands gradients on in float32;
+Bytes are those of the current code: weights, gradients and both moments in float32, matrix products
+in bfloat16; FSDP2 gathers the weights twice per pass in bfloat16 and reduces gradients in float32;
 rank 0 writes the whole model in float32, every rank its share of the moments.
 """
 
@@ -22,13 +22,13 @@ from otr.memory.planner import Plan, plan
 from tests.benchmarks.train_bars import TERAFLOPS, flops_per_token
 
 GB, GIB, TB = 1e9, 2**30, 1e12
-DEVICE_BYTES = int(79.6 * GIB)  # what an H100 of 80 GB shows
+DEVICE_BYTES = int(79.6 * GIB)  # memory that an H100 of 80 GB reports
 GPUS_A_NODE = 8
 MFU = 0.4  # assumed
-NVLINK, NICS, LINK_SHARE = 450 * GB, 400 * GB, 0.7  # bytes/s a GPU, a node; share that is reached
+NVLINK, NICS, LINK_SHARE = 450 * GB, 400 * GB, 0.7  # bytes/s per GPU, per node; achieved share
 TO_HOST, COPY, STORE = 25 * GB, 10 * GB, 1 * GB  # bytes/s: device to host, in memory, to storage
-BYTES_A_TOKEN = 4  # of English text, by a vocabulary of 100,000 and more
-ON_DEMAND, SPOT, STORED = 3.90, 2.25, 0.023  # dollars: a GPU-hour, twice; a GB-month
+BYTES_A_TOKEN = 4  # English text, with a vocabulary of 100,000 or more
+ON_DEMAND, SPOT, STORED = 3.90, 2.25, 0.023  # dollars per GPU-hour (twice) and per GB-month
 LAYERS = {"8B": Qwen3Config, "70B": LlamaConfig}
 SHAPES: dict[str, dict[str, Any]] = {
     "8B": {"vocab_size": 151936, "hidden_size": 4096, "intermediate_size": 12288}
@@ -42,7 +42,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """A trial: `steps` steps of `global_batch_size` rows of `sequence_length` tokens."""
+    """A trial of `steps` steps of `global_batch_size` packed rows."""
 
     shape: str
     gpus: int
@@ -57,7 +57,7 @@ CASES = (Case("8B", 8, 64, 4), Case("70B", 64, 256, 2))
 
 @dataclass(frozen=True)
 class Figures:
-    """Of a case; bytes and seconds."""
+    """Figures of a case, in bytes and seconds."""
 
     case: Case
     plan: Plan
@@ -69,12 +69,12 @@ class Figures:
 
     @property
     def passes(self) -> int:
-        """A step, of each GPU."""
+        """Forward passes per step and GPU."""
         return self.case.global_batch_size // (self.case.micro_batch_size * self.case.gpus)
 
     @property
     def tokens_per_second(self) -> float:
-        """Of all GPUs, at the assumed MFU; the second forward pass of checkpointing is in it."""
+        """Tokens per second of all GPUs at the assumed MFU, activation checkpointing included."""
         flops = flops_per_token(SHAPES[self.case.shape], self.case.sequence_length)
         return self.case.gpus * MFU * TERAFLOPS["H100"] * 1e12 / flops
 
@@ -92,12 +92,12 @@ class Figures:
 
     @property
     def pass_bytes(self) -> float:
-        """That each GPU receives: weights twice in bfloat16, gradients once in float32."""
+        """Bytes that a GPU receives per pass: weights twice in bfloat16, gradients in float32."""
         return 8 * self.weights * (1 - 1 / self.case.gpus)
 
     @property
     def link_seconds(self) -> float:
-        """Of a pass; between nodes each gets what it lacks once, through all of its links."""
+        """Seconds of communication per pass; a node receives what it lacks once, on all links."""
         if self.nodes == 1:
             return self.pass_bytes / (LINK_SHARE * NVLINK)
         return 8 * self.weights * (1 - 1 / self.nodes) / (LINK_SHARE * NICS)
@@ -110,7 +110,7 @@ class Figures:
 
     @property
     def stall_seconds(self) -> float:
-        """Of a save: the whole model over rank 0's way to the host, and a copy there."""
+        """Seconds that a save blocks: rank 0 moves the model to the host and copies it there."""
         return 4 * self.weights * (1 / TO_HOST + 1 / COPY)
 
 
@@ -174,13 +174,13 @@ def main() -> None:
     found = [figures(case) for case in CASES]
     heads = ["", *(f"{case.shape} on {case.gpus}" for case in CASES), "from"]
     lines = [heads, ["---"] * len(heads)]
-    for name, (told, source) in ROWS.items():
-        lines.append([name, *map(told, found), source])
+    for name, (show, source) in ROWS.items():
+        lines.append([name, *map(show, found), source])
     print("\n".join(f"| {' | '.join(line)} |" for line in lines))
 
 
 def figures(case: Case) -> Figures:
-    """What the planner says of a case."""
+    """Return the planner's figures of a case."""
     with tempfile.TemporaryDirectory() as directory:
         written(case.shape, Path(directory))
         config = TrainConfig(
@@ -196,14 +196,14 @@ def figures(case: Case) -> Figures:
 
 
 def written(shape: str, directory: Path) -> Sequence[Path]:
-    """The config of a shape as a model directory has it."""
+    """Write the config of an architecture as a model directory has it."""
     config: PretrainedConfig = LAYERS[shape](**SHAPES[shape], tie_word_embeddings=False)
     config.save_pretrained(directory)
     return [*directory.iterdir()]
 
 
 def weights(shape: dict[str, int]) -> int:
-    """How many there are, norms left out."""
+    """Return the number of weights, without norms."""
     wide, heads = shape["hidden_size"], shape["head_dim"]
     attention = 2 * wide * heads * (shape["num_attention_heads"] + shape["num_key_value_heads"])
     layer = attention + 3 * wide * shape["intermediate_size"]

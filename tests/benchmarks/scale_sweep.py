@@ -1,15 +1,15 @@
-"""One simulated sweep in this process, and what it cost: ``scale`` runs it for each size.
+"""One simulated sweep in this process, and its cost; ``scale`` runs it once per size.
 
-In: {"trials", "concurrent", "fresh", "directory"} as JSON, the first argument. Out: its figures as
-JSON, the last line of stdout; the run as every sweep leaves it, in the directory.
+The argument is JSON {"trials", "concurrent", "fresh", "directory"}; the last line of stdout is the
+figures as JSON. The directory has the run as every sweep leaves it.
 
-`pipelines.full_sweep.run` runs whole: checks, Ray Tune with ASHA, MLflow, Serve, statistics,
-report. Two things are replaced, what trains within a trial (`scale_trial`) and the model that
-answers (`scale_coin`). Two are set: the number of logical CPUs, so that `concurrent` trials run at
-once; and, but for `fresh`, that Tune reuses the processes of trials under ASHA, too, which stopped
-trials of this kind allow: else most of the time would go into imports, the same for each trial.
-On a busy machine more than one at once can undo that: a trial that waits for its process takes one
-that has come free, and the other is started for nothing, again and again.
+All of `pipelines.full_sweep.run` is real: checks, Ray Tune with ASHA, MLflow, Serve, statistics,
+report. Two things are replaced: training within a trial (`scale_trial`) and the model that answers
+(`scale_coin`). Two are set: the number of logical CPUs, so that `concurrent` trials run at once;
+and, except with `fresh`, Tune reuses processes under ASHA too, as simulated trials allow. Otherwise
+most of the time would go into imports, the same for each trial. With several trials at once on a
+busy machine reuse may fail: a trial that waits for its new process takes one that becomes free, and
+the new one was started for nothing.
 """
 
 import json
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def simulated(trials: int, concurrent: int, fresh: bool, directory: str) -> dict[str, Any]:
-    """The figures of a sweep of so many trials."""
+    """Run a sweep of so many trials and return its figures."""
     config = sweep_config(Path(directory), chosen(trials))
     logical_cpus = math.ceil(
         concurrent * total_resources(trial_resources(config.train.workers))["CPU"]
@@ -73,7 +73,7 @@ def simulated(trials: int, concurrent: int, fresh: bool, directory: str) -> dict
 
 
 def sweep_config(root: Path, trials: Sequence[Trial]) -> SweepConfig:
-    """A sweep of coins, with a corpus and benchmarks beside it."""
+    """Return a sweep of coins, with its corpus and benchmarks written."""
     model = make_tiny_model(root / "model")
     write_coin(model, 0.1)
     corpus = _written(
@@ -102,10 +102,10 @@ def sweep_config(root: Path, trials: Sequence[Trial]) -> SweepConfig:
 
 
 def chosen(count: int) -> list[Trial]:
-    """So many trials, two seeds an arm, a fiftieth of them SFT; each time the same.
+    """Return `count` trials, the same each time: two seeds per arm, a fiftieth of them SFT.
 
     Raises:
-        ValueError: there are fewer.
+        ValueError: the grid has fewer.
     """
     rates = {"optim.lr": RATES}
     settings = {
@@ -118,13 +118,13 @@ def chosen(count: int) -> list[Trial]:
     otr = grid(name, (0, 1), **settings, **rates)
     found = [*_shuffled(sft)[: max(2, count // 50)], *_shuffled(otr)][:count]
     if len(found) < count:
-        raise ValueError(f"{count} trials are asked for: there are {len(found)}")
+        raise ValueError(f"{count} trials were asked for, there are {len(found)}")
     Random(1).shuffle(found)
     return found
 
 
 def _shuffled(trials: Sequence[Trial]) -> list[Trial]:
-    """The seeds of an arm stay together."""
+    """Shuffle the arms; the seeds of an arm stay together."""
     pairs = [trials[i : i + 2] for i in range(0, len(trials), 2)]
     Random(0).shuffle(pairs)
     return [trial for pair in pairs for trial in pair]

@@ -1,11 +1,10 @@
-"""A trial without its training: the same reports and the same files, milliseconds for seconds.
+"""A trial without its training: the same reports and files in milliseconds instead of seconds.
 
-In: what `tuning.trial.run_trial` is given, whose place it takes in a trial's process. Out: the
-reports to Ray Tune and the checkpoint of a run whose model is a biased coin: its only weight says
-how often it answers rightly. It is learned along a curve that depends on the learning rate and on
+It replaces `tuning.trial.run_trial`. The model of a trial is a biased coin: its only weight is its
+probability to answer rightly. That follows a learning curve that depends on the learning rate and
 the number of draws, so that ASHA has something to decide.
 
-Only what is light is imported here: every trial is a process that begins with its imports.
+Only light modules are imported here: every trial is a process that starts with its imports.
 """
 
 import json
@@ -25,8 +24,8 @@ from otr.config import TrainConfig
 from otr.loop.identity import identity
 from tuning.space import Trial, config_of
 
-REPORT_SECONDS = 0.02  # between two reports: the work of the steps
-PROCESS_CPU = "system/process_cpu_seconds"  # of the trial's own process, its start included
+REPORT_SECONDS = 0.02  # between two reports, as the work of the steps
+PROCESS_CPU = "system/process_cpu_seconds"  # of the trial's process, including its start
 WEIGHTS = "model.safetensors"
 BEST_RATE, SLOWNESS = 5e-4, 40.0
 
@@ -38,7 +37,7 @@ def run_trial(
     directory: str,
     stop_file: str | None = None,
 ) -> None:
-    """Report as a run of `otr.loop.loop.train` does, and leave its last checkpoint."""
+    """Report as a run of `otr.loop.loop.train` does, and write its last checkpoint."""
     trial = Trial(**tune_config["trial"])
     own = config_of(config, trial)
     run = Path(directory, trial.name, "train")
@@ -52,19 +51,19 @@ def run_trial(
             metrics["note"] = "single on 1 worker"
         if step == own.max_steps:
             metrics["save/stall_seconds"] = 0.01
-            told = {"trial": asdict(trial), "config": asdict(own)}
-            metrics["checkpoint_path"] = str(save(own, run, metrics, told))
+            run_json = {"trial": asdict(trial), "config": asdict(own)}
+            metrics["checkpoint_path"] = str(save(own, run, metrics, run_json))
         tune.report(metrics)
 
 
 def reported(config: TrainConfig) -> list[int]:
-    """The steps of which a run reports."""
+    """Return the steps at which a run reports."""
     every = range(config.log_interval, config.max_steps, config.log_interval)
     return sorted({1, *every, config.max_steps})
 
 
 def skill(config: TrainConfig, step: int) -> float:
-    """How often the coin is right after so many steps, in [0, 1]."""
+    """Return the coin's probability to be right after so many steps, in [0, 1]."""
     objective = config.objective
     off = math.log(config.optim.lr / BEST_RATE)
     draws = 1 - 0.3 / objective.num_samples if objective.name == "otr" else 0.95
@@ -74,7 +73,7 @@ def skill(config: TrainConfig, step: int) -> float:
 
 
 def report(config: TrainConfig, step: int) -> dict[str, float]:
-    """The figures of a report, under the names of `otr.loop.loop` and `otr.training.worker`."""
+    """Return the metrics of a report, named as in `otr.loop.loop` and `otr.training.worker`."""
     right, noise = skill(config, step), Random(f"{config.seed}/{step}").random()
     names = ("loss", "nll", "reward", "hit_rate", "entropy", "grad_norm")
     metrics = {"lr": config.optim.lr} | dict.fromkeys(names, 1 - right + 0.01 * noise)
@@ -88,8 +87,8 @@ def report(config: TrainConfig, step: int) -> dict[str, float]:
     return {"step": step, **metrics}
 
 
-def save(config: TrainConfig, run: Path, metrics: dict[str, Any], told: dict[str, Any]) -> Path:
-    """A checkpoint of the layout of `otr.loop.checkpoint`; returns its directory."""
+def save(config: TrainConfig, run: Path, metrics: dict[str, Any], run_json: dict[str, Any]) -> Path:
+    """Write a checkpoint with the layout of `otr.loop.checkpoint`; return its directory."""
     directory = run / f"step-{config.max_steps:06d}"
     trainer = directory / "trainer"
     (trainer / "optimizer").mkdir(parents=True, exist_ok=True)
@@ -97,7 +96,7 @@ def save(config: TrainConfig, run: Path, metrics: dict[str, Any], told: dict[str
         if path.is_file() and path.name != WEIGHTS:
             shutil.copyfile(path, directory / path.name)
     write_coin(directory, skill(config, config.max_steps))
-    (directory / "run.json").write_text(json.dumps(told, indent=2))
+    (directory / "run.json").write_text(json.dumps(run_json, indent=2))
     state = {"step": config.max_steps, "world": 1, "metrics": metrics}
     (trainer / "state.json").write_text(json.dumps(state, indent=2))
     for name in ("files-0.json", "optimizer/.metadata", "optimizer/__0_0.distcp"):
@@ -106,10 +105,10 @@ def save(config: TrainConfig, run: Path, metrics: dict[str, Any], told: dict[str
 
 
 def write_coin(directory: Path, right: float) -> None:
-    """The weights of a coin that is right so often."""
+    """Write the weights of a coin that is right with probability `right`."""
     save_file({"right": np.array([right], np.float32)}, directory / WEIGHTS)
 
 
 def read_coin(directory: Path) -> float:
-    """How often the coin of a model directory is right."""
+    """Return the probability to be right of the coin in a model directory."""
     return float(load_file(directory / WEIGHTS)["right"][0])

@@ -1,14 +1,14 @@
-"""Training beside TRL's, and all that belongs to it: ``python -m tests.benchmarks.train``.
+"""Training compared with TRL's: ``python -m tests.benchmarks.train``.
 
-In: sizes as MODEL:SxRxB (row length, packed rows a step, packed rows a forward pass), and which
-parts to run. Out: each measure with its bar, and FILE (``--json``) with {"machine", "versions",
-"measures", and by part a list of results}, rewritten after every part.
+Sizes are MODEL:SxRxB: sequence length, packed rows per step, packed rows per forward pass. It
+prints each measure with its bar, and writes FILE (``--json``) after every part: {"machine",
+"versions", "measures", and a list of results per part}.
 
-speed   all contenders alive, a step each in turns; medians after the warm-up
+speed   all contenders at once, one step each in turns; medians after the warm-up
 memory  one contender after the other, each in a fresh process
-ranks   one process, two ranks and two processes that share nothing, of one thread each, in turns
-fit     a real run on Ray: how long its first step takes to come, how long a step waits for rows
-save    snapshots: how long training stands still beside how long they take to write
+ranks   one process, two ranks, and two independent processes, one thread each, in turns
+fit     a real run on Ray: seconds to the end of its first step, share of time waiting for rows
+save    snapshots: seconds that training is blocked, and seconds to write
 corpus  tokenize and pack a corpus: Ray Data, TRL's way, TRL's packing after one batched map
 mfu     a model of 1.7 B parameters, on a GPU only
 """
@@ -29,7 +29,7 @@ from tests.benchmarks.train_turns import RANKS, alone, in_turns
 WARM_UP = 2  # steps that are not timed: the first ones allocate
 PACKAGES = ("torch", "transformers", "trl", "datasets", "ray")
 CONTENDERS = ("otr", "sft", "trl-nll", "trl-nll-row")
-EQUAL_ROWS = ("otr", "sft", "trl-nll")  # a forward pass
+EQUAL_ROWS = ("otr", "sft", "trl-nll")  # of packed rows per forward pass
 WAYS = ("ray_data", "trl_batched", "trl")
 NO_GPU = "no CUDA GPU on this machine"
 QUICK = {
@@ -78,17 +78,22 @@ def parse_options() -> argparse.Namespace:
     add("--fit", default="base:256x32x32", metavar="MODEL:SxRxB")
     add("--save", default="wide", metavar="MODEL")
     add("--mfu", default="large:4096x8x2", metavar="MODEL:SxRxB")
-    add("--rounds", type=int, default=7, help="timed steps of each contender")
-    add("--fit-steps", type=int, default=150, help="of the run on Ray; 32 a window of the corpus")
-    add("--fit-megabytes", type=float, default=4, help="of its corpus")
+    add("--rounds", type=int, default=7, help="timed steps per contender")
+    add(
+        "--fit-steps",
+        type=int,
+        default=150,
+        help="steps on Ray; 32 per window of the corpus",
+    )
+    add("--fit-megabytes", type=float, default=4, help="size of its corpus")
     add("--megabytes", nargs="+", type=float, default=[10, 100], help="sizes of the corpus")
-    add("--ways", nargs="+", choices=WAYS, default=WAYS, help="of tokenizing and packing it")
+    add("--ways", nargs="+", choices=WAYS, default=WAYS, help="ways to tokenize and pack it")
     add("--full", action="store_true", help="also a corpus of 1000 MB")
     add("--corpus-sequence-length", type=int, default=1024)
-    add("--processes", type=int, default=2, help="that tokenize and pack, in every way")
+    add("--processes", type=int, default=2, help="processes that tokenize and pack")
     add("--threads", type=int, default=loss.describe_machine("cpu")["threads"])
     add("--device", choices=("cpu", "cuda"))
-    add("--quick", action="store_true", help="sizes that say nothing: does it run?")
+    add("--quick", action="store_true", help="tiny sizes, to see that it runs")
     add("--json", type=Path, help="where the report goes")
     add("--markdown", action="store_true", help="print the tables as Markdown")
     options = parser.parse_args()
@@ -101,7 +106,7 @@ def parse_options() -> argparse.Namespace:
 
 
 def case(text: str, options: argparse.Namespace, *, steps: int | None = None) -> Case:
-    """Of "base:256x32x16"; bfloat16 on a GPU."""
+    """Return the case of a text such as "base:256x32x16"; bfloat16 on a GPU."""
     model, _, sizes = text.partition(":")
     sequence_length, global_batch_size, micro_batch_size = map(int, sizes.split("x"))
     dtype = "bfloat16" if options.device == "cuda" else "float32"
@@ -126,7 +131,7 @@ def speed(options: argparse.Namespace) -> list[dict[str, Any]]:
 def memory(options: argparse.Namespace) -> list[dict[str, Any]]:
     found = []
     for text in options.memory:
-        one = case(text, options, steps=WARM_UP + 1)  # the second has the optimiser's state
+        one = case(text, options, steps=WARM_UP + 1)  # the first step makes the optimizer's state
         named = [name for name in EQUAL_ROWS if name in options.contenders]
         found.append(result(text, one, alone(named, one, options.threads)))
     return found
@@ -168,24 +173,24 @@ def save(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def corpus(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Every way at one size, then the next size.
+    """Measure every way at one size, then at the next size.
 
     Raises:
-        RuntimeError: a way finds other tokens than the others.
+        RuntimeError: the ways do not find the same tokens.
     """
     sizes = []
     for megabytes in sorted(options.megabytes):
         with tempfile.TemporaryDirectory() as directory:
             examples = write_corpus(Path(directory), megabytes)
             job = {"directory": directory, "processes": options.processes}
-            job["sequence_length"] = options.corpus_row_length
+            job["sequence_length"] = options.corpus_sequence_length
             ways = {way: measured(way, **job) for way in options.ways}
         tokens = {name: way["tokens"] for name, way in ways.items()}
         if len(set(tokens.values())) > 1:
             raise RuntimeError(f"unequal work: {megabytes} MB are {tokens} tokens")
         sizes.append({"megabytes": megabytes, "examples": examples, "ways": ways})
     texts = [f"{size['megabytes']:g}" for size in sizes]
-    return [{"name": f"{', '.join(texts)} MB, S {options.corpus_row_length}", "sizes": sizes}]
+    return [{"name": f"{', '.join(texts)} MB, S {options.corpus_sequence_length}", "sizes": sizes}]
 
 
 RUN: dict[str, Callable[[argparse.Namespace], list[dict[str, Any]]]] = {

@@ -1,7 +1,7 @@
-"""The bars that training has to clear, and the tables that say whether it does.
+"""Bars of the training benchmark, and the tables that compare its figures with them.
 
-In: the benchmark's report, as in its JSON; parts that were not run are missing, a part that could
-not run is {"skipped": why}. Out: `measures`, each value beside its bar; the tables as text.
+`measures` and `tables` take the benchmark's report, as in its JSON. Parts that were not run are
+missing; a part that could not run is {"skipped": why}.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,11 +29,11 @@ AT_MOST = {
     "peak memory of packing, largest / smallest corpus": 1.10,
 }
 TERAFLOPS = {"H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200": 989, "A100": 312}
-"""Dense bfloat16 peaks by NVIDIA's data sheets; the first name that fits."""
+"""Dense bfloat16 peak per GPU, from NVIDIA's data sheets; the first matching name counts."""
 
 
 def summary(figures: dict[str, list[dict[str, Any]]], warm_up: int) -> Report:
-    """Of each contender: tokens/s as median, least and most over the steps after `warm_up`."""
+    """Return median, least and most tokens/s per contender after `warm_up` steps, and memory."""
     found: Report = {"tokens_per_second": {}, "spread": {}, "peak_mib": {}, "padding": {}}
     for name, steps in figures.items():
         speeds = [step["tokens"] / step["seconds"] for step in steps[warm_up:]]
@@ -46,7 +46,7 @@ def summary(figures: dict[str, list[dict[str, Any]]], warm_up: int) -> Report:
 
 
 def flops_per_token(shape: dict[str, int], sequence_length: int) -> float:
-    """Of forward and backward, every token trained, one causal example a row; nothing twice."""
+    """Return FLOPs of forward and backward, without recomputation, for one example per row."""
     D, L, wide = shape["hidden_size"], shape["num_hidden_layers"], shape["intermediate_size"]
     queries = shape["num_attention_heads"] * shape["head_dim"]
     keys = shape["num_key_value_heads"] * shape["head_dim"]
@@ -55,14 +55,14 @@ def flops_per_token(shape: dict[str, int], sequence_length: int) -> float:
 
 
 def mfu(tokens_per_second: float, case: Report, gpu: str) -> float | None:
-    """None where the card's peak is not known."""
+    """Return the model FLOPs utilization, or None if the GPU's peak is unknown."""
     peak = next((peak for name, peak in TERAFLOPS.items() if name in gpu), None)
     done = tokens_per_second * flops_per_token(SHAPES[case["model"]], case["sequence_length"])
     return None if peak is None else done / (peak * 1e12)
 
 
 def measures(report: Report) -> list[Report]:
-    """[{measure, case, value, bar, met}]; value and met are None where there is no figure."""
+    """Return [{measure, case, value, bar, met}]; value and met are None without a figure."""
     found = []
     for part, values in PARTS.items():
         for result in report.get(part, ()):
@@ -114,7 +114,7 @@ def _fit(result: Report) -> Report:
 
 
 def _save(result: Report) -> Report:
-    """Of all but the first, whose memory is new."""
+    """Leave out the first save, which allocates its memory."""
     ratios = [
         stall / (stall + write)
         for stall, write in zip(result["stall_seconds"], result["write_seconds"], strict=True)
@@ -126,7 +126,7 @@ def _save(result: Report) -> Report:
 
 
 def _corpus(result: Report) -> Report:
-    """Of the largest corpus, and for memory also of the smallest."""
+    """Take the largest corpus, and for memory also the smallest."""
     first, last = result["sizes"][0]["ways"], result["sizes"][-1]["ways"]
     found = {"packing density": last["ray_data"]["density"]}
     if len(last) > 1:
@@ -159,7 +159,7 @@ PARTS: dict[str, Callable[[Report], Report]] = {
 
 
 def tables(report: Report, *, markdown: bool = False) -> str:
-    """The measures with their bars, then what each contender reached."""
+    """Return the measures with their bars, then the figures of each contender."""
     bars = [["measure", "case", "value", "bar", "met"]]
     for one in measures(report):
         met = {True: "yes", False: "NO", None: "-"}[one["met"]]
@@ -173,7 +173,7 @@ def tables(report: Report, *, markdown: bool = False) -> str:
 
 
 def _contenders(report: Report) -> list[Row]:
-    """Peak memory where each had a process to itself from the start: in `memory` and `mfu`."""
+    """Show peak memory only for `memory` and `mfu`, where each contender has a fresh process."""
     rows = [["case", "contender", "tokens/s", "least", "most", "peak MiB"]]
     for part in ("speed", "ranks", "mfu", "memory"):
         for result in report.get(part, ()):

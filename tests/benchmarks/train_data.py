@@ -1,9 +1,8 @@
-"""What the training benchmark trains: models, packed rows and corpora, all made from seeds.
+"""Models, packed rows and corpora of the training benchmark, all made from fixed seeds.
 
-In: a `Case`. Out: a model; packed rows (contract 1, [N, S] each) that every contender takes in the
-same order; JSONL files of a wanted size.
+Every contender takes the packed rows (see `otr.data`) in the same order.
 
-Shapes: N rows, S row length.
+Shapes: N packed rows, S sequence length.
 """
 
 import json
@@ -34,7 +33,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "head_dim": 32,
         "intermediate_size": 128,
     },
-    # Narrow and shallow: the head does nearly all the work, as V asks for it.
+    # Narrow and shallow, with a large vocabulary: the head does nearly all the work.
     "wide": {"vocab_size": 151936, "hidden_size": 512, "num_hidden_layers": 4}
     | {
         "num_attention_heads": 8,
@@ -42,31 +41,31 @@ SHAPES: dict[str, dict[str, Any]] = {
         "head_dim": 64,
         "intermediate_size": 1536,
     },
-    # Qwen3-1.7B's own.
+    # As Qwen3-1.7B.
     "large": {"vocab_size": 151936, "hidden_size": 2048, "num_hidden_layers": 28}
     | {"num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}
     | {"intermediate_size": 6144},
 }
-"""Qwen3 with random weights and tied embeddings; `base` is the built-in model with its own."""
+"""Qwen3 with random weights and tied embeddings. `base` is the built-in pretrained model."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """What one comparison trains; the same for all contenders in it."""
+    """Training that all contenders of a comparison do."""
 
     model: str
     """base, or one of SHAPES."""
     sequence_length: int
     global_batch_size: int
-    """Packed rows an optimiser step."""
+    """Packed rows per optimizer step."""
     micro_batch_size: int
-    """Packed rows a forward pass; a contender may take fewer."""
+    """Packed rows per forward pass; a contender may take fewer."""
     steps: int
     device: str = "cpu"
     dtype: str = "float32"
 
     def config(self, objective: Objective, ranks: int = 1) -> TrainConfig:
-        """One step more than is taken: what a run does at its end is not a step's work."""
+        """Return a config with one step too many, so that no step includes the end of a run."""
         return TrainConfig(
             model=ModelConfig(BASE, dtype=self.dtype),
             data=DataConfig(("-",), sequence_length=self.sequence_length),
@@ -80,7 +79,7 @@ class Case:
 
 
 def make_model(case: Case, attention: str) -> torch.nn.Module:
-    """On the case's device, float32; the same weights each time."""
+    """Return the model in float32 on the case's device, with the same weights each time."""
     from otr.models.attention import PACKED, register
 
     register()
@@ -99,19 +98,19 @@ def make_model(case: Case, attention: str) -> torch.nn.Module:
 
 
 def make_rows(case: Case) -> dict[str, np.ndarray]:
-    """The rows of all steps; those of a small corpus come again."""
+    """Return the packed rows of all steps; a small corpus is repeated."""
     from otr.data import pack
 
     wanted = case.global_batch_size * case.steps
     columns = pack(list(_examples(case, wanted * case.sequence_length)), case.sequence_length)
     count = len(columns["input_ids"])
-    # Packing puts the longest examples first; the rows that it fills worst come last.
+    # Shuffle: packing starts with the longest examples and ends with the emptiest rows.
     order = np.resize(np.random.default_rng(0).permutation(count), wanted)
     return {name: column[order] for name, column in columns.items()}
 
 
 def _examples(case: Case, tokens: int) -> Iterator[tuple[list[int], list[bool]]]:
-    """Examples with about so many tokens in all."""
+    """Yield examples with about `tokens` tokens in all."""
     source = _texts() if case.model == "base" else _random(case)
     for ids, mask in source:
         yield ids, mask
@@ -121,7 +120,7 @@ def _examples(case: Case, tokens: int) -> Iterator[tuple[list[int], list[bool]]]
 
 
 def _texts() -> Iterator[tuple[list[int], list[bool]]]:
-    """Of the built-in corpus."""
+    """Yield the examples of the built-in corpus."""
     from otr.data import encode, messages_of
 
     tokenizer = otr.load_tokenizer(ModelConfig(BASE))
@@ -130,7 +129,7 @@ def _texts() -> Iterator[tuple[list[int], list[bool]]]:
 
 
 def _random(case: Case) -> Iterator[tuple[list[int], list[bool]]]:
-    """Log-normal lengths, 60 % of each the answer; for `large` whole rows, all of them trained."""
+    """Yield examples of log-normal length, 60 % of it trained; for `large`, whole trained rows."""
     order = np.random.default_rng(0)
     while True:
         length, prompt = case.sequence_length, 0
@@ -142,7 +141,7 @@ def _random(case: Case) -> Iterator[tuple[list[int], list[bool]]]:
 
 
 def corpus_rows() -> list[dict[str, str]]:
-    """The built-in training corpus."""
+    """Return the records of the built-in training corpus."""
     from pipelines.builtin.corpus import TARGET
     from pipelines.builtin.world import items
 
@@ -151,10 +150,10 @@ def corpus_rows() -> list[dict[str, str]]:
 
 
 def write_corpus(directory: Path, megabytes: float, files: int = 8) -> int:
-    """The built-in corpus over and over, `megabytes` of text in `files` files; its examples.
+    """Write the built-in corpus repeatedly, up to a size; return the number of examples.
 
-    `plain/` holds rows as they are, `chat/` the same ones as TRL wants conversations. Several files
-    and not one, so that a small corpus can be read by as many processes as a large one.
+    `plain/` has the records as they are, `chat/` the same ones as TRL's conversations. There are
+    several files so that as many processes can read a small corpus as a large one.
     """
     rows = corpus_rows()
     random.Random(0).shuffle(rows)

@@ -1,9 +1,7 @@
-"""The data path of the training benchmark, each part in a fresh process.
+"""Data path of the training benchmark: corpus, run and snapshots, each in a fresh process.
 
-In: a directory of `train_data.write_corpus`. Out: a run of `otr.training.driver.fit` with what it
-reported; the time that Ray Data and TRL take to tokenize and pack, with the most memory that the
-process and all it started held (proportional share of shared pages, so an object store counts
-once).
+Peak memory is the sum over the process and all that it started. Shared pages count in proportion,
+so an object store counts once.
 """
 
 import json
@@ -23,15 +21,15 @@ from tests.benchmarks.train_data import BASE, OTR
 
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 2**20
-PAUSE = 0.5  # seconds between two looks at the memory
+PAUSE = 0.5  # seconds between two samples of the memory
 Figures = dict[str, Any]
 
 
 def measured(way: str, **job: Any) -> Figures:
-    """One of WAYS in a fresh process.
+    """Run one of WAYS in a fresh process.
 
     Returns:
-        its own figures, "whole_seconds" from command to exit, and "peak_mib".
+        Its figures, "whole_seconds" from command to exit, and "peak_mib".
 
     Raises:
         RuntimeError: it failed; its error is on stderr.
@@ -55,12 +53,12 @@ def measured(way: str, **job: Any) -> Figures:
 
 
 class _Watch:
-    """The most memory that a process and its descendants hold, while entered."""
+    """Peak memory of a process and its descendants while the context is open."""
 
     def __init__(self, pid: int) -> None:
         self.pid, self.peak = pid, 0
         self.over = threading.Event()
-        self.thread = threading.Thread(target=self._look)
+        self.thread = threading.Thread(target=self._sample)
 
     def __enter__(self) -> "_Watch":
         self.thread.start()
@@ -70,13 +68,13 @@ class _Watch:
         self.over.set()
         self.thread.join()
 
-    def _look(self) -> None:
+    def _sample(self) -> None:
         while not self.over.wait(PAUSE):
-            self.peak = max(self.peak, _held(self.pid))
+            self.peak = max(self.peak, _memory(self.pid))
 
 
-def _held(pid: int) -> int:
-    """Bytes, or 0 where there is no such figure."""
+def _memory(pid: int) -> int:
+    """Return bytes of a process and its descendants, or 0 if they have ended."""
     try:
         root = psutil.Process(pid)
         pids = [pid, *(child.pid for child in root.children(recursive=True))]
@@ -88,13 +86,13 @@ def _held(pid: int) -> int:
 def _share(pid: int) -> int:
     try:
         text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    except OSError:  # gone, or no Linux
+    except OSError:  # the process has ended, or this is not Linux
         return 0
     return next((int(line.split()[1]) << 10 for line in text.splitlines() if line[:4] == "Pss:"), 0)
 
 
 def ray_data(job: Figures) -> Figures:
-    """Our way, as a training worker reads it."""
+    """Pack with Ray Data, and read as a training worker does."""
     import ray
     import ray.data  # its import is start-up, not work
 
@@ -116,14 +114,14 @@ def ray_data(job: Figures) -> Figures:
 
 
 def trl(job: Figures) -> Figures:
-    """TRL's own way."""
+    """Pack as SFTTrainer does."""
     from tests.benchmarks.train_peers import prepare
 
     return _prepared(prepare, job)
 
 
 def trl_batched(job: Figures) -> Figures:
-    """TRL's packing after one pass of `datasets.map` over batches."""
+    """Pack with TRL after one pass of `datasets.map` over batches."""
     from tests.benchmarks.train_peers import prepare_batched
 
     return _prepared(prepare_batched, job)
@@ -145,7 +143,7 @@ def _prepared(prepare: Callable[..., Any], job: Figures) -> Figures:
 
 
 def fit(job: Figures) -> Figures:
-    """A run on Ray: seconds from the command to the end of its first step, and what it waited."""
+    """Run on Ray: seconds from the command to the end of step 1, and the share spent waiting."""
     import ray
 
     from otr import DataConfig, ModelConfig, TrainConfig
@@ -159,7 +157,7 @@ def fit(job: Figures) -> Figures:
         max_steps=job["steps"],
         global_batch_size=job["global_batch_size"],
         micro_batch_size=job["global_batch_size"],
-        log_interval=job["steps"] - 1,  # the second report is of all steps but the first and last
+        log_interval=job["steps"] - 1,  # the second report covers all steps but the first and last
     )
     seen = Path(job["scratch"]) / "reports.jsonl"
     fit(config, storage=job["scratch"], name="run", callbacks=[_callback(str(seen))])
@@ -172,20 +170,20 @@ def fit(job: Figures) -> Figures:
 
 
 def _callback(path: str) -> Any:
-    """Writes down each report; it lives in the run's controller, another process."""
+    """Return a callback that writes reports to a file; the run's controller is another process."""
     from ray.train import UserCallback
 
     class Reports(UserCallback):
         def after_report(self, run_context: Any, metrics: Any, checkpoint: Any) -> None:
-            kept = {name: metrics[0].get(name) for name in ("data_wait", "tokens_per_second")}
+            timed = {name: metrics[0].get(name) for name in ("data_wait", "tokens_per_second")}
             with open(path, "a") as file:
-                file.write(json.dumps(kept | {"time": time.time()}) + "\n")
+                file.write(json.dumps(timed | {"time": time.time()}) + "\n")
 
     return Reports()
 
 
 def save(job: Figures) -> Figures:
-    """Snapshots of a model and its optimiser: how long training stands still for each."""
+    """Take snapshots of a model and its optimizer: seconds that training is blocked for each."""
     import torch
 
     from otr import ModelConfig, OptimConfig, load_tokenizer
@@ -215,7 +213,7 @@ WAYS = {way.__name__: way for way in (ray_data, trl, trl_batched, fit, save)}
 
 
 def main() -> None:
-    # Other people's prints go to stderr.
+    # Libraries may print: their stdout goes to stderr.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     found = WAYS[sys.argv[1]](json.loads(sys.argv[2]))

@@ -1,9 +1,4 @@
-"""Our contenders of the training benchmark: `otr.loop.loop.train` on packed rows, without Ray.
-
-In: `Turns`, which has the case. Out: its turns, taken.
-
-Shapes: B rows of a micro-batch.
-"""
+"""Our contenders of the training benchmark: `otr.loop.loop.train` on packed rows, without Ray."""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -20,7 +15,7 @@ from tests.benchmarks.train_turns import Turns
 
 
 class LastStep(Exception):
-    """Raised in `report`: the loop would go on."""
+    """Raised in `report` to end the loop, which has one step more."""
 
 
 def train(
@@ -28,9 +23,9 @@ def train(
     objective: otr.Objective,
     rank: int = 0,
     ranks: int = 1,
-    together: Callable[[], Any] = lambda: None,
+    wait_for_all: Callable[[], Any] = lambda: None,
 ) -> None:
-    """Be one of `ranks`; they meet in `together` after each step."""
+    """Train as one of `ranks`; `wait_for_all` is a barrier after each step."""
     from otr.loop.loop import train
 
     config = turns.case.config(objective, ranks)
@@ -42,7 +37,7 @@ def train(
         if torch.distributed.is_initialized() or ranks == 1:
             turns.loss = metrics["nll"]  # of the whole step
         last = turns.end()
-        together()  # the others wait for the turn as well
+        wait_for_all()  # the other ranks wait for the turn as well
         if last:
             raise LastStep
 
@@ -56,7 +51,7 @@ def train(
 def _batches(
     rows: dict[str, np.ndarray], size: int, rank: int, ranks: int
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """Every `ranks`-th micro-batch; a spare step's at the end."""
+    """Yield every `ranks`-th micro-batch, twice over, for the step more."""
     tensors = {name: torch.from_numpy(column) for name, column in rows.items()}
     starts = list(range(rank * size, len(rows["input_ids"]), ranks * size))
     for start in starts + starts:
@@ -64,32 +59,34 @@ def _batches(
 
 
 def train_ranks(turns: Turns, ranks: int, *, connected: bool) -> None:
-    """OTR on several processes of one thread each; this one takes the turns for all.
+    """Train OTR in several processes of one thread each; this one takes the turns for all.
 
-    Those that are not `connected` average no gradients, each trains a model of its own: no way to
-    share the steps is faster than that on the same machine.
+    If they are not `connected`, each trains a model of its own. That is the upper bound for any
+    distributed training on the same machine.
     """
     from torch import multiprocessing
 
     with tempfile.TemporaryDirectory() as directory:
-        place = f"file://{Path(directory) / 'rendezvous'}" if connected and ranks > 1 else ""
+        address = f"file://{Path(directory) / 'rendezvous'}" if connected and ranks > 1 else ""
         context = multiprocessing.get_context("spawn")
-        meeting = context.Barrier(ranks)
+        barrier = context.Barrier(ranks)
         others = [
             context.Process(
-                target=_rank, args=(Turns(turns.case), rank, ranks, place, meeting), daemon=True
+                target=_rank, args=(Turns(turns.case), rank, ranks, address, barrier), daemon=True
             )
             for rank in range(1, ranks)
         ]
         for process in others:
             process.start()
-        _rank(turns, 0, ranks, place, meeting)
+        _rank(turns, 0, ranks, address, barrier)
         for process in others:
             process.join()
 
 
-def _rank(turns: Turns, rank: int, ranks: int, place: str, meeting: Barrier) -> None:
+def _rank(turns: Turns, rank: int, ranks: int, address: str, barrier: Barrier) -> None:
     torch.set_num_threads(1)
-    if place:
-        torch.distributed.init_process_group("gloo", init_method=place, rank=rank, world_size=ranks)
-    train(turns, OTR, rank, ranks, meeting.wait)
+    if address:
+        torch.distributed.init_process_group(
+            "gloo", init_method=address, rank=rank, world_size=ranks
+        )
+    train(turns, OTR, rank, ranks, barrier.wait)

@@ -1,13 +1,10 @@
 """TRL as a contender of the training benchmark, and the ways to prepare a corpus for it.
 
-In: `Turns` and the rows of a forward pass; or a corpus's directory. Out: turns, taken; or the
-packed data set.
-
-SFTTrainer gets the packed rows that we get, in the same order, and its own settings at their best
-for the machine: no gradient checkpointing, no evaluation, no saving, no logging, the fused AdamW.
-Packing "bfd" makes it padding-free. Without flash attention transformers then keeps the examples
-apart by a mask over all tokens of a forward pass, squared; so one row a forward pass may be faster,
-and is a contender of its own.
+SFTTrainer gets the same packed rows as we do, in the same order, and its fastest settings for the
+machine: no gradient checkpointing, no evaluation, no saving, no logging, the fused AdamW. Packing
+"bfd" makes it padding-free. Without flash attention, transformers then isolates the examples by a
+mask over the square of all tokens of a forward pass. So one row per forward pass may be faster, and
+is a contender of its own.
 """
 
 import tempfile
@@ -41,7 +38,7 @@ def train(turns: Turns, micro_batch_size: int) -> None:
 
 
 def attention(device: str) -> str:
-    """The fastest that keeps packed examples apart."""
+    """Return the fastest attention that isolates packed examples."""
     from transformers.utils import is_flash_attn_2_available
 
     return "flash_attention_2" if device == "cuda" and is_flash_attn_2_available() else "sdpa"
@@ -52,7 +49,7 @@ def settings(case: Case, micro_batch_size: int, directory: str) -> Any:
 
     return SFTConfig(
         output_dir=directory,
-        loss_type="nll",  # in chunks of the vocabulary; full logits are never held
+        loss_type="nll",  # in chunks of the vocabulary, without full logits
         packing=True,
         packing_strategy="bfd",
         max_length=case.sequence_length,
@@ -79,7 +76,7 @@ def settings(case: Case, micro_batch_size: int, directory: str) -> Any:
 
 
 def as_dataset(rows: dict[str, np.ndarray]) -> Any:
-    """Our rows as `trl.pack_dataset` would have made them."""
+    """Return our rows as `trl.pack_dataset` would have made them."""
     from datasets import Dataset
 
     columns: dict[str, list[list[int]]] = {"input_ids": [], "labels": [], "seq_lengths": []}
@@ -109,7 +106,7 @@ def _callback(turns: Turns) -> Any:
 
 
 def prepare(directory: Path, sequence_length: int, processes: int, cache: str) -> Any:
-    """As SFTTrainer prepares a data set of conversations; example by example."""
+    """Prepare a data set of conversations as SFTTrainer does, example by example."""
     from trl import SFTConfig, SFTTrainer
 
     tokenizer = otr.load_tokenizer(ModelConfig(BASE))
@@ -126,7 +123,7 @@ def prepare(directory: Path, sequence_length: int, processes: int, cache: str) -
 
 
 def prepare_batched(directory: Path, sequence_length: int, processes: int, cache: str) -> Any:
-    """The same in one pass over batches, which whoever is in a hurry writes instead."""
+    """Prepare the same in one pass over batches, the fast way to write it by hand."""
     from trl import pack_dataset
 
     tokenizer = otr.load_tokenizer(ModelConfig(BASE))

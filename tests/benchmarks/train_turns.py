@@ -1,12 +1,11 @@
 """Contenders of the training benchmark, each in a process of its own, that step in turns.
 
-In: a `Case` and names of contenders. Out: of each contender and step {"seconds", "tokens" (real
-ones in the step, over all ranks), "fed" (token ids that this process's model was given), "loss"
-(nll; None if unknown), "peak" (bytes, since the model was made)}.
+The figures of a step are {"seconds", "tokens" (real ones, over all ranks), "fed" (token ids that
+this process's model was given), "loss" (nll; None if unknown), "peak" (bytes since the start)}.
 
-Only the process whose turn it is computes. A step's time runs from one turn's start to its end, so
-it has all that a trainer does between two steps: taking rows, forward, backward, clipping, the
-optimiser, its own records.
+Only the process whose turn it is computes. The time of a step is that of its turn, so it includes
+all that a trainer does between two steps: taking rows, forward, backward, clipping, the optimizer,
+its own bookkeeping.
 """
 
 import contextlib
@@ -30,9 +29,9 @@ Figures = dict[str, Any]
 
 
 class Turns:
-    """A contender's side: `begin` when it is ready for a step, `end` after each.
+    """Turns as a contender takes them: `begin` before its first step, `end` after each step.
 
-    Without a stream to read from it never waits, and nobody hears of the figures.
+    Without streams it never waits, and reports nothing.
     """
 
     def __init__(self, case: Case, orders: TextIO | None = None, answers: TextIO | None = None):
@@ -44,7 +43,7 @@ class Turns:
         self.start = 0.0
 
     def count(self, model: Any, rows: dict[str, Any]) -> None:
-        """See what the model is given, and know the real tokens of each step of `rows`."""
+        """Count the tokens that the model is given, and the real tokens per step of `rows`."""
 
         def seen(module: Any, args: tuple[Any, ...]) -> None:
             self.fed += args[0].numel()
@@ -56,11 +55,11 @@ class Turns:
     def begin(self) -> None:
         """Wait for the turn."""
         if self.orders is not None and not self.orders.readline():
-            raise SystemExit  # whoever gives the turns has gone
+            raise SystemExit  # the benchmark has ended
         self.start = time.perf_counter()
 
     def end(self) -> bool:
-        """Tell of the step and wait for the next turn; True after the last step."""
+        """Report the step and wait for the next turn; return True after the last step."""
         from tests.benchmarks.loss import peak_so_far
 
         if self.case.device == "cuda":
@@ -84,17 +83,17 @@ class Turns:
 
 
 class Worker:
-    """The other side: a contender's process."""
+    """Process of a contender, as the benchmark sees it."""
 
     def __init__(self, name: str, case: Case, threads: int, *, warm: bool = False):
         job = {"name": name, "case": dataclasses.asdict(case), "warm": warm}
-        places = {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
-        if warm:  # a freed tensor then leaves the resident size; see tests.benchmarks.loss
-            places["MALLOC_MMAP_THRESHOLD_"] = str(MIB)
+        variables = {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+        if warm:  # freed tensors then leave the resident size; see tests.benchmarks.loss
+            variables["MALLOC_MMAP_THRESHOLD_"] = str(MIB)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.benchmarks.train_turns", json.dumps(job)],
             cwd=ROOT,
-            env=os.environ | places,
+            env=os.environ | variables,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -111,7 +110,7 @@ class Worker:
 
     def step(self) -> Figures:
         assert self.process.stdin is not None and self.process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # no answer says it better
+        with contextlib.suppress(BrokenPipeError):  # reported below, as a missing answer
             self.process.stdin.write("go\n")
             self.process.stdin.flush()
         answer = self.process.stdout.readline()
@@ -121,7 +120,7 @@ class Worker:
 
 
 def in_turns(names: Iterable[str], case: Case, threads: int) -> dict[str, list[Figures]]:
-    """All contenders at once, a step each, round after round."""
+    """Run all contenders at once, one step each, round after round."""
     figures: dict[str, list[Figures]] = {name: [] for name in names}
     with contextlib.ExitStack() as stack:
         workers = [stack.enter_context(Worker(name, case, threads)) for name in figures]
@@ -133,7 +132,7 @@ def in_turns(names: Iterable[str], case: Case, threads: int) -> dict[str, list[F
 
 
 def alone(names: Iterable[str], case: Case, threads: int) -> dict[str, list[Figures]]:
-    """One contender after the other, after a small run that loads what is loaded on first use."""
+    """Run one contender after the other, each after a small run that loads its libraries."""
     figures = {}
     for name in names:
         with Worker(name, case, threads, warm=True) as worker:
@@ -143,10 +142,10 @@ def alone(names: Iterable[str], case: Case, threads: int) -> dict[str, list[Figu
 
 
 def check_equal_work(figures: dict[str, Sequence[Figures]], case: Case) -> None:
-    """Before the first update all have the same loss, and each is given every real token.
+    """Check that all start with the same loss, and that each was given every real token.
 
     Raises:
-        RuntimeError: one differs.
+        RuntimeError: a contender differs.
     """
     known = {
         name: [f["loss"] for f in some if f["loss"] is not None] for name, some in figures.items()
@@ -162,7 +161,7 @@ def check_equal_work(figures: dict[str, Sequence[Figures]], case: Case) -> None:
 
 
 def run(name: str, turns: Turns) -> None:
-    """Be the contender."""
+    """Run a contender in this process."""
     from tests.benchmarks import train_ours, train_peers
     from tests.benchmarks.train_data import OTR, SFT
 
@@ -179,7 +178,7 @@ def run(name: str, turns: Turns) -> None:
 def main() -> None:
     job = json.loads(sys.argv[1])
     case = Case(**job["case"])
-    # Other people's prints go to stderr.
+    # Libraries may print: their stdout goes to stderr.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     if job["warm"]:
@@ -198,7 +197,7 @@ def _fresh_peak(device: str) -> int:
 
         torch.cuda.reset_peak_memory_stats()
     else:
-        with contextlib.suppress(OSError):  # no such file outside Linux; the peak so far stays
+        with contextlib.suppress(OSError):  # not Linux: the peak so far counts
             Path("/proc/self/clear_refs").write_text("5")
     return peak_so_far(device)
 

@@ -1,4 +1,4 @@
-"""The training benchmark runs, at sizes that say nothing; its bars judge what they are given."""
+"""The training benchmark runs at tiny sizes, and its bars judge given figures correctly."""
 
 import json
 import subprocess
@@ -27,7 +27,7 @@ def quick(report: Path, *parts: str) -> dict[str, Any]:
 
 @pytest.mark.integration
 def test_contenders_take_the_same_steps(tmp_path: Path) -> None:
-    """Among them TRL: it ends with an error if its first loss or its tokens are not ours."""
+    """The benchmark fails if TRL's first loss or its tokens are not ours."""
     report = quick(tmp_path / "report.json", "speed", "memory", "ranks", "mfu")
     [speed], [memory], [ranks] = report["speed"], report["memory"], report["ranks"]
     assert set(speed["tokens_per_second"]) == {"otr", "sft", "trl-nll", "trl-nll-row"}
@@ -40,7 +40,7 @@ def test_contenders_take_the_same_steps(tmp_path: Path) -> None:
 
 @pytest.mark.integration
 def test_the_data_path_is_measured(tmp_path: Path) -> None:
-    """Ray Data and both ways of TRL find the same tokens, or it ends with an error."""
+    """The benchmark fails if Ray Data and TRL do not find the same tokens."""
     report = quick(tmp_path / "report.json", "corpus", "fit")
     [fit], [corpus] = report["fit"], report["corpus"]
     assert fit["first_step_seconds"] > 0
@@ -53,13 +53,12 @@ def test_the_data_path_is_measured(tmp_path: Path) -> None:
 
 
 def steps(seconds: float, fed: int = 100) -> list[dict[str, Any]]:
-    """A slow one that warms up, then two."""
+    """Return a slow step as warm-up, then two."""
     one = {"tokens": 100, "fed": fed, "loss": 2.0, "peak": 2**20}
     return [one | {"seconds": s} for s in (100.0, seconds, seconds)]
 
 
-def test_bars() -> None:
-    """The fastest peer counts, not the one that we beat."""
+def test_the_fastest_peer_is_the_bar() -> None:
     figures = {"otr": steps(1.0), "sft": steps(0.98), "trl-nll": steps(2.0)}
     result = summary(figures | {"trl-nll-row": steps(1.05)}, 1) | {"name": "case"}
     found = {one["measure"]: one for one in measures({"speed": [result]})}
@@ -71,7 +70,7 @@ def test_bars() -> None:
     assert padded["padding"]["otr"] == pytest.approx(0.03)
 
 
-def test_memory_grows_with_the_corpus() -> None:
+def test_memory_that_grows_with_the_corpus_misses_its_bar() -> None:
     def size(megabytes: float, ours: float) -> dict[str, Any]:
         way = {"seconds": 2.0, "whole_seconds": 4.0, "tokens": 100, "density": 0.99}
         ways = {"ray_data": way | {"peak_mib": ours}, "trl": way | {"peak_mib": 1.0, "seconds": 1}}
@@ -85,7 +84,7 @@ def test_memory_grows_with_the_corpus() -> None:
     assert "| NO |" in tables(report, markdown=True)
 
 
-def test_what_was_not_reported_meets_no_bar() -> None:
+def test_a_figure_that_was_not_reported_has_no_verdict() -> None:
     report = {"fit": [{"name": "f", "data_wait": None, "first_step_seconds": 3.0}]}
     report["mfu"] = [{"name": "m", "skipped": "no GPU"}]
     wait, start = measures(report)
@@ -94,12 +93,12 @@ def test_what_was_not_reported_meets_no_bar() -> None:
     assert "not reported" in tables(report) and "skipped: no GPU" in tables(report)
 
 
-def test_mfu_counts_what_is_done() -> None:
-    """By hand: a model of one layer, D 4, one head of 4, MLP 8, V 10; rows of 2 tokens."""
+def test_mfu_is_that_of_a_count_by_hand() -> None:
+    """A model of one layer, D 4, one head of 4, MLP 8, V 10; rows of 2 tokens."""
     shape = {"vocab_size": 10, "hidden_size": 4, "num_hidden_layers": 1, "intermediate_size": 8}
     shape |= {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 4}
     weights = 4 * 4 * 4 + 3 * 4 * 8 + 10 * 4
-    # Scores and their sum, each 2 x 4 x 1 on average (half of 2 are seen), three times.
+    # Scores and weighted sum, each 2 x 4 x 1 on average (a token sees half of 2), three times.
     attention = 3 * 2 * (2 * 4 * 1)
     assert flops_per_token(shape, 2) == 6 * weights + attention
     case = {"model": "large", "sequence_length": 4096}

@@ -1,4 +1,4 @@
-"""Corpora on disk, in every form that users have, become packed rows."""
+"""Corpora on disk, in every supported form, are read and become packed rows."""
 
 import gzip
 import io
@@ -27,7 +27,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
     return ModelConfig(str(make_tiny_model(tmp_path_factory.mktemp("model"))))
 
 
-def every_row(*paths: Any) -> list[Any]:
+def all_records(*paths: Any) -> list[Any]:
     return [
         json.loads(row)
         for piece in sources.list_chunks([str(p) for p in paths])
@@ -36,7 +36,7 @@ def every_row(*paths: Any) -> list[Any]:
 
 
 def write(directory: Path, form: str) -> Path | str:
-    """ROWS in one of the forms a corpus may have."""
+    """Write ROWS in one of the supported forms; return the path."""
     path = directory / f"rows.{form}"
     if form == "jsonl":
         path.write_bytes(TEXT)
@@ -59,21 +59,21 @@ def write(directory: Path, form: str) -> Path | str:
 
 
 def parquet() -> bytes:
-    """ROWS in groups of ten."""
+    """Return a Parquet file of ROWS in row groups of ten."""
     file = io.BytesIO()
     pyarrow.parquet.write_table(pa.Table.from_pylist(ROWS), file, row_group_size=10)
     return file.getvalue()
 
 
 def damaged(content: bytes) -> bytes:
-    """A Parquet file with one page's header overwritten."""
+    """Return a Parquet file with the header of one page overwritten."""
     groups = pyarrow.parquet.ParquetFile(io.BytesIO(content)).metadata
-    place = groups.row_group(3).column(0).data_page_offset
-    return content[:place] + b"\xff" * 20 + content[place + 20 :]
+    offset = groups.row_group(3).column(0).data_page_offset
+    return content[:offset] + b"\xff" * 20 + content[offset + 20 :]
 
 
 def falsified() -> bytes:
-    """A Parquet file with checksums of its pages, and a digit changed in one."""
+    """Return a Parquet file with page checksums, and a digit changed in one page."""
     file = io.BytesIO()
     plain = {"compression": "none", "use_dictionary": False, "write_statistics": False}
     table = pa.Table.from_pylist(ROWS)
@@ -93,30 +93,30 @@ FORMS = ["jsonl", "jsonl.gz", "jsonl.zst", "parquet", "saved", "saved_splits", "
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_gives_the_same_rows(tmp_path: Path, form: str) -> None:
-    assert every_row(write(tmp_path, form)) == ROWS
+def test_every_form_gives_the_same_records(tmp_path: Path, form: str) -> None:
+    assert all_records(write(tmp_path, form)) == ROWS
 
 
-def test_directories_and_globs_in_order_without_hidden_files(tmp_path: Path) -> None:
+def test_directories_and_globs_are_read_in_order_without_hidden_files(tmp_path: Path) -> None:
     for name, part in (("b/2.jsonl", ROWS[20:]), ("a/1.jsonl", ROWS[:20]), ("a/.x.jsonl", ROWS)):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in part))
     (tmp_path / "README.md").write_text("not a row")
-    assert every_row(tmp_path) == ROWS
-    assert every_row(tmp_path / "*" / "*.jsonl") == ROWS
-    assert every_row(f"file://{tmp_path}/b") == ROWS[20:]
+    assert all_records(tmp_path) == ROWS
+    assert all_records(tmp_path / "*" / "*.jsonl") == ROWS
+    assert all_records(f"file://{tmp_path}/b") == ROWS[20:]
 
 
 @pytest.mark.parametrize("size", [1, 7, 100, 10_000])
-def test_pieces_of_a_file_hold_each_row_once(
+def test_chunks_of_a_file_have_each_record_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     monkeypatch.setattr(sources, "CHUNK_BYTES", size)
     path = tmp_path / "rows.jsonl"
     path.write_bytes(TEXT.replace(b"\n", b"\r\n\n").rstrip())
-    assert every_row(path) == ROWS
+    assert all_records(path) == ROWS
     (path := tmp_path / "rows.parquet").write_bytes(parquet())
-    assert every_row(path) == ROWS
+    assert all_records(path) == ROWS
     assert (
         size > 100
         or max(len(list(sources.read_records(p))) for p in sources.list_chunks([str(path)])) == 10
@@ -127,7 +127,7 @@ def test_pieces_of_a_file_hold_each_row_once(
     ("path", "message"),
     [("nothing.jsonl", "does not exist"), ("*.jsonl", "does not exist"), (".", "holds no corpus")],
 )
-def test_what_is_not_there_is_refused(tmp_path: Path, path: str, message: str) -> None:
+def test_a_path_without_a_corpus_is_refused(tmp_path: Path, path: str, message: str) -> None:
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(ValueError, match=message):
         sources.list_chunks([str(tmp_path / path)])
@@ -150,13 +150,13 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_file_that_can_not_be_read_is_named_or_left_out(
+def test_an_unreadable_file_is_named_or_skipped(
     tmp_path: Path, model: ModelConfig, name: str
 ) -> None:
     (tmp_path / "good.jsonl").write_bytes(TEXT)
     path, content = tmp_path / name, BAD[name]
     path.mkdir() if content is None else path.write_bytes(content)
-    # A directory's name is taken for a file's only where it comes from a glob.
+    # The glob matches a directory by its name, as if it were a file.
     config = DataConfig((str(tmp_path / "good.jsonl"), f"{path}*"), sequence_length=64)
     message = rf"can't read .*/{name}: .*replace the file, or leave it out with data\.skip_bad$"
     with pytest.raises(ValueError, match=message) as raised:
@@ -172,9 +172,7 @@ def test_a_file_that_can_not_be_read_is_named_or_left_out(
     assert sum(columns["segment_ids"].max(axis=1)) >= len(ROWS)
 
 
-def test_a_corpus_of_which_nothing_can_be_read_is_refused(
-    tmp_path: Path, model: ModelConfig
-) -> None:
+def test_a_corpus_without_a_readable_file_is_refused(tmp_path: Path, model: ModelConfig) -> None:
     path = tmp_path / "bad.parquet"
     path.write_bytes(BAD[path.name] or b"")
     config = DataConfig((str(path),), {"prompt": "question"}, skip_bad=True, max_rejected=1.0)
@@ -182,7 +180,7 @@ def test_a_corpus_of_which_nothing_can_be_read_is_refused(
         corpus.inspect_corpus(config, model)
 
 
-def test_identity_tells_that_files_are_others(tmp_path: Path) -> None:
+def test_the_identity_changes_with_the_files_content(tmp_path: Path) -> None:
     def identity(*paths: Path | str) -> list[tuple[str, int, str | None]]:
         return sources.corpus_identity(DataConfig(tuple(map(str, paths))))
 
@@ -203,12 +201,14 @@ def test_identity_tells_that_files_are_others(tmp_path: Path) -> None:
     assert name == "data-00000-of-00001.arrow" and size > 0
 
 
-def test_an_unknown_split_names_those_there_are(tmp_path: Path) -> None:
+def test_an_unknown_split_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no split 'test': use one of \['train'\]"):
         sources.list_chunks([str(write(tmp_path, "saved_splits"))], split="test")
 
 
-def test_inspect_counts_causes_and_shows_an_example(tmp_path: Path, model: ModelConfig) -> None:
+def test_inspect_corpus_counts_causes_and_shows_an_example(
+    tmp_path: Path, model: ModelConfig
+) -> None:
     path = tmp_path / "rows.jsonl"
     empty, long = {"prompt": "", "completion": "1"}, {"prompt": "x" * 300, "completion": "1"}
     path.write_bytes(
@@ -232,7 +232,7 @@ def test_inspect_counts_causes_and_shows_an_example(tmp_path: Path, model: Model
         ({"promt": "question", "completion": "answer"}, "did you mean 'prompt'"),
     ],
 )
-def test_unknown_columns_name_the_nearest(
+def test_unknown_columns_are_refused_with_the_nearest(
     tmp_path: Path, model: ModelConfig, columns: dict[str, str], message: str
 ) -> None:
     path = tmp_path / "rows.jsonl"
@@ -241,7 +241,7 @@ def test_unknown_columns_name_the_nearest(
         corpus.inspect_corpus(DataConfig((str(path),), columns), model)
 
 
-def test_too_many_rejected_rows_stop_it(tmp_path: Path, model: ModelConfig) -> None:
+def test_too_many_rejected_records_are_refused(tmp_path: Path, model: ModelConfig) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(TEXT + b"broken\n" * 3)
     with pytest.raises(ValueError, match=r"3 of 53 records can't be used \(3 broken\).*5%"):

@@ -1,7 +1,7 @@
-"""What becomes of a run when something dies or fills up: real faults, real Ray, in minutes.
+"""Runs whose processes are killed, whose disk fills up or whose node is lost, with real Ray.
 
-Each run is `otr train` on the built-in world, each fault strikes once the run has saved something,
-and each outcome is the final weights of the undisturbed run, bit for bit.
+Each run is `otr train` on the built-in corpus. The fault strikes once the run has saved something,
+and the final weights are those of the undisturbed run, bit for bit.
 """
 
 import json
@@ -36,11 +36,16 @@ def command(output: Path, *options: str) -> list[str]:
 
 @contextmanager
 def started(words: list[str], output: Path) -> Iterator[subprocess.Popen[str]]:
-    """The process, until it has ended; then nothing that it began is left."""
+    """Give the started process; at the end, kill it and all that it started."""
     output.mkdir(parents=True, exist_ok=True)
-    with (output / "said.txt").open("w") as said:
+    with (output / "output.txt").open("w") as output_file:
         process = subprocess.Popen(
-            words, stdout=said, stderr=said, text=True, cwd=REPOSITORY, env=environment()
+            words,
+            stdout=output_file,
+            stderr=output_file,
+            text=True,
+            cwd=REPOSITORY,
+            env=environment(),
         )
     family: dict[int, psutil.Process] = {}
     try:
@@ -63,27 +68,26 @@ def children(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 def kill(process: subprocess.Popen[str], title: str) -> None:
-    """SIGKILL to the processes of Ray with such a title."""
-    struck = 0
+    """Send SIGKILL to the processes of Ray with such a title."""
+    killed = 0
     for each in children(process):
         with suppress(psutil.NoSuchProcess):
             if title in " ".join(each.cmdline()):
                 each.kill()
-                struck += 1
-    assert struck, f"no process is called {title}"
+                killed += 1
+    assert killed, f"no process is called {title}"
 
 
 def wait_for_saves(process: subprocess.Popen[str], output: Path, count: int = 1) -> None:
     while process.poll() is None and len([*output.glob(SAVED)]) < count:
         time.sleep(0.05)
-    said = (output / "said.txt").read_text()
-    assert process.poll() is None, f"it ended before it had saved:\n{said}"
+    assert process.poll() is None, f"it ended before it had saved:\n{terminal(output)}"
     children(process)
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """Of the undisturbed run."""
+    """Weights of the undisturbed run."""
     output = tmp_path_factory.mktemp("undisturbed")
     done = run(command(output))
     assert done.returncode == 0, done.stderr
@@ -91,16 +95,16 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 @pytest.mark.parametrize("title", ["ray::RayTrainWorker", "ray::TrainController"])
-def test_a_killed_process_is_replaced(tmp_path: Path, weights: bytes, title: str) -> None:
+def test_a_run_survives_a_killed_process(tmp_path: Path, weights: bytes, title: str) -> None:
     with started(command(tmp_path), tmp_path) as process:
         wait_for_saves(process, tmp_path)
         kill(process, title)
-        assert process.wait() == 0, (tmp_path / "said.txt").read_text()
-    assert "resumes from step" in (tmp_path / "said.txt").read_text()
+        assert process.wait() == 0, terminal(tmp_path)
+    assert "resumes from step" in terminal(tmp_path)
     assert (tmp_path / LAST).read_bytes() == weights
 
 
-def test_a_killed_driver_goes_on_at_the_next_start(tmp_path: Path, weights: bytes) -> None:
+def test_a_run_resumes_after_its_driver_was_killed(tmp_path: Path, weights: bytes) -> None:
     with started(command(tmp_path), tmp_path) as process:
         wait_for_saves(process, tmp_path)
         process.kill()
@@ -111,23 +115,23 @@ def test_a_killed_driver_goes_on_at_the_next_start(tmp_path: Path, weights: byte
     assert (tmp_path / LAST).read_bytes() == weights
 
 
-def test_sigterm_saves_says_so_and_goes_on(tmp_path: Path, weights: bytes) -> None:
+def test_sigterm_saves_and_the_run_resumes(tmp_path: Path, weights: bytes) -> None:
     words = command(tmp_path, "--train.checkpoint-interval", "0")  # only the signal saves
     with started(words, tmp_path) as process:
         wait_for(
-            lambda: "step" in said(tmp_path) or [*tmp_path.glob("run/trials/*/train")], process
+            lambda: "step" in terminal(tmp_path) or [*tmp_path.glob("run/trials/*/train")], process
         )
         process.send_signal(signal.SIGTERM)
-        assert process.wait() == 128 + signal.SIGTERM, said(tmp_path)
-    assert "run the same command again to resume" in said(tmp_path)
+        assert process.wait() == 128 + signal.SIGTERM, terminal(tmp_path)
+    assert "run the same command again to resume" in terminal(tmp_path)
     assert not (tmp_path / LAST).exists()
     done = run(words)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / LAST).read_bytes() == weights
 
 
-def said(output: Path) -> str:
-    return (output / "said.txt").read_text()
+def terminal(output: Path) -> str:
+    return (output / "output.txt").read_text()
 
 
 def wait_for(event: Callable[[], object], process: subprocess.Popen[str]) -> None:
@@ -138,19 +142,19 @@ def wait_for(event: Callable[[], object], process: subprocess.Popen[str]) -> Non
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own."""
-    place = tmp_path / "disk"
-    place.mkdir()
+    """Directory on a file system of its own, of 1 GiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1g", "otr-test", str(place)], capture_output=True
+        ["mount", "-t", "tmpfs", "-o", "size=1g", "otr-test", str(disk)], capture_output=True
     )
     if mounted.returncode:
         pytest.skip(f"a file system can't be mounted here: {mounted.stderr.decode().strip()}")
-    yield place
-    subprocess.run(["umount", "--lazy", str(place)], check=True)
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
-def test_a_full_disk_leaves_the_checkpoint_before(small_disk: Path, weights: bytes) -> None:
+def test_a_full_disk_leaves_the_last_checkpoint(small_disk: Path, weights: bytes) -> None:
     ballast = small_disk / "ballast"
     with started(command(small_disk), small_disk) as process:
         wait_for_saves(process, small_disk)
@@ -159,8 +163,8 @@ def test_a_full_disk_leaves_the_checkpoint_before(small_disk: Path, weights: byt
             for _ in range(free.f_bavail * free.f_frsize // 2**20 + 1):
                 file.write(bytes(2**20))
                 file.flush()
-        assert process.wait() == 1, said(small_disk)
-    assert "No space left" in said(small_disk)
+        assert process.wait() == 1, terminal(small_disk)
+    assert "No space left" in terminal(small_disk)
     saved = sorted(small_disk.glob(SAVED))
     assert saved and not [*small_disk.glob(SAVED.replace("step-*", ".step-*"))]
     ballast.unlink()
@@ -170,8 +174,8 @@ def test_a_full_disk_leaves_the_checkpoint_before(small_disk: Path, weights: byt
     assert (small_disk / LAST).read_bytes() == weights
 
 
-def test_a_lost_node_is_done_without(tmp_path: Path) -> None:
-    """Two raylets are two nodes; each has a worker, until the second is killed, or said to go."""
+def test_a_run_survives_a_lost_and_a_preempted_node(tmp_path: Path) -> None:
+    """Two raylets are two nodes with a worker each; the second is killed, or will be taken away."""
     script = [sys.executable, "-m", "tests.assets.two_nodes", str(tmp_path)]
     outcomes = {}
     for loses in ("nothing", "node", "notice"):
@@ -185,7 +189,7 @@ def test_a_lost_node_is_done_without(tmp_path: Path) -> None:
 
 
 def test_killed_five_times_the_leaderboard_is_the_same(tmp_path: Path) -> None:
-    """A whole sweep, scoring included; the moments are random, from a seed that is told."""
+    """A whole sweep, scoring included; the moments are random, with a fixed seed."""
     moments = random.Random(5)
 
     def words(output: Path) -> list[str]:

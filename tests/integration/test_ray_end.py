@@ -1,4 +1,4 @@
-"""A run's own Ray ends while threads of the run still give references of Ray's back."""
+"""A run shuts its own Ray down while its threads still release object references."""
 
 import subprocess
 import sys
@@ -9,14 +9,14 @@ import pytest
 pytestmark = pytest.mark.integration
 REPOSITORY = Path(__file__).parents[2]
 
-# As cyclic garbage they are given back by the thread that happens to collect.
+# In cyclic garbage, references are released by whichever thread runs the collector.
 SCRIPT = """
 import gc, sys, threading
 from pathlib import Path
 import ray
 from pipelines.runtime import cluster
 
-def give_back(references):
+def release(references):
     while references:
         cycle = [references.pop()]
         cycle.append(cycle)
@@ -26,13 +26,13 @@ with cluster.ray_session(Path(sys.argv[1]), 1):
     value = ray.put(0)
     references = [ray.ObjectRef(value.binary()) for _ in range(300_000)]
     gc.set_threshold(5)
-    threading.Thread(target=give_back, args=(references,), daemon=True).start()
+    threading.Thread(target=release, args=(references,), daemon=True).start()
 assert references and gc.isenabled()
 print("ended")
 """
 
 
-def test_garbage_of_a_thread_does_not_end_the_process(tmp_path: Path) -> None:
+def test_references_released_by_a_thread_do_not_end_the_process(tmp_path: Path) -> None:
     ended = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(tmp_path)],
         cwd=REPOSITORY,

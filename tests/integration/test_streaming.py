@@ -1,6 +1,6 @@
-"""A corpus becomes a stream of packed rows on Ray Data: in order, from any place, without a loss.
+"""A corpus as a stream of packed rows on Ray Data: in order, from any position, without loss.
 
-The stream under test is made of real files by real tasks; only its tokenizer is tiny.
+Real tasks read real files; only the tokenizer is tiny.
 """
 
 import gzip
@@ -22,8 +22,8 @@ from tests.assets.tiny import make_tiny_model
 
 pytestmark = pytest.mark.integration
 
-CONTRACT = ("input_ids", "loss_mask", "segment_ids", "position", "audit")
-FILES = (3000, 1, 1, 200, 1, 1)  # rows; the first takes longest
+COLUMNS = ("input_ids", "loss_mask", "segment_ids", "position", "audit")
+FILES = (3000, 1, 1, 200, 1, 1)  # records; the first takes longest
 
 
 def lines(count: int, completion: str = "1", start: int = 0) -> bytes:
@@ -38,7 +38,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
 
 @pytest.fixture(scope="module")
 def several(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
-    """Six files of very different length, each a part of the corpus."""
+    """Corpus of six files of very different length, each one a part."""
     directory = tmp_path_factory.mktemp("several")
     for file, count in enumerate(FILES):
         (directory / f"{file}.jsonl").write_bytes(lines(count, f"file {file}"))
@@ -50,11 +50,11 @@ def stream(config: DataConfig, model: ModelConfig, **start: int) -> dict[str, np
 
 
 def collect(rows: Any) -> dict[str, np.ndarray]:
-    """The columns of a stream, read as a worker reads it."""
+    """Return the columns of a stream, read as a worker reads it."""
     batches = list(rows.iterator().iter_batches(batch_size=100))
     if not batches:
         return {}
-    return {name: np.concatenate([batch[name] for batch in batches]) for name in CONTRACT}
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in COLUMNS}
 
 
 @pytest.fixture(scope="module")
@@ -62,41 +62,41 @@ def whole(ray_cluster: None, several: DataConfig, model: ModelConfig) -> dict[st
     return stream(several, model)
 
 
-def test_files_read_at_once_come_in_their_order(
+def test_files_that_are_read_at_once_come_in_order(
     whole: dict[str, np.ndarray], model: ModelConfig
 ) -> None:
-    """The first file takes longest: whatever came as it was ready would come before it."""
+    """The first file takes longest: without order, the others would come before it."""
     texts = load_tokenizer(model).batch_decode(whole["input_ids"])
     order = [text.split("file ")[1][0] for text in texts]
     assert order == sorted(order) and set(order) == set("012345")
 
 
-def test_every_row_says_where_it_lies(whole: dict[str, np.ndarray]) -> None:
-    place = whole["position"]
-    assert place.dtype == np.int32 and place.shape == (len(whole["audit"]), 3)
-    batches = sorted({(part, batch) for part, batch, _ in place.tolist()})
+def test_every_row_has_its_position(whole: dict[str, np.ndarray]) -> None:
+    position = whole["position"]
+    assert position.dtype == np.int32 and position.shape == (len(whole["audit"]), 3)
+    batches = sorted({(part, batch) for part, batch, _ in position.tolist()})
     assert batches == [(0, 0), (0, 1), (0, 2), *((part, 0) for part in range(1, 6))]
     for part, batch in batches:
-        mine = (place[:, :2] == (part, batch)).all(axis=1)
-        assert place[mine, 2].tolist() == list(range(mine.sum()))
+        mine = (position[:, :2] == (part, batch)).all(axis=1)
+        assert position[mine, 2].tolist() == list(range(mine.sum()))
         assert [bool(audit) for audit in whole["audit"][mine]] == [True] + [False] * (
             mine.sum() - 1
         )
 
 
 @pytest.mark.parametrize("start", [(0, 1), (0, 2), (0, 3), (3, 0), (5, 0)])
-def test_a_stream_from_any_place_is_the_end_of_the_whole_one(
+def test_a_stream_from_any_batch_is_the_end_of_the_whole_stream(
     whole: dict[str, np.ndarray], several: DataConfig, model: ModelConfig, start: tuple[int, int]
 ) -> None:
     part, batch = start
     rest = stream(several, model, part=part, batch=batch)
-    later = [tuple(place[:2]) >= start for place in whole["position"].tolist()]
+    later = [tuple(position[:2]) >= start for position in whole["position"].tolist()]
     assert 0 < sum(later) < len(later)
-    for name in CONTRACT:
+    for name in COLUMNS:
         assert np.array_equal(rest[name], whole[name][later]), name
 
 
-def test_a_stream_from_after_the_last_batch_is_empty(
+def test_a_stream_from_past_the_last_batch_is_empty(
     ray_cluster: None, several: DataConfig, model: ModelConfig
 ) -> None:
     assert stream(several, model, part=5, batch=1) == {}
@@ -104,7 +104,7 @@ def test_a_stream_from_after_the_last_batch_is_empty(
         corpus.packed_dataset(several, model, part=6)
 
 
-def test_what_lies_before_the_start_is_not_tokenized(
+def test_records_before_the_start_are_not_tokenized(
     several: DataConfig, model: ModelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parsed, real = [], corpus._parsed
@@ -121,7 +121,7 @@ def test_what_lies_before_the_start_is_not_tokenized(
     assert (columns["position"][:, 1] == 2).all()
 
 
-def test_more_files_than_tasks_share_them_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_files_than_tasks_are_shared_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpus, "MAX_TASKS", 3)
     found = [corpus.SourceChunk("json", str(number)) for number in range(8)]
     parts = corpus._parts(found)
@@ -132,7 +132,7 @@ def test_more_files_than_tasks_share_them_in_order(monkeypatch: pytest.MonkeyPat
 def test_ray_packs_every_usable_example(
     ray_cluster: None, tmp_path: Path, model: ModelConfig
 ) -> None:
-    """What Ray Data yields holds just the examples that plain Python finds."""
+    """Ray Data yields exactly the examples that plain Python finds."""
     for part in range(3):
         (tmp_path / f"{part}.jsonl").write_bytes(lines(50, start=50 * part) + b"broken\n")
     config = DataConfig((str(tmp_path),), sequence_length=128)
@@ -144,21 +144,21 @@ def test_ray_packs_every_usable_example(
     assert (audit.records, audit.rejected) == (153, {"broken": 3})
 
 
-def test_training_begins_before_the_corpus_is_read(
+def test_rows_come_before_the_whole_corpus_is_read(
     ray_cluster: None, tmp_path: Path, model: ModelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last file is withheld until the first rows have come."""
+    """The last file is held back until the first rows have come."""
     for file in range(4):
         (tmp_path / f"{file}.jsonl").write_bytes(lines(1200))
-    came, given_up = tmp_path / "came", tmp_path / "given up"
+    arrived, given_up = tmp_path / "arrived", tmp_path / "given up"
     real = corpus._read_and_pack
 
-    def withholding(task: Any, *rest: Any) -> Iterator[Any]:  # runs in Ray's tasks
-        while 3 in task["part"] and not (came.exists() or given_up.exists()):
+    def hold_back(task: Any, *rest: Any) -> Iterator[Any]:  # runs in Ray's tasks
+        while 3 in task["part"] and not (arrived.exists() or given_up.exists()):
             time.sleep(0.05)
         yield from real(task, *rest)
 
-    monkeypatch.setattr(corpus, "_read_and_pack", withholding)
+    monkeypatch.setattr(corpus, "_read_and_pack", hold_back)
     timer = threading.Timer(60, given_up.touch)
     timer.start()
     config = DataConfig((str(tmp_path / "*.jsonl"),), sequence_length=48)
@@ -168,13 +168,13 @@ def test_training_begins_before_the_corpus_is_read(
     timer.cancel()
     assert not given_up.exists(), "nothing came before the whole corpus was read"
     assert audit.records < 4800
-    came.touch()
+    arrived.touch()
     for batch in batches:
         audit.add(batch["audit"])
     assert audit.records == 4800
 
 
-def test_a_batch_without_a_usable_row_still_reports(
+def test_a_batch_without_a_usable_record_still_has_its_audit(
     ray_cluster: None, tmp_path: Path, model: ModelConfig
 ) -> None:
     (tmp_path / "rows.jsonl").write_bytes(b"broken\n" * 5)
@@ -184,10 +184,10 @@ def test_a_batch_without_a_usable_row_still_reports(
     assert rows["position"].tolist() == [[0, 0, 0]]
 
 
-def test_files_that_go_bad_end_the_run_or_are_left_out(
+def test_files_that_become_unreadable_raise_or_are_skipped(
     ray_cluster: None, tmp_path: Path, model: ModelConfig
 ) -> None:
-    """One is cut off, one vanishes after the stream was planned; the others come whole."""
+    """One is truncated, one vanishes after the stream is planned; the others come completely."""
     (tmp_path / "0.jsonl").write_bytes(lines(1100))
     (tmp_path / "1.jsonl.gz").write_bytes(gzip.compress(lines(50))[:-20])
     (tmp_path / "2.jsonl").write_bytes(lines(1))
@@ -202,19 +202,19 @@ def test_files_that_go_bad_end_the_run_or_are_left_out(
     audit.add(rows["audit"])
     audit.check()
     assert audit.rejected == {"unreadable": 2}
-    cut, gone = audit.samples
-    assert "1.jsonl.gz: Compressed file ended" in cut["detail"]
-    assert "2.jsonl: [Errno 2] No such file" in gone["detail"]
+    truncated, deleted = audit.samples
+    assert "1.jsonl.gz: Compressed file ended" in truncated["detail"]
+    assert "2.jsonl: [Errno 2] No such file" in deleted["detail"]
     assert audit.records >= 1170 and len(examples(rows)) == audit.records
     in_part = rows["position"][:, 0]
     assert [rows["segment_ids"][in_part == part].any() for part in (0, 2, 3)] == [True, False, True]
 
 
 def examples(columns: dict[str, np.ndarray]) -> list[tuple[list[int], list[bool]]]:
-    """The examples in packed rows, wherever they lie."""
+    """Return the examples in packed rows, sorted."""
     found = []
-    for ids, mask, segments in zip(*(columns[name] for name in CONTRACT[:3]), strict=True):
+    for ids, mask, segments in zip(*(columns[name] for name in COLUMNS[:3]), strict=True):
         for segment in range(1, segments.max() + 1):
-            place = segments == segment
-            found.append((ids[place].tolist(), mask[place].tolist()))
+            inside = segments == segment
+            found.append((ids[inside].tolist(), mask[inside].tolist()))
     return sorted(found)

@@ -1,4 +1,4 @@
-"""Sweeps under Ray Tune: a bad trial among good ones, early stopping, a driver that is killed."""
+"""Sweeps under Ray Tune: a failing trial among good ones, early stopping, a killed driver."""
 
 import json
 import os
@@ -47,8 +47,8 @@ def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-class Seen(tune.Callback):
-    """Which trial reported which steps; as hard to pickle as a live display."""
+class ReportedSteps(tune.Callback):
+    """Steps that each trial reported. Like a live display, it can't be pickled."""
 
     def __init__(self) -> None:
         self.steps: dict[str, list[int]] = {}
@@ -61,7 +61,7 @@ class Seen(tune.Callback):
         self.steps.setdefault(name, []).append(result["step"])
 
 
-def test_a_bad_trial_fails_alone_and_a_worse_one_stops_early(
+def test_a_failing_trial_ends_alone_and_a_worse_one_stops_early(
     ray_cluster: None, assets: Path, tmp_path: Path
 ) -> None:
     cpus = ray.cluster_resources()["CPU"]
@@ -71,7 +71,7 @@ def test_a_bad_trial_fails_alone_and_a_worse_one_stops_early(
         Trial("worse", {"optim.lr": 1e-9}),
     ]
     settings = SearchSettings("asha", "val_nll", grace_steps=4, max_concurrent=1)
-    seen = Seen()
+    seen = ReportedSteps()
     good, bad, worse = run(
         config(assets), trials, settings, storage=str(tmp_path), name="s", callbacks=[seen]
     )
@@ -113,15 +113,15 @@ run(config(Path(sys.argv[1])), SEEDS, settings, storage=sys.argv[2], name="s",
 """
 
 
-def test_a_killed_sweep_goes_on(assets: Path, tmp_path: Path, request: Any) -> None:
-    """The finished trial stays, the interrupted one goes on, the one not begun begins."""
+def test_a_killed_sweep_resumes(assets: Path, tmp_path: Path, request: Any) -> None:
+    """The finished trial stays, the interrupted one resumes, the third one starts."""
     command = [sys.executable, "-c", KILLED, str(assets), str(tmp_path)]
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     root = Path(__file__).parents[2]
     killed = subprocess.run(command, cwd=root, env=environment, capture_output=True, check=False)
     assert killed.returncode == -9, killed.stderr.decode()[-2000:]
     request.getfixturevalue("ray_cluster")
-    seen = Seen()
+    seen = ReportedSteps()
     other = grid("dft", (0, 1), **{"objective.name": "dft"})
     settings = SearchSettings()
     where: dict[str, Any] = {"storage": str(tmp_path), "name": "s", "resume": True}
@@ -133,6 +133,6 @@ def test_a_killed_sweep_goes_on(assets: Path, tmp_path: Path, request: Any) -> N
         assert result.history[-1]["step"] == 12
         assert Path(result.checkpoint or "", "model.safetensors").is_file()
     assert seen.steps.get("sft-seed0", [12]) == [12]
-    assert seen.steps["sft-seed1"][0] > 1, "it began from the start"
+    assert seen.steps["sft-seed1"][0] > 1, "it started again from step 0"
     assert seen.steps["sft-seed1"][-1] == 12
     assert seen.steps["sft-seed2"] == [1, 2, 4, 6, 8, 10, 12]

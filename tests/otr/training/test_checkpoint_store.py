@@ -1,4 +1,4 @@
-"""The checkpoints of a run on an object store: put in order when it begins, and which stay."""
+"""Checkpoints of a run: recovery when it starts, and which of them stay."""
 
 import json
 import math
@@ -32,64 +32,64 @@ def save(fs: AbstractFileSystem, name: str, weights: bytes = b"weights") -> None
     )
 
 
-def test_the_newest_whole_one_is_found(store: AbstractFileSystem) -> None:
+def test_the_newest_complete_checkpoint_is_found(store: AbstractFileSystem) -> None:
     save(store, "step-000002")
     save(store, "step-000004")
-    save(store, "step-000006", b"weigh")  # cut off
+    save(store, "step-000006", b"weigh")  # truncated
     save(store, "step-000008")
     store.rm(f"/run/step-000008/{TRAINER}/{STATE}")
     save(store, ".step-000010")  # half-written
-    found, notes = recover("memory://run")
-    assert found == "step-000004"
+    newest, notes = recover("memory://run")
+    assert newest == "step-000004"
     assert "step-000008 is incomplete" in notes[0] and "is not as it was" in notes[1]
     left = sorted(path.rpartition("/")[2] for path in store.ls("/run", detail=False))
-    whole = ["step-000002", "step-000004"]
-    assert left == ["damaged-step-000006", "damaged-step-000008", *whole]
+    complete = ["step-000002", "step-000004"]
+    assert left == ["damaged-step-000006", "damaged-step-000008", *complete]
 
 
-def test_there_is_none(store: AbstractFileSystem) -> None:
+def test_a_run_without_a_complete_checkpoint_starts_anew(store: AbstractFileSystem) -> None:
     assert recover("memory://run") == (None, [])
     save(store, "step-000002", b"")
-    found, [note] = recover("memory://run")
-    assert found is None and "step-000002/model.safetensors is not as it was written" in note
+    newest, [note] = recover("memory://run")
+    assert newest is None and "step-000002/model.safetensors is not as it was written" in note
 
 
-def measure(fs: AbstractFileSystem, step: int, nll: float | None = None, ranks: int = 1) -> None:
-    """One checkpoint of two ranks, of which so many have written theirs."""
-    told = {"world": 2, "metrics": {} if nll is None else {"val_nll": nll}}
+def save_state(fs: AbstractFileSystem, step: int, nll: float | None = None, ranks: int = 1) -> None:
+    """Save a checkpoint of two ranks, of which the first `ranks` have written their part."""
+    state = {"world": 2, "metrics": {} if nll is None else {"val_nll": nll}}
     files = {f"files-{rank}.json": b"{}" for rank in range(ranks)}
-    files[STATE] = json.dumps(told).encode()
-    place = f"/run/{checkpoint_name(step)}/{TRAINER}"
-    fs.pipe({f"{place}/{name}": content for name, content in files.items()})
+    files[STATE] = json.dumps(state).encode()
+    directory = f"/run/{checkpoint_name(step)}/{TRAINER}"
+    fs.pipe({f"{directory}/{name}": content for name, content in files.items()})
 
 
 def left(fs: AbstractFileSystem) -> list[int]:
     return sorted(int(path.rpartition("step-")[2]) for path in fs.ls("/run", detail=False))
 
 
-def test_the_last_two_stay_and_the_best(store: AbstractFileSystem) -> None:
+def test_the_last_two_checkpoints_and_the_best_stay(store: AbstractFileSystem) -> None:
     for step, nll in ((2, math.nan), (4, 0.1), (6, 0.3), (8, None), (10, 0.2)):
-        measure(store, step, nll, ranks=2)
-    measure(store, 12, 0.01)  # the other rank still writes
+        save_state(store, step, nll, ranks=2)
+    save_state(store, 12, 0.01)  # the other rank is still writing
     delete_old("memory://run")
     assert left(store) == [4, 8, 10, 12]
     store.rm("/run/step-000012", recursive=True)
     assert best_checkpoint("memory://run") == "step-000004"
 
 
-def test_steps_are_numbers(store: AbstractFileSystem) -> None:
+def test_checkpoints_are_ordered_by_step_number(store: AbstractFileSystem) -> None:
     for step in (999_998, 999_999, 1_000_000, 1_000_001):
-        measure(store, step, ranks=2)
+        save_state(store, step, ranks=2)
     delete_old("memory://run")
     assert left(store) == [1_000_000, 1_000_001]
     assert best_checkpoint("memory://run") is None
 
 
-def test_where_the_storage_can_t_be_read_all_stay(
+def test_no_checkpoint_is_deleted_if_the_storage_can_t_be_read(
     store: AbstractFileSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for step in (2, 4, 6):
-        measure(store, step, 1 / step, ranks=2)
+        save_state(store, step, 1 / step, ranks=2)
 
     def fail(path: str, **how: object) -> bytes:
         raise OSError("slow down")
@@ -104,15 +104,15 @@ def test_where_the_storage_can_t_be_read_all_stay(
     assert left(store) == [4, 6]
 
 
-def test_a_removal_that_is_cut_off_leaves_no_checkpoint(
+def test_an_interrupted_deletion_leaves_no_valid_looking_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fs = fsspec.filesystem("file")
     for step in (2, 4, 6):
-        place = tmp_path / checkpoint_name(step) / TRAINER
-        place.mkdir(parents=True)
-        (place / STATE).write_text('{"world": 1}')
-        (place / "files-0.json").write_text("{}")
+        trainer = tmp_path / checkpoint_name(step) / TRAINER
+        trainer.mkdir(parents=True)
+        (trainer / STATE).write_text('{"world": 1}')
+        (trainer / "files-0.json").write_text("{}")
 
     def fail(self: object, path: str, **how: object) -> None:
         raise OSError("the power failed")

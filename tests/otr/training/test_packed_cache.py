@@ -1,4 +1,4 @@
-"""Packed rows that a host keeps: the same rows, made once, and never those of another corpus."""
+"""The cache of packed rows: the same rows, made once, and never those of another corpus."""
 
 import json
 import os
@@ -32,8 +32,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
 
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataConfig:
-    """A corpus of three parts, the second without a row, and an empty folder for what is kept."""
-    monkeypatch.setenv("OTR_CACHE", str(tmp_path / "kept"))
+    """Corpus of three parts, the second without a record, and an empty cache."""
+    monkeypatch.setenv("OTR_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(corpus, "BATCH", 10)
     directory = tmp_path / "corpus"
     directory.mkdir()
@@ -49,7 +49,7 @@ def write(path: Path, count: int) -> None:
 
 
 def made(config: DataConfig, model: ModelConfig, part: int = 0, batch: int = 0) -> dict[str, Any]:
-    """What a task of Ray Data makes, from a place on."""
+    """Return what a task of Ray Data makes, from a batch on."""
     parts = corpus._parts(corpus.list_chunks(config.paths))
     task = {"part": np.arange(part, len(parts))}
     return joined(corpus._read_and_pack(task, parts, (part, batch), config, model))
@@ -71,7 +71,7 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 @pytest.fixture
 def no_tokenizer(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """From when it is called on, to tokenize is an error."""
+    """Function after whose call tokenizing is an error."""
 
     def tokenize(*_: Any, **__: Any) -> None:
         raise AssertionError("tokenized again")
@@ -79,11 +79,11 @@ def no_tokenizer(monkeypatch: pytest.MonkeyPatch) -> Any:
     return lambda: monkeypatch.setattr(otr.data, "tokenize", tokenize)
 
 
-def test_a_part_is_tokenized_once_and_read_from_anywhere(files, model, no_tokenizer) -> None:
+def test_a_part_is_tokenized_once_and_read_from_any_batch(files, model, no_tokenizer) -> None:
     first = made(files, model)
     later = [made(files, model, 0, 1), made(files, model, 2, 0)]
     no_tokenizer()
-    for read in (made, direct):  # in a task, and without Ray, which is not even started here
+    for read in (made, direct):  # in a task, and without Ray, which is not started here
         assert same(read(files, model), first)
         assert same(read(files, model, 0, 1), later[0])
         assert same(read(files, model, 2, 0), later[1])
@@ -101,7 +101,7 @@ def append(path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_what_has_changed_is_made_again(files, model, no_tokenizer, what) -> None:
+def test_a_changed_text_or_tokenizer_is_noticed(files, model, no_tokenizer, what) -> None:
     made(files, model)
     CHANGES[what](files, model)
     no_tokenizer()
@@ -109,14 +109,14 @@ def test_what_has_changed_is_made_again(files, model, no_tokenizer, what) -> Non
         made(files, model)
 
 
-def test_a_copy_of_the_model_is_the_same_model(files, model, no_tokenizer, tmp_path) -> None:
+def test_a_copy_of_the_model_uses_the_same_cache(files, model, no_tokenizer, tmp_path) -> None:
     first = made(files, model)
     copy = shutil.copytree(model.path, tmp_path / "copy", copy_function=shutil.copyfile)
     no_tokenizer()
     assert same(made(files, ModelConfig(str(copy))), first)
 
 
-def test_rows_of_another_length_or_other_columns_are_others(files, model, no_tokenizer) -> None:
+def test_another_length_or_other_columns_do_not_use_the_cache(files, model, no_tokenizer) -> None:
     made(files, model)
     no_tokenizer()
     for other in (
@@ -127,7 +127,7 @@ def test_rows_of_another_length_or_other_columns_are_others(files, model, no_tok
             made(other, model)
 
 
-def test_what_could_not_be_read_or_was_left_half_way_is_not_kept(files, model, tmp_path) -> None:
+def test_an_unreadable_or_unfinished_part_is_not_cached(files, model, tmp_path) -> None:
     bad = tmp_path / "bad.jsonl.gz"
     bad.write_bytes(b"\x1f\x8b no gzip")
     made(DataConfig((str(bad),), sequence_length=32), model)
@@ -135,14 +135,12 @@ def test_what_could_not_be_read_or_was_left_half_way_is_not_kept(files, model, t
     some = corpus._read_and_pack({"part": np.arange(1)}, parts, (0, 0), files, model)
     next(some)
     some.close()
-    assert not list((tmp_path / "kept").glob("*")) and not list((tmp_path / "kept").glob(".*"))
+    assert not list((tmp_path / "cache").glob("*")) and not list((tmp_path / "cache").glob(".*"))
 
 
 @pytest.mark.parametrize("fault", ["a file", "no room", "full", "torn", "switched off"])
-def test_without_a_place_rows_are_made_as_before(
-    files, model, monkeypatch, tmp_path, fault
-) -> None:
-    folder = tmp_path / "kept"
+def test_a_cache_that_fails_changes_no_row(files, model, monkeypatch, tmp_path, fault) -> None:
+    folder = tmp_path / "cache"
     if fault == "a file":
         folder.write_text("")
     elif fault == "no room":
@@ -165,9 +163,9 @@ def _full(*_: Any, **__: Any) -> None:
     raise OSError(28, "no space left on device")
 
 
-def test_what_nobody_used_for_a_day_makes_room(files, model, monkeypatch, tmp_path) -> None:
+def test_files_unused_for_a_day_make_room(files, model, monkeypatch, tmp_path) -> None:
     made(files, model)
-    folder = tmp_path / "kept"
+    folder = tmp_path / "cache"
     old, *others = sorted(path for path in folder.iterdir() if path.stat().st_size)
     os.utime(old, (0, time.time() - packed_cache.UNUSED_SECONDS - 60))
     others.append(folder / "thesis.tex")
@@ -179,24 +177,24 @@ def test_what_nobody_used_for_a_day_makes_room(files, model, monkeypatch, tmp_pa
     assert not old.exists() and all(path.exists() for path in others)
 
 
-def test_what_changes_while_it_is_made_is_not_kept(files, model, tmp_path) -> None:
+def test_a_part_that_changes_while_it_is_read_is_not_cached(files, model, tmp_path) -> None:
     parts = corpus._parts(corpus.list_chunks(files.paths))
     blocks = corpus._read_and_pack({"part": np.arange(1)}, parts, (0, 0), files, model)
     next(blocks)
     append(Path(files.paths[0]) / "a.jsonl", "\n")
     assert len(list(blocks)) == 2
-    assert not list((tmp_path / "kept").iterdir())
+    assert not list((tmp_path / "cache").iterdir())
 
 
-def test_a_store_that_tells_no_change_is_read_each_time(files, model, tmp_path) -> None:
+def test_files_without_a_version_are_not_cached(files, model, tmp_path) -> None:
     store = fsspec.filesystem("memory")
     store.put(str(Path(files.paths[0]) / "a.jsonl"), "/rows.jsonl")
     made(DataConfig(("memory://rows.jsonl",), sequence_length=32), model)
-    assert not list((tmp_path / "kept").glob("*"))
+    assert not list((tmp_path / "cache").glob("*"))
 
 
-def test_a_data_set_of_the_hub_goes_by_its_commit(files, model) -> None:
-    """Asked of a server that speaks as the hub does, by processes that may ask, unlike tests."""
+def test_a_hub_data_set_is_cached_by_commit(files, model) -> None:
+    """A local server answers as the hub does; processes of their own may use it, unlike tests."""
     script = (
         "from otr.config import *; from otr.training import packed_cache, sources;"
         f"model = ModelConfig({model.path!r}); config = DataConfig(('x',), sequence_length=32);"
@@ -204,29 +202,29 @@ def test_a_data_set_of_the_hub_goes_by_its_commit(files, model) -> None:
         "print(packed_cache.cache_path(part, config, model))"
     )
 
-    def place(endpoint: str) -> str:
+    def path(endpoint: str) -> str:
         environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0"}
         words = [sys.executable, "-c", script]
         return subprocess.check_output(words, env=environment, text=True).strip()
 
-    places = []
+    paths = []
     for commit in ("a" * 40, "a" * 40, "b" * 40, None):
         with hub(commit) as endpoint:
-            places.append(place(endpoint))
-    one, again, other, unknown = places
+            paths.append(path(endpoint))
+    one, again, other, unknown = paths
     assert one == again != other and Path(one).suffix == ".arrow"
-    assert unknown == "None" == place(endpoint)  # nobody answers there any more
+    assert unknown == "None" == path(endpoint)  # the server has ended
 
 
 @contextmanager
 def hub(commit: str | None) -> Iterator[str]:
-    """A server with one data set, or none."""
+    """Serve a hub with one data set, or with none."""
 
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            there = commit and self.path.startswith("/api/datasets/group/rows")
-            body = json.dumps({"id": "group/rows", "sha": commit} if there else {}).encode()
-            self.send_response(200 if there else 404)
+            found = commit and self.path.startswith("/api/datasets/group/rows")
+            body = json.dumps({"id": "group/rows", "sha": commit} if found else {}).encode()
+            self.send_response(200 if found else 404)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)

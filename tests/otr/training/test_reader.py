@@ -1,4 +1,4 @@
-"""Each epoch has each row once; a place leads to the next row; ranks change nothing."""
+"""Each epoch has each row once, at any number of ranks, and a position leads to the next row."""
 
 import json
 from collections.abc import Iterator
@@ -22,7 +22,10 @@ LENGTH = 8
 
 
 class Corpus:
-    """Packed rows numbered in their tokens, in two parts, by four, and an unusable row."""
+    """Two parts of packed rows in batches of four, each with an unusable row at its end.
+
+    The tokens of a row are its number.
+    """
 
     def __init__(self, rows: int = 11, rejected: int = 0) -> None:
         self.rejected, self.reads = rejected, 0
@@ -58,8 +61,8 @@ def window(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> i
     return request.param
 
 
-def numbers(its: Reader, count: int) -> list[int]:
-    rows = its.take(count)
+def numbers(reader: Reader, count: int) -> list[int]:
+    rows = reader.take(count)
     assert rows["input_ids"].shape == (count, LENGTH)
     return rows["input_ids"][:, 0].tolist()
 
@@ -73,7 +76,7 @@ def test_every_epoch_has_each_row_once_in_an_order_of_its_own(window: int) -> No
     assert numbers(Reader(Corpus(), 1, Audit(0.05)), 44) != seen
 
 
-def test_any_place_leads_to_the_next_row(window: int) -> None:
+def test_any_position_leads_to_the_next_row(window: int) -> None:
     whole = numbers(Reader(Corpus(), 0, Audit(0.05)), 40)
     for taken in range(30):
         first = Reader(Corpus(), 0, Audit(0.05))
@@ -84,7 +87,7 @@ def test_any_place_leads_to_the_next_row(window: int) -> None:
         assert numbers(again, 10) == whole[taken : taken + 10], taken
 
 
-def test_a_place_reads_on_from_its_window_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_reader_does_not_read_earlier_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "WINDOW", 4)
     first = Reader(Corpus(rows=40), 0, Audit(0.05))
     first.take(25)
@@ -107,12 +110,12 @@ def test_a_corpus_smaller_than_a_batch_fills_one() -> None:
     assert sorted(numbers(Reader(Corpus(rows=3), 0, Audit(0.05)), 24)) == sorted([1, 2, 3] * 8)
 
 
-def test_no_usable_row_is_an_error_and_not_an_endless_loop() -> None:
+def test_a_corpus_without_a_usable_row_is_an_error() -> None:
     with pytest.raises(ValueError, match="no row that can be used"):
         Reader(Corpus(rows=0), 0, Audit(0.05)).take(1)
 
 
-def test_rejected_rows_are_counted_once_over_interruptions(window: int) -> None:
+def test_rejected_records_are_counted_once_across_resumes(window: int) -> None:
     whole = Audit(0.5)
     Reader(Corpus(rejected=20), 0, whole).take(30)
     assert whole.complete and whole.records == 500 * 6 and whole.rejected["broken"] == 20 * 6
@@ -127,14 +130,14 @@ def test_rejected_rows_are_counted_once_over_interruptions(window: int) -> None:
 def _rank(rank: int, directory: Path) -> None:
     join_ranks(rank, directory)
     run = config(directory, Objective("sft"), 1, micro_batch_size=4, workers=Workers(count=2))
-    its = Reader(Corpus(), 0, Audit(0.05)) if rank == 0 else None
+    source = Reader(Corpus(), 0, Audit(0.05)) if rank == 0 else None
     run = replace(run, data=replace(run.data, sequence_length=LENGTH))
-    stream = micro_batches(its, run)
+    stream = micro_batches(source, run)
     mine = [next(stream)["input_ids"][:, 0] for _ in range(3)]
     torch.save(torch.stack(mine), directory / f"{rank}.pt")
 
 
-def test_each_rank_gets_its_rows_of_the_one_order(tmp_path: Path) -> None:
+def test_ranks_share_the_rows_of_one_order(tmp_path: Path) -> None:
     mp.spawn(_rank, (tmp_path,), nprocs=2)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     together = torch.stack(ranks, dim=1).flatten().tolist()  # micro-batch, rank, row

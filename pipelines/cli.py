@@ -1,66 +1,85 @@
-"""The command line: ``otr sweep | train | score | merge | doctor | ui``.
+"""The command line: ``otr sweep | train | score | show | merge | doctor | ui``.
 
-In: argv. Out: an exit code: 0, 1 where something failed, 2 for a command line that can't be
-understood. An error is one line on stderr; its traceback is in the log of the run.
+Exit codes: 0; 1 if something failed; 2 for a wrong command line; 130 after Ctrl-C. An error is one
+line on stderr; its traceback is in the run's log.
 """
 
 import importlib
 import sys
 import traceback
-from collections.abc import Sequence
-from difflib import get_close_matches
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
 
+import tyro
+
+from otr.config import RENAMED
+from pipelines.config.commands import Command
+from pipelines.config.options import UsageError
 from pipelines.runtime import console
 
-COMMANDS = {
-    "sweep": ("full_sweep", "train and score the arms of a preset; a table says which won"),
-    "train": ("train_one", "fine-tune one model"),
-    "score": ("score_checkpoint", "score any Hugging Face directory; score show RUN: its answers"),
-    "merge": ("merge_adapter", "make a full model of a LoRA adapter"),
-    "doctor": ("doctor", "check all that a sweep would need; --cluster FILE: before ray up"),
-    "ui": ("ui", "open the MLflow UI on the runs"),
-}
-
-
-_LONGEST = 500  # of an error that is not one of ours, in characters
+RENAMED_OPTIONS = {
+    f"--train.{old}".replace("_", "-"): f"--train.{new}".replace("_", "-")
+    for old, new in RENAMED.items()
+} | {"--no-prove": "--no-serve-check"}
+"""Old spellings of options, accepted for one release."""
+_MAX_ERROR = 500  # characters of an unexpected error
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; never raises for what a user can cause."""
+    """Run a command and return its exit code.
+
+    Raises:
+        SystemExit: after --help, or for a command line that tyro cannot parse.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ("-h", "--help"):
-        _help()
-        return 0 if words else 2
-    name, *rest = words
-    if name not in COMMANDS:
-        near = get_close_matches(name, COMMANDS, 1, 0)[0]
-        console.error(f"no command {name!r}: did you mean {near!r}?")
-        return 2
+    if words == ["--version"]:
+        console.say(f"otr {version('otr')}")
+        return 0
+    command = parse(words)
     try:
-        return importlib.import_module(f"pipelines.{COMMANDS[name][0]}").main(rest)
+        return importlib.import_module(f"pipelines.{command.module}").run(command)
     except KeyboardInterrupt:
-        console.error("interrupted; the same command goes on from here")
+        console.error("Interrupted. Run the same command again to resume.")
         return 130
     except Exception as error:
-        return _failed(error)
+        return _report(error)
 
 
-def _failed(error: Exception) -> int:
-    from pipelines.config.options import UsageError
+def parse(words: Sequence[str]) -> Command:
+    """Parse a command line; old spellings are accepted.
 
+    Raises:
+        SystemExit: after --help, or if the command line is wrong.
+    """
+    return tyro.cli(
+        Command,
+        prog="otr",
+        description="Fine-tune language models with token-level objectives, and compare them.",
+        args=[*_current_spelling(words)],
+    )
+
+
+def _current_spelling(words: Sequence[str]) -> Iterator[str]:
+    """Yield the words, with a line on stderr for each option whose name has changed."""
+    if list(words[:2]) == ["score", "show"]:
+        words = words[1:]
+    for word in words:
+        name, equals, value = word.partition("=")
+        new = RENAMED_OPTIONS.get(name.replace("_", "-")) if name.startswith("--") else None
+        if new:
+            console.note(f"{name} is now called {new}; the old name will be removed")
+        yield f"{new or name}{equals}{value}"
+
+
+def _report(error: Exception) -> int:
+    """Print an error; return the exit code."""
     notes = "; ".join(getattr(error, "__notes__", ()))
     expected = isinstance(error, ValueError | OSError)
-    text = str(error) if expected else f"{type(error).__name__}: {error}"[:_LONGEST]
+    text = str(error) if expected else f"{type(error).__name__}: {error}"[:_MAX_ERROR]
     console.error(f"{text} ({notes})" if notes else text)
     if not expected and not notes:
         traceback.print_exception(error)
     return 2 if isinstance(error, UsageError) else 1
-
-
-def _help() -> None:
-    console.say("usage: otr COMMAND [OPTIONS]; otr COMMAND --help tells the options\n")
-    for name, (_, purpose) in COMMANDS.items():
-        console.say(f"  {name:<8} {purpose}")
 
 
 if __name__ == "__main__":

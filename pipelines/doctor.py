@@ -1,52 +1,46 @@
-"""Check what a sweep needs, or a cluster file, and print a table of the findings."""
+"""Check what a sweep, or `ray up`, needs; print a table of the findings.
+
+python pipelines/doctor.py --model DIRECTORY --data train.jsonl
+python pipelines/doctor.py --cluster cluster.yaml
+"""
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 if __name__ == "__main__" and not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipelines.checks import preflight
-from pipelines.checks.preflight import Finding
-from pipelines.config import options
-from pipelines.config.resolve import resolved
+from pipelines.checks.findings import Finding
+from pipelines.config.prepared import prepare_temporarily
 from pipelines.runtime import console
 
-
-@dataclass(frozen=True)
-class BeforeRayUp:
-    """Check a cluster file, and the hosts that it names, before `ray up`."""
-
-    cluster: str = ""
-    """The file."""
+if TYPE_CHECKING:
+    from pipelines.config.commands import Doctor
 
 
-def main(argv: Sequence[str]) -> int:
-    """Check what a sweep with these options needs; with --cluster FILE, what `ray up` needs.
+def run(command: "Doctor") -> int:
+    """Print the findings; return 1 if a check failed.
 
     Raises:
-        ValueError: an option is unknown or has a wrong value.
+        ValueError: an option has a wrong value.
     """
-    if any(word.partition("=")[0] == "--cluster" for word in argv):
-        asked = options.simple(BeforeRayUp, argv, "otr doctor")
-        return _report([*preflight.before_ray_up(asked.cluster)])
-    request = options.parse(argv, "otr doctor")
-    with TemporaryDirectory() as scratch:
-        config = resolved(request.config, Path(scratch))
-        findings = [*preflight.check(config, with_ray=True)]
-        code = _report(findings)
-        if any(f.check == "memory" for f in findings):
+    if command.cluster:
+        return _report([*preflight.check_cluster(command.cluster)])
+    with prepare_temporarily(command.load()) as prepared:
+        findings = [*preflight.check(prepared, with_ray=True)]
+        exit_code = _report(findings)
+        if any(finding.check == "memory" for finding in findings):
             from pipelines.checks import memory  # its imports take seconds
 
-            memory.tell(config.train)
-    return code
+            memory.print_memory(prepared.config.train)
+    return exit_code
 
 
 def _report(findings: Sequence[Finding]) -> int:
-    """Print the table; return the exit code."""
+    """Print the table of findings; return the exit code."""
     lines = [(f.check, "ok" if f.ok else "FAILED", f.text) for f in findings]
     console.table(("check", "", "found"), lines)
     return 0 if all(f.ok for f in findings) else 1

@@ -1,174 +1,170 @@
-"""The main job: train every arm of a preset, score what comes out, say which objective did best.
+"""The main job: train every arm of a preset, score the results, report which objective is best.
 
-In: a preset and what is to be changed in it. Out: `<output>/<name>/` with run.json,
-leaderboard.json, report.html and its parts, checkpoints, scores and logs; runs in MLflow; a table.
-The same name again continues. Exit code 1 when a trial failed.
+It writes `<output>/<name>/`: run.json, leaderboard.json, report.html and its parts, checkpoints,
+scores and logs; and runs in MLflow. The same name again resumes the run.
 
     python pipelines/full_sweep.py --preset builtin
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if __name__ == "__main__" and not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from evals.benchmark import TaskScore
-from pipelines.builtin import corpus
+from otr.config import TrainConfig
 from pipelines.checks import preflight
-from pipelines.config import options
+from pipelines.config.prepared import PreparedRun, prepare, prepare_temporarily
 from pipelines.config.presets import SweepConfig
-from pipelines.config.resolve import resolved
 from pipelines.report import differences, leaderboard, page, terminal
 from pipelines.report.leaderboard import BASE, Entry
 from pipelines.report.tables import Overlaps
 from pipelines.runtime import autoscaling, cluster, next_steps, run_directory
-from pipelines.stages import contamination, stages
-from pipelines.stages.scoring import Scorer
+from pipelines.stages import contamination, score, train
+from pipelines.stages.score import Scorer
 from pipelines.tracking.tracker import Tracker, store_uri
-from tuning import resources
+from tuning.resources import free_resources
 from tuning.space import config_of
 
 if TYPE_CHECKING:
+    from pipelines.config.commands import Sweep
     from tuning.sweep import TrialResult
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run a sweep, or print what it would be."""
-    request = options.parse(argv, "otr sweep")
-    if request.dry_run:
-        with TemporaryDirectory() as scratch:
-            terminal.print_dry_run(request.config, resolved(request.config, Path(scratch)))
-        return 0
-    return run(request.config)
+def run(command: "Sweep") -> int:
+    """Run a sweep, or print what it would run; return 1 if a trial failed.
+
+    Raises:
+        ValueError: an option or a check failed, or the directory holds another run.
+    """
+    config = command.load()
+    if not command.dry_run:
+        return sweep(config)
+    with prepare_temporarily(config) as prepared:
+        terminal.print_dry_run(config, prepared.config)
+    return 0
 
 
-def run(config: SweepConfig) -> int:
-    """The sweep from its checks to its table; returns the exit code.
+def sweep(config: SweepConfig) -> int:
+    """Check, train, score and report; return 1 if a trial failed.
 
     Raises:
         ValueError: a check failed, or the directory holds another run.
     """
-    directory = Path(config.output).absolute() / config.name
-    local = resolved(config, corpus.folder(config.output))
-    preflight.require(local)
-    stages.check_prompts(local)
-    told = run_directory.open_run(config, directory)
-    tracker = Tracker(store_uri(config.output), config.name, told["id"], directory)
-    with (
-        run_directory.log_errors(directory),
-        tracker.run(
-            run_directory.mlflow_params(config), run_directory.mlflow_tags(told)
-        ) as outcome,
-    ):
-        rows, overlaps = _train_and_score(local, directory, tracker)
-        benchmarks = list(rows[0].scores)
-        rows = differences.with_differences(rows, benchmarks)
-        files = page.write(rows, benchmarks, told, directory, overlaps)
-        winner = leaderboard.best_trial(rows, benchmarks[0])
-        # What is there already is told before anything that the store can refuse.
-        terminal.print_summary(rows, benchmarks, overlaps)
-        _next(config, directory, winner)
-        tracker.keep(
-            [*files, *(directory / n for n in (run_directory.RUN_FILE, contamination.FILE))]
-        )
-        tracker.describe(differences.verdict(rows, benchmarks[0]))
+    prepared = prepare(config)
+    directory = prepared.directory
+    preflight.require(prepared)
+    score.check_prompts(prepared.model_dir, prepared.benchmarks, config.engine)
+    record = run_directory.open_run(config, directory)
+    tracker = Tracker(store_uri(config.output), config.name, record["id"], directory)
+    params, tags = run_directory.mlflow_params(config), run_directory.mlflow_tags(record)
+    with run_directory.log_errors(directory), tracker.run(params, tags) as outcome:
+        entries, overlaps = _train_and_score(prepared, tracker)
+        benchmarks = list(entries[0].scores)
+        entries = differences.with_differences(entries, benchmarks)
+        files = page.write(entries, benchmarks, record, directory, overlaps)
+        winner = leaderboard.best_trial(entries, benchmarks[0])
+        # Results are printed before the store gets a chance to refuse anything.
+        terminal.print_summary(entries, benchmarks, overlaps)
+        _print_next_steps(config, directory, winner)
+        more = [directory / name for name in (run_directory.RUN_FILE, contamination.FILE)]
+        tracker.log_artifacts([*files, *more])
+        tracker.set_description(differences.verdict(entries, benchmarks[0]))
         if winner is not None and winner.checkpoint is not None:
             tracker.register(winner.trial, Path(winner.checkpoint))
-        outcome.ok = all(row.status != "failed" for row in rows)
+        outcome.ok = all(entry.status != "failed" for entry in entries)
     return 0 if outcome.ok else 1
 
 
-def _next(config: SweepConfig, directory: Path, winner: Entry | None) -> None:
-    best: str | Path = config.train.model.path
-    if winner is not None and winner.checkpoint is not None:
-        best = Path(winner.checkpoint)
-    next_steps.print_next_steps(
-        ("the report, in a browser", next_steps.browser_command(directory / "report.html")),
-        (
-            "every metric of every trial",
-            next_steps.pipeline_command("ui", "--output", config.output),
-        ),
-        ("score a checkpoint", next_steps.pipeline_command("score_checkpoint", best)),
-        ("its answers, one by one", next_steps.pipeline_command("show_scores", directory)),
-    )
+def _train_and_score(prepared: PreparedRun, tracker: Tracker) -> tuple[list[Entry], Overlaps]:
+    """Return the entries of the base model and of each trial, and the corpus's overlaps."""
+    # Imports Ray Tune, which takes a second.
+    from pipelines.stages.score_during_training import ScoreDuringTraining, engine_fits
 
-
-def _train_and_score(
-    config: SweepConfig, directory: Path, tracker: Tracker
-) -> tuple[list[Entry], Overlaps]:
-    """Rows of the base model and of each trial; and what the corpus has of the benchmarks."""
-    from pipelines.stages.score_during_training import Ahead, room  # imports Ray Tune: a second
-
-    answers = directory / "scores"
+    config, directory = prepared.config, prepared.directory
+    configs = {trial.name: config_of(config.train, trial) for trial in config.trials}
+    models = {BASE: prepared.model_dir}
 
     def record_scores(name: str, scores: list[TaskScore]) -> None:
         if name == BASE:
             tracker.start_trial(BASE, {"arm": BASE, "model.path": config.train.model.path})
         tracker.log_scores(name, scores)
-        files = [answers / name / f"{score.task}.parquet" for score in scores]
-        tracker.keep(files, name, "answers")
+        answers = [directory / "scores" / name / f"{score.task}.parquet" for score in scores]
+        tracker.log_artifacts(answers, name, "answers")
         if name == BASE:
             tracker.end(BASE, ok=True)
 
-    models = {BASE: config.train.model.path}
+    needs = autoscaling.sweep_needs(config)
     with (
-        cluster.ray_session(
-            directory / "logs", cluster.logical_cpus(config), *autoscaling.sweep_needs(config)
-        ),
-        Scorer(config, directory) as scorer,
+        cluster.ray_session(directory / "logs", cluster.logical_cpus(config), *needs),
+        Scorer(prepared.benchmarks, config.engine, directory) as scorer,
     ):
-        overlaps = stages.compare_with_corpus(config, scorer.benchmarks, directory)
-        has_room = room(config, resources.free_resources())
+        overlaps = contamination.compare(config.train.data, prepared.benchmarks, directory)
+        fits = engine_fits(
+            [*configs.values()], config.search.max_concurrent, config.engine, free_resources()
+        )
         with (
             autoscaling.scale_up_for_trials(config),
-            Ahead(scorer.score, has_room, config) as ahead,
+            ScoreDuringTraining(scorer.score, fits, configs) as meanwhile,
         ):
-            ahead.ready(BASE, models[BASE])
-            results = stages.train(config, directory, tracker, [ahead])
-        models |= {r.trial.name: r.checkpoint for r in results if _complete(r) and r.checkpoint}
-        scores = stages.score_models(models, scorer, record_scores)
-    base = Entry(BASE, BASE, None, None, None, BASE, **_told(BASE, scores, answers))
-    rows = [_row(config, result, _told(result.trial.name, scores, answers)) for result in results]
-    return [base, *(replace(r, mlflow_run=tracker.run_id(r.trial)) for r in rows)], overlaps
+            meanwhile.add(BASE, models[BASE])
+            results = train.train(prepared, tracker, [meanwhile])
+        models |= {
+            result.trial.name: Path(result.checkpoint)
+            for result in results
+            if result.status == "finished" and result.checkpoint
+        }
+        scores = score.score_models(models, scorer, record_scores)
+    base = Entry(BASE, BASE, None, None, None, BASE, {})
+    entries = [_entry(r, configs[r.trial.name], tracker.run_id(r.trial.name)) for r in results]
+    return [_with_scores(entry, scores, directory) for entry in [base, *entries]], overlaps
 
 
-def _told(name: str, scores: stages.Scores, answers: Path) -> dict[str, Any]:
-    """What a row keeps of the scores of its model."""
-    found = scores.get(name, [])
-    return {
-        "scores": leaderboard.scores_by_task(found),
-        "verdicts": leaderboard.load_verdicts(found, answers / name),
-    }
-
-
-def _complete(result: "TrialResult") -> bool:
-    return result.status == "finished"
-
-
-def _row(config: SweepConfig, result: "TrialResult", told: dict[str, Any]) -> Entry:
-    trial = result.trial
-    own = config_of(config.train, trial)
+def _entry(result: "TrialResult", config: TrainConfig, mlflow_run: str | None) -> Entry:
+    """Return the leaderboard entry of a trial, without its scores."""
     speeds = [h["tokens_per_second"] for h in result.history if "tokens_per_second" in h]
     validation = {k: v for h in result.history for k, v in h.items() if k.startswith("val_")}
     return Entry(
-        trial=trial.name,
-        arm=trial.arm,
-        objective=asdict(own.objective),
-        lr=own.optim.lr,
-        seed=trial.seed,
+        trial=result.trial.name,
+        arm=result.trial.arm,
+        objective=asdict(config.objective),
+        lr=config.optim.lr,
+        seed=result.trial.seed,
         status=result.status,
-        **told,
+        scores={},
         tokens_per_second=median(speeds) if speeds else None,
         validation=validation,
         history=result.history,
         checkpoint=result.checkpoint,
         error=result.error,
+        mlflow_run=mlflow_run,
+    )
+
+
+def _with_scores(entry: Entry, scores: Mapping[str, list[TaskScore]], directory: Path) -> Entry:
+    found = scores.get(entry.trial, [])
+    return replace(
+        entry,
+        scores=leaderboard.scores_by_task(found),
+        verdicts=leaderboard.load_verdicts(found, directory / "scores" / entry.trial),
+    )
+
+
+def _print_next_steps(config: SweepConfig, directory: Path, winner: Entry | None) -> None:
+    best: str | Path = config.train.model.path
+    if winner is not None and winner.checkpoint is not None:
+        best = Path(winner.checkpoint)
+    command = next_steps.pipeline_command
+    next_steps.print_next_steps(
+        ("open the report", next_steps.browser_command(directory / "report.html")),
+        ("see every metric of every trial", command("ui", "--output", config.output)),
+        ("score a checkpoint", command("score_checkpoint", best)),
+        ("read the answers", command("show_scores", directory)),
     )
 
 

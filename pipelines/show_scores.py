@@ -1,10 +1,9 @@
-"""Read the answers behind the scores of a run.
+"""Show the answers behind the scores of a run, in a pager if stdout is a terminal.
 
-In: a run, by its name or directory, and which answers. Out: each with its prompt, the reference
-answer and the verdict, in a pager where there is a terminal; without a task, a table of what there
-is. What a model wrote is shown without control characters.
+Each item is shown with its prompt, the reference answer and the verdict; without a task, a table of
+what is stored. Control characters in answers are escaped.
 
-    otr score show RUN --task gsm8k --wrong
+    otr show RUN --task gsm8k --wrong
     python pipelines/show_scores.py RUN --task gsm8k --item gsm8k/7
 """
 
@@ -12,152 +11,127 @@ import pydoc
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 if __name__ == "__main__" and not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from evals.records import read_answers
-from pipelines.config import options
+from pipelines.config.options import UsageError
+from pipelines.hints import did_you_mean
 from pipelines.runtime import console
 
+if TYPE_CHECKING:
+    from pipelines.config.commands import Show
+
+Answer = dict[str, Any]
+"""A stored answer (see `evals.records`) with the name of its trial."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _SUFFIX = ".parquet"
 
 
-@dataclass(frozen=True)
-class Show:
-    """Which answers to show: otr score show RUN --task TASK."""
-
-    run: str = ""
-    """Name of a run below `output`, or its directory."""
-    task: str = ""
-    """A benchmark of the run; empty: a table of all."""
-    trial: str = ""
-    """A trial, or base; empty: all that were scored."""
-    item: str = ""
-    """The id of an item; empty: all."""
-    wrong: bool = False
-    """Only wrong answers."""
-    right: bool = False
-    """Only right answers."""
-    truncated: bool = False
-    """Only answers that were cut off at the token limit."""
-    output: str = "runs"
-    """Directory of the runs."""
-
-
-def main(argv: Sequence[str]) -> int:
-    """Show the answers of the run that the first argument names.
+def run(command: "Show") -> int:
+    """Show the answers that a command line asks for; return the exit code.
 
     Raises:
-        ValueError: no such run, task, trial or item; the nearest one is named.
+        ValueError: there is no such run, task, trial or item; the nearest one is named.
     """
-    words = list(argv)
-    if words and not words[0].startswith("-"):
-        words = ["--run", *words]
-    asked = options.simple(Show, words, "otr score show")
-    if not asked.run:
-        raise options.UsageError("give a run: otr score show RUN --task TASK")
-    if asked.wrong and asked.right:
-        raise options.UsageError("--wrong and --right leave nothing: give one of them")
-    folder = _folder(asked)
-    trials = _chosen("trial", asked.trial, _names(folder.iterdir(), ""))
-    if not asked.task:
-        if asked.item or asked.wrong or asked.right or asked.truncated:
-            raise options.UsageError("name the benchmark whose answers to show: --task TASK")
-        _overview(folder, trials)
+    if command.wrong and command.right:
+        raise UsageError("--wrong and --right exclude each other: give one of them")
+    folder = _scores_folder(command)
+    trials = _select("trial", command.trial, _unique(path.name for path in folder.iterdir()))
+    if not command.task:
+        if command.item or command.wrong or command.right or command.truncated:
+            raise UsageError("name the benchmark whose answers to show: --task TASK")
+        _print_overview(folder, trials)
         return 0
-    found = _names(folder.glob(f"*/*{_SUFFIX}"), _SUFFIX)
-    (task,) = _chosen("task", asked.task, found)
-    rows = [row for trial in trials for row in _read(folder / trial, task, trial)]
-    if asked.item:
-        _chosen("item", asked.item, list(dict.fromkeys(row["id"] for row in rows)))
-    _page("\n".join(_told(rows, asked, several=len(trials) > 1)))
+    tasks = _unique(path.stem for path in folder.glob(f"*/*{_SUFFIX}"))
+    (task,) = _select("task", command.task, tasks)
+    answers = [answer for trial in trials for answer in _read(folder, trial, task)]
+    if command.item:
+        _select("item", command.item, list(dict.fromkeys(answer["id"] for answer in answers)))
+    _print_paged("\n".join(_lines(answers, command, name_trials=len(trials) > 1)))
     return 0
 
 
-def _folder(asked: Show) -> Path:
-    """Where the answers of the run are."""
-    output = Path(asked.output)
-    for run in (Path(asked.run), output / asked.run):
-        if (run / "scores").is_dir():
-            return run / "scores"
-    known = _names(output.glob("*/scores"), "", parent=True)
-    raise ValueError(f"no run with scores at {asked.run!r}{_nearest(asked.run, known)}")
+def _scores_folder(command: "Show") -> Path:
+    """Return the directory with the answers of the run."""
+    output = Path(command.output)
+    for directory in (Path(command.run), output / command.run):
+        if (directory / "scores").is_dir():
+            return directory / "scores"
+    known = _unique(path.parent.name for path in output.glob("*/scores"))
+    raise ValueError(f"no run with scores at {command.run!r}: {did_you_mean(command.run, known)}")
 
 
-def _names(paths: Iterable[Path], suffix: str, *, parent: bool = False) -> list[str]:
-    named = [path.parent if parent else path for path in paths]
-    return sorted({p.name.removesuffix(suffix) for p in named if p.name.endswith(suffix)})
+def _unique(names: Iterable[str]) -> list[str]:
+    return sorted(set(names))
 
 
-def _chosen(kind: str, wanted: str, known: list[str]) -> list[str]:
-    """The one that is wanted, or all; a ValueError with the nearest where there is none."""
+def _select(kind: str, wanted: str, known: list[str]) -> list[str]:
+    """Return the name that is wanted, or all known names if none is.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
     if wanted and wanted not in known:
-        raise ValueError(f"no {kind} {wanted!r} in this run{_nearest(wanted, known)}")
+        raise ValueError(f"no {kind} {wanted!r} in this run: {did_you_mean(wanted, known)}")
     return [wanted] if wanted else known
 
 
-def _nearest(wanted: str, known: Sequence[str]) -> str:
-    near = get_close_matches(wanted, known, 1, 0)
-    return f": did you mean {near[0]!r}?" if near else ", nor any other"
-
-
-def _read(folder: Path, task: str, trial: str) -> Iterator[dict[str, Any]]:
-    path = folder / f"{task}{_SUFFIX}"
+def _read(folder: Path, trial: str, task: str) -> Iterator[Answer]:
+    path = folder / trial / f"{task}{_SUFFIX}"
     if path.is_file():
-        for row in read_answers(path):
-            yield {**row, "trial": trial}
+        for answer in read_answers(path):
+            yield {**answer, "trial": trial}
 
 
-def _overview(folder: Path, trials: Sequence[str]) -> None:
-    """What there is: a line for each trial and task."""
+def _print_overview(folder: Path, trials: Sequence[str]) -> None:
+    """Print a line per trial and task."""
     lines = []
     for trial in trials:
-        for task in _names((folder / trial).glob(f"*{_SUFFIX}"), _SUFFIX):
-            rows = list(_read(folder / trial, task, trial))
-            right = sum(row["correct"] for row in rows)
-            cut = sum(row["finish_reason"] == "length" for row in rows)
-            lines.append([trial, task, str(len(rows)), str(right), str(cut)])
-    console.table(["trial", "task", "answers", "right", "cut off"], lines)
+        for task in _unique(path.stem for path in (folder / trial).glob(f"*{_SUFFIX}")):
+            answers = list(_read(folder, trial, task))
+            right = sum(answer["correct"] for answer in answers)
+            truncated = sum(answer["finish_reason"] == "length" for answer in answers)
+            lines.append([trial, task, str(len(answers)), str(right), str(truncated)])
+    console.table(["trial", "task", "answers", "right", "truncated"], lines)
 
 
-def _told(rows: Sequence[dict[str, Any]], asked: Show, *, several: bool) -> Iterator[str]:
-    """The answers by item: its prompt once, then what each trial answered."""
-    wanted = [row for row in rows if _wanted(row, asked)]
-    yield f"{len(wanted)} of {len(rows)} answers\n"
-    by_item: dict[str, list[dict[str, Any]]] = {}
-    for row in wanted:
-        by_item.setdefault(row["id"], []).append(row)
-    for item, answers in by_item.items():
+def _lines(answers: Sequence[Answer], command: "Show", *, name_trials: bool) -> Iterator[str]:
+    """Yield the text by item: its prompt once, then what each trial answered."""
+    chosen = [answer for answer in answers if _is_chosen(answer, command)]
+    yield f"{len(chosen)} of {len(answers)} answers\n"
+    by_item: dict[str, list[Answer]] = {}
+    for answer in chosen:
+        by_item.setdefault(answer["id"], []).append(answer)
+    for item, group in by_item.items():
         yield f"{'=' * 8} {item}"
-        yield answers[0]["rendered"]
-        yield f"{'-' * 8} reference answer: {answers[0]['answer']}"
-        for row in answers:
-            verdict = "right" if row["correct"] else "wrong"
-            if row["finish_reason"] != "stop":
-                verdict += f", {row['finish_reason']}"
-            extracted = "" if row["extracted"] is None else f", read as {row['extracted']!r}"
-            who = f"{row['trial']}, " if several else ""
-            yield f"{'-' * 8} {who}sample {row['sample']}: {verdict}{extracted}"
-            yield row["text"]
+        yield group[0]["rendered"]
+        yield f"{'-' * 8} reference answer: {group[0]['answer']}"
+        for answer in group:
+            verdict = "right" if answer["correct"] else "wrong"
+            if answer["finish_reason"] != "stop":
+                verdict += f", {answer['finish_reason']}"
+            if answer["extracted"] is not None:
+                verdict += f", read as {answer['extracted']!r}"
+            trial = f"{answer['trial']}, " if name_trials else ""
+            yield f"{'-' * 8} {trial}sample {answer['sample']}: {verdict}"
+            yield answer["text"]
         yield ""
 
 
-def _wanted(row: dict[str, Any], asked: Show) -> bool:
+def _is_chosen(answer: Answer, command: "Show") -> bool:
     return (
-        (not asked.item or row["id"] == asked.item)
-        and not (asked.wrong and row["correct"])
-        and not (asked.right and not row["correct"])
-        and not (asked.truncated and row["finish_reason"] != "length")
+        (not command.item or answer["id"] == command.item)
+        and not (command.wrong and answer["correct"])
+        and not (command.right and not answer["correct"])
+        and not (command.truncated and answer["finish_reason"] != "length")
     )
 
 
-def _page(text: str) -> None:
+def _print_paged(text: str) -> None:
     safe = _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
     if sys.stdout.isatty():
         pydoc.pager(safe)
@@ -168,4 +142,4 @@ def _page(text: str) -> None:
 if __name__ == "__main__":
     from pipelines import cli
 
-    sys.exit(cli.main(["score", "show", *sys.argv[1:]]))
+    sys.exit(cli.main(["show", *sys.argv[1:]]))

@@ -1,46 +1,35 @@
-"""Open the MLflow UI on the store of the runs.
-
-In: the runs' directory and a port. Out: a web server on 127.0.0.1, until it is interrupted.
-"""
+"""Open the MLflow UI on the store of the runs."""
 
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if __name__ == "__main__" and not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from evals.settings import check_port
+from pipelines.tracking.tracker import store_uri
 
-@dataclass(frozen=True)
-class Ui:
-    """What to show, and where."""
-
-    output: str = "runs"
-    """Directory of the runs."""
-    port: int = 5000
-    host: str = "127.0.0.1"
+if TYPE_CHECKING:
+    from pipelines.config.commands import Ui
 
 
-def main(argv: Sequence[str]) -> int:
-    """Replace this process by MLflow's server.
+def run(command: "Ui") -> int:
+    """Replace this process by MLflow's server, which runs until it is interrupted.
 
     Raises:
         ValueError: there is no store yet, or the port is taken.
     """
-    from evals.settings import check_port
-    from pipelines.config import options
-    from pipelines.tracking.tracker import store_uri
-
-    ui = options.simple(Ui, argv, "otr ui")
-    uri = store_uri(ui.output)
+    uri = store_uri(command.output)
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
-        raise ValueError(f"no MLflow store in {ui.output!r}: run a sweep first, or give --output")
-    check_port(ui.port)
+        raise ValueError(
+            f"no MLflow store in {command.output!r}: run a sweep first, or give --output"
+        )
+    check_port(command.port, "--port")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     words = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri]
-    os.execv(sys.executable, [*words, "--host", ui.host, "--port", str(ui.port)])
+    os.execv(sys.executable, [*words, "--host", command.host, "--port", str(command.port)])
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Presets, command-line options and run.json: everything that makes a `SweepConfig`."""
+"""Presets, recipes, command-line options and run.json: everything that makes a `SweepConfig`."""

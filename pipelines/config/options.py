@@ -1,291 +1,217 @@
-"""From a command line to a `SweepConfig`.
+"""From the options of a command to a `SweepConfig`.
 
-In: argv without the program's name. Out: a `Request`. A preset (or a run.json) gives every field a
-value; what the command line says wins over the preset and over what its arms set. Nothing is read
-but run.json, nothing written.
+A preset, a run.json or a recipe gives every field a value. An option that was given wins over that
+value, and over what the arms of a preset set.
 """
 
-import argparse
-import contextlib
-import io
 import json
 import typing
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
-from difflib import get_close_matches
-from typing import Any, NoReturn
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Annotated, Any, TypedDict
 
+import docstring_parser
 import tyro
+from tyro.constructors import PrimitiveConstructorSpec
 
 from otr.config import DataConfig, OptimConfig
-from pipelines.config.presets import PRESETS, SweepConfig
+from pipelines.config.presets import PRESETS, PresetName, SweepConfig
+from pipelines.config.recipe import Recipe, flatten, read_recipe
 from pipelines.config.run_json import fingerprint, read_run
-from tuning.space import Trial
+from pipelines.hints import did_you_mean
+from tuning.space import Trial, with_overrides
 
 SHORT = {
-    "--model": "--train.model.path",
-    "--data": "--train.data.paths",
-    "--validation": "--train.data.validation",
-    "--columns": "--train.data.columns",
-    "--max-steps": "--train.max-steps",
-    "--workers": "--train.workers.count",
+    "train.model.path": "--model",
+    "train.data.paths": "--data",
+    "train.data.validation": "--validation",
+    "train.data.columns": "--columns",
+    "train.max_steps": "--max-steps",
+    "train.workers.count": "--workers",
 }
-_OWN = ("--preset", "--config", "--arms", "--seeds", "--dry-run", "--help")
-_HELP = """\
-Starts from a preset and changes what you name. In short:
-  --preset {presets}; --config RUN.json: start from a former run
-  --arms NAME..: only these arms; --seeds N..: these seeds
-  --dry-run: print the resolved config and one rendered example; write nothing
-  --no-prove (train): don't start vLLM at the end to see that it serves the checkpoint
-  {short}
-  --columns prompt=question completion=answer: our names to your columns
-"""
+"""Short spellings of options, by dotted key."""
 
-T = typing.TypeVar("T")
+
+_NOT_OPTIONS = {"trials", "engine.log_dir"}  # set by the commands
 
 
 class UsageError(ValueError):
-    """The command line can't be understood; exit code 2."""
+    """A command line that cannot be understood; exit code 2."""
 
 
 @dataclass(frozen=True)
 class Request:
     """What a command line asks for."""
 
-    config: SweepConfig
-    dry_run: bool
-    prove: bool
-    """Whether vLLM is to serve a checkpoint before it counts."""
+    preset: PresetName | None = None
+    config: str = ""
+    """Path of a run.json or of a recipe."""
+    arms: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """The fields of `SweepConfig` that were given, nested."""
 
 
-def parse(argv: Sequence[str], prog: str, *, single: str = "") -> Request:
-    """Read a command line.
+def config_from(request: Request, *, single: str = "") -> SweepConfig:
+    """Return the configuration that a command line asks for.
 
     Args:
-        argv: without the program's name.
-        prog: the program's name, for --help.
-        single: name of the only trial where there are no arms; empty for a sweep.
+        request: the options that were given.
+        single: name of the only trial of a command without arms; empty for a sweep.
 
     Raises:
-        UsageError: an unknown option, preset, arm or value, in one line.
-        ValueError: run.json can't be read.
-        SystemExit: after --help.
+        UsageError: an unknown arm or a value that its field refuses.
+        ValueError: the run.json or recipe cannot be read.
     """
-    own, rest = _own_options(single).parse_known_args(_split_pairs(argv))
-    start = read_run(own.config) if own.config else _preset(own.preset)
-    if own.help:
-        rest = ["--help"]
-    if single:
-        start = replace(start, name=single, trials=(Trial(single),))
-    base = start
-    given = _known_keys(rest, SweepConfig)
-    rest = [_long(word) for word in rest]
-    if own.arms:
-        start = replace(start, trials=_only_arms(start.trials, own.arms))
-    if own.seeds:
-        start = replace(start, trials=_with_seeds(start.trials, own.seeds))
-    config = _tyro(SweepConfig, rest, start, prog, _description())
-    if single:
-        config = replace(config, trials=(Trial(single, seed=config.train.seed),))
-    else:
-        config = _given_wins(config, given)
-    if "train.data.paths" in given:
-        config = replace(config, train=replace(config.train, data=_own_data(config, given)))
-    if "train.model.path" in given and "train.optim.lr" not in given:
-        config = _own_rate(config)
-    if not own.config:
-        config = _on_gpu(config, given)
-    if not ("name" in given or own.config) and fingerprint(config) != fingerprint(base):
-        config = replace(config, name=f"{config.name}-{fingerprint(config)}")
-    return Request(config, own.dry_run, not own.no_prove)
-
-
-def simple(kind: type[T], argv: Sequence[str], prog: str) -> T:
-    """Read a command line of a small command: a dataclass whose fields all have defaults.
-
-    Raises:
-        UsageError: an unknown option or value, in one line.
-    """
-    _known_keys(argv, kind)
-    return _tyro(kind, argv, kind(), prog, kind.__doc__ or "")
-
-
-class _OwnOptions(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
-
-
-def _own_options(single: str) -> argparse.ArgumentParser:
-    parser = _OwnOptions(add_help=False, allow_abbrev=False)
-    parser.add_argument("--preset", default="builtin")
-    parser.add_argument("--config", default="")
-    parser.add_argument("--arms", nargs="+", default=[])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[])
-    parser.add_argument("--dry-run", action="store_true")
-    parser.set_defaults(no_prove=False)
-    if single == "train":  # what is scored is always proven
-        parser.add_argument("--no-prove", action="store_true")
-    parser.add_argument("-h", "--help", action="store_true")
-    return parser
-
-
-def _preset(name: str) -> SweepConfig:
-    if name not in PRESETS:
-        raise UsageError(f"no preset {name!r}: did you mean {_nearest(name, PRESETS)!r}?")
-    return PRESETS[name]()
-
-
-def _split_pairs(argv: Sequence[str]) -> list[str]:
-    """``--columns a=b c=d`` as tyro reads a dict: ``--columns a b c d``."""
-    words: list[str] = []
-    inside = False
-    for word in argv:
-        if word.startswith("--"):
-            inside = word.replace("_", "-") in ("--columns", "--train.data.columns")
-            words.append(word)
-        elif inside:
-            ours, equals, theirs = word.partition("=")
-            words += [ours, theirs] if equals else [word]
-        else:
-            words.append(word)
-    return words
-
-
-def _long(word: str) -> str:
-    flag, equals, value = word.partition("=")
-    return SHORT.get(flag.replace("_", "-"), flag) + equals + value if word[:2] == "--" else word
-
-
-def _known_keys(words: Sequence[str], kind: type) -> set[str]:
-    """The dotted keys that are given.
-
-    Raises:
-        UsageError: one of them does not exist.
-    """
-    keys = set(_keys(kind))
-    given = set()
-    for word in words:
-        if not word.startswith("--") or word == "--help":
-            continue
-        flag = word.partition("=")[0]
-        key = _long(flag)[2:].replace("-", "_")
-        key = key.replace(".no_", ".") if key not in keys else key
-        if key not in keys:
-            known = [f"--{k.replace('_', '-')}" for k in keys] + [*SHORT, *_OWN]
-            raise UsageError(f"unknown option {flag}: did you mean {_nearest_option(flag, known)}?")
-        given.add(key)
-    return given
-
-
-def _nearest_option(flag: str, known: Sequence[str]) -> str:
-    by_last_name = {f"--{option[2:].rpartition('.')[2]}": option for option in known}
-    names = [*by_last_name, *(k for k in known if "." in k)] if "." not in flag else known
-    near = _nearest(flag, names)
-    return by_last_name.get(near, near)
-
-
-def _nearest(word: str, known: typing.Iterable[str]) -> str:
-    return get_close_matches(word, list(known), 1, 0)[0]
-
-
-def _keys(kind: type, prefix: str = "") -> Iterator[str]:
-    hints = typing.get_type_hints(kind)
-    for field in fields(kind):
-        if is_dataclass(hints[field.name]):
-            yield from _keys(hints[field.name], f"{prefix}{field.name}.")
-        elif field.name != "trials":
-            yield prefix + field.name
-
-
-def _description() -> str:
-    short = "\n  ".join(f"{s} = {long}" for s, long in SHORT.items())
-    return _HELP.format(presets=" | ".join(PRESETS), short=short)
-
-
-def _tyro(kind: type[T], words: Sequence[str], default: T, prog: str, description: str) -> T:
-    output = io.StringIO()
+    repeated = read_run(request.config) if request.config.endswith(".json") else None
+    if repeated and request.preset:
+        raise UsageError("--preset and --config RUN.json exclude each other: give one of them")
+    recipe = read_recipe(request.config) if request.config and not repeated else Recipe()
+    start = repeated or PRESETS[request.preset or recipe.preset]()
+    repeats = repeated is not None
+    if single and {trial.arm for trial in start.trials} != {single}:
+        start, repeats = replace(start, name=single, trials=(Trial(single),)), False
+    given = recipe.overrides | dict(flatten(request.options))
     try:
-        with contextlib.redirect_stderr(output):
-            return tyro.cli(kind, args=words, default=default, prog=prog, description=description)
-    except SystemExit as error:
-        if not error.code:
-            raise
-        raise UsageError(_first_paragraph(output.getvalue())) from None
+        config = _with_choices(start, request.arms or recipe.arms, request.seeds or recipe.seeds)
+        config = with_overrides(config, given)
+        if single:
+            config = replace(config, trials=(Trial(single, seed=config.train.seed),))
+        else:
+            config = _options_win(config, given)
+        config = _without_preset_values(config, given)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if repeated is None:
+        config = _on_gpu(config, given)
+    is_preset = repeated is None and fingerprint(config) == fingerprint(start)
+    if not ("name" in given or repeats or is_preset):
+        config = replace(config, name=f"{config.name}-{fingerprint(config)}")
+    return config
 
 
-def _first_paragraph(box: str) -> str:
-    """What tyro says in the first part of its box, as one line."""
-    said = []
-    for line in box.splitlines()[1:]:
-        text = line.strip("│╭╮╰╯ ")
-        if text.startswith("─"):
-            break
-        said.append(text)
-    return " ".join(said)
+def options_type(*names: str) -> type:
+    """Return a type for tyro whose values are the options that were given, as a nested dict.
+
+    Help texts are the docstrings of the configuration's fields; defaults are those of the preset
+    builtin.
+
+    Args:
+        names: the fields of `SweepConfig` to offer; none: all.
+    """
+    return _options_type(SweepConfig, PRESETS["builtin"](), "", names)
 
 
-def _only_arms(trials: Sequence[Trial], arms: Sequence[str]) -> tuple[Trial, ...]:
-    known = dict.fromkeys(trial.arm for trial in trials)
+def _options_type(kind: type, defaults: Any, prefix: str, names: Sequence[str] = ()) -> type:
+    documented = docstring_parser.parse_from_object(kind).params
+    help_texts = {field.arg_name: field.description or "" for field in documented}
+    hints = typing.get_type_hints(kind)
+    options: dict[str, Any] = {}
+    for name in names or [each.name for each in fields(kind)]:
+        key, default = prefix + name, getattr(defaults, name)
+        if is_dataclass(hints[name]):
+            options[name] = _options_type(hints[name], default, f"{key}.")
+        elif key not in _NOT_OPTIONS:
+            argument = tyro.conf.arg(
+                help=" ".join(help_texts.get(name, "").split()),
+                help_behavior_hint=f"(default: {_shown(key, default)})",
+                aliases=[SHORT[key]] if key in SHORT else None,
+            )
+            annotation = _PAIRS if hints[name] == dict[str, str] else hints[name]
+            options[name] = Annotated[annotation, argument]
+    # total=False leaves out what was not given.
+    return TypedDict(f"{kind.__name__}Options", options, total=False)  # type: ignore[operator]
+
+
+def _shown(key: str, default: Any) -> str:
+    if key == "name":
+        return "the preset or command, with a fingerprint of the options"
+    words = default if isinstance(default, tuple | dict) else [default]
+    return " ".join(map(str, words)) or "none"
+
+
+def _pairs(words: Sequence[str]) -> dict[str, str]:
+    if bad := [word for word in words if "=" not in word]:
+        raise ValueError(f"{bad[0]!r} is not of the form OURS=THEIRS, as in prompt=question")
+    return dict(word.split("=", 1) for word in words)
+
+
+_PAIRS = Annotated[
+    dict[str, str],
+    PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="OURS=THEIRS ...",
+        instance_from_str=_pairs,
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda value: [f"{ours}={theirs}" for ours, theirs in value.items()],
+    ),
+]
+
+
+def _with_choices(config: SweepConfig, arms: Sequence[str], seeds: Sequence[int]) -> SweepConfig:
+    """Reduce the trials to the arms that were chosen, and give each arm the seeds."""
+    trials = config.trials
+    known = list(dict.fromkeys(trial.arm for trial in trials))
     for arm in arms:
         if arm not in known:
-            raise UsageError(f"no arm {arm!r}: did you mean {_nearest(arm, known)!r}?")
-    return tuple(trial for trial in trials if trial.arm in arms)
+            raise UsageError(f"no arm {arm!r}: {did_you_mean(arm, known)}")
+    if arms:
+        trials = tuple(trial for trial in trials if trial.arm in arms)
+    if seeds:
+        first = {trial.arm: trial for trial in trials}
+        trials = tuple(replace(trial, seed=seed) for trial in first.values() for seed in seeds)
+    return replace(config, trials=trials)
 
 
-def _with_seeds(trials: Sequence[Trial], seeds: Sequence[int]) -> tuple[Trial, ...]:
-    arms = {trial.arm: trial for trial in trials}
-    return tuple(replace(trial, seed=seed) for trial in arms.values() for seed in seeds)
-
-
-def _given_wins(config: SweepConfig, given: set[str]) -> SweepConfig:
-    """Take what the command line fixes out of the arms; trials that become equal are one."""
-    fixed = {key.removeprefix("train.") for key in given if key.startswith("train.")}
-    if "seed" in fixed:
-        raise UsageError("--train.seed: the seeds of the trials are --seeds")
-    kept: dict[str, Trial] = {}
+def _options_win(config: SweepConfig, given: Mapping[str, Any]) -> SweepConfig:
+    """Remove the overrides of trials that options replace."""
+    if "train.seed" in given:
+        raise UsageError(
+            "--train.seed has no effect in a sweep: give the seeds of the trials with --seeds"
+        )
+    replaced = {key.removeprefix("train.") for key in given if key.startswith("train.")}
+    trials: dict[str, Trial] = {}
     for trial in config.trials:
-        overrides = {k: v for k, v in trial.overrides.items() if k not in fixed}
+        overrides = {k: v for k, v in trial.overrides.items() if k not in replaced}
         trial = replace(trial, overrides=overrides)
-        twin = kept.setdefault(json.dumps([overrides, trial.seed], sort_keys=True), trial)
-        if twin.arm != trial.arm:
+        first = trials.setdefault(_settings(trial), trial)
+        if first.arm != trial.arm:
             raise UsageError(
-                f"with your options the arms {twin.arm} and {trial.arm} are the same: "
-                f"choose with --arms"
+                f"with these options the arms {first.arm} and {trial.arm} are the same: choose "
+                "arms with --arms"
             )
-    return replace(config, trials=tuple(kept.values()))
+    return replace(config, trials=tuple(trials.values()))
 
 
-def _own_data(config: SweepConfig, given: set[str]) -> DataConfig:
-    """Without what the preset chose for its own corpus: validation set and row length."""
+def _settings(trial: Trial) -> str:
+    """Return what distinguishes a trial from others, apart from its arm's name."""
+    return json.dumps([trial.overrides, trial.seed], sort_keys=True)
+
+
+def _without_preset_values(config: SweepConfig, given: Mapping[str, Any]) -> SweepConfig:
+    """Drop what a preset sets for its own corpus or model if another one was given."""
     changes: dict[str, Any] = {}
-    if "train.data.validation" not in given:
-        changes["validation"] = ()
-    if "train.data.sequence_length" not in given:
-        changes["sequence_length"] = DataConfig.sequence_length
-    return replace(config.train.data, **changes)
+    if "train.data.paths" in given:
+        changes |= {"data.validation": (), "data.sequence_length": DataConfig.sequence_length}
+    trials = config.trials
+    if "train.model.path" in given:
+        trials = tuple(
+            replace(t, overrides={k: v for k, v in t.overrides.items() if k != "optim.lr"})
+            for t in trials
+        )
+        if len(set(map(_settings, trials))) == len(trials):
+            changes["optim.lr"] = OptimConfig.lr
+        else:  # the preset searches learning rates
+            trials = config.trials
+    changes = {key: value for key, value in changes.items() if f"train.{key}" not in given}
+    return replace(config, trials=trials, train=with_overrides(config.train, changes))
 
 
-def _own_rate(config: SweepConfig) -> SweepConfig:
-    """Without the learning rates that the preset has for its own model, unless it searches them."""
-    trials = [
-        replace(t, overrides={k: v for k, v in t.overrides.items() if k != "optim.lr"})
-        for t in config.trials
-    ]
-    if len({json.dumps([t.overrides, t.seed], sort_keys=True) for t in trials}) < len(trials):
-        return config
-    optim = replace(config.train.optim, lr=OptimConfig.lr)
-    return replace(config, trials=tuple(trials), train=replace(config.train, optim=optim))
-
-
-def _on_gpu(config: SweepConfig, given: set[str]) -> SweepConfig:
-    """A GPU for each worker and for the engine, where this machine has one."""
-    import torch  # half a second and more, which --help and a wrong word need not wait for
+def _on_gpu(config: SweepConfig, given: Mapping[str, Any]) -> SweepConfig:
+    """Use a GPU per worker and per engine replica if this machine has one."""
+    import torch  # takes half a second, which --help and a wrong option need not wait for
 
     if not torch.cuda.is_available():
         return config
-    if "train.workers.gpus" not in given:
-        workers = replace(config.train.workers, gpus=1)
-        config = replace(config, train=replace(config.train, workers=workers))
-    if "engine.gpus" not in given:
-        config = replace(config, engine=replace(config.engine, gpus=1))
-    return config
+    defaults = {"train.workers.gpus": 1, "engine.gpus": 1}
+    return with_overrides(config, {k: v for k, v in defaults.items() if k not in given})

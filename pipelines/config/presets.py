@@ -1,20 +1,20 @@
-"""The configuration of a sweep, and the presets: functions that return one.
+"""`SweepConfig`, and the presets: functions that return one.
 
-In: nothing. Out: a `SweepConfig`. Paths and benchmarks that begin with ``builtin:`` stand for files
-that `pipelines.builtin.corpus` writes when they are first needed.
+Paths and benchmarks that begin with ``builtin:`` stand for files that `pipelines.builtin.corpus`
+writes when they are first needed.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
-
-import tyro
+from typing import Any, Literal
 
 from evals.settings import EngineSettings
 from otr.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 from pipelines.builtin.corpus import BENCHMARKS
 from tuning.settings import SearchSettings
 from tuning.space import Trial, check_names, grid
+
+PresetName = Literal["builtin", "study", "debug"]
 
 LEARNING_RATES = {
     "sft": 5e-4,
@@ -23,8 +23,8 @@ LEARNING_RATES = {
     "otr-k16": 5e-4,
     "otr-k256": 5e-4,
 }
-"""Of each arm of `builtin`: of 2e-4, 5e-4 and 1e-3 the best in trials of full length, or level with
-it (LOG.md, 2026-11-24)."""
+"""Learning rate of each arm of `builtin`: the best of 2e-4, 5e-4 and 1e-3 in trials of full length,
+or level with the best (LOG.md, 2026-11-24)."""
 
 _OBJECTIVES: dict[str, dict[str, Any]] = {
     "sft": {"objective.name": "sft"},
@@ -37,24 +37,25 @@ _OBJECTIVES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """A sweep: what to train, in which arms, and how to score what comes out."""
+    """A sweep: what to train, in which arms, and how to score the results."""
 
     name: str
-    """Of the run's directory under `output`; the same name again continues the run."""
+    """Name of the run and of its directory below `output`; the same name again resumes the run."""
     train: TrainConfig
-    """What all trials share."""
-    trials: tyro.conf.Suppress[tuple[Trial, ...]]
-    """What each trial changes in `train`."""
+    """The settings that all trials share."""
+    trials: tuple[Trial, ...]
+    """The trials, each with its changes to `train`."""
     search: SearchSettings = field(default_factory=SearchSettings)
     engine: EngineSettings = field(default_factory=EngineSettings)
     benchmarks: tuple[str, ...] = ()
-    """Names (``gsm8k``; ``gsm8k-base`` for a base model, ``gsm8k@16`` for the mean of 16 answers),
-    ``file:PATH.jsonl``, ``class:MODULE:CLASS`` or ``builtin:NAME``. The first is the target: it
-    ranks the arms. Those not called target-... measure what the model retains."""
+    """Names of benchmarks: ``gsm8k``; ``gsm8k-base`` for a base model; ``gsm8k@16`` for the mean of
+    16 answers; ``file:PATH.jsonl``, ``class:MODULE:CLASS`` or ``builtin:NAME``. The first is the
+    target: it ranks the arms. Those whose name does not begin with target- measure what the model
+    retains."""
     benchmark_dir: str = ""
-    """Of the published benchmark files; empty: $OTR_BENCHMARKS."""
+    """Directory of the published benchmark files; empty: $OTR_BENCHMARKS."""
     max_items: int = 0
-    """Of each benchmark, spread evenly over it; 0: all."""
+    """Items per benchmark, spread evenly over it; 0: all."""
     output: str = "runs"
     """Directory of the runs, the MLflow store and the built-in files."""
 
@@ -62,7 +63,7 @@ class SweepConfig:
         if not self.name or set(self.name) & set("/\\ "):
             raise ValueError(f"name is {self.name!r}: use letters, digits, '-', '_' and '.'")
         if not self.trials:
-            raise ValueError("no trial: name at least one arm and one seed")
+            raise ValueError("no trials: name at least one arm and one seed")
         check_names(self.trials)
         if not self.benchmarks:
             raise ValueError("no benchmark: name at least one to score the trials with")
@@ -71,7 +72,7 @@ class SweepConfig:
 
 
 def builtin() -> SweepConfig:
-    """The main job on the built-in world: each arm at its own learning rate."""
+    """Compare five objectives on the built-in world, each at its own learning rate."""
     return SweepConfig(
         name="builtin",
         train=TrainConfig(
@@ -92,10 +93,10 @@ def builtin() -> SweepConfig:
 
 
 def study() -> SweepConfig:
-    """Which settings matter: K, mismatch reward, temperature and learning rate under ASHA."""
+    """Search K, mismatch reward, temperature and learning rate under ASHA."""
     seeds, rates = (0, 1), {"optim.lr": [2e-4, 5e-4]}
-    shape = {"objective.mismatch_reward": [-1.0, -0.1, 0.0], "objective.temperature": [1.0, 1.3]}
-    settings = "b{mismatch_reward}-t{temperature}-lr{lr}"
+    settings = {"objective.mismatch_reward": [-1.0, -0.1, 0.0], "objective.temperature": [1.0, 1.3]}
+    suffix = "b{mismatch_reward}-t{temperature}-lr{lr}"
     draws = {"objective.num_samples": [1, 4, 16, 64, 256]}
     expected = {"objective.estimator": "expected"}
     return replace(
@@ -104,16 +105,16 @@ def study() -> SweepConfig:
         trials=(
             *grid("sft-lr{lr}", seeds, **_OBJECTIVES["sft"], **rates),
             *grid("dft-lr{lr}", seeds, **_OBJECTIVES["dft"], **rates),
-            *grid(f"otr-expected-{settings}", seeds, **expected, **shape, **rates),
-            *grid(f"otr-k{{num_samples}}-{settings}", seeds, **draws, **shape, **rates),
+            *grid(f"otr-expected-{suffix}", seeds, **expected, **settings, **rates),
+            *grid(f"otr-k{{num_samples}}-{suffix}", seeds, **draws, **settings, **rates),
         ),
-        # Before the rate decays a high one looks worse than it ends.
+        # Before it decays, a high learning rate looks worse than it is at the end.
         search=SearchSettings(scheduler="asha", grace_steps=80),
     )
 
 
 def debug() -> SweepConfig:
-    """The whole system in a few steps and items: for tests."""
+    """Run the whole system on a few steps and items, for tests."""
     config = builtin()
     return replace(
         config,
@@ -133,7 +134,7 @@ def _arms(names: Iterable[str], seeds: Sequence[int]) -> tuple[Trial, ...]:
     )
 
 
-PRESETS: dict[str, Callable[[], SweepConfig]] = {
+PRESETS: dict[PresetName, Callable[[], SweepConfig]] = {
     "builtin": builtin,
     "study": study,
     "debug": debug,

@@ -1,8 +1,4 @@
-"""A `SweepConfig` as run.json keeps it.
-
-In: the path of a run.json. Out: the configuration that it was written from. And the fingerprint by
-which two configurations are told apart.
-"""
+"""Read configurations from run.json files, and tell two configurations apart."""
 
 import hashlib
 import json
@@ -10,54 +6,101 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from otr.config import RENAMED
 from pipelines.config.presets import SweepConfig
+from pipelines.hints import did_you_mean
 
 
 def fingerprint(config: SweepConfig) -> str:
-    """Six hexadecimal digits that differ where the runs would."""
-    told = {k: v for k, v in asdict(config).items() if k not in ("name", "output", "engine")}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:6]
+    """Return six hexadecimal digits that differ where the results of two runs would."""
+    relevant = {k: v for k, v in asdict(config).items() if k not in ("name", "output", "engine")}
+    return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:6]
 
 
 def read_run(path: str | Path) -> SweepConfig:
-    """The configuration in a run.json.
+    """Return the configuration in a run.json.
 
     Raises:
-        ValueError: no such file, or it holds something else (the key is named).
+        ValueError: there is no such file, or it holds something else (the key is named).
     """
     try:
-        stored = json.loads(Path(path).read_text())["config"]
+        config = json.loads(Path(path).read_text())["config"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no run.json of a run: {error!r}") from error
-    return _build(SweepConfig, stored, "")
+        raise ValueError(f"{path} is not the run.json of a run: {error!r}") from error
+    return typed(SweepConfig, _with_current_names(config), "")
 
 
-def _build(kind: Any, value: Any, place: str) -> Any:
-    """A value of the annotated type `kind` from JSON."""
+def _with_current_names(config: Any) -> Any:
+    """Return the stored configuration with the keys that were renamed since under their new name.
+
+    Old names are read for one release (`otr.config.RENAMED`), also in the overrides of trials.
+    """
+    if not isinstance(config, dict) or not isinstance(config.get("train"), dict):
+        return config
+    for old, new in RENAMED.items():
+        *parents, name = old.split(".")
+        part = config["train"]
+        for parent in parents:
+            part = part.get(parent, {})
+        if name in part:
+            part[new.rpartition(".")[2]] = part.pop(name)
+    for trial in config.get("trials", ()):
+        overrides = trial.get("overrides", {})
+        trial["overrides"] = {RENAMED.get(key, key): value for key, value in overrides.items()}
+    return config
+
+
+def typed(kind: Any, value: Any, path: str) -> Any:
+    """Return a value of the annotated type `kind` made of JSON or TOML.
+
+    Args:
+        kind: a dataclass, a tuple, a dict, an optional type, a `Literal` or a plain type.
+        value: what `json` or `tomllib` read.
+        path: dotted key of the value, for error messages.
+
+    Raises:
+        ValueError: an unknown key, or a value of another type.
+    """
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if is_dataclass(kind) and isinstance(kind, type):
-        return _build_dataclass(kind, value, place)
-    if origin is tuple:
-        return tuple(_build(inner[0], each, f"{place}[{i}]") for i, each in enumerate(value))
+        return _typed_dataclass(kind, value, path)
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(typed(inner[0], each, f"{path}[{i}]") for i, each in enumerate(value))
     if origin in (types.UnionType, typing.Union):
         (kind,) = (each for each in inner if each is not type(None))
-        return None if value is None else _build(kind, value, place)
+        return None if value is None else typed(kind, value, path)
+    if origin is typing.Literal:
+        if value not in inner:
+            raise ValueError(f"{path} is {value!r}: use one of {', '.join(map(repr, inner))}")
+        return value
+    expected = origin or kind
+    accepted = (float, int) if expected is float else expected
+    if expected in (bool, int, float, str, tuple, dict) and (
+        not isinstance(value, accepted) or isinstance(value, bool) != (expected is bool)
+    ):
+        raise ValueError(f"{path} is {value!r}: expected {_NAMES[expected]}")
     return value
 
 
-def _build_dataclass(kind: type, value: Any, place: str) -> Any:
+_NAMES = {
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    str: "a string",
+    tuple: "a list",
+    dict: "a table",
+}
+
+
+def _typed_dataclass(kind: type, value: Any, path: str) -> Any:
     if not isinstance(value, Mapping):
-        raise ValueError(f"{place or 'config'} is {value!r}: expected an object")
+        raise ValueError(f"{path or 'config'} is {value!r}: expected a table")
     hints = typing.get_type_hints(kind)
     for name in value:
         if name not in hints:
-            raise ValueError(
-                f"unknown key {f'{place}.{name}'.lstrip('.')!r}: "
-                f"did you mean {get_close_matches(name, hints, 1, 0)[0]!r}?"
-            )
-    built = {n: _build(hints[n], v, f"{place}.{n}".lstrip(".")) for n, v in value.items()}
-    return kind(**built)
+            key = f"{path}.{name}".lstrip(".")
+            raise ValueError(f"unknown key {key!r}: {did_you_mean(name, hints)}")
+    return kind(**{n: typed(hints[n], v, f"{path}.{n}".lstrip(".")) for n, v in value.items()})

@@ -1,67 +1,90 @@
-"""Scoring what is trained already while the rest still trains, where the cluster has room for both.
+"""Score trained models while other trials still train, if the cluster has resources for both.
 
-In: the models as they become ready, and how many trials are left. Out: their scores on disk, where
-the scoring stage finds them. That stage needs none of this, so an error is left to it: it meets it
-again. The engine's place is what the trials that are still to run can't take.
+The scores are stored on disk, where the scoring stage finds them. That stage scores whatever is
+missing, so an error here is left to it. The engine uses only resources that no unfinished trial can
+use.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from threading import Condition, Thread
 from typing import Any
 
 from ray.tune import Callback
 from ray.tune.experiment import Trial as TuneTrial
 
-from pipelines.config.presets import SweepConfig
+from evals.settings import EngineSettings
+from otr.config import TrainConfig
 from tuning.resources import max_concurrent_trials, total_resources, trial_resources
-from tuning.space import Trial, config_of
+from tuning.space import Trial
 
-HasRoom = Callable[[int], bool]
+EngineFits = Callable[[int], bool]
+"""Return whether the engine fits beside a number of unfinished trials."""
 
 
-def room(config: SweepConfig, free: Mapping[str, float]) -> HasRoom:
-    """Whether the engine fits beside a number of unfinished trials, on what is free before them.
+def engine_fits(
+    configs: Sequence[TrainConfig],
+    max_concurrent: int,
+    engine: EngineSettings,
+    free: Mapping[str, float],
+) -> EngineFits:
+    """Return a function that tells whether the engine fits beside unfinished trials.
 
-    Adapters are never scored ahead: served together they take less time than one by one.
+    Adapters are never scored during training: served together they take less time than one by one.
+
+    Args:
+        configs: the configuration of each trial.
+        max_concurrent: most trials at once; 0: as many as fit.
+        engine: settings of the engine.
+        free: resources that are free before the trials start.
     """
-    if any(config_of(config.train, trial).lora.rank for trial in config.trials):
+    if any(config.lora.rank for config in configs):
         return lambda unfinished: False
-    workers = [config_of(config.train, trial).workers for trial in config.trials]
     try:
-        fitting = min(max_concurrent_trials(each, free) for each in workers)
-    except ValueError:  # not one trial fits: training tells it
+        fitting = min(max_concurrent_trials(config.workers, free) for config in configs)
+    except ValueError:  # no trial fits, which training reports
         return lambda unfinished: False
-    at_once = min(fitting, config.search.max_concurrent or fitting)
-    totals = [total_resources(trial_resources(each)) for each in workers]
-    trial = {kind: max(each[kind] for each in totals) for kind in ("CPU", "GPU")}
-    replicas = config.engine.least_replicas
-    engine = {"CPU": replicas, "GPU": replicas * config.engine.gpus}
+    most = min(fitting, max_concurrent or fitting)
+    totals = [total_resources(trial_resources(config.workers)) for config in configs]
+    per_trial = {kind: max(total[kind] for total in totals) for kind in ("CPU", "GPU")}
+    replicas = engine.least_replicas
+    needed = {"CPU": replicas, "GPU": replicas * engine.gpus}
 
     def fits(unfinished: int) -> bool:
-        running = min(unfinished, at_once)
-        return all(free.get(kind, 0) - running * trial[kind] >= engine[kind] for kind in engine)
+        running = min(unfinished, most)
+        return all(free.get(k, 0) - running * per_trial[k] >= needed[k] for k in needed)
 
     return fits
 
 
-class Ahead(Callback):
-    """A Ray Tune callback, and the thread that scores; a context manager around training."""
+class ScoreDuringTraining(Callback):
+    """A Ray Tune callback with a thread that scores; a context manager around training."""
 
     def __init__(
-        self, score: Callable[[str, str], object], has_room: HasRoom, config: SweepConfig
+        self,
+        score: Callable[[str, Path], object],
+        engine_fits: EngineFits,
+        configs: Mapping[str, TrainConfig],
     ) -> None:
-        self._score, self._has_room, self._config = score, has_room, config
-        self._changed = Condition()
-        self._ready: list[tuple[str, str]] = []
-        self._checkpoints: dict[str, str] = {}
-        self._unfinished = len(config.trials)
-        self._begun = self._closed = False  # begun: the engine has its place
-        self._thread = Thread(target=self._run, name="scoring ahead", daemon=True)
+        """Prepare the thread.
 
-    def ready(self, name: str, path: str) -> None:
-        """Score this model when there is room."""
+        Args:
+            score: scores a model, given its name and directory.
+            engine_fits: see `engine_fits`.
+            configs: name of each trial to its configuration.
+        """
+        self._score, self._engine_fits, self._configs = score, engine_fits, configs
+        self._changed = Condition()
+        self._queue: list[tuple[str, Path]] = []
+        self._checkpoints: dict[str, Path] = {}
+        self._unfinished = len(configs)
+        self._has_resources = self._closed = False
+        self._thread = Thread(target=self._run, name="score during training", daemon=True)
+
+    def add(self, name: str, model: Path) -> None:
+        """Score this model as soon as there are resources."""
         with self._changed:
-            self._ready.append((name, path))
+            self._queue.append((name, model))
             self._changed.notify_all()
 
     def on_trial_result(
@@ -72,35 +95,37 @@ class Ahead(Callback):
         result: dict[str, Any],
         **info: Any,
     ) -> None:
+        """Remember the trial's latest checkpoint."""
         if path := result.get("checkpoint_path"):
-            self._checkpoints[trial.trial_id] = path
+            self._checkpoints[trial.trial_id] = Path(path)
 
     def on_trial_complete(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
     ) -> None:
-        ours = Trial(**trial.config["trial"])
+        """Score the trial, unless the scheduler stopped it early."""
+        name = Trial(**trial.config["trial"]).name
         path = self._checkpoints.get(trial.trial_id)
-        # What was stopped early is not scored.
-        if path and trial.last_result["step"] >= config_of(self._config.train, ours).max_steps:
-            self.ready(ours.name, path)
-        self._ended()
+        if path and trial.last_result["step"] >= self._configs[name].max_steps:
+            self.add(name, path)
+        self._trial_ended()
 
     def on_trial_error(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
     ) -> None:
-        self._ended()
+        """Count the trial as ended."""
+        self._trial_ended()
 
-    def __enter__(self) -> "Ahead":
+    def __enter__(self) -> "ScoreDuringTraining":
         self._thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Begin no other model; for the one that is being scored the stage waits."""
+        """Start no other model; the scoring stage waits for the one that is being scored."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
-    def _ended(self) -> None:
+    def _trial_ended(self) -> None:
         with self._changed:
             self._unfinished -= 1
             self._changed.notify_all()
@@ -109,15 +134,16 @@ class Ahead(Callback):
         while (model := self._next()) is not None:
             try:
                 self._score(*model)
-            except Exception:  # the scoring stage meets it again, and tells it
+            except Exception:  # the scoring stage runs into it again, and reports it
                 return
 
-    def _next(self) -> tuple[str, str] | None:
-        """A model to be scored; None when training has ended."""
+    def _next(self) -> tuple[str, Path] | None:
+        """Wait for a model to score; return None when training has ended."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or (self._ready and self._may_begin()))
-            return None if self._closed else self._ready.pop(0)
+            self._changed.wait_for(lambda: self._closed or (self._queue and self._may_start()))
+            return None if self._closed else self._queue.pop(0)
 
-    def _may_begin(self) -> bool:
-        self._begun = self._begun or self._has_room(self._unfinished)
-        return self._begun
+    def _may_start(self) -> bool:
+        # Once the engine runs, it keeps its resources.
+        self._has_resources = self._has_resources or self._engine_fits(self._unfinished)
+        return self._has_resources

@@ -1,8 +1,7 @@
-"""The proof that vLLM serves what was trained: the last stage of `otr train`.
+"""Check that vLLM serves what was trained: the last stage of `otr train`.
 
-In: a resolved `SweepConfig`, a checkpoint, the run's directory. Out: a line on the terminal. Where
-the engine can't be had here, that line says why: the checkpoint is sound as far as transformers
-goes. Where it serves something else, that is an error. Ray must be running.
+If the engine cannot run here, the stage reports why and the checkpoint stands: transformers loads
+it. If the engine serves something else, that is an error. Ray must be running.
 """
 
 from dataclasses import replace
@@ -12,61 +11,63 @@ import psutil
 
 from evals.serving import adapters
 from evals.settings import free_port
-from pipelines.checks.machine import GIB, parameters
-from pipelines.config.presets import SweepConfig
+from pipelines.checks.machine import GIB, count_parameters
+from pipelines.config.prepared import PreparedRun
 from pipelines.runtime import console
-from pipelines.stages.scoring import Scorer
+from pipelines.stages.score import Scorer
 
 _LENGTH = 256  # tokens: enough for `evals.serving.probe`
-_LONGEST = 300  # of an engine's error, in characters
+_MAX_ERROR = 300  # characters of the engine's error
 
 
-def prove(config: SweepConfig, checkpoint: str, directory: Path) -> None:
-    """See that vLLM gives a checkpoint's log-probabilities as transformers does.
+def check_served(run: PreparedRun, checkpoint: Path) -> None:
+    """Check that vLLM predicts the same log-probabilities as transformers from a checkpoint.
 
     Raises:
-        ValueError: it gives others.
+        ValueError: it does not.
     """
     from evals.serving.probe import NotServedError
 
-    with console.stage("prove", "starting vLLM") as stage:
-        reason = _out_of_reach(config)
+    with console.stage("serve", "starting vLLM") as stage:
+        reason = _obstacle(run)
         if not reason:
             try:
-                _serve(config, checkpoint, directory)
+                _check(run, checkpoint)
             except NotServedError as error:
-                raise ValueError(f"{checkpoint} is saved, but not to be used: {error}") from error
-            except Exception as error:  # which tells of the engine here, not of the checkpoint
-                reason = f"it could not serve it here: {' '.join(str(error).split())[:_LONGEST]}"
+                raise ValueError(f"{checkpoint} is saved but unusable: {error}") from error
+            except Exception as error:  # a fault of the engine here, not of the checkpoint
+                reason = f"vLLM failed here: {' '.join(str(error).split())[:_MAX_ERROR]}"
         stage.done = not reason
-        served = "vLLM serves the checkpoint with transformers' log-probabilities"
-        stage.say(f"not proven in vLLM: {reason}" if reason else served)
+        served = "vLLM and transformers predict the same from the checkpoint"
+        stage.say(f"not checked with vLLM: {reason}" if reason else served)
 
 
-def _serve(config: SweepConfig, checkpoint: str, directory: Path) -> None:
+def _check(run: PreparedRun, checkpoint: Path) -> None:
     from otr.models.architecture import max_positions
 
-    most = max_positions(config.train.model) or _LENGTH
+    positions = max_positions(run.config.train.model) or _LENGTH
+    engine = run.config.engine
     engine = replace(
-        config.engine,
+        engine,
         num_replicas=1,
-        max_model_len=min(_LENGTH, config.engine.max_model_len, most),
+        max_model_len=min(_LENGTH, engine.max_model_len, positions),
         port=free_port(),  # nobody else asks this engine
     )
-    with Scorer(replace(config, engine=engine), directory) as scorer:
-        if (Path(checkpoint) / adapters.CONFIG_FILE).is_file():
-            scorer.plan({"base": config.train.model.path, "model": checkpoint})
-        scorer.prove("model", checkpoint)
+    with Scorer((), engine, run.directory) as scorer:
+        if (checkpoint / adapters.CONFIG_FILE).is_file():
+            scorer.serve_adapters({"base": run.model_dir, "model": checkpoint})
+        scorer.check_served("model", checkpoint)
 
 
-def _out_of_reach(config: SweepConfig) -> str:
-    """Why it is not even tried; empty where it is."""
-    if config.train.model.trust_remote_code:
-        return "it never runs code that comes with a model"
-    # Of transformers in float32, and without a GPU of the engine too.
-    copies = 1 if config.engine.gpus else 2
-    needed = 4 * copies * (parameters(config.train.model.path) or 0)
+def _obstacle(run: PreparedRun) -> str:
+    """Return why the check is impossible here; empty if it is not."""
+    model = run.config.train.model
+    if model.trust_remote_code:
+        return "vLLM never runs code that comes with a model"
+    # transformers holds float32 weights, and without a GPU the engine does, too.
+    copies = 1 if run.config.engine.gpus else 2
+    needed = 4 * copies * (count_parameters(model.path) or 0)
     free = psutil.virtual_memory().available
     if needed > free:
-        return f"it needs {needed / GIB:.0f} GiB of memory, {free / GIB:.0f} are free"
+        return f"it needs {needed / GIB:.0f} GiB of memory, {free / GIB:.0f} GiB are free"
     return ""

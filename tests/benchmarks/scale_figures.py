@@ -30,7 +30,7 @@ MIB = 2**20
 PAGE = 100  # runs on a page of MLflow's UI
 _ASKED = 10  # times each query is made
 _PARTS: dict[str, tuple[Any, str]] = {
-    "whole": (full_sweep, "run"),
+    "whole": (full_sweep, "sweep"),
     "train": (tuning.sweep, "run"),
     "score": (Scorer, "score"),
     "differences": (differences, "with_differences"),

@@ -25,8 +25,8 @@ from otr import Objective, load_model
 from otr.loss.rows import rows_
 from otr.models.parts import head, hidden_states
 from otr.training.corpus import pack_locally
-from pipelines.config.presets import builtin
 from pipelines.config.prepared import prepare
+from pipelines.config.presets import builtin
 
 SAMPLES = (1, 4, 16, 64, 256)
 Slope = Callable[[Objective, int], Tensor]

@@ -33,7 +33,7 @@ def test_train_on_a_file_and_score_what_comes_out(tmp_path: Path) -> None:
     line += ["--train.data.sequence-length", "256", "--max-steps", "2", "--output", str(output)]
     done = run([sys.executable, "pipelines/train_one.py", *line, "--name", "mine"])
     assert done.returncode == 0, done.stderr
-    assert "✓ prove      vLLM serves the checkpoint" in done.stderr
+    assert "✓ serve      vLLM and transformers predict the same" in done.stderr
     said = done.stdout
     checkpoint = output / "mine" / "trials" / "train-seed0" / "train" / "step-000002"
     assert str(checkpoint) in said and "step 2: nll " in said

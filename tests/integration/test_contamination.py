@@ -9,8 +9,8 @@ import pytest
 
 from evals import tasks
 from otr.config import DataConfig
+from pipelines.config.prepared import prepare
 from pipelines.config.presets import builtin
-from pipelines.config.resolve import load_benchmarks, resolved
 from pipelines.stages import contamination
 
 pytestmark = pytest.mark.integration
@@ -23,9 +23,8 @@ def in_ray(ray_cluster: None) -> None:
 
 def test_the_built_in_target_train_is_in_the_corpus_and_code_is_not(tmp_path: Path) -> None:
     """The benchmark that measures what was memorised is made of rows that are trained on."""
-    config = resolved(builtin(), tmp_path / "world")
-    benchmarks = load_benchmarks(config.benchmarks, "", config.max_items)
-    found = contamination.check(config.train.data, benchmarks, tmp_path)
+    run = prepare(builtin(), tmp_path / "world")
+    found = contamination.check(run.config.train.data, run.benchmarks, tmp_path)
     assert found["target-train"].share == 1
     assert found["retained-code"].share == found["retained-reasoning"].share == 0
     assert found["target-heldout"].share < 0.2, "stories end alike now and then"

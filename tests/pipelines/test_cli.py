@@ -1,175 +1,112 @@
-"""The command line: what it makes of options, and how it says no."""
+"""The command line: dispatch, help, old spellings and errors."""
 
 import json
 import os
+import re
 import shlex
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from otr.config import OptimConfig
 from pipelines import cli
-from pipelines.config import run_json
-from pipelines.config.options import UsageError, parse
-from pipelines.config.presets import PRESETS, SweepConfig
+from pipelines.config.commands import Show, Train
+from pipelines.config.presets import PRESETS
 from pipelines.runtime import next_steps, run_directory
-from tuning.space import config_of
 
 REPOSITORY = Path(__file__).parents[2]
 
 
-def sweep(line: str) -> SweepConfig:
-    return parse(line.split(), "otr sweep").config
-
-
-def test_without_options_a_preset_is_what_it_is() -> None:
-    assert sweep("") == PRESETS["builtin"]()
-    assert sweep("--preset study") == PRESETS["study"]()
-
-
-def test_short_flags_set_what_they_stand_for() -> None:
-    config = sweep(
-        "--data a.jsonl b.jsonl --columns prompt=question completion=answer --benchmarks gsm8k "
-        "--max-items 50 --max-steps 20 --benchmark-dir data --name mine --model m"
-    )
-    data = config.train.data
-    assert data.paths == ("a.jsonl", "b.jsonl")
-    assert data.columns == {"prompt": "question", "completion": "answer"}
-    assert data.validation == (), "the preset's validation set is of its own corpus"
-    assert data.sequence_length == 1024, "and so is its row length"
-    assert sweep("--data a --train.data.sequence-length 99").train.data.sequence_length == 99
-    assert (config.benchmarks, config.max_items, config.train.max_steps) == (("gsm8k",), 50, 20)
-    assert (config.benchmark_dir, config.name, config.train.model.path) == ("data", "mine", "m")
-
-
-def test_dotted_options_take_both_spellings() -> None:
-    assert sweep("--train.max-steps 7").train.max_steps == 7
-    assert sweep("--train.max_steps=7").train.max_steps == 7
-    assert sweep("--max_steps=7").train.max_steps == 7
-
-
-def test_what_is_given_wins_over_the_arms() -> None:
-    config = sweep("--train.optim.lr 1e-5")  # also where it is TrainConfig's own default
-    assert {config_of(config.train, t).optim.lr for t in config.trials} == {1e-5}
-    assert len(config.trials) == len(PRESETS["builtin"]().trials)
-
-
-def test_another_model_has_no_use_for_the_presets_learning_rates() -> None:
-    config = sweep("--model m")
-    assert {config_of(config.train, t).optim.lr for t in config.trials} == {OptimConfig.lr}
-    given = sweep("--model m --train.optim.lr 2e-6")
-    assert {config_of(given.train, t).optim.lr for t in given.trials} == {2e-6}
-    searched = sweep("--preset study --model m")
-    assert searched.trials == PRESETS["study"]().trials
-
-
-def test_what_has_a_gpu_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    config = sweep("")
-    assert (config.train.workers.gpus, config.engine.gpus) == (1, 1)
-    config = sweep("--train.workers.gpus 0 --engine.gpus 0.5")
-    assert (config.train.workers.gpus, config.engine.gpus) == (0, 0.5)
-
-
-def test_options_that_make_two_arms_the_same_are_refused() -> None:
-    with pytest.raises(UsageError, match="otr-k16 and otr-k256 are the same"):
-        sweep("--train.objective.num-samples 4")
-
-
-def test_arms_and_seeds_choose_trials() -> None:
-    config = sweep("--arms sft otr-k256 --seeds 3 4 5")
-    assert [t.name for t in config.trials] == [
-        f"{arm}-seed{seed}" for arm in ("sft", "otr-k256") for seed in (3, 4, 5)
-    ]
-
-
-def test_a_changed_preset_gets_a_name_of_its_own() -> None:
-    first, second = sweep("--max-steps 7"), sweep("--max-steps 8")
-    assert len({first.name, second.name, "builtin"}) == 3
-    assert first.name == sweep("--train.max_steps 7").name
-    assert sweep("--engine.port 9000 --output elsewhere").name == "builtin"
+def help_of(command: str, capsys: pytest.CaptureFixture) -> str:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([command, "--help"])
+    return capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("--max-stpes 4", "unknown option --max-stpes: did you mean --max-steps?"),
-        ("--lr 4", "unknown option --lr: did you mean --train.optim.lr?"),
-        ("--train.optm.lr 4", "did you mean --train.optim.lr?"),
-        ("--preset bultin", "no preset 'bultin': did you mean 'builtin'?"),
-        ("--arms otr-k26", "no arm 'otr-k26': did you mean 'otr-k256'?"),
-        ("--train.objective.num-samples 0", r"num_samples \(K\) is 0: use an integer >= 1"),
-        ("--train.objective.temperature 0", r"temperature \(kappa\) is 0.0: use a number > 0"),
+        ("--max-stpes 4", "--max-steps"),
+        ("--lr 4", "--train.optim.lr"),
+        ("--train.optm.lr 4", "--train.optim.lr"),
+        ("--preset bultin", "'builtin'"),
         ("--train.objective.name oft", "invalid choice 'oft'"),
         ("--max-steps four", "four"),
         ("--max-items", "--max-items"),
+        ("--columns a", "'a' is not of the form"),
         ("--seeds x", "--seeds"),
         ("stray", "stray"),
-        ("--train.seed 3", "--seeds"),
-        ("--name a/b", "name is 'a/b'"),
     ],
 )
-def test_a_line_that_can_not_be_understood(
+def test_a_wrong_command_line_exits_with_2(
     line: str, message: str, capsys: pytest.CaptureFixture
 ) -> None:
-    with pytest.raises(UsageError, match=message):
-        sweep(line)
-    assert cli.main(["sweep", *line.split()]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["sweep", *line.split()])
     captured = capsys.readouterr()
-    assert captured.err.count("\n") == 1 and "Traceback" not in captured.err
-    assert captured.out == ""
+    assert message in " ".join(captured.err.split()) and captured.out == ""
 
 
-def test_an_unknown_command_offers_the_nearest(capsys: pytest.CaptureFixture) -> None:
-    assert cli.main(["swep"]) == 2
-    assert "did you mean 'sweep'?" in capsys.readouterr().err
+def test_a_value_that_a_field_refuses_exits_with_2_and_one_line(
+    capsys: pytest.CaptureFixture,
+) -> None:
+    assert cli.main(["sweep", "--train.optim.lr", "-1"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err == "error: optim.lr is -1.0: use a number > 0\n" and captured.out == ""
 
 
-def test_training_alone_has_one_trial_with_the_given_seed() -> None:
-    line = "--train.objective.name sft --train.seed 5"
-    config = parse(line.split(), "otr train", single="train").config
-    (trial,) = config.trials
-    assert config_of(config.train, trial).seed == 5
-    assert config_of(config.train, trial).objective.name == "sft"
+def test_an_unknown_command_lists_the_commands(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["swep"])
+    assert "sweep" in capsys.readouterr().err
 
 
-def test_run_json_repeats_the_run(tmp_path: Path) -> None:
-    config = replace(sweep("--max-steps 7 --columns prompt=q completion=a"), output=str(tmp_path))
-    run_directory.open_run(config, tmp_path / config.name)
-    again = parse(["--config", str(tmp_path / config.name / "run.json")], "otr sweep").config
-    assert again == config
-    changed = parse(
-        ["--config", str(tmp_path / config.name / "run.json"), "--max-steps", "8"], "otr sweep"
-    ).config
-    assert changed == replace(config, train=replace(config.train, max_steps=8))
+def test_each_command_offers_only_its_own_options(capsys: pytest.CaptureFixture) -> None:
+    score = help_of("score", capsys)
+    assert "MODEL" in score and "--benchmarks" in score and "--train." not in score
+    train = help_of("train", capsys)
+    assert "--train.optim.lr" in train and "--no-serve-check" in train
+    assert "--benchmarks" not in train and "--search." not in train and "--arms" not in train
+    sweep = help_of("sweep", capsys)
+    assert "--arms" in sweep and "--search.scheduler" in sweep and "--log-dir" not in sweep
+    assert "Packed rows per forward pass" in sweep, "help texts are the fields' docstrings"
+    assert "--cluster" in help_of("doctor", capsys) and "--cluster" not in sweep
 
 
-def test_run_json_with_an_unknown_key_names_the_nearest(tmp_path: Path) -> None:
-    told = json.loads(json.dumps(asdict(sweep(""))))
-    told["train"]["max_stpes"] = told["train"].pop("max_steps")
-    (tmp_path / "run.json").write_text(json.dumps({"config": told}))
-    with pytest.raises(ValueError, match=r"'train.max_stpes': did you mean 'max_steps'"):
-        run_json.read_run(tmp_path / "run.json")
-    with pytest.raises(ValueError, match=r"no run.json of a run"):
-        run_json.read_run(tmp_path / "other.json")
+def test_the_version(capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(["--version"]) == 0
+    assert re.fullmatch(r"otr \d+\.\d+.*\n", capsys.readouterr().out)
+
+
+def test_old_spellings_work_with_a_notice(capsys: pytest.CaptureFixture) -> None:
+    line = "--train.step-rows 16 --train.micro_rows=4 --train.save-every 5 --train.eval-every 6 "
+    line += "--train.log-every 7 --train.data.row-length 64 --no-prove"
+    command = cli.parse(["train", *line.split()])
+    said = capsys.readouterr().err.splitlines()
+    assert isinstance(command, Train) and not command.serve_check
+    train = command.load().train
+    assert (train.global_batch_size, train.micro_batch_size) == (16, 4)
+    assert (train.checkpoint_interval, train.eval_interval, train.log_interval) == (5, 6, 7)
+    assert train.data.sequence_length == 64
+    assert len(said) == 7 and "--train.step-rows is now called --train.global-batch-size" in said[0]
+    assert isinstance(cli.parse(["score", "show", "mine"]), Show)
 
 
 def test_a_name_that_is_taken_by_another_run_is_refused(tmp_path: Path) -> None:
-    config = replace(sweep(""), output=str(tmp_path))
+    config = replace(PRESETS["builtin"](), output=str(tmp_path))
     first = run_directory.open_run(config, tmp_path / "builtin")
-    assert run_directory.open_run(config, tmp_path / "builtin") == first, "the same run goes on"
+    assert run_directory.open_run(config, tmp_path / "builtin") == first, "the same run resumes"
     with pytest.raises(ValueError, match="holds a run with other settings"):
         run_directory.open_run(replace(config, max_items=3), tmp_path / "builtin")
 
 
 def test_a_run_has_an_id_that_no_other_run_has(tmp_path: Path) -> None:
-    config = replace(sweep(""), output=str(tmp_path))
+    config = replace(PRESETS["builtin"](), output=str(tmp_path))
     first = run_directory.open_run(config, tmp_path / "builtin")
     shutil.rmtree(tmp_path / "builtin")
     assert run_directory.open_run(config, tmp_path / "builtin")["id"] != first["id"]
@@ -182,12 +119,12 @@ def test_a_dry_run_shows_the_run_and_leaves_nothing(
     line = ["--preset", "debug", "--max-steps", "5", "--output", str(tmp_path / "runs")]
     assert cli.main(["sweep", *line, "--dry-run"]) == 0
     said = capsys.readouterr().out
-    told, _ = json.JSONDecoder().raw_decode(said)
-    assert told["train"]["max_steps"] == 5 and told["engine"]["dtype"] == "float32"
+    config, _ = json.JSONDecoder().raw_decode(said)
+    assert config["train"]["max_steps"] == 5 and config["engine"]["dtype"] == "float32"
     assert "2 trials on " in said and "trial otr-k16, seed 0: " in said
     example = said.partition("one example; [trained tokens] are in brackets:\n")[2]
     prompt, _, rest = example.partition("[")
-    assert "user" in prompt and rest.partition("]")[0].strip(), "what is asked, then what is learnt"
+    assert "user" in prompt and rest.partition("]")[0].strip(), "the prompt, then what is trained"
     assert [*tmp_path.iterdir()] == []
 
 
@@ -201,7 +138,7 @@ def test_the_next_commands_name_an_interpreter_that_exists(tmp_path: Path) -> No
     assert opened[1:] == ["-m", "webbrowser", str(page)] and opened[0] == score[0]
 
 
-def test_the_ui_without_a_store_or_a_port_says_so(
+def test_the_ui_needs_a_store_and_a_free_port(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -215,23 +152,35 @@ def test_the_ui_without_a_store_or_a_port_says_so(
         port = str(taken.getsockname()[1])
         assert cli.main(["ui", "--output", str(tmp_path), "--port", port]) == 1
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and f"port {port} of 127.0.0.1 can't be used" in said
+    assert said.count("\n") == 1 and f"port {port}" in said and "--port" in said
 
 
-def test_an_error_of_the_machine_is_one_line_with_its_log(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (RuntimeError("the engine\nfell over"), 1, "RuntimeError: the engine fell over"),
+        (KeyboardInterrupt(), 130, "Interrupted. Run the same command again to resume."),
+    ],
+)
+def test_an_unexpected_error_is_one_line_with_its_log(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    error: BaseException,
+    code: int,
+    message: str,
 ) -> None:
     from pipelines import full_sweep
 
-    def fail(argv: list[str]) -> int:
+    def fail(command: object) -> int:
         with run_directory.log_errors(tmp_path):
-            raise RuntimeError("the engine\nfell over")
+            raise error
 
-    monkeypatch.setattr(full_sweep, "main", fail)
-    assert cli.main(["sweep"]) == 1
+    monkeypatch.setattr(full_sweep, "run", fail)
+    assert cli.main(["sweep"]) == code
     said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert "RuntimeError: the engine fell over" in said and "driver.log" in said
+    assert said.count("\n") == 1 and message in said
+    assert ("driver.log" in said) == (code == 1)
     assert "Traceback" in (tmp_path / "logs" / "driver.log").read_text()
 
 
@@ -239,11 +188,11 @@ def test_an_error_of_the_machine_is_one_line_with_its_log(
 def test_it_runs_as_a_file_and_as_a_module(how: list[str]) -> None:
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run(
-        [sys.executable, *how, "--preset", "debgu"],
+        [sys.executable, *how, "--arms", "stf"],
         capture_output=True,
         text=True,
         cwd=REPOSITORY,
         env=environment,
     )
     assert done.returncode == 2
-    assert done.stderr.strip() == "error: no preset 'debgu': did you mean 'debug'?"
+    assert done.stderr.strip() == "error: no arm 'stf': did you mean 'sft'?"

@@ -15,7 +15,8 @@ import pytest
 from evals.settings import free_port
 from pipelines import cli
 from pipelines.checks import machine, preflight
-from pipelines.checks.preflight import Finding
+from pipelines.checks.findings import Finding
+from pipelines.config.prepared import PreparedRun
 from pipelines.config.presets import PRESETS, SweepConfig
 from pipelines.tracking.tracker import check_store
 from tests.assets.tiny import make_tiny_model
@@ -57,7 +58,7 @@ def config(model: Path, tmp_path: Path) -> SweepConfig:
 
 def failed(config: SweepConfig) -> Finding:
     """The only check that fails."""
-    (bad,) = (f for f in preflight.check(config, with_ray=False) if not f.ok)
+    (bad,) = (f for f in preflight.check(PreparedRun(config), with_ray=False) if not f.ok)
     assert "\n" not in bad.text
     return bad
 
@@ -72,17 +73,17 @@ def with_model(config: SweepConfig, path: Path) -> SweepConfig:
 
 
 def test_all_is_well(config: SweepConfig) -> None:
-    findings = [*preflight.check(config, with_ray=True)]
+    findings = [*preflight.check(PreparedRun(config), with_ray=True)]
     assert [f.text for f in findings if not f.ok] == []
     assert {f.check for f in findings} >= {"model", "data", "benchmarks", "disk", "port", "Ray"}
-    preflight.require(config)
+    preflight.require(PreparedRun(config))
 
 
 def test_missing_data(config: SweepConfig, tmp_path: Path) -> None:
     bad = failed(with_data(config, paths=(str(tmp_path / "nothing.jsonl"),)))
     assert bad.check == "data" and "nothing.jsonl" in bad.text
     with pytest.raises(ValueError, match=r"nothing\.jsonl"):
-        preflight.require(with_data(config, paths=(str(tmp_path / "nothing.jsonl"),)))
+        preflight.require(PreparedRun(with_data(config, paths=(str(tmp_path / "nothing.jsonl"),))))
 
 
 def test_unknown_column(config: SweepConfig) -> None:
@@ -116,7 +117,7 @@ def test_model_without_tokenizer_template_weights(
         shutil.copytree(model, broken)
         for path in broken.glob(file):
             path.unlink()
-        checks = preflight.check(with_model(config, broken), with_ray=False)
+        checks = preflight.check(PreparedRun(with_model(config, broken)), with_ray=False)
         findings = [f for f in checks if not f.ok]
         assert said in next(f.text for f in findings if f.check == "model"), file
 
@@ -142,12 +143,12 @@ def test_disk_too_small(config: SweepConfig, monkeypatch: pytest.MonkeyPatch) ->
         machine.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1)
     )
     bad = failed(config)
-    assert bad.check == "disk" and "disk too small: 0.0 GiB free" in bad.text
+    assert bad.check == "disk" and "too little disk space: 0.0 GiB free" in bad.text
 
 
 def test_disk_counts_each_trials_checkpoint(config: SweepConfig, model: Path) -> None:
     count = sum(p.numel() for p in __import__("otr").load_model(config.train.model).parameters())
-    assert machine.parameters(str(model)) == count
+    assert machine.count_parameters(str(model)) == count
 
 
 def test_disk_counts_a_model_on_the_hub_where_the_hub_answers(
@@ -157,24 +158,24 @@ def test_disk_counts_a_model_on_the_hub_where_the_hub_answers(
     assert disk(on_hub).ok and "needed: unknown" in disk(on_hub).text  # tests are offline
     large = SimpleNamespace(safetensors=SimpleNamespace(total=10**13))
     monkeypatch.setattr("huggingface_hub.model_info", lambda name, timeout: large)
-    assert not disk(on_hub).ok and "disk too small" in disk(on_hub).text
+    assert not disk(on_hub).ok and "too little disk space" in disk(on_hub).text
 
 
 def disk(config: SweepConfig) -> Finding:
-    return next(f for f in preflight.check(config, with_ray=False) if f.check == "disk")
+    return next(f for f in preflight.check(PreparedRun(config), with_ray=False) if f.check == "disk")
 
 
 def test_what_is_left_out_does_not_run(config: SweepConfig) -> None:
     broken = with_data(config, paths=("nothing.jsonl",))
-    names = [f.check for f in preflight.check(broken, with_ray=False, without=("data",))]
+    names = [f.check for f in preflight.check(PreparedRun(broken), with_ray=False, skip=("data",))]
     assert names and "data" not in names
-    preflight.require(broken, without=("data",))
+    preflight.require(PreparedRun(broken), skip=("data",))
 
 
 def test_an_engine_with_more_positions_than_the_model(config: SweepConfig, model: Path) -> None:
     engine = replace(config.engine, max_model_len=1025)
     bad = failed(replace(config, engine=engine))
-    assert bad.check == "engine" and "max_model_len is 1025" in bad.text
+    assert bad.check == "engine" and "--engine.max-model-len is 1025" in bad.text
     assert "1024 positions" in bad.text and "--engine.max-model-len 1024" in bad.text
 
 
@@ -188,7 +189,7 @@ def test_a_stretched_rope_has_more_positions(
     (stretched / "config.json").write_text(json.dumps(shape))
     longer = replace(config, engine=replace(config.engine, max_model_len=2048))
     assert [
-        f for f in preflight.check(with_model(longer, stretched), with_ray=False) if not f.ok
+        f for f in preflight.check(PreparedRun(with_model(longer, stretched)), with_ray=False) if not f.ok
     ] == []
 
 
@@ -196,7 +197,7 @@ def test_scoring_never_runs_a_models_own_code(config: SweepConfig) -> None:
     trusting = replace(config.train.model, trust_remote_code=True)
     trusting_config = replace(config, train=replace(config.train, model=trusting))
     bad = failed(trusting_config)
-    assert bad.check == "engine" and "trust_remote_code" in bad.text
+    assert bad.check == "engine" and "--train.model.trust-remote-code" in bad.text
 
 
 def test_port_in_use(config: SweepConfig) -> None:
@@ -204,7 +205,7 @@ def test_port_in_use(config: SweepConfig) -> None:
         taken.bind(("127.0.0.1", config.engine.port))
         taken.listen()
         bad = failed(config)
-    assert bad.check == "port" and f"port {config.engine.port}" in bad.text
+    assert bad.check == "port" and f"port {config.engine.port}" in bad.text and "--engine.port" in bad.text
 
 
 def test_store_that_is_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,7 +214,7 @@ def test_store_that_is_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     holder = sqlite3.connect(path, isolation_level=None)
     holder.execute("CREATE TABLE a (b)")
     holder.execute("BEGIN EXCLUSIVE")
-    with pytest.raises(ValueError, match=r"mlflow\.db can't be used .*locked"):
+    with pytest.raises(ValueError, match=r"mlflow\.db cannot be used .*locked"):
         check_store(f"sqlite:///{path}")
     holder.close()
     assert check_store(f"sqlite:///{path}") == str(path)
@@ -230,7 +231,7 @@ def test_store_of_another_schema(tmp_path: Path) -> None:
 
 def test_a_store_that_is_no_database(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("no database, but text long enough for a header" * 50)
-    with pytest.raises(ValueError, match="can't be used"):
+    with pytest.raises(ValueError, match="cannot be used"):
         check_store(f"sqlite:///{tmp_path / 'mlflow.db'}")
 
 
@@ -254,6 +255,6 @@ def test_a_ray_of_another_version(config: SweepConfig, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(ray, "init", refuse)
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
-    (bad,) = (f for f in preflight.check(config, with_ray=True) if not f.ok)
+    (bad,) = (f for f in preflight.check(PreparedRun(config), with_ray=True) if not f.ok)
     assert bad.check == "Ray" and "Ray: 2.9.0" in bad.text and ray.__version__ in bad.text
     assert "unset RAY_ADDRESS" in bad.text and "\n" not in bad.text

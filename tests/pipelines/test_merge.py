@@ -1,4 +1,4 @@
-"""`otr merge`: a directory that all else takes, whole or not at all, and errors in one line."""
+"""`otr merge`: a complete directory or none, and errors in one line."""
 
 import json
 import os
@@ -11,7 +11,8 @@ import torch
 from otr import LoraConfig, ModelConfig, load_model, load_tokenizer
 from otr.models.lora import adapter_state, add_adapters, write_adapter
 from otr.models.parts import head, hidden_states
-from pipelines import cli, merge_adapter
+from pipelines import cli
+from pipelines.stages.merge import merge
 from tests.assets.tiny import make_tiny_model
 
 
@@ -61,7 +62,7 @@ def test_the_tokenizer_beside_the_adapter_counts(adapter: Path, tmp_path: Path) 
     tokenizer = load_tokenizer(ModelConfig(str(tmp_path / "base")))
     tokenizer.chat_template = "mine"
     tokenizer.save_pretrained(adapter)
-    out = merge_adapter.merge(adapter, tmp_path / "full")
+    out = merge(adapter, tmp_path / "full")
     assert load_tokenizer(ModelConfig(str(out))).chat_template == "mine"
 
 
@@ -73,25 +74,24 @@ def test_a_merge_that_fails_leaves_nothing(
 
     monkeypatch.setattr("transformers.PreTrainedTokenizerFast.save_pretrained", full)
     with pytest.raises(OSError, match="no space left"):
-        merge_adapter.merge(adapter, tmp_path / "out" / "full")
+        merge(adapter, tmp_path / "out" / "full")
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_what_can_not_be_merged(
+def test_merges_that_are_refused(
     adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     def refused(*words: object) -> str:
-        code = cli.main(["merge", *map(str, words)])
+        assert cli.main(["merge", *map(str, words)]) == 1
         [line] = [s for s in capsys.readouterr().err.splitlines() if s.startswith("error: ")]
-        assert code == (2 if "give two directories" in line or "unknown" in line else 1)
         return line
 
     new = tmp_path / "new"
     assert "no LoRA adapter in" in refused(tmp_path / "base", new)
-    assert "is already there: give another" in refused(adapter, tmp_path / "base")
-    assert "give two directories" in refused()
-    assert "give two directories" in refused(adapter)
-    assert "unknown option --bse" in refused(adapter, new, "--bse", "x")
+    assert "exists: choose another directory" in refused(adapter, tmp_path / "base")
+    for words in ([], [str(adapter)], [str(adapter), str(new), "--trust-remot-code"]):
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(["merge", *words])
     shutil.move(tmp_path / "base", tmp_path / "moved")
     line = refused(adapter, new)
     assert f"is not at {tmp_path / 'base'}" in line and "base_model_name_or_path" in line

@@ -1,12 +1,12 @@
-"""`otr score show`: the answers that are asked for, and the nearest name where there is none."""
+"""`otr show`: the chosen answers, and the nearest name for an unknown one."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from evals.records import write_answers
-from pipelines import cli, show_scores
-from pipelines.config.options import UsageError
+from pipelines import cli
 
 TRIALS = ("base", "sft-seed0")
 
@@ -36,7 +36,7 @@ def output(tmp_path: Path) -> Path:
         rows = [
             answer("q/1", 0, True, f"{trial} says 42"),
             answer("q/1", 1, False, f"{trial} says 41"),
-            answer("q/2", 0, False, f"{trial} goes on", finish_reason="length"),
+            answer("q/2", 0, False, f"{trial} is cut", finish_reason="length"),
         ]
         write_answers(folder / "gsm8k.parquet", rows)
         write_answers(folder / "bbh.parquet", [answer("b", 0, True, "\x1b[2J\u202eyes")])
@@ -44,7 +44,7 @@ def output(tmp_path: Path) -> Path:
 
 
 def shown(output: Path, line: str, capsys: pytest.CaptureFixture[str]) -> str:
-    assert show_scores.main(["mine", "--output", str(output), *line.split()]) == 0
+    assert cli.main(["show", "mine", "--output", str(output), *line.split()]) == 0
     return capsys.readouterr().out
 
 
@@ -68,7 +68,7 @@ def test_an_answer_is_shown_with_its_prompt_and_verdict(output: Path, capsys) ->
 
 
 @pytest.mark.parametrize(
-    ("line", "count", "there", "missing"),
+    ("line", "count", "present", "absent"),
     [
         ("--wrong", 4, "says 41", "says 42"),
         ("--right", 2, "says 42", "says 41"),
@@ -77,15 +77,15 @@ def test_an_answer_is_shown_with_its_prompt_and_verdict(output: Path, capsys) ->
         ("--trial base", 3, "sample 1: wrong", "sft"),
     ],
 )
-def test_only_what_is_asked_for(
-    output: Path, capsys, line: str, count: int, there: str, missing: str
+def test_options_choose_answers(
+    output: Path, capsys, line: str, count: int, present: str, absent: str
 ) -> None:
     said = shown(output, f"--task gsm8k {line}", capsys)
     assert said.startswith(f"{count} of ")
-    assert there in said and missing not in said
+    assert present in said and absent not in said
 
 
-def test_what_a_model_wrote_does_not_steer_the_terminal(output: Path, capsys) -> None:
+def test_control_characters_in_answers_are_escaped(output: Path, capsys) -> None:
     said = shown(output, "--task bbh --trial base", capsys)
     assert "\\x1b[2J\\x202eyes" in said and "\x1b" not in said and "\u202e" not in said
 
@@ -99,19 +99,32 @@ def test_what_a_model_wrote_does_not_steer_the_terminal(output: Path, capsys) ->
         ("mine --task gsm8k --item q/3", "no item 'q/3' in this run: did you mean 'q/[12]'"),
     ],
 )
-def test_a_wrong_name_is_told_with_the_nearest(output: Path, line: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        show_scores.main([*line.split(), "--output", str(output)])
+def test_an_unknown_name_is_reported_with_the_nearest(
+    output: Path, capsys, line: str, message: str
+) -> None:
+    assert cli.main(["show", *line.split(), "--output", str(output)]) == 1
+    assert re.search(message, capsys.readouterr().err)
 
 
-def test_a_command_line_that_makes_no_sense(output: Path, capsys) -> None:
-    with pytest.raises(UsageError, match="leave nothing"):
-        show_scores.main(["mine", "--wrong", "--right"])
-    assert cli.main(["score", "show"]) == 2
-    assert "give a run" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("mine --wrong --right", "exclude each other"),
+        ("mine --wrong", "name the benchmark whose answers to show: --task TASK"),
+    ],
+)
+def test_contradicting_options(output: Path, capsys, line: str, message: str) -> None:
+    assert cli.main(["score", "show", *line.split(), "--output", str(output)]) == 2
+    assert message in capsys.readouterr().err
 
 
-def test_a_file_that_is_no_parquet_is_named(output: Path) -> None:
+def test_a_run_has_to_be_named(capsys) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["show"])
+    assert "RUN" in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_parquet_is_named(output: Path, capsys) -> None:
     (output / "mine" / "scores" / "base" / "gsm8k.parquet").write_text("{}")
-    with pytest.raises(ValueError, match=r"gsm8k\.parquet holds no answers"):
-        show_scores.main([str(output / "mine"), "--task", "gsm8k"])
+    assert cli.main(["show", str(output / "mine"), "--task", "gsm8k"]) == 1
+    assert "gsm8k.parquet" in capsys.readouterr().err

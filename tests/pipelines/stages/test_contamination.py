@@ -99,7 +99,7 @@ def test_what_is_known_already_is_taken_from_its_file(tmp_path: Path, monkeypatc
         counted.append(data)
         return hits([[words(0, 20)]], known), 1
 
-    monkeypatch.setattr(contamination, "_counted", count)
+    monkeypatch.setattr(contamination, "_count_hits", count)
     first = contamination.check(data, [made], tmp_path)
     assert first == {"made": Overlap("made", 1, {"a": 1})} and first["made"].share == 1
     assert contamination.check(data, [made], tmp_path) == first and len(counted) == 1

@@ -1,0 +1,152 @@
+"""The commands and their options; tyro makes the help from the docstrings."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any, ClassVar
+
+from tyro.conf import FlagCreatePairsOff, Positional, arg
+
+from pipelines.config.options import Request, config_from, options_type
+from pipelines.config.presets import PresetName, SweepConfig
+
+Flag = FlagCreatePairsOff[bool]
+
+
+def _options(*names: str) -> Any:
+    """Annotate a dict as the given options among the named fields of `SweepConfig` (none: all)."""
+    return arg(name="", constructor_factory=partial(options_type, *names))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _StartingPoint:
+    preset: Annotated[
+        PresetName | None, arg(metavar="{builtin,study,debug}", help_behavior_hint="")
+    ] = None
+    """Preset to start from; by default builtin. The defaults below are those of builtin."""
+    config: Annotated[str, arg(metavar="FILE", help_behavior_hint="")] = ""
+    """Start from the run.json of an earlier run, or from a recipe (a .toml file)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep(_StartingPoint):
+    """Train the arms of a preset, score them and report which one is best.
+
+    The same command resumes an interrupted run.
+    """
+
+    module: ClassVar[str] = "full_sweep"
+    arms: tuple[str, ...] = ()
+    """Run only these arms of the preset."""
+    seeds: tuple[int, ...] = ()
+    """Seeds of each arm, one trial per seed."""
+    dry_run: Flag = False
+    """Print the configuration, the trials and one example with its trained tokens marked; write
+    nothing."""
+    options: Annotated[dict[str, Any], _options()]
+
+    def load(self) -> SweepConfig:
+        """Return the configuration that the options ask for."""
+        return config_from(
+            Request(self.preset, self.config, self.arms, self.seeds, options=self.options)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(_StartingPoint):
+    """Fine-tune one model and check that vLLM serves it.
+
+    The same command resumes an interrupted run.
+    """
+
+    module: ClassVar[str] = "train_one"
+    dry_run: Flag = False
+    """Print the configuration and one example with its trained tokens marked; write nothing."""
+    serve_check: bool = True
+    """At the end, check that vLLM predicts the same as transformers from the checkpoint."""
+    options: Annotated[dict[str, Any], _options("name", "output", "train", "engine")]
+
+    def load(self) -> SweepConfig:
+        """Return the configuration that the options ask for, with a single trial."""
+        return config_from(Request(self.preset, self.config, options=self.options), single="train")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score(_StartingPoint):
+    """Score a model on benchmarks; answers that are stored already are not generated again."""
+
+    module: ClassVar[str] = "score_checkpoint"
+    model: Annotated[Positional[str], arg(metavar="MODEL")]
+    """Hugging Face directory or hub name."""
+    options: Annotated[
+        dict[str, Any],
+        _options("name", "benchmarks", "benchmark_dir", "max_items", "output", "engine"),
+    ]
+
+    def load(self) -> SweepConfig:
+        """Return the configuration that the options ask for, with the model as its base model."""
+        options = {**self.options, "train": {"model": {"path": self.model}}}
+        return config_from(Request(self.preset, self.config, options=options), single="score")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Show:
+    """Show the answers behind the scores of a run; without --task, a table of what is stored."""
+
+    module: ClassVar[str] = "show_scores"
+    run: Annotated[Positional[str], arg(metavar="RUN")]
+    """Name of a run below --output, or its directory."""
+    task: str = ""
+    """Benchmark whose answers to show."""
+    trial: str = ""
+    """Name of a trial, or base; empty: all."""
+    item: str = ""
+    """Id of an item; empty: all."""
+    wrong: Flag = False
+    """Show only wrong answers."""
+    right: Flag = False
+    """Show only right answers."""
+    truncated: Flag = False
+    """Show only answers that were cut off at the token limit."""
+    output: str = "runs"
+    """Directory of the runs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merge:
+    """Merge a LoRA adapter into its model and write the full model."""
+
+    module: ClassVar[str] = "merge_adapter"
+    checkpoint: Annotated[Positional[str], arg(metavar="CHECKPOINT")]
+    """Directory with adapter_model.safetensors and adapter_config.json."""
+    out: Annotated[Positional[str], arg(metavar="OUT")]
+    """Directory to write; must not exist."""
+    trust_remote_code: Flag = False
+    """Run code that comes with the model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doctor(Sweep):
+    """Check what a sweep with these options needs, and whether a training step fits in memory.
+
+    With --cluster FILE, check what `ray up FILE` needs.
+    """
+
+    module: ClassVar[str] = "doctor"
+    cluster: str = ""
+    """Cluster file to check, with the hosts that it names, instead of a sweep."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ui:
+    """Open the MLflow UI on the runs."""
+
+    module: ClassVar[str] = "ui"
+    output: str = "runs"
+    """Directory of the runs."""
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = 5000
+    """Port to listen on."""
+
+
+Command = Sweep | Train | Score | Show | Merge | Doctor | Ui

@@ -1,0 +1,39 @@
+"""Merge a LoRA adapter into the weights of its base model."""
+
+import json
+from pathlib import Path
+
+
+def merge(checkpoint: str | Path, out: str | Path, *, trust_remote_code: bool = False) -> Path:
+    """Write the full model of an adapter; return its directory.
+
+    The directory appears only when it is complete. It holds the merged weights, the tokenizer and
+    the chat template, and run.json where the checkpoint has one.
+
+    Args:
+        checkpoint: directory with adapter_model.safetensors and adapter_config.json.
+        out: directory to write.
+        trust_remote_code: run code that comes with the model.
+
+    Raises:
+        ValueError: there is no adapter, its base model is missing or does not fit, or `out` exists.
+    """
+    from otr import ModelConfig, load_tokenizer, save_checkpoint  # imports torch
+    from otr.models.lora import base_path, load_adapters, merge_adapters
+
+    checkpoint, out = Path(checkpoint), Path(out).absolute()
+    base = base_path(checkpoint)
+    if out.exists():
+        raise ValueError(f"{out} exists: choose another directory, or remove it")
+    if Path(base).is_absolute() and not Path(base).is_dir():
+        raise ValueError(
+            f"the base model of the adapter in {checkpoint} is not at {base}: set "
+            "base_model_name_or_path in adapter_config.json to its directory"
+        )
+    tokenizer_dir = str(checkpoint) if (checkpoint / "tokenizer_config.json").is_file() else base
+    tokenizer = load_tokenizer(ModelConfig(tokenizer_dir, trust_remote_code=trust_remote_code))
+    base_config = ModelConfig(base, trust_remote_code=trust_remote_code)
+    model = merge_adapters(load_adapters(checkpoint, base_config))
+    run_file = checkpoint / "run.json"
+    run = json.loads(run_file.read_text()) if run_file.is_file() else None
+    return save_checkpoint(out, model, tokenizer, run=run)

@@ -1,0 +1,70 @@
+"""Train the trials of a run under Ray Tune; an interrupted run resumes."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import ray
+
+from pipelines.config.prepared import PreparedRun
+from pipelines.runtime import console
+from pipelines.runtime.stopping import save_at_sigterm
+from pipelines.tracking.tracker import Tracker
+
+if TYPE_CHECKING:
+    from ray.tune import Callback
+
+    from tuning.sweep import TrialResult
+
+
+def train(
+    run: PreparedRun, tracker: Tracker, callbacks: Sequence["Callback"] = ()
+) -> "list[TrialResult]":
+    """Train every trial to its end; checkpoints are written below `<run>/trials`.
+
+    Ray must be running.
+
+    Args:
+        run: the run.
+        tracker: records the trials.
+        callbacks: further callbacks of Ray Tune, called in this process.
+
+    Raises:
+        SystemExit: SIGTERM was received; the trials have saved.
+    """
+    # Imported here: Ray Tune and Train take seconds, which a failing check need not wait for.
+    from pipelines.tracking.trial_callbacks import TrialRecorder, finalize_trial
+    from tuning import sweep
+
+    config, stop_file = run.config, run.directory / "stop"
+    if len(ray.nodes()) > 1:
+        from pipelines.checks import ray_cluster
+
+        ray_cluster.check_nodes(config)
+    with save_at_sigterm(stop_file), console.stage("train") as stage:
+        recorder = TrialRecorder(tracker, config.train, stage, len(config.trials))
+        results = sweep.run(
+            config.train,
+            config.trials,
+            config.search,
+            storage=str(run.directory),
+            name="trials",
+            callbacks=[recorder, *callbacks],
+            resume=True,
+            stop_file=str(stop_file),
+        )
+        for result in results:
+            finalize_trial(tracker, config.train, result)
+        stopped = stop_file.exists()  # a trial that saved and stopped has the status failed
+        stage.done = not stopped and all(result.status != "failed" for result in results)
+        stage.say(_outcome(results, stopped=stopped))
+        return results
+
+
+def _outcome(results: "Sequence[TrialResult]", *, stopped: bool) -> str:
+    """Return how many trials ended in which way."""
+    count = len(results)
+    states = [result.status for result in results]
+    if stopped:
+        return f"stopped: {states.count('finished')} of {count} trials finished"
+    counts = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
+    return f"{count} {'trial' if count == 1 else 'trials'}: {', '.join(counts)}"

@@ -1,0 +1,123 @@
+"""From options to a `SweepConfig`: what is given wins over presets, recipes and arms."""
+
+from pathlib import Path
+
+import pytest
+
+from otr.config import OptimConfig
+from pipelines import cli
+from pipelines.config.options import UsageError
+from pipelines.config.presets import PRESETS, SweepConfig
+from tuning.space import config_of
+
+
+def load(line: str) -> SweepConfig:
+    """The configuration of a command line of `otr`; sweep, if no command is named."""
+    words = line.split()
+    command = words[:1] in (["train"], ["score"], ["doctor"])
+    return cli.parse(words if command else ["sweep", *words]).load()
+
+
+def test_without_options_a_preset_is_unchanged() -> None:
+    assert load("") == load("doctor") == PRESETS["builtin"]()
+    assert load("--preset study") == PRESETS["study"]()
+
+
+def test_short_options() -> None:
+    config = load(
+        "--data a.jsonl b.jsonl --columns prompt=question completion=answer --benchmarks gsm8k "
+        "--max-items 50 --max-steps 20 --benchmark-dir data --name mine --model m"
+        " --workers 2 --train.micro-batch-size 4"
+    )
+    data = config.train.data
+    assert data.paths == ("a.jsonl", "b.jsonl")
+    assert data.columns == {"prompt": "question", "completion": "answer"}
+    assert data.validation == (), "the preset's validation set belongs to its own corpus"
+    assert data.sequence_length == 1024, "and so does its sequence length"
+    assert load("--data a --train.data.sequence-length 99").train.data.sequence_length == 99
+    assert load("--data a --validation b").train.data.validation == ("b",)
+    assert (config.benchmarks, config.max_items, config.train.max_steps) == (("gsm8k",), 50, 20)
+    assert (config.benchmark_dir, config.name, config.train.model.path) == ("data", "mine", "m")
+    assert config.train.workers.count == 2
+
+
+def test_dotted_options_take_hyphens_and_underscores() -> None:
+    for line in ("--train.max-steps 7", "--train.max_steps=7", "--max_steps=7"):
+        assert load(line).train.max_steps == 7
+    assert not load("--train.data.no-skip-bad").train.data.skip_bad
+    assert load("--train.data.skip-bad").train.data.skip_bad
+
+
+def test_an_option_wins_over_the_arms() -> None:
+    config = load("--train.optim.lr 1e-5")  # also if it is TrainConfig's own default
+    assert {config_of(config.train, t).optim.lr for t in config.trials} == {1e-5}
+    assert len(config.trials) == len(PRESETS["builtin"]().trials)
+
+
+def test_another_model_drops_the_presets_learning_rates() -> None:
+    config = load("--model m")
+    assert {config_of(config.train, t).optim.lr for t in config.trials} == {OptimConfig.lr}
+    given = load("--model m --train.optim.lr 2e-6")
+    assert {config_of(given.train, t).optim.lr for t in given.trials} == {2e-6}
+    searched = load("--preset study --model m")
+    assert searched.trials == PRESETS["study"]().trials
+
+
+def test_a_gpu_is_used_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    config = load("")
+    assert (config.train.workers.gpus, config.engine.gpus) == (1, 1)
+    config = load("--train.workers.gpus 0 --engine.gpus 0.5")
+    assert (config.train.workers.gpus, config.engine.gpus) == (0, 0.5)
+
+
+def test_arms_and_seeds_choose_trials() -> None:
+    config = load("--arms sft otr-k256 --seeds 3 4 5")
+    assert [t.name for t in config.trials] == [
+        f"{arm}-seed{seed}" for arm in ("sft", "otr-k256") for seed in (3, 4, 5)
+    ]
+
+
+def test_a_changed_preset_gets_a_name_of_its_own() -> None:
+    first, second = load("--max-steps 7"), load("--max-steps 8")
+    assert len({first.name, second.name, "builtin"}) == 3
+    assert first.name == load("--train.max_steps 7").name
+    assert load("--engine.port 9000 --output elsewhere").name == "builtin"
+
+
+def test_train_has_one_trial_with_the_given_seed() -> None:
+    config = load("train --train.objective.name sft --train.seed 5")
+    (trial,) = config.trials
+    assert config_of(config.train, trial).seed == 5
+    assert config_of(config.train, trial).objective.name == "sft"
+
+
+def test_score_takes_the_model_as_an_argument() -> None:
+    config = load("score runs/x --benchmarks gsm8k")
+    assert (config.train.model.path, config.benchmarks) == ("runs/x", ("gsm8k",))
+    assert config.name.startswith("score-")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--arms otr-k26", "no arm 'otr-k26': did you mean 'otr-k256'?"),
+        ("--train.objective.num-samples 0", r"num_samples \(K\) is 0: use an integer >= 1"),
+        ("--train.objective.temperature 0", r"temperature \(kappa\) is 0.0: use a number > 0"),
+        ("--train.objective.num-samples 4", "otr-k16 and otr-k256 are the same"),
+        ("--train.seed 3", "--seeds"),
+        ("--name a/b", "name is 'a/b'"),
+        ("--preset debug --config run.json", "exclude each other"),
+    ],
+)
+def test_values_that_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.json").write_text(RUN_JSON)
+    with pytest.raises(UsageError, match=message):
+        load(line)
+
+
+RUN_JSON = """{"config": {"name": "x", "benchmarks": ["gsm8k"], "trials": [{"arm": "sft"}],
+"train": {"model": {"path": "m"}, "data": {"paths": ["d"]}}}}"""

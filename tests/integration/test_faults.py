@@ -31,7 +31,7 @@ LAST = f"run/trials/train-seed0/train/step-{STEPS:06d}/model.safetensors"
 def command(output: Path, *options: str) -> list[str]:
     words = ["-m", "pipelines.train_one", "--preset", "debug", "--max-steps", str(STEPS)]
     words += ["--train.checkpoint-interval", "2", "--name", "run", "--output", str(output)]
-    return [sys.executable, *words, "--no-prove", *options]
+    return [sys.executable, *words, "--no-serve-check", *options]
 
 
 @contextmanager

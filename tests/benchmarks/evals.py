@@ -1,13 +1,13 @@
-"""How fast scoring is: ``python -m tests.benchmarks.evals``.
+"""Speed of scoring: ``python -m tests.benchmarks.evals``.
 
-In: which parts to run, and sizes. Out: each measure with its bar, and FILE (``--json``) with
-{"machine", "versions", "measures", and by part its figures}, rewritten after every part.
+Prints each measure with its bar. ``--json FILE`` is rewritten after every part, with "machine",
+"versions", "measures", and the figures of each part:
 
-swap         loading another checkpoint into the warm engine and proving it
+swap         load another checkpoint into the warm engine and verify it
 throughput   generated tokens/s of the engine and of vLLM's own offline engine, in turns
-checkpoints  scoring checkpoints 2..n on the warm engine, and each with a vLLM of its own
-grading      grading beside generating
-harness      lm-evaluation-harness on the same engine: items with another text or verdict
+checkpoints  score checkpoints 2..n on the warm engine, and each with its own vLLM
+grading      grade while generating, compared with generating alone
+harness      run lm-evaluation-harness on the same engine; count items with another text or verdict
 """
 
 import argparse
@@ -19,7 +19,7 @@ from tests.benchmarks import evals_speed, loss
 BARS = {
     "swap": ("swap + probe, seconds", "median_s", "<=", 3.0),
     "throughput": ("generated tokens/s, engine / vLLM offline", "ratio", ">=", 0.85),
-    "checkpoints": ("seconds a checkpoint, warm / fresh vLLM", "ratio", "<=", 0.2),
+    "checkpoints": ("seconds per checkpoint, warm / fresh vLLM", "ratio", "<=", 0.2),
     "grading": ("share of its time that grading adds to generating", "added", "<=", 0.1),
     "harness": ("items that lm-eval's gsm8k rules judge otherwise", "most", "<=", 0),
 }
@@ -47,10 +47,10 @@ def main() -> None:
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.evals")
     parser.add_argument("--parts", nargs="+", choices=BARS, default=list(BARS))
-    parser.add_argument("--rounds", type=int, default=3, help="timed turns; checkpoints scored")
-    parser.add_argument("--max-items", type=int, default=100, help="of each benchmark; 0: all")
-    parser.add_argument("--quick", action="store_true", help="sizes that say nothing: does it run?")
-    parser.add_argument("--json", type=Path, help="where the report goes")
+    parser.add_argument("--rounds", type=int, default=3, help="timed rounds or checkpoints")
+    parser.add_argument("--max-items", type=int, default=100, help="items per benchmark; 0: all")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")
+    parser.add_argument("--json", type=Path, help="file for the report")
     options = parser.parse_args()
     if options.quick:
         options.rounds, options.max_items = 1, 8
@@ -63,8 +63,12 @@ def measure(part: str, figures: dict) -> dict:
         return {"measure": name, "value": figures["skipped"], "bar": f"{sign} {bar:g}", "met": "-"}
     value = figures[key]
     met = value <= bar if sign == "<=" else value >= bar
-    told = {"value": round(value, 3), "bar": f"{sign} {bar:g}", "met": "yes" if met else "NO"}
-    return {"measure": name, **told}
+    return {
+        "measure": name,
+        "value": round(value, 3),
+        "bar": f"{sign} {bar:g}",
+        "met": "yes" if met else "NO",
+    }
 
 
 if __name__ == "__main__":

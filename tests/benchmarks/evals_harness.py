@@ -1,9 +1,9 @@
-"""The same answers and verdicts as EleutherAI's lm-evaluation-harness, item by item.
+"""Answers and verdicts compared with EleutherAI's lm-evaluation-harness, item by item.
 
-In: a warm engine on a model, a benchmark. Out: how many items differ. The harness asks the engine's
-own endpoint as one of its API models, with the prompts of the benchmark as a task in its own
-format, its generation settings and both answer rules of its gsm8k.yaml; we ask by `ServedModel` and
-grade by `evals.grading.published`. It runs in a process of its own (`pip install lm-eval`).
+The harness runs in its own process (`pip install lm-eval`). It sends requests to the engine's
+OpenAI-compatible endpoint, with the prompts of a benchmark as a task in its own format, its
+generation settings and both answer rules of its gsm8k.yaml. We generate with `ServedModel` and
+grade with `evals.grading.published`.
 """
 
 import importlib.util
@@ -62,10 +62,10 @@ def installed() -> bool:
 
 
 def compare(engine: Engine, model: Path, file: str, max_items: int) -> dict[str, Any]:
-    """Items whose text, or whose verdict by a rule, is another one; the scores by both rules.
+    """Count items whose text or verdict differs; compute the scores by both rules.
 
     Raises:
-        RuntimeError: the harness ended with an error.
+        RuntimeError: the harness failed.
     """
     (job,) = make_jobs(model, load_benchmarks([file], max_items), engine.settings)
     with tempfile.TemporaryDirectory() as directory:
@@ -97,9 +97,9 @@ def _ours(engine: Engine, job: Job) -> list[str]:
 
 def _harness(engine: Engine, model: Path, job: Job, folder: Path) -> dict[str, list[Any]]:
     rows = folder / "rows.jsonl"
-    asked = zip(job.prompts.rendered, job.benchmark.items, strict=True)
+    prompts = zip(job.prompts.rendered, job.benchmark.items, strict=True)
     rows.write_text(
-        "".join(json.dumps({"rendered": text, "answer": i.answer}) + "\n" for text, i in asked)
+        "".join(json.dumps({"rendered": text, "answer": i.answer}) + "\n" for text, i in prompts)
     )
     most = job.benchmark.decoding.max_tokens
     (folder / "same.yaml").write_text(
@@ -109,7 +109,13 @@ def _harness(engine: Engine, model: Path, job: Job, folder: Path) -> dict[str, l
     arguments = f"model=replica-0,base_url={engine.url}/completions,tokenizer={model}"
     arguments += f",num_concurrent=16,max_length={length},tokenized_requests=True,max_retries=1"
     words = ["--model", "local-completions", "--model_args", arguments, "--tasks", "otr_same"]
-    words += ["--include_path", str(folder), "--output_path", str(folder / "out"), "--log_samples"]
+    words += [
+        "--include_path",
+        str(folder),
+        "--output_path",
+        str(folder / "out"),
+        "--log_samples",
+    ]
     done = subprocess.run(
         [sys.executable, "-m", "lm_eval", *words],
         cwd=REPOSITORY,
@@ -118,7 +124,7 @@ def _harness(engine: Engine, model: Path, job: Job, folder: Path) -> dict[str, l
         text=True,
     )
     if done.returncode:
-        raise RuntimeError(f"lm-eval ended with an error: {done.stderr[-2000:]}")
+        raise RuntimeError(f"lm-eval failed: {done.stderr[-2000:]}")
     (log,) = folder.glob("out/**/samples_*.jsonl")
     samples = [json.loads(line) for line in log.read_text().splitlines()]
     samples.sort(key=lambda sample: sample["doc_id"])

@@ -1,10 +1,10 @@
 """Scoring with vLLM's own offline engine: ``python -m tests.benchmarks.evals_peer``.
 
-In: a directory and benchmarks on the command line. Out, as lines of JSON:
+Takes a role, a model directory and benchmarks on the command line, and prints lines of JSON:
 
-score     the scores of the directory; with the start of this process, what a checkpoint costs that
-          gets a vLLM of its own
-generate  after each line on standard input {"tokens", "seconds"} for all prompts of the benchmarks
+score     the scores of the directory. The time of the whole process is what a checkpoint costs if
+          it gets its own vLLM.
+generate  after each line on standard input, {"tokens", "seconds"} for all prompts
 """
 
 import json
@@ -24,7 +24,7 @@ from evals.settings import EngineSettings
 
 
 class Offline:
-    """Stands in for `evals.serving.replicas.Replicas`; vllm.LLM answers the same requests."""
+    """Stand-in for `evals.serving.replicas.Replicas`, with vllm.LLM as the engine."""
 
     def __init__(self, model_dir: Path, settings: EngineSettings) -> None:
         if not settings.gpus:
@@ -48,15 +48,18 @@ class Offline:
             use_tqdm=False,
         )
         for key, output in zip(requests, outputs, strict=True):
-            made = output.outputs[0]
-            yield key, Response(made.text, made.finish_reason, made.token_ids)
+            completion = output.outputs[0]
+            yield (
+                key,
+                Response(completion.text, completion.finish_reason, completion.token_ids),
+            )
 
 
 def generate_all(served: Any, model_dir: Path, benchmarks: list[Benchmark]) -> dict[str, float]:
-    """All prompts once; {"tokens", "seconds"}."""
-    work = make_jobs(model_dir, benchmarks, served.settings)
+    """Generate all prompts once; return {"tokens", "seconds"}."""
+    jobs = make_jobs(model_dir, benchmarks, served.settings)
     start, tokens = time.perf_counter(), 0
-    for job in work:
+    for job in jobs:
         answers = served.generate(
             job.prompts.token_ids,
             job.benchmark.decoding,

@@ -1,7 +1,7 @@
-"""How fast the warm engine scores, beside vLLM's own offline engine.
+"""Parts of the scoring benchmark: the warm engine compared with vLLM's own offline engine.
 
-In: sizes. Out: of each part a dictionary of seconds and tokens, from contenders that take turns in
-one run; all on the built-in model and benchmarks.
+Each part is a function that returns a dictionary of seconds and tokens. Contenders take turns in
+one run, on the built-in model and benchmarks.
 """
 
 import json
@@ -36,7 +36,7 @@ Report = dict[str, Any]
 
 @dataclass(frozen=True)
 class Scene:
-    """A warm engine on the first of some checkpoints, and what is asked."""
+    """A warm engine on the first of some checkpoints, and the benchmarks to run."""
 
     engine: Engine
     checkpoints: list[Path]
@@ -44,7 +44,7 @@ class Scene:
     max_items: int
 
     def peer(self, role: str, checkpoint: Path) -> subprocess.Popen[str]:
-        """vLLM's offline engine with our settings, in a process of its own."""
+        """Start vLLM's offline engine with our settings, in its own process."""
         settings = json.dumps(asdict(self.engine.settings))
         words = [role, settings, str(checkpoint), str(self.max_items), *self.files]
         return subprocess.Popen(
@@ -70,7 +70,7 @@ def scene(max_items: int, names: tuple[str, ...] = corpus.BENCHMARKS) -> Iterato
             num_cpus=2,
             log_to_driver=False,
             logging_level="ERROR",
-            # Ray would run the engine at a lower priority than the other contender has.
+            # By default Ray runs the engine at a lower priority than the other contender has.
             _system_config={"worker_niceness": 0},
         )
         try:
@@ -81,7 +81,7 @@ def scene(max_items: int, names: tuple[str, ...] = corpus.BENCHMARKS) -> Iterato
 
 
 def _copy(base: Path, directory: Path, scale: float) -> Path:
-    """The model with other weights, as a further checkpoint has them."""
+    """Copy a model with scaled weights, as another checkpoint of it."""
     shutil.copytree(base, directory)
     weights = load_file(directory / "model.safetensors")
     scaled = {name: weight * scale for name, weight in weights.items()}
@@ -90,7 +90,7 @@ def _copy(base: Path, directory: Path, scale: float) -> Path:
 
 
 def swap(on: Scene, rounds: int) -> Report:
-    """Seconds of a swap with its probe."""
+    """Measure seconds per swap, including its verification."""
     taken = []
     for number in range(rounds + 1):
         start = time.perf_counter()
@@ -100,7 +100,7 @@ def swap(on: Scene, rounds: int) -> Report:
 
 
 def throughput(on: Scene, rounds: int) -> Report:
-    """Generated tokens a second of all prompts, ours and vLLM's in turns; a first turn warms up."""
+    """Measure generated tokens per second, ours and vLLM's in turns, after a warm-up turn."""
     model = on.checkpoints[0]
     on.engine.swap(model)
     benchmarks = load_benchmarks(on.files, on.max_items)
@@ -124,7 +124,7 @@ def throughput(on: Scene, rounds: int) -> Report:
 
 
 def checkpoints(on: Scene, rounds: int) -> Report:
-    """Seconds to score checkpoint 2..n on the warm engine, and each with a vLLM of its own."""
+    """Measure seconds to score checkpoints 2..n on the warm engine, and each with its own vLLM."""
     engine, warm, fresh = on.engine, [], []
     for checkpoint in on.checkpoints[1 : 1 + rounds]:
         start = time.perf_counter()
@@ -140,9 +140,9 @@ def checkpoints(on: Scene, rounds: int) -> Report:
 
 
 def grading(on: Scene, rounds: int) -> Report:
-    """Seconds to generate all answers, to grade them afterwards, and to do both at once.
+    """Measure seconds to generate all answers, to grade them afterwards, and to do both at once.
 
-    A first round warms up.
+    The first round is a warm-up.
     """
     generated, graded, both = [], [], []
     benchmarks = load_benchmarks(on.files, on.max_items)
@@ -159,8 +159,8 @@ def grading(on: Scene, rounds: int) -> Report:
         both.append(time.perf_counter() - start)
     ratio = sum(graded[1:]) / sum(generated[1:])
     added = sum(both[1:]) / sum(generated[1:]) - 1
-    told = {"generate_s": generated[1:], "grade_s": graded[1:], "score_s": both[1:]}
-    return told | {"ratio": ratio, "added": added}
+    seconds = {"generate_s": generated[1:], "grade_s": graded[1:], "score_s": both[1:]}
+    return seconds | {"ratio": ratio, "added": added}
 
 
 def _answers(on: Scene, benchmarks: list[Benchmark]) -> dict[str, list[tuple[Item, str]]]:
@@ -182,7 +182,7 @@ def _answers(on: Scene, benchmarks: list[Benchmark]) -> dict[str, list[tuple[Ite
 
 
 def harness(on: Scene, rounds: int) -> Report:
-    """Items of the first benchmark on which lm-evaluation-harness says something else."""
+    """Count items of the first benchmark on which lm-evaluation-harness differs."""
     if not evals_harness.installed():
         return {"skipped": evals_harness.MISSING}
     on.engine.swap(on.checkpoints[0])

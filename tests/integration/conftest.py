@@ -1,4 +1,4 @@
-"""A Ray that the integration tests of a module share, and what the engine's tests start from."""
+"""Fixtures of integration tests: a Ray cluster per module; models and settings for the engine."""
 
 import os
 from collections.abc import Iterator
@@ -22,14 +22,14 @@ def ray_cluster() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory) -> list[Path]:
-    """Random models of one shape."""
+    """Random models of one architecture."""
     folder = tmp_path_factory.mktemp("models")
     return [make_tiny_model(folder / f"seed{seed}", seed=seed) for seed in range(4)]
 
 
 @pytest.fixture(scope="module")
 def engine_settings(tmp_path_factory):
-    """Of a small engine on a free port, with its logs out of the way."""
+    """Settings of a small engine on a free port, with its logs in a temporary directory."""
     from evals.settings import EngineSettings, free_port
 
     return EngineSettings(

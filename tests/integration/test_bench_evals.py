@@ -1,4 +1,4 @@
-"""The scoring benchmark runs, at sizes that say nothing; its bars judge what they are given."""
+"""The scoring benchmark runs at tiny sizes, and compares its measures with their bars."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.integration
 def test_every_part_is_measured(tmp_path: Path) -> None:
-    """Among them vLLM's own engine: it ends with an error if tokens or scores are not ours."""
+    """The benchmark fails if vLLM's own engine gives other tokens or scores than ours."""
     report = tmp_path / "report.json"
     command = [sys.executable, "-m", "tests.benchmarks.evals", "--quick", "--json", str(report)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""The benchmarks run, at sizes that say nothing: so that they are there when they are wanted."""
+"""The benchmarks run at tiny sizes."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ def run(module: str, *options: str) -> None:
 
 
 def test_the_loss_benchmark_compares_equal_work(tmp_path: Path) -> None:
-    """It holds every variant and peer against a float64 reference before it times them."""
+    """The benchmark compares every variant and peer with a float64 reference before timing it."""
     report = tmp_path / "report.json"
     size = ("--cases", "64x32x1000:float32", "--memory-rows", "64", "--repeat", "1")
     run("loss", *size, "--json", str(report))

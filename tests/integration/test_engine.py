@@ -1,4 +1,4 @@
-"""The engine on real parts: Ray Serve, vLLM, tiny random Qwen3s with tied embeddings, adapters."""
+"""The real engine: Ray Serve and vLLM on tiny random Qwen3 models with tied embeddings; LoRA."""
 
 import gc
 import json
@@ -24,15 +24,15 @@ from tests.assets.tiny import make_tiny_model
 
 pytestmark = pytest.mark.integration
 
-TEXT = list(b"Every swap is proven before anything may be generated. " * 4)
+TEXT = list(b"Every swap is verified before anything may be generated. " * 4)
 PROMPTS = [TEXT[: 60 + n] for n in range(48)]
-DRAWN = Decoding(max_tokens=24, temperature=1.0, num_samples=2, seed=5)
+SAMPLED = Decoding(max_tokens=24, temperature=1.0, num_samples=2, seed=5)
 GREEDY = Decoding(max_tokens=24)
 
 
 @pytest.fixture(scope="module")
 def adapters(checkpoints, tmp_path_factory) -> list[Path]:
-    """Random ones of checkpoint 0, of three ranks."""
+    """Random adapters of checkpoint 0, of three ranks."""
     folder = tmp_path_factory.mktemp("adapters")
     for number, rank in enumerate((4, 8, 16)):
         torch.manual_seed(number)
@@ -51,7 +51,7 @@ def started(checkpoints, adapters, engine_settings, ray_cluster):
 
 @pytest.fixture
 def engine(started, checkpoints):
-    """The one engine, whatever the test before left it in, serving checkpoint 1."""
+    """The module's engine, serving checkpoint 1 whatever the test before did."""
     started.swap(checkpoints[1])
     return started
 
@@ -60,7 +60,7 @@ def load(directory: Path) -> torch.nn.Module:
     return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
 
 
-def truth(directory: Path, ids: list[int]) -> list[float]:
+def reference_logprobs(directory: Path, ids: list[int]) -> list[float]:
     with torch.no_grad():
         logp = load(directory)(torch.tensor([ids])).logits[0].log_softmax(-1)
     return [logp[t - 1, ids[t]].item() for t in range(1, len(ids))]
@@ -77,14 +77,14 @@ def test_base_and_three_swaps_give_transformers_logprobs(started, checkpoints):
         if number:
             started.swap(directory)
         served = started.logprobs(TEXT)
-        np.testing.assert_allclose(served, truth(directory, TEXT), atol=1e-3)
+        np.testing.assert_allclose(served, reference_logprobs(directory, TEXT), atol=1e-3)
         assert previous is None or np.abs(np.subtract(served, previous)).max() > 0.1
         previous = served
 
 
 @pytest.mark.parametrize("method", ["reload_weights", "swap_weights"])
-def test_half_a_swap_is_caught(engine, checkpoints, method, monkeypatch):
-    """Without packing the head again; without emptying the prefix cache."""
+def test_half_a_swap_is_detected(engine, checkpoints, method, monkeypatch):
+    """First without packing the output head again, then without resetting the prefix cache."""
     handle = replicas.handle("replica-0")
     named = {"reload_weights": "weights_path", "swap_weights": "path"}[method]
     handle.collective_rpc.remote(method, kwargs={named: str(checkpoints[2])}).result()
@@ -96,12 +96,14 @@ def test_half_a_swap_is_caught(engine, checkpoints, method, monkeypatch):
         fleet._verify(fleet._verified()[0])
 
 
-def test_nothing_is_generated_after_a_failed_probe_until_a_sound_swap(
+def test_nothing_is_generated_after_a_failed_verification_until_a_valid_swap(
     engine, checkpoints, monkeypatch
 ):
-    true = probe.reference_logprobs
+    original = probe.reference_logprobs
     with monkeypatch.context() as patch:
-        patch.setattr(probe, "reference_logprobs", lambda path, *more: true(checkpoints[3], *more))
+        patch.setattr(
+            probe, "reference_logprobs", lambda path, *more: original(checkpoints[3], *more)
+        )
         with pytest.raises(RuntimeError, match="does not serve"):
             engine.swap(checkpoints[2])
     with pytest.raises(RuntimeError, match="not verified"):
@@ -110,21 +112,21 @@ def test_nothing_is_generated_after_a_failed_probe_until_a_sound_swap(
     assert engine.generate([TEXT], GREEDY)[0][0].num_tokens > 0
 
 
-def test_other_shape_is_refused_by_name(engine, tmp_path):
+def test_another_architecture_is_rejected_with_the_config_keys(engine, tmp_path):
     untied = make_tiny_model(tmp_path / "untied", tied=False)
     with pytest.raises(ValueError, match=r"tie_word_embeddings: True there, False here"):
         engine.swap(untied)
 
 
-def test_a_replica_with_other_weights_does_not_answer(engine):
+def test_a_replica_with_other_weights_does_not_respond(engine):
     [replica] = engine._replicas._verified()
-    stale = replace(replica, weights="of before it was restarted")
+    stale = replace(replica, weights="id before a restart")
     with pytest.raises(client.ReplicasLostError, match="it serves"):
         list(client.stream_responses([stale], {0: Request(TEXT, 2)}, {}, client.Limits(60, 1)))
 
 
-@pytest.mark.parametrize("decoding", [DRAWN, GREEDY], ids=["drawn", "greedy"])
-def test_same_texts_in_any_order_at_any_concurrency(engine, decoding, monkeypatch):
+@pytest.mark.parametrize("decoding", [SAMPLED, GREEDY], ids=["sampled", "greedy"])
+def test_texts_depend_neither_on_order_nor_on_concurrency(engine, decoding, monkeypatch):
     keys = [f"item {number}" for number in range(len(PROMPTS))]
     first = engine.generate(PROMPTS, decoding, seeds=keys)
     shuffled = engine.generate(PROMPTS[::-1], decoding, seeds=keys[::-1])
@@ -136,23 +138,23 @@ def test_same_texts_in_any_order_at_any_concurrency(engine, decoding, monkeypatc
         assert len({text for samples in texts(first) for text in samples}) == 2 * len(PROMPTS)
 
 
-def test_answers_are_handed_over_as_they_come_and_skipped_ones_not_asked(engine):
+def test_completions_are_reported_as_they_arrive_except_skipped_ones(engine):
     got = {}
     skip = {(0, 1), (2, 0)}
     answers = engine.generate(
-        [*PROMPTS[:3], [1] * 512], DRAWN, skip=skip, on_completion=lambda k, c: got.update({k: c})
+        [*PROMPTS[:3], [1] * 512], SAMPLED, skip=skip, on_completion=lambda k, c: got.update({k: c})
     )
-    everywhere = {(index, sample) for index in range(4) for sample in range(2)}
-    assert set(got) == everywhere - skip
-    for index, sample in everywhere:
+    all_keys = {(index, sample) for index in range(4) for sample in range(2)}
+    assert set(got) == all_keys - skip
+    for index, sample in all_keys:
         assert answers[index][sample] == got.get((index, sample))
     assert got[3, 0].finish_reason == "prompt_too_long"
 
 
 def test_stop_tokens_and_over_long_prompts(engine):
     greedy = Decoding(max_tokens=8)
-    [[free]] = engine.generate([TEXT], greedy)
-    assert (free.finish_reason, free.num_tokens) == ("length", 8)
+    [[full]] = engine.generate([TEXT], greedy)
+    assert (full.finish_reason, full.num_tokens) == ("length", 8)
     [[stopped]] = engine.generate([TEXT], greedy, stop_token_ids=range(256))
     assert (stopped.finish_reason, stopped.num_tokens) == ("stop", 1)
     [[too_long], [fits]] = engine.generate([[1] * 512, [1] * 510], greedy)
@@ -161,12 +163,12 @@ def test_stop_tokens_and_over_long_prompts(engine):
 
 
 def test_seeded_prompts_beyond_one_step_of_the_engine(engine):
-    """2048 tokens: on the CPU the engine would die of a prompt cut in two."""
+    """A step has 2048 tokens; on the CPU, the engine would die of a prompt split into chunks."""
     long = [[number % 256] * 500 for number in range(12)]
-    assert len(texts(engine.generate(long, DRAWN))) == 12
+    assert len(texts(engine.generate(long, SAMPLED))) == 12
 
 
-def test_openai_endpoint_gives_the_same_texts(engine):
+def test_openai_endpoint_generates_the_same_text(engine):
     [[completion]] = engine.generate([TEXT], GREEDY)
     body = {"model": "replica-0", "prompt": TEXT, "max_tokens": 24, "temperature": 0.0}
     request = urllib.request.Request(
@@ -180,7 +182,7 @@ def test_openai_endpoint_gives_the_same_texts(engine):
 def test_adapters_side_by_side_equal_merged_models(started, checkpoints, adapters, tmp_path):
     started.swap(checkpoints[0])
     served = [started, *(started.adapter(path) for path in adapters)]
-    with ThreadPoolExecutor() as pool:  # one batch has requests of all of them
+    with ThreadPoolExecutor() as pool:  # so that batches mix requests of all of them
         together = list(pool.map(lambda one: texts(one.generate(PROMPTS, GREEDY)), served))
     for path, answers in zip(adapters, together[1:], strict=True):
         merged = PeftModel.from_pretrained(load(checkpoints[0]), path).merge_and_unload()
@@ -196,19 +198,19 @@ def test_adapters_side_by_side_equal_merged_models(started, checkpoints, adapter
     assert texts(started.adapter(adapters[2]).generate(PROMPTS, GREEDY)) == together[3]
 
 
-def test_adapters_that_are_not_what_is_served_are_caught(engine, checkpoints, adapters):
+def test_adapters_served_under_each_others_names_are_detected(engine, checkpoints, adapters):
     engine.swap(checkpoints[0])
     [replica] = engine._replicas._verified()
     swapped = dict(zip(engine._adapters, [adapters[1], adapters[0], adapters[2]], strict=True))
     fleet = engine._replicas
-    right, fleet._adapters = fleet._adapters, swapped
+    correct, fleet._adapters = fleet._adapters, swapped
     with pytest.raises(RuntimeError, match=f"does not serve {adapters[1]}"):
         fleet._verify(replica)
-    fleet._adapters = right
+    fleet._adapters = correct
     fleet._verify(replica)
 
 
-def test_second_serve_is_refused_before_it_starts(engine, checkpoints):
+def test_an_engine_does_not_start_beside_another_serve(engine, checkpoints):
     with pytest.raises(ValueError, match="already runs"):
         Engine.start(checkpoints[0], settings=engine.settings)
 
@@ -218,26 +220,26 @@ def test_score_of_a_file_benchmark_is_stored_and_reused(engine, checkpoints, tmp
     rows = [{"prompt": f"{i} + {i} = ?", "answer": str(2 * i), "grader": "math"} for i in range(6)]
     questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
     benchmark = tasks.load(f"file:{questions}", None)
-    asked = (lambda: engine, engine.settings, checkpoints[3], [benchmark])
-    [first] = score(*asked, results_dir=tmp_path / "results")
+    arguments = (lambda: engine, engine.settings, checkpoints[3], [benchmark])
+    [first] = score(*arguments, results_dir=tmp_path / "results")
     assert engine.model_dir == checkpoints[3]
     assert first.num_examples == 6
     assert 0 <= first.low <= first.value <= first.high <= 1
 
     engine.swap(checkpoints[0])
-    assert score(*asked, results_dir=tmp_path / "results") == [first]
+    assert score(*arguments, results_dir=tmp_path / "results") == [first]
     assert engine.model_dir == checkpoints[0]
 
 
-def test_nothing_of_serve_asks_ray_for_news_when_it_ends(started, monkeypatch):
-    """Stands last, as it ends the module's engine."""
-    asking, end = [], deployment.serve.shutdown
+def test_serve_requests_no_updates_when_it_ends(started, monkeypatch):
+    """The last test of the module, because it ends the engine."""
+    running, end = [], deployment.serve.shutdown
 
     def shutdown():
         clients = [one for one in gc.get_objects() if isinstance(one, LongPollClient)]
-        asking.extend(one.is_running for one in clients)
+        running.extend(one.is_running for one in clients)
         end()
 
     monkeypatch.setattr(deployment.serve, "shutdown", shutdown)
     started.stop()
-    assert asking and not any(asking)
+    assert running and not any(running)

@@ -1,4 +1,4 @@
-"""What the engine survives: its processes killed or frozen; and what it says of memory."""
+"""Faults that the engine survives (processes killed or frozen), and its hint on memory."""
 
 import os
 import signal
@@ -13,15 +13,15 @@ from evals.serving.engine import Engine
 
 pytestmark = pytest.mark.integration
 
-TEXT = list(b"Finished answers are kept, and only the others are asked again. " * 2)
+TEXT = list(b"Finished answers are stored, and only the others are generated again. " * 2)
 PROMPTS = [TEXT[: 20 + n] for n in range(40)]
-DRAWN = Decoding(max_tokens=200, temperature=1.0, num_samples=2, seed=7)
+SAMPLED = Decoding(max_tokens=200, temperature=1.0, num_samples=2, seed=7)
 
 
-def test_cache_beyond_memory_names_the_setting(checkpoints, engine_settings, ray_cluster):
-    greedy = replace(engine_settings, kv_cache_gib=9000)
+def test_a_cache_beyond_memory_names_the_setting(checkpoints, engine_settings, ray_cluster):
+    too_large = replace(engine_settings, kv_cache_gib=9000)
     with pytest.raises(RuntimeError, match=r"lower kv_cache_gib \(now 9000\), max_model_len"):
-        Engine.start(checkpoints[0], settings=greedy)
+        Engine.start(checkpoints[0], settings=too_large)
 
 
 @pytest.fixture(scope="module")
@@ -33,17 +33,17 @@ def engine(checkpoints, engine_settings, ray_cluster):
 
 @pytest.fixture(scope="module")
 def undisturbed(engine):
-    return engine.generate(PROMPTS, DRAWN)
+    return engine.generate(PROMPTS, SAMPLED)
 
 
 def engine_process() -> psutil.Process:
-    """Of vLLM, below the only replica."""
+    """Return vLLM's process, a child of the only replica."""
     [pid] = replicas.handle("replica-0").collective_rpc.remote("end_with_server").result()
     return psutil.Process(pid)
 
 
 def interrupted(engine: Engine, process: psutil.Process, number: signal.Signals):
-    """Generate; after the 10th answer the process gets a signal. Also how often each was given."""
+    """Generate, and send a signal to `process` after ten completions; also return their keys."""
     given = []
 
     def count(key, completion):
@@ -51,7 +51,7 @@ def interrupted(engine: Engine, process: psutil.Process, number: signal.Signals)
         if len(given) == 10:
             os.kill(process.pid, number)
 
-    return engine.generate(PROMPTS, DRAWN, on_completion=count), given
+    return engine.generate(PROMPTS, SAMPLED, on_completion=count), given
 
 
 @pytest.mark.parametrize(
@@ -63,9 +63,7 @@ def interrupted(engine: Engine, process: psutil.Process, number: signal.Signals)
     ],
     ids=lambda value: getattr(value, "name", value),
 )
-def test_interrupted_answers_equal_undisturbed_ones(
-    engine, undisturbed, number, whose, monkeypatch
-):
+def test_interruptions_do_not_change_the_answers(engine, undisturbed, number, whose, monkeypatch):
     monkeypatch.setattr(client, "SILENCE_S", 5.0)
     if number == signal.SIGSTOP:
         monkeypatch.setattr(engine._replicas, "_timeout_s", 10.0)
@@ -75,12 +73,12 @@ def test_interrupted_answers_equal_undisturbed_ones(
     assert answers == undisturbed
     assert len(given) == len(set(given)) == 2 * len(PROMPTS)
     assert engine_process().pid != inner.pid
-    # No engine is left behind with its memory.
+    # The old engine's memory is free again.
     psutil.wait_procs([inner], timeout=30)
     assert not inner.is_running()
 
 
-def test_a_replica_that_died_between_calls_is_brought_back_by_a_swap(engine, undisturbed):
+def test_a_swap_restarts_a_replica_that_died_between_calls(engine, undisturbed):
     engine_process().parent().kill()
     engine.swap(engine.model_dir)
-    assert engine.generate(PROMPTS, DRAWN) == undisturbed
+    assert engine.generate(PROMPTS, SAMPLED) == undisturbed

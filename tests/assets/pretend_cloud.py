@@ -1,7 +1,7 @@
-"""A cloud on this machine that has CPU nodes, but no GPU node left; and a Ray head that uses it.
+"""A pretend cloud that has CPU nodes but no GPU node left, and a Ray head that uses it.
 
-In: the calls of Ray's own autoscaler, which starts it by name. Out: a raylet of this machine for a
-CPU node, as Ray's pretend provider makes them, and EC2's error for one with a GPU.
+Ray's own autoscaler loads `Provider` by its name. A request for a CPU node starts a raylet on this
+machine, as in Ray's fake provider; a request for a GPU node raises EC2's error.
 """
 
 import json
@@ -28,6 +28,8 @@ REASON = "We currently do not have sufficient g6e.4xlarge capacity in zone a"
 
 
 class Provider(FakeMultiNodeProvider):
+    """Ray's fake provider without GPU capacity."""
+
     def create_node_with_resources_and_labels(
         self,
         node_config: Any,
@@ -43,11 +45,9 @@ class Provider(FakeMultiNodeProvider):
 
 @contextmanager
 def head() -> Iterator[str]:
-    """The address of a head without CPUs, whose autoscaler asks this cloud."""
-    folder, port = (
-        Path(tempfile.mkdtemp(prefix="otr-cloud-")),
-        free_port(),
-    )  # a socket's path is short
+    """Start a head without CPUs whose autoscaler uses this cloud; yield its address."""
+    # Not pytest's tmp_path: paths of Unix sockets must be short.
+    folder, port = Path(tempfile.mkdtemp(prefix="otr-cloud-")), free_port()
     file = folder / "cluster.yaml"
     file.write_text(json.dumps(cluster(f"127.0.0.1:{port}")))
     words = [Path(sys.executable).parent / "ray", "start", "--head", "--block", "--num-cpus=0"]
@@ -60,7 +60,7 @@ def head() -> Iterator[str]:
         "RAY_enable_autoscaler_v2": "0",
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
-        "RAY_raylet_start_wait_time_s": "300",  # on a machine that is busy with other things
+        "RAY_raylet_start_wait_time_s": "300",  # the machine may be busy with other tests
         "PYTHONPATH": str(ROOT),
     }
     with (folder / "log").open("w") as log:
@@ -68,12 +68,12 @@ def head() -> Iterator[str]:
             words, env=os.environ | settings, stdout=log, stderr=log, stdin=subprocess.DEVNULL
         )
     try:
-        while "Ray runtime started" not in (said := (folder / "log").read_text()):
-            assert server.poll() is None, said
+        while "Ray runtime started" not in (text := (folder / "log").read_text()):
+            assert server.poll() is None, text
             time.sleep(0.5)
         yield f"127.0.0.1:{port}"
     finally:
-        for process in [psutil.Process(server.pid), *of(folder)]:
+        for process in [psutil.Process(server.pid), *processes_of(folder)]:
             try:
                 process.kill()
             except psutil.NoSuchProcess:
@@ -82,8 +82,8 @@ def head() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def of(folder: Path) -> list[psutil.Process]:
-    """The processes of a Ray below a directory, its pretend nodes' too."""
+def processes_of(folder: Path) -> list[psutil.Process]:
+    """Return the processes of the Ray cluster in a directory, including those of fake nodes."""
     found = []
     for process in psutil.process_iter(["cmdline"]):
         if any(str(folder) in word for word in process.info["cmdline"] or ()):
@@ -92,6 +92,7 @@ def of(folder: Path) -> list[psutil.Process]:
 
 
 def cluster(address: str) -> dict[str, Any]:
+    """Return the cluster configuration for the autoscaler of the head at `address`."""
     types = {
         "ray.head.default": {"resources": {"CPU": 0}, "max_workers": 0},
         "cpu": {"resources": {"CPU": 2, "object_store_memory": 10**8}, "max_workers": 2},
@@ -113,7 +114,8 @@ def cluster(address: str) -> dict[str, Any]:
             "disable_launch_config_check": True,
         },
         "available_node_types": {
-            name: {"node_config": {}, "min_workers": 0, **told} for name, told in types.items()
+            name: {"node_config": {}, "min_workers": 0, **resources}
+            for name, resources in types.items()
         },
         "head_node_type": "ray.head.default",
         **{f"{name}_commands": [] for name in commands},

@@ -1,8 +1,8 @@
-"""The cluster of docs/cluster/onpremises.yaml on pretend hosts, as a person outside uses it.
+"""The cluster of docs/cluster/onpremises.yaml on pretend hosts, used from outside.
 
-In: `Hosts`. Out: `ray up`, `ray job submit`, `ray down`, and what can be read through SSH's tunnel:
-Ray's dashboard and MLflow. The file is the one of docs/, with the hosts' own addresses and with
-less memory; a second copy of the repository is what is sent, so that nobody's edit changes it.
+Runs `ray up`, `ray job submit` and `ray down`, and reads Ray's dashboard and MLflow through an SSH
+tunnel. The cluster file is the one in docs/, with the addresses of the pretend hosts and less
+memory. Jobs upload a copy of the repository, so that edits during the tests change nothing.
 """
 
 import hashlib
@@ -18,22 +18,24 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mlflow import MlflowClient
+
 from tests.cluster.rig import REPOSITORY, Hosts, must, run, wait_for
 
 FILE = REPOSITORY / "docs" / "cluster" / "onpremises.yaml"
 WORKERS = ("one", "two")
-CPUS = 3  # logical, of a worker: a trial and the engine
-# What a fault costs is mostly the time until Ray believes it; with its own values 13 s and more.
+CPUS = 3  # logical CPUs of a worker: enough for a trial and the engine
+# Most of a fault's cost is the time until Ray notices it; with Ray's defaults 13 s and more.
 FAST = """AUTOSCALER_HEARTBEAT_TIMEOUT_S=10 AUTOSCALER_UPDATE_INTERVAL_S=1
     RAY_health_check_initial_delay_ms=1000 RAY_health_check_period_ms=1000
     RAY_health_check_timeout_ms=2000 RAY_health_check_failure_threshold=3"""
-SECRET = f"hf_{uuid.uuid4().hex}"  # in the environment of everything
+SECRET = f"hf_{uuid.uuid4().hex}"  # set in the environment of every process
 OUTPUT = "/mnt/otr/runs"
 DASHBOARD, MLFLOW = "http://127.0.0.1:8265", "http://127.0.0.1:5000"
 
 
 class Cluster:
-    """Of a head and `WORKERS`."""
+    """A cluster of a head and `WORKERS`."""
 
     def __init__(self, hosts: Hosts, directory: Path) -> None:
         self.hosts = hosts
@@ -58,11 +60,11 @@ class Cluster:
         assert done.returncode == 0
 
     def _config(self) -> str:
-        at = self.hosts.addresses
+        addresses = self.hosts.addresses
         memory = "--object-store-memory=150000000"
         changes = {
-            "&head 10.0.0.10": f"&head {at['head']}",
-            "[10.0.0.11, 10.0.0.12]": f"[{', '.join(at[name] for name in WORKERS)}]",
+            "&head 10.0.0.10": f"&head {addresses['head']}",
+            "[10.0.0.11, 10.0.0.12]": f"[{', '.join(addresses[name] for name in WORKERS)}]",
             "&user ubuntu": "&user root",
             "~/.ssh/id_ed25519": str(self.hosts.key),
             "RAY_enable_autoscaler_v2=0": f"RAY_enable_autoscaler_v2=0 {FAST}",
@@ -70,13 +72,13 @@ class Cluster:
             "ray start --address": f"ray start --num-cpus={CPUS} {memory} --address",
         }
         text = FILE.read_text()
-        for ours, theirs in changes.items():
-            assert text.count(ours) == 1, ours
-            text = text.replace(ours, theirs)
+        for old, new in changes.items():
+            assert text.count(old) == 1, old
+            text = text.replace(old, new)
         return text
 
     def _install(self, name: str) -> None:
-        """What the set-up command would leave there: this environment, and the mark of it."""
+        """Leave on a host what the set-up command would: this environment, and its marker file."""
         home = self.hosts.directory / "homes" / name
         (home / "otr-venv").mkdir(parents=True)
         for part in ("bin", "lib", "pyvenv.cfg"):
@@ -88,7 +90,7 @@ class Cluster:
         (home / ".bashrc").write_text(f"export HF_TOKEN={SECRET}\n")
 
     def up(self) -> str:
-        """`ray up`; returns what it said."""
+        """Run `ray up`; return its output."""
         self.began = time.monotonic()
         done = run("ray", "up", "-y", str(self.file), cwd=self.code)
         assert done.returncode == 0, done.stdout
@@ -96,7 +98,7 @@ class Cluster:
         return done.stdout
 
     def down(self) -> None:
-        """As the head of the file says."""
+        """Stop the cluster with the commands in the header of the cluster file."""
         done = run("ray", "down", "-y", str(self.file), cwd=self.code)
         assert done.returncode == 0, done.stdout
         last = re.search(r"#   ssh USER@HOST '(.*)'", FILE.read_text())
@@ -105,7 +107,7 @@ class Cluster:
             run(*self.hosts.ssh_words(name), last[1])
 
     def tunnel(self) -> None:
-        """Forward the two ports of the head, again where its host was off."""
+        """Forward the two ports of the head; call again after its host was off."""
         if self._tunnel is not None:
             self._tunnel.kill()
             self._tunnel.wait()
@@ -115,7 +117,7 @@ class Cluster:
         wait_for(lambda: self.ask("/api/version"), "the dashboard", 60)
 
     def ask(self, path: str, **headers: str) -> Any:
-        """What Ray's dashboard answers, as JSON; None where it doesn't."""
+        """Return the JSON answer of Ray's dashboard; None if it does not answer."""
         token = (Path.home() / ".ray" / "auth_token").read_text().strip()
         headers = {"Authorization": f"Bearer {token}", **headers}
         try:
@@ -126,17 +128,17 @@ class Cluster:
             return None
 
     def nodes(self) -> set[str]:
-        """Names of the hosts whose node is alive."""
-        told = self.ask("/api/v0/nodes") or {"data": {"result": {"result": []}}}
-        alive = {n["node_ip"] for n in told["data"]["result"]["result"] if n["state"] == "ALIVE"}
+        """Return the names of the hosts whose node is alive."""
+        answer = self.ask("/api/v0/nodes") or {"data": {"result": {"result": []}}}
+        alive = {n["node_ip"] for n in answer["data"]["result"]["result"] if n["state"] == "ALIVE"}
         return {name for name, address in self.hosts.addresses.items() if address in alive}
 
     def wait_for_nodes(self, *names: str, seconds: float = 120) -> None:
-        """Until these and no others are alive."""
+        """Wait until these nodes and no others are alive."""
         wait_for(lambda: self.nodes() == set(names), f"the nodes {names}", seconds)
 
     def hosts_of(self, title: str) -> list[str]:
-        """The worker hosts on which a process has such a title."""
+        """Return the worker hosts with a process whose title contains `title`."""
         found = []
         for name in WORKERS:
             done = run(*self.hosts.ssh_words(name), "ps -eo args=")
@@ -150,14 +152,17 @@ class Cluster:
         return Job(self, ["python", "pipelines/full_sweep.py", *words])
 
     def reports(self, name: str) -> list[tuple[str, int]]:
-        """Trial and step of each report of a sweep, as its driver keeps them for MLflow."""
-        outbox = self.folder(name) / "outbox.jsonl"
-        lines = outbox.read_text().splitlines() if outbox.exists() else []
-        entries = [json.loads(line) for line in lines if line.endswith("}")]
-        return [(each["trial"], each["step"]) for each in entries if each["do"] == "log"]
+        """Return trial and step of each report of a sweep in MLflow, in order of time."""
+        client = MlflowClient(MLFLOW)
+        found = [
+            (metric.timestamp, run.info.run_name, metric.step)
+            for run in client.search_runs(["1"], f"tags.`otr.sweep` = '{name}'")
+            for metric in client.get_metric_history(run.info.run_id, "nll")
+        ]
+        return [(trial, step) for _, trial, step in sorted(found)]
 
     def folder(self, name: str) -> Path:
-        """Of a sweep, as the storage host has it."""
+        """Return the directory of a sweep on the storage host."""
         return self.hosts.storage / "runs" / name
 
 
@@ -175,38 +180,38 @@ class Job:
 
     @property
     def log(self) -> str:
-        """What it said so far."""
+        """Output so far."""
         return self.file.read_text()
 
     @property
     def id(self) -> str:
-        """By which Ray knows it."""
+        """Ray's id of the job."""
         found = wait_for(lambda: re.search(r"Job '(\w+)' submitted", self.log), "the job", 60)
         return found[1]
 
     def wait(self) -> int:
-        """Its exit code."""
+        """Wait for the job to end; return its exit code."""
         return self._process.wait()
 
     def wait_for(self, event: Callable[[], Any], what: str, seconds: float = 600) -> Any:
-        """What `event` gives as soon as that is true; the job must not end before."""
+        """Wait until `event` returns a true value and return it; the job must not end before."""
         try:
             wait_for(lambda: event() or self.ended(), what, seconds)
         except AssertionError as error:
-            raise AssertionError(f"{error}; the job said:\n{self.log}") from None
+            raise AssertionError(f"{error}; output of the job:\n{self.log}") from None
         found = event()
         assert found, f"the job ended without {what}:\n{self.log}"
         return found
 
     def until(self, text: str, seconds: float = 600) -> str:
-        """Wait until the log has a match of `text`; returns that."""
+        """Wait until the log matches the pattern `text`; return the match."""
         return self.wait_for(lambda: re.search(text, self.log), repr(text), seconds)[0]
 
     def ended(self) -> bool:
-        """Whether its end is told."""
+        """Return whether `ray job submit` has reported the end of the job."""
         return self._process.poll() is not None
 
     def stop(self) -> None:
-        """`ray job stop`, at its end."""
+        """Run `ray job stop` and wait for the job to end."""
         must("ray", "job", "stop", self.id)
         self._process.wait()

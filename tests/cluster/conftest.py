@@ -1,7 +1,7 @@
-"""One network of hosts, one cluster on it and one undisturbed sweep for all of these tests.
+"""One network of hosts, one cluster on it and one undisturbed sweep, shared by all tests here.
 
-Whoever asks for `hosts` alone runs before there is a cluster. What the tests measure goes to
-`docs/cluster/trial.json`.
+Tests that request `hosts` or `config` only must run before those that request `cluster`. The
+measured times are written to `docs/cluster/trial.json`.
 """
 
 import json
@@ -18,15 +18,15 @@ from tests.cluster.cluster import FILE, Cluster, Job
 from tests.cluster.rig import STORAGE, Hosts
 
 RIG = Path("/tmp/rig")
-STEPS = 200  # of a trial: it still trains when a host has joined
+STEPS = 200  # optimizer steps of a trial: enough that it still trains when a host joins
 
 
 @pytest.fixture(scope="session")
 def hosts() -> Hosts:
-    """The storage, a head and one worker; the other worker is switched off."""
+    """Boot the storage host, the head and one worker; the other worker stays off."""
     skip = os.environ.get("OTR_CLUSTER_SKIP")
     if skip is None:
-        pytest.skip("these tests want namespaces of their own: make test-cluster")
+        pytest.skip("these tests need namespaces of their own: make test-cluster")
     if skip:
         pytest.skip(skip)
     os.environ["PATH"] = f"{sys.prefix}/bin:{os.environ['PATH']}"
@@ -38,7 +38,7 @@ def hosts() -> Hosts:
 
 @pytest.fixture(scope="session")
 def times() -> Iterator[dict[str, float]]:
-    """Seconds by what they passed with; written down at the end."""
+    """Collect seconds by label; write them to trial.json at the end."""
     found: dict[str, float] = {}
     yield found
     rounded = {what: round(seconds, 1) for what, seconds in found.items()}
@@ -48,31 +48,32 @@ def times() -> Iterator[dict[str, float]]:
 
 @pytest.fixture(scope="session")
 def config(hosts: Hosts) -> Cluster:
-    """The cluster before `ray up`."""
+    """Prepare the cluster, without `ray up`."""
     return Cluster(hosts, RIG)
 
 
 @pytest.fixture(scope="session")
 def cluster(config: Cluster, times: dict[str, float]) -> Cluster:
-    """It is up, with the head and one worker; Ray still tries to reach the other one."""
+    """Start the cluster with the head and one worker; Ray keeps trying to reach the other one."""
     config.up()
-    times["ray up: it returns"] = time.monotonic() - config.began
+    times["ray up: returns"] = time.monotonic() - config.began
     config.wait_for_nodes("head", "one")
-    times["ray up: the nodes are alive"] = time.monotonic() - config.began
+    times["ray up: all nodes alive"] = time.monotonic() - config.began
     return config
 
 
 @dataclass
 class Sweep:
-    """A sweep that has ended: the job, and the hosts with workers when each trial had begun."""
+    """A finished sweep."""
 
     job: Job
-    places: list[list[str]]
+    worker_hosts: list[list[str]]
+    """Hosts with training workers after the first trial had started, and after the second."""
 
 
 @pytest.fixture(scope="session")
 def sweep(cluster: Cluster, times: dict[str, float]) -> Sweep:
-    """Two trials, with room for one; the second worker is switched on when that has begun."""
+    """Run two trials where only one fits; boot the second worker when the first trial has begun."""
     steps = [
         "--max-steps",
         str(STEPS),
@@ -83,21 +84,21 @@ def sweep(cluster: Cluster, times: dict[str, float]) -> Sweep:
     ]
     job = cluster.sweep("debug", *steps)
     job.until("Running entrypoint")
-    times["job: its code is there"] = time.monotonic() - job.began
+    times["job: code uploaded"] = time.monotonic() - job.began
     job.until("writes to")
-    times["job: its checks have passed"] = time.monotonic() - job.began
+    times["job: checks passed"] = time.monotonic() - job.began
     job.until("✓ overlap")
-    times["job: corpus and benchmarks are compared"] = time.monotonic() - job.began
+    times["job: corpus compared with the benchmarks"] = time.monotonic() - job.began
     job.wait_for(lambda: cluster.hosts_of("ray::RayTrainWorker"), "a worker")
-    times["job: a worker's process is there"] = time.monotonic() - job.began
+    times["job: worker process started"] = time.monotonic() - job.began
     job.wait_for(lambda: cluster.reports("debug"), "a report")
-    times["job: the first step is told"] = time.monotonic() - job.began
-    times["ray up: to the first step"] = time.monotonic() - cluster.began
-    places = [cluster.hosts_of("ray::RayTrainWorker")]
+    times["job: first step reported"] = time.monotonic() - job.began
+    times["ray up to the first step"] = time.monotonic() - cluster.began
+    worker_hosts = [cluster.hosts_of("ray::RayTrainWorker")]
     cluster.hosts.boot("two")
     cluster.wait_for_nodes("head", "one", "two")
     job.wait_for(lambda: len({trial for trial, _ in cluster.reports("debug")}) == 2, "both trials")
-    places.append(cluster.hosts_of("ray::RayTrainWorker"))
+    worker_hosts.append(cluster.hosts_of("ray::RayTrainWorker"))
     assert job.wait() == 0, job.log
     times["job: the whole sweep"] = time.monotonic() - job.began
-    return Sweep(job, places)
+    return Sweep(job, worker_hosts)

@@ -1,7 +1,8 @@
 #!/bin/bash
-# host.sh NAME RIG STORAGE DIRECTORY..: PID 1 of a pretend host, in namespaces of its own. Its disk
-# holds the system, the DIRECTORYs (read-only) and nothing else of this machine; RIG/homes/NAME is
-# its home, which outlives a power-off. STORAGE is USER@HOST:PATH, or empty where the host is it.
+# host.sh NAME RIG STORAGE DIRECTORY...: run as PID 1 of a pretend host, in namespaces of its own.
+# The host's disk holds the system, the DIRECTORYs (read-only) and nothing else of this machine. Its
+# home is RIG/homes/NAME, which survives a power-off. STORAGE is USER@HOST:PATH; empty on the storage
+# host itself.
 set -eu
 name=$1 rig=$2 storage=$3; shift 3
 hostname "$name"

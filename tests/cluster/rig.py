@@ -1,9 +1,10 @@
 """Pretend hosts on this machine: namespaces, each with its own address, disk, processes and sshd.
 
-In: names; the sandbox that `make test-cluster` runs the tests in. Out: hosts that can be reached
-over SSH, lose their power or their cable, and share one directory, `/mnt/otr`, over the network.
+They are reached over SSH, can lose power or network, and share the directory `/mnt/otr` over the
+network. The tests that use them run in the sandbox of `make test-cluster`.
 """
 
+import shlex
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ STORAGE = "nas"  # the host that has the shared directory
 
 
 def wait_for(event: Callable[[], Any], what: str, seconds: float = 600) -> Any:
-    """What `event` gives as soon as that is true."""
+    """Wait until `event` returns a true value, and return it."""
     end = time.monotonic() + seconds
     while not (found := event()):
         assert time.monotonic() < end, f"{seconds:g} s passed without {what}"
@@ -27,7 +28,7 @@ def wait_for(event: Callable[[], Any], what: str, seconds: float = 600) -> Any:
 
 
 def run(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    """A command at its end, with what it said on both channels in `stdout`."""
+    """Run a command to its end; `stdout` of the result holds stderr too."""
     return subprocess.run(
         words,
         stdout=subprocess.PIPE,
@@ -40,7 +41,7 @@ def run(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
 
 
 def must(*words: str) -> str:
-    """What a command says, which has to succeed."""
+    """Run a command that must succeed; return its output."""
     done = run(*words)
     assert done.returncode == 0, f"{' '.join(words)}: {done.stdout}"
     return done.stdout
@@ -78,7 +79,7 @@ class Hosts:
             must("ip", "-n", name, "link", "set", device, "up")
 
     def boot(self, *names: str) -> None:
-        """Switch hosts on that are off; returns when they take connections."""
+        """Boot hosts that are off; return when they accept connections."""
         for name in set(names) - set(self._up):
             storage = "" if name == STORAGE else f"root@{self.addresses[STORAGE]}:/srv"
             own = ["--mount", "--pid", "--ipc", "--uts", "--fork", "--kill-child=KILL"]
@@ -95,33 +96,27 @@ class Hosts:
             wait_for(lambda name=name: self.ssh(name, "true").returncode == 0, f"{name}", 30)
 
     def power_off(self, name: str) -> None:
-        """Everything of it ends at once; its home stays, and the storage."""
+        """Kill all processes of a host at once; its home directory and the storage remain."""
         self._up[name].kill()
         self._up.pop(name).wait()
 
     def cable(self, name: str, *, plugged: bool) -> None:
-        """Of its network."""
+        """Plug or unplug the network of a host."""
         must("ip", "link", "set", name, "up" if plugged else "down")
 
     def ssh(self, name: str, command: str) -> subprocess.CompletedProcess[str]:
-        """Run a command there as a person would who logs in."""
-        return run(*self.ssh_words(name), f"bash -lic {_quoted(command)}")
+        """Run a command on a host in a login shell."""
+        return run(*self.ssh_words(name), f"bash -lic {shlex.quote(command)}")
 
     def ssh_words(self, name: str, *options: str) -> list[str]:
-        """The beginning of an ssh command."""
+        """Return the words that begin an ssh command to a host."""
         known = ["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR"]
         words = [word for option in [*known, "ConnectTimeout=5"] for word in ("-o", option)]
         return ["ssh", "-i", str(self.key), *words, *options, f"root@{self.addresses[name]}"]
 
     def processes(self, name: str) -> list[str]:
-        """Command lines of all that runs there, but for sshd, sshfs and the shell that asks."""
-        told = must(*self.ssh_words(name), "ps -eo pid=,args= --no-headers").splitlines()
+        """Return the command lines of a host's processes, except sshd, sshfs and this query."""
+        listed = must(*self.ssh_words(name), "ps -eo pid=,args= --no-headers").splitlines()
         own = ("sshd", "/usr/sbin/sshd", "sshfs", "ssh ", "ps -eo", "bash -c ps -eo")
-        commands = [line.split(None, 1)[1] for line in told]
+        commands = [line.split(None, 1)[1] for line in listed]
         return [each for each in commands if not each.startswith(own)]
-
-
-def _quoted(command: str) -> str:
-    import shlex
-
-    return shlex.quote(command)

@@ -87,7 +87,7 @@ def check_same_architecture(served: Path, candidate: Path) -> None:
         )
 
 
-def fixed_sequences(directory: Path, max_model_len: int) -> list[list[int]]:
+def sequences(directory: Path, max_model_len: int) -> list[list[int]]:
     """Make two pseudo-random token sequences, the same on each call.
 
     One is short, the other longer than a block of the KV cache (at most 128 tokens): if a swap left
@@ -117,7 +117,7 @@ def verify(
     Raises:
         NotServedError: it serves something else.
     """
-    prompts = fixed_sequences(directory, settings.max_model_len)
+    prompts = sequences(directory, settings.max_model_len)
     for name, path in {"": None, **adapters}.items():
         shared = {"temperature": 0.0, "ignore_eos": True, "adapter": name}
         given = respond([Request(row, 1) for row in prompts], shared | {"prompt_logprobs": 0})

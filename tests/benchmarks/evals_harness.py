@@ -109,13 +109,8 @@ def _harness(engine: Engine, model: Path, job: Job, folder: Path) -> dict[str, l
     arguments = f"model=replica-0,base_url={engine.url}/completions,tokenizer={model}"
     arguments += f",num_concurrent=16,max_length={length},tokenized_requests=True,max_retries=1"
     words = ["--model", "local-completions", "--model_args", arguments, "--tasks", "otr_same"]
-    words += [
-        "--include_path",
-        str(folder),
-        "--output_path",
-        str(folder / "out"),
-        "--log_samples",
-    ]
+    words += ["--include_path", str(folder), "--output_path", str(folder / "out")]
+    words += ["--log_samples"]
     done = subprocess.run(
         [sys.executable, "-m", "lm_eval", *words],
         cwd=REPOSITORY,

@@ -36,8 +36,8 @@ def test_reference_is_a_distribution_over_next_tokens(tmp_path):
 
 def test_long_sequence_exceeds_a_cache_block_and_fits_the_model(tmp_path):
     model = make_tiny_model(tmp_path)
-    assert max(map(len, probe.fixed_sequences(model, 1024))) > 128
-    assert max(map(len, probe.fixed_sequences(model, 64))) + probe.NUM_CONTINUATION_TOKENS <= 64
+    assert max(map(len, probe.sequences(model, 1024))) > 128
+    assert max(map(len, probe.sequences(model, 64))) + probe.NUM_CONTINUATION_TOKENS <= 64
 
 
 def test_errors_of_directory_and_architecture_name_the_cause(tmp_path):

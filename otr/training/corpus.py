@@ -283,11 +283,11 @@ def _check_columns(config: DataConfig, records: Iterable[Any]) -> None:
             if name not in names:
                 near = get_close_matches(name, names, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
-                raise ValueError(f"data.columns {ours}={theirs}: {name!r} is no {what}; {hint}")
+                raise ValueError(f"--columns {ours}={theirs}: {name!r} is not a {what}; {hint}")
     mapped = set(config.columns) | set(existing)
     if existing and not any(mapped.issuperset({*form} - {"input"}) for form in FORMS):
         raise ValueError(
-            f"the corpus has the columns {', '.join(existing)}: map them with data.columns to "
+            f"the corpus has the columns {', '.join(existing)}: map them with --columns to "
             "messages, to prompt and completion, or to instruction and output"
         )
 

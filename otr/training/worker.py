@@ -235,8 +235,8 @@ def _validation(config: TrainConfig) -> list[Batch]:
     )
     if not len(columns["input_ids"]):
         raise ValueError(
-            f"no record of data.validation {config.data.validation} can be used: compare its "
-            "columns with data.columns, its lengths with data.sequence_length"
+            f"no record of --validation {' '.join(config.data.validation)} can be used: compare "
+            "its columns with --columns, its lengths with --train.data.sequence-length"
         )
     mine = {n: torch.from_numpy(columns[n][_rank() :: config.workers.count]) for n in COLUMNS}
     parts = zip(*(column.split(config.micro_batch_size) for column in mine.values()), strict=True)

@@ -1,8 +1,9 @@
 """Each private upstream interface still exists and behaves as `pipelines._compat` expects."""
 
-import inspect
+import time
 
 import pytest
+import ray
 
 from pipelines import _compat
 
@@ -65,28 +66,22 @@ def test_a_text_without_node_section_is_none() -> None:
     assert _compat.parse_autoscaler_status("No cluster status.") is None
 
 
-def test_names_of_the_autoscaler_report_exist() -> None:
-    from ray._private import ray_constants
-    from ray.autoscaler._private.commands import debug_status
-    from ray.experimental.internal_kv import _internal_kv_get
-
-    assert ray_constants.DEBUG_AUTOSCALING_STATUS and ray_constants.DEBUG_AUTOSCALING_ERROR
-    assert list(inspect.signature(debug_status).parameters) == [
-        "status",
-        "error",
-        "verbose",
-        "address",
-    ]
-    assert callable(_internal_kv_get)
-
-
-def test_log_directory_of_the_session(monkeypatch: pytest.MonkeyPatch) -> None:
-    import ray
-    from ray._private.node import Node
-
-    monkeypatch.setattr(ray._private.worker, "_global_node", None)
+def test_interfaces_of_a_running_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert _compat.session_log_dir() is None
-    assert callable(Node.get_logs_dir_path)
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        logs = _compat.session_log_dir()
+        assert logs is not None and [*logs.glob("raylet*")]
+        deadline = time.monotonic() + 60
+        while (status := _compat.autoscaler_status()) is None:
+            assert time.monotonic() < deadline, "the autoscaler has not reported"
+            time.sleep(0.2)
+        # A node that nobody's autoscaler started is listed by its id.
+        assert [name[:5] for name in status.active_types] == ["node_"]
+        assert _compat.internal_kv_get("autoscaler_resource_request") is None
+    finally:
+        ray.shutdown()
 
 
 def test_cluster_schema_is_a_schema_of_cluster_files() -> None:

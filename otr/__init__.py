@@ -1,4 +1,7 @@
-"""One-token rollout fine-tuning: the method, with torch and transformers alone."""
+"""Fine-tuning of language models with token-level objectives, one-token rollout first.
+
+This package needs only torch and transformers; its subpackage `otr.training` also needs Ray.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -53,7 +56,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """What takes seconds to import, on first use: every process of a run imports this package."""
+    """Import torch only on first use: every process of a run imports this package."""
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'otr' has no attribute {name!r}")

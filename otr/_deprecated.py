@@ -1,6 +1,6 @@
 """Old names, accepted for one release with a DeprecationWarning.
 
-To be removed in version 0.3, with every use of this module.
+Remove this module and all uses of it in version 0.3.
 """
 
 import functools
@@ -40,7 +40,7 @@ MOVED = {
 
 
 class _Alias(Loader):
-    """Loads the module at its new path in place of the old one."""
+    """Loads a moved module, so that its old and new paths are the same module."""
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         module = import_module(MOVED[spec.name])
@@ -48,10 +48,12 @@ class _Alias(Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__spec__ = self.spec  # importlib has replaced it by that of the alias
+        module.__spec__ = self.spec  # importlib has just replaced it by the alias's
 
 
 class _MovedFinder(MetaPathFinder):
+    """Finds the modules of `MOVED` by their old paths, with a warning."""
+
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
@@ -65,13 +67,18 @@ class _MovedFinder(MetaPathFinder):
 
 def install_moved_modules() -> None:
     """Make the old module paths importable."""
-    sys.meta_path.append(_MovedFinder())
+    # First, since a directory of an old path may still exist with nothing but __pycache__.
+    sys.meta_path.insert(0, _MovedFinder())
 
 
 def renamed_arguments(**new_names: str) -> Callable[[F], F]:
-    """Let a function, or the constructor of a dataclass, also take arguments by their old names.
+    """Let a function, or the constructor of a dataclass, also accept arguments by their old names.
 
-    `new_names` maps each old name to the new one.
+    Args:
+        new_names: the new name of each old argument.
+
+    Returns:
+        A decorator.
     """
 
     def decorate(target: F) -> F:

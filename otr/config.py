@@ -1,4 +1,7 @@
-"""What a training run is: frozen dataclasses, checked when they are made."""
+"""The configuration of a training run: frozen dataclasses that validate themselves.
+
+The docstrings of the fields are the help texts of the command-line options.
+"""
 
 import math
 from dataclasses import dataclass, field
@@ -15,33 +18,38 @@ RENAMED = {
     "eval_every": "eval_interval",
     "save_every": "checkpoint_interval",
 }
-"""Dotted keys of `TrainConfig` by their old names, which are read for one more release."""
+"""Old dotted keys of `TrainConfig` and their new names; the old ones are accepted until 0.3."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Which model to start from."""
+    """The model that training starts from."""
 
     path: str
-    """Hugging Face directory or hub name, with a tokenizer and a chat template."""
+    """Hugging Face checkpoint directory or hub name of a causal language model with a tokenizer and
+    a chat template."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the forward and backward pass; the weights that are trained stay float32."""
+    """Precision of the forward and backward passes. Trained weights and optimizer state are always
+    float32."""
     trust_remote_code: bool = False
+    """Run Python code that comes with the model. Off by default: the code is not sandboxed."""
     attention: str = "auto"
-    """``auto``: ours, without padding, where the model can take it; or one of transformers'
-    (``sdpa``, ``flash_attention_2``, ``flex_attention``, ``eager``), on padded rows."""
+    """Attention implementation. ``auto``: packed attention without padding if the model supports
+    it. ``sdpa``, ``flash_attention_2``, ``flex_attention``, ``eager``: transformers' own, on padded
+    rows."""
 
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Low-rank adapters (arXiv:2106.09685) instead of all weights."""
+    """Low-rank adapters, trained instead of all weights (arXiv:2106.09685)."""
 
     rank: int = 0
-    """Of each adapter; 0 trains the whole model."""
+    """Rank of each adapter. 0 trains all weights without adapters."""
     alpha: float = 32.0
-    """An adapter's product is multiplied by alpha / rank."""
+    """Scale of the adapters: an adapter's product is multiplied by alpha / rank."""
     targets: tuple[str, ...] = ()
-    """Ends of the names of the linear layers that get one; empty: all but the head."""
+    """Linear layers that get an adapter, by the ends of their names, such as ``q_proj``. Empty: all
+    linear layers except the head."""
 
     def __post_init__(self) -> None:
         if self.rank < 0:
@@ -52,37 +60,41 @@ class LoraConfig:
 
 @dataclass(frozen=True)
 class MemoryConfig:
-    """How a run fits on its devices; none of it changes what is learned."""
+    """How a run fits into memory; nothing here changes what is learned."""
 
     strategy: Literal["auto", "single", "ddp", "fsdp", "fsdp_offload"] = "auto"
-    """``ddp``: the whole model on every worker; ``fsdp``: a share of it, fetched layer by layer
-    (FSDP2); ``fsdp_offload``: that share in host memory. ``auto``: the first that fits."""
+    """How workers share the model. ``single``: one worker. ``ddp``: the whole model on each worker.
+    ``fsdp``: a shard of it on each worker, fetched layer by layer (FSDP2). ``fsdp_offload``: the
+    shards in host memory. ``auto``: the first that should fit."""
     gradient_checkpointing: bool = False
-    """Compute each layer's activations a second time instead of keeping them."""
+    """Recompute each layer's activations in the backward pass instead of storing them: less memory,
+    more time."""
     compile: bool = False
-    """Each decoder layer by torch.compile; pays on a GPU, on long runs."""
+    """Compile each decoder layer with torch.compile. Pays off on a GPU, in long runs."""
 
 
 @renamed_arguments(row_length="sequence_length")
 @dataclass(frozen=True)
 class DataConfig:
-    """Which examples to train on, and how they become rows."""
+    """The training and validation examples, and how they are packed."""
 
     paths: tuple[str, ...]
-    """JSONL or Parquet files, globs or directories (plain, gz, zst), or ``hf:NAME``."""
+    """Training data: JSONL or Parquet files (plain, gz, zst), glob patterns or directories, or
+    ``hf:NAME`` for a Hugging Face data set."""
     columns: dict[str, str] = field(default_factory=dict)
-    """Our name to the corpus's: messages | prompt, completion | instruction, input, output."""
+    """Column names of the data that differ from ours, as our name to theirs. Ours are messages, or
+    prompt and completion, or instruction, input and output."""
     validation: tuple[str, ...] = ()
-    """The same for examples that are only measured on."""
+    """Validation data, in the same forms as data.paths. Never trained on. Empty: no evaluation."""
     split: str = "train"
-    """Of a Hugging Face data set."""
+    """Split of each Hugging Face data set."""
     sequence_length: int = 1024
-    """S, tokens per packed row; no example may be longer."""
+    """Tokens per packed row. A longer example is rejected, not cut."""
     max_rejected: float = 0.05
-    """Share of examples that may be unusable."""
+    """Largest share of examples that may be unusable, 0 to 1; the run fails above it."""
     skip_bad: bool = False
-    """Leave out and count what would end the run: files that can't be read, and steps whose loss
-    or gradient is not finite."""
+    """Skip and count what would otherwise end the run: unreadable files, and steps whose loss or
+    gradient is not finite."""
 
     def __post_init__(self) -> None:
         if not self.paths:
@@ -95,14 +107,18 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW with linear warm-up and cosine decay."""
+    """AdamW (betas 0.9 and 0.95) with linear warm-up and cosine decay."""
 
     lr: float = 1e-5
+    """Peak learning rate, reached at the end of the warm-up."""
     warmup_steps: int = 10
+    """Optimizer steps of the linear warm-up. 0: none."""
     final_lr: float = 0.1
-    """As a share of `lr`."""
+    """Learning rate at the end of the cosine decay, as a share of optim.lr, 0 to 1."""
     weight_decay: float = 0.0
+    """AdamW's weight decay. Applies to matrices, not to norms and biases."""
     max_grad_norm: float = 1.0
+    """Largest norm of the gradient over all weights; larger gradients are scaled down to it."""
 
     def __post_init__(self) -> None:
         if not self.lr > 0:
@@ -119,12 +135,14 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class Workers:
-    """The processes that train together."""
+    """The processes that train one model together."""
 
     count: int = 1
+    """Number of workers."""
     cpus: float = 1
+    """CPUs per worker; also its number of threads."""
     gpus: float = 0
-    """Each; 0 trains on the CPU."""
+    """GPUs per worker. 0 trains on the CPU."""
 
     def __post_init__(self) -> None:
         if self.count < 1:
@@ -148,17 +166,20 @@ class TrainConfig:
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     workers: Workers = field(default_factory=Workers)
     max_steps: int = 100
+    """Optimizer steps of the whole run."""
     global_batch_size: int = 32
-    """Packed rows per optimiser step, over all workers and accumulated micro-batches."""
+    """Packed rows per optimizer step, over all workers and accumulated micro-batches."""
     micro_batch_size: int = 32
-    """Packed rows per forward pass of one worker."""
+    """Packed rows per forward pass of one worker. Fewer need less memory; the step stays the
+    same."""
     log_interval: int = 10
-    """Steps between reports of metrics."""
+    """Optimizer steps between reports of metrics."""
     eval_interval: int = 50
-    """Steps between evaluations on `data.validation`."""
+    """Optimizer steps between evaluations on data.validation. The last step always evaluates."""
     checkpoint_interval: int = 0
-    """Steps between checkpoints; 0: only the last one."""
+    """Optimizer steps between checkpoints. 0: only after the last step."""
     seed: int = 0
+    """Seed of the data order, the draws of the objective and dropout."""
 
     def __post_init__(self) -> None:
         if self.max_steps < 1:
@@ -167,8 +188,8 @@ class TrainConfig:
             raise ValueError(f"log_interval is {self.log_interval}: use at least 1")
         if self.eval_interval < 1:
             raise ValueError(
-                f"eval_interval is {self.eval_interval}: use at least 1; the last step always "
-                "measures, and an empty data.validation never"
+                f"eval_interval is {self.eval_interval}: use at least 1; to turn evaluation "
+                "off, leave data.validation empty"
             )
         if self.checkpoint_interval < 0:
             raise ValueError(
@@ -192,5 +213,5 @@ class TrainConfig:
 
     @property
     def accumulation(self) -> int:
-        """Forward passes of one worker in an optimiser step."""
+        """Forward passes of one worker per optimizer step."""
         return self.global_batch_size // (self.micro_batch_size * self.workers.count)

@@ -1,4 +1,4 @@
-"""AdamW and its schedule."""
+"""AdamW and its learning-rate schedule."""
 
 import math
 
@@ -9,7 +9,7 @@ from otr.config import OptimConfig
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW that decays matrices only, with betas (0.9, 0.95)."""
+    """Return AdamW with betas (0.9, 0.95) and weight decay for matrices only."""
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
@@ -19,7 +19,7 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
 
 
 def learning_rate(config: OptimConfig, step: int, max_steps: int) -> float:
-    """Of the optimiser step number `step` (from 0): linear warm-up, then half a cosine."""
+    """Return the rate of the optimizer step number `step` (from 0): linear warm-up, then cosine."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     done = (step - config.warmup_steps) / max(1, max_steps - config.warmup_steps)

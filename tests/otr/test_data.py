@@ -1,4 +1,4 @@
-"""Rendering, masking, rejecting and packing of examples."""
+"""Records are rendered, masked, rejected and packed."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ TURNS = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content":
 
 
 @pytest.mark.parametrize(
-    ("row", "columns"),
+    ("record", "columns"),
     [
         ({"messages": TURNS}, {}),
         ({"prompt": "2 + 2?", "completion": "4"}, {}),
@@ -34,30 +34,29 @@ TURNS = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content":
         ({"instruction": "2 + 2?", "input": "", "output": "4"}, {}),
     ],
 )
-def test_every_layout_becomes_messages(row: dict, columns: dict) -> None:
-    assert messages_of(row, columns) == TURNS
+def test_every_layout_becomes_messages(record: dict, columns: dict) -> None:
+    assert messages_of(record, columns) == TURNS
 
 
 @pytest.mark.parametrize(
     "columns", [{"prompt": "question", "completion": "answer"}, {"completion": "answer"}]
 )
-def test_named_columns_win_over_what_else_the_corpus_has(columns: dict) -> None:
+def test_named_columns_take_precedence_over_others(columns: dict) -> None:
     other = {"messages": [{"role": "user", "content": "no"}], "instruction": "no", "output": "no"}
-    row = {**other, "question": "2 + 2?", "prompt": "2 + 2?", "answer": "4", "completion": "no"}
-    assert messages_of(row, columns) == TURNS
+    record = {**other, "question": "2 + 2?", "prompt": "2 + 2?", "answer": "4", "completion": "no"}
+    assert messages_of(record, columns) == TURNS
 
 
 def test_alpaca_input_joins_the_instruction() -> None:
-    row = {"instruction": "Add.", "input": "2 and 2", "output": "4"}
-    assert messages_of(row, {})[0]["content"] == "Add.\n\n2 and 2"
+    record = {"instruction": "Add.", "input": "2 and 2", "output": "4"}
+    assert messages_of(record, {})[0]["content"] == "Add.\n\n2 and 2"
 
 
 def test_only_the_answer_and_its_end_of_turn_are_trained(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     ids, mask = encode(TURNS, tokenizer, 100)
-    whole = tokenizer.apply_chat_template(TURNS, tokenize=False)
-    assert tokenizer.decode(ids) == whole
+    assert tokenizer.decode(ids) == tokenizer.apply_chat_template(TURNS, tokenize=False)
     assert tokenizer.decode([i for i, m in zip(ids, mask, strict=True) if m]) == "4<|im_end|>"
 
 
@@ -70,7 +69,7 @@ def test_every_assistant_turn_is_trained(tokenizer: PreTrainedTokenizerBase) -> 
 
 
 @pytest.mark.parametrize(
-    ("row", "cause"),
+    ("record", "cause"),
     [
         ("no object", "broken"),
         ({"prompt": "a"}, "broken"),
@@ -81,11 +80,13 @@ def test_every_assistant_turn_is_trained(tokenizer: PreTrainedTokenizerBase) -> 
         ({"messages": TURNS[:1]}, "untrained"),
     ],
 )
-def test_rejects_by_cause(row: object, cause: str, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_unusable_records_are_rejected_with_their_cause(
+    record: object, cause: str, tokenizer: PreTrainedTokenizerBase
+) -> None:
     assert cause in Rejected.CAUSES
-    done = tokenize([row, {"messages": TURNS}], tokenizer, columns={}, sequence_length=64)
+    done = tokenize([record, {"messages": TURNS}], tokenizer, columns={}, sequence_length=64)
     assert len(done.examples) == 1
-    assert [(r, c) for r, c, _ in done.rejected] == [(row, cause)]
+    assert [(rejected.record, rejected.cause) for rejected in done.rejected] == [(record, cause)]
 
 
 def test_a_template_that_rewrites_history_is_rejected(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -100,19 +101,19 @@ def test_a_template_that_rewrites_history_is_rejected(tokenizer: PreTrainedToken
 
 TEMPLATES = {
     "chatml": CHATML,
-    # As Llama 3: contents are trimmed, the first message opens with a token of its own.
+    # Like Llama 3: trims contents, and starts the first message with a special token.
     "llama": "{% for m in messages %}{{ '<|endoftext|>' if loop.first else '' }}"
     "{{ '<|im_start|>' + m.role + '\n\n' + m.content | trim + '<|im_end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n\n' }}{% endif %}",
-    # As Mistral: no generation prompt, the answer follows at once.
+    # Like Mistral: no generation prompt.
     "mistral": "{% for m in messages %}{% if m.role == 'assistant' %}{{ m.content + eos_token }}"
     "{% else %}{{ '[INST] ' + m.content + ' [/INST]' }}{% endif %}{% endfor %}",
-    # As Gemma: refuses some roles, and an answer without a question.
+    # Like Gemma: refuses some roles, and an answer without a question.
     "gemma": "{% for m in messages %}{% if m.role == 'system' or (loop.first and m.role =="
     " 'assistant') %}{{ raise_exception('not this one') }}{% endif %}"
     "{{ '<|im_start|>' + m.role + m.content + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant' }}{% endif %}",
-    # As Qwen3: what was thought is left out of all turns but the last.
+    # Like Qwen3: drops the reasoning of all turns except the last.
     "qwen": "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + (m.content if loop.last"
     " else m.content.split('</think>')[-1]) + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
@@ -122,7 +123,7 @@ ROLES = ["ua", "sua", "uaua", "suauaua", "au", "u", "uaa", "a", "uauau", "uua"]
 
 
 def conversations() -> list[list[dict[str, str]]]:
-    """Orders of roles with all kinds of text."""
+    """Return conversations with several orders of roles and kinds of text."""
     names = {"u": "user", "a": "assistant", "s": "system"}
     return [
         [
@@ -134,24 +135,24 @@ def conversations() -> list[list[dict[str, str]]]:
     ]
 
 
-def with_more_than_its_backend() -> PreTrainedTokenizerBase:
-    class Shouting(PreTrainedTokenizerFast):
+def tokenizer_that_changes_its_text() -> PreTrainedTokenizerBase:
+    class Upper(PreTrainedTokenizerFast):
         def __call__(self, text: Any, **options: Any) -> Any:
             return super().__call__([some.upper() for some in text], **options)
 
     backend = byte_tokenizer().backend_tokenizer
-    return Shouting(tokenizer_object=backend, eos_token="<|im_end|>")
+    return Upper(tokenizer_object=backend, eos_token="<|im_end|>")
 
 
-def that_pads_and_cuts() -> PreTrainedTokenizerBase:
+def tokenizer_that_pads_and_truncates() -> PreTrainedTokenizerBase:
     tokenizer = byte_tokenizer()
     tokenizer.backend_tokenizer.enable_padding(length=50)
     tokenizer.backend_tokenizer.enable_truncation(20)
     return tokenizer
 
 
-def that_marks_a_text_s_begin() -> PreTrainedTokenizerBase:
-    """As SentencePiece does, so that pieces of a text have other tokens than the whole."""
+def tokenizer_with_a_prefix() -> PreTrainedTokenizerBase:
+    """Mark the start of a text as SentencePiece does: its pieces have other tokens than it."""
     tokenizer = byte_tokenizer()
     tokenizer.backend_tokenizer.normalizer = normalizers.Prepend(" ")
     return tokenizer
@@ -160,14 +161,14 @@ def that_marks_a_text_s_begin() -> PreTrainedTokenizerBase:
 TOKENIZERS = {
     "bytes": byte_tokenizer,
     "merges": lambda: load_tokenizer(ModelConfig(str(BASE))),
-    "padded": that_pads_and_cuts,
-    "prefixed": that_marks_a_text_s_begin,
-    "subclass": with_more_than_its_backend,
+    "padded": tokenizer_that_pads_and_truncates,
+    "prefixed": tokenizer_with_a_prefix,
+    "subclass": tokenizer_that_changes_its_text,
 }
 
 
-def one_by_one(messages: list[dict[str, str]], tokenizer: Any, most: int) -> Any:
-    """An example, or the cause why not; a call for every text."""
+def encoded_alone(messages: list[dict[str, str]], tokenizer: Any, max_tokens: int) -> Any:
+    """Return a conversation's example, or the cause of its rejection; one call per text."""
     ids: list[int] = []
     mask: list[bool] = []
     text = ""
@@ -178,12 +179,12 @@ def one_by_one(messages: list[dict[str, str]], tokenizer: Any, most: int) -> Any
             prompt = tokenizer.apply_chat_template(
                 messages[:i], tokenize=False, add_generation_prompt=True
             )
-            whole = tokenizer.apply_chat_template(messages[: i + 1], tokenize=False)
+            answered = tokenizer.apply_chat_template(messages[: i + 1], tokenize=False)
         except Exception:
             return "template"
-        if not (prompt.startswith(text) and whole.startswith(prompt)):
+        if not (prompt.startswith(text) and answered.startswith(prompt)):
             return "template"
-        pieces = (prompt[len(text) :], whole[len(prompt) :])
+        pieces = (prompt[len(text) :], answered[len(prompt) :])
         asked, answer = (
             tokenizer([piece], add_special_tokens=False)["input_ids"][0] for piece in pieces
         )
@@ -191,32 +192,32 @@ def one_by_one(messages: list[dict[str, str]], tokenizer: Any, most: int) -> Any
         ids += asked + answer
         mask += [False] * len(asked)
         mask += [n <= max(special, default=len(answer)) for n in range(len(answer))]
-        text = whole
-    if len(ids) > most:
+        text = answered
+    if len(ids) > max_tokens:
         return "over-long"
     return (ids, mask) if any(mask[1:]) else "untrained"
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("kind", TOKENIZERS)
-def test_many_at_once_are_what_each_is_alone(
+def test_encoding_together_equals_encoding_alone(
     template: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(otr.data, "TOGETHER", 7)  # some that only hold usable ones, some not
+    monkeypatch.setattr(otr.data, "RENDERED_AT_ONCE", 7)  # some groups have unusable ones
     some = conversations()
     tokenizer = TOKENIZERS[kind]()
     tokenizer.chat_template = TEMPLATES[template]
-    wanted = [one_by_one(messages, tokenizer, 200) for messages in some]
-    rows = [{"messages": messages} for messages in some]
+    expected = [encoded_alone(messages, tokenizer, 200) for messages in some]
+    records = [{"messages": messages} for messages in some]
     tokenizer = TOKENIZERS[kind]()
     tokenizer.chat_template = TEMPLATES[template]
-    done = tokenize(rows, tokenizer, columns={}, sequence_length=200)
-    assert done.examples == [one for one in wanted if not isinstance(one, str)] != []
-    causes = [cause for _, cause, _ in done.rejected]
-    assert causes == [one for one in wanted if isinstance(one, str)] != []
+    done = tokenize(records, tokenizer, columns={}, sequence_length=200)
+    assert done.examples == [one for one in expected if not isinstance(one, str)] != []
+    causes = [rejected.cause for rejected in done.rejected]
+    assert causes == [one for one in expected if isinstance(one, str)] != []
 
 
-def test_pack_keeps_every_token_once_and_whole() -> None:
+def test_pack_stores_every_example_once_and_unsplit() -> None:
     rng = np.random.default_rng(0)
     examples = [
         ([i] * int(n), [True] * int(n)) for i, n in enumerate(rng.integers(2, 40, 300), start=1)
@@ -225,25 +226,24 @@ def test_pack_keeps_every_token_once_and_whole() -> None:
     for column, dtype in (("input_ids", "int32"), ("segment_ids", "int32"), ("loss_mask", "bool")):
         assert packed[column].dtype == dtype and packed[column].shape[1] == 64
     for ids, _ in examples:
-        rows, places = np.nonzero(packed["input_ids"] == ids[0])
-        assert len(set(rows)) == 1 and len(places) == len(ids)
-        assert (np.diff(places) == 1).all()
-        assert len(set(packed["segment_ids"][rows, places])) == 1
-        assert (
-            packed["loss_mask"][rows, places].sum() == len(ids) - 1
-        )  # the first can't be predicted
+        rows, columns = np.nonzero(packed["input_ids"] == ids[0])
+        assert len(set(rows)) == 1 and len(columns) == len(ids)
+        assert (np.diff(columns) == 1).all()
+        assert len(set(packed["segment_ids"][rows, columns])) == 1
+        # No token of the example precedes its first, so that is not a target.
+        assert packed["loss_mask"][rows, columns].sum() == len(ids) - 1
     assert (packed["segment_ids"] > 0).mean() > 0.995
     assert not packed["loss_mask"][packed["segment_ids"] == 0].any()
 
 
-def test_a_row_is_filled_by_the_examples_that_fill_it_best() -> None:
-    """Best fit in decreasing length would take 6 + 3 first, and a third row."""
+def test_packed_rows_are_filled_optimally() -> None:
+    """Best fit in decreasing length would combine 6 + 3 and need a third packed row."""
     examples = [([1] * n, [True] * n) for n in (6, 3, 3, 2, 2, 2, 2)]
     assert (pack(examples, 10)["segment_ids"] > 0).all()
 
 
-def test_two_ranks_get_as_many_tokens() -> None:
-    """Of any 32 rows, 16 a rank; the lengths of examples are log-normal."""
+def test_two_ranks_get_nearly_the_same_number_of_tokens() -> None:
+    """Each step has 32 packed rows, 16 per rank; lengths of examples are log-normal."""
     order = np.random.default_rng(0)
     lengths = np.clip(order.lognormal(5, 0.8, 1000), 16, 1024).astype(int)
     packed = pack([([1] * n, [False] + [True] * (n - 1)) for n in lengths], 1024)
@@ -252,6 +252,6 @@ def test_two_ranks_get_as_many_tokens() -> None:
     assert (abs(steps[:, 0] - steps[:, 1]) / steps.mean(1)).mean() < 0.01
 
 
-def test_pack_refuses_what_does_not_fit() -> None:
-    with pytest.raises(ValueError, match="9 tokens in rows of 8"):
+def test_pack_refuses_an_example_that_does_not_fit() -> None:
+    with pytest.raises(ValueError, match="9 tokens does not fit into packed rows of 8"):
         pack([([1] * 9, [True] * 9)], 8)

@@ -1,0 +1,55 @@
+"""A run resumes only with the settings and data it started with."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from otr import DataConfig, ModelConfig, TrainConfig, Workers
+from otr.config import RENAMED
+from otr.loop.identity import check_same, identity, sampled_digest
+
+CONFIG = TrainConfig(ModelConfig("hub/name"), DataConfig(("data.jsonl",)), global_batch_size=64)
+CORPUS = [["data.jsonl", 100, "digest"]]
+
+
+def stored(config: TrainConfig) -> dict:
+    return json.loads(json.dumps(identity(config, CORPUS)))
+
+
+def test_an_identity_equals_itself_after_json() -> None:
+    check_same(stored(CONFIG), identity(CONFIG, CORPUS), "run")
+
+
+def test_settings_that_do_not_change_the_outcome_may_change() -> None:
+    data = replace(CONFIG.data, validation=("held-out.jsonl",), paths=("moved/data.jsonl",))
+    changed = replace(CONFIG, workers=Workers(2), micro_batch_size=8, log_interval=1, data=data)
+    check_same(stored(CONFIG), identity(changed, CORPUS), "run")
+
+
+def test_other_settings_are_named_with_both_values() -> None:
+    changed = replace(CONFIG, global_batch_size=32)
+    message = r"run holds a run with other settings \(global_batch_size was 64, is 32\)"
+    with pytest.raises(ValueError, match=message):
+        check_same(stored(CONFIG), identity(changed, CORPUS), "run")
+    with pytest.raises(ValueError, match=r"data.files was .*100.*, is .*101"):
+        check_same(stored(CONFIG), identity(CONFIG, [["data.jsonl", 101, "digest"]]), "run")
+
+
+def test_an_identity_from_before_options_were_renamed_is_still_equal() -> None:
+    old_names = {new: old for old, new in RENAMED.items()}
+    before = {old_names.get(key, key): value for key, value in stored(CONFIG).items()}
+    assert {"step_rows", "data.row_length"} <= before.keys()
+    check_same(before, identity(CONFIG, CORPUS), "run")
+    with pytest.raises(ValueError, match="global_batch_size was 64, is 32"):
+        check_same(before, identity(replace(CONFIG, global_batch_size=32), CORPUS), "run")
+
+
+def test_a_sampled_digest_sees_size_start_and_end(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 8
+    digests = set()
+    for changed in (content, content + b"x", b"x" + content[1:], content[:-1] + b"x"):
+        (tmp_path / "file").write_bytes(changed)
+        digests.add(sampled_digest(tmp_path / "file", 64))
+    assert len(digests) == 4

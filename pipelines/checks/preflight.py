@@ -111,7 +111,7 @@ def check_benchmarks(run: PreparedRun) -> str:
         raise ValueError(
             f"two benchmarks have the same name: {', '.join(names)}; pass each once to --benchmarks"
         )
-    return ", ".join(f"{b.name} ({len(b.items)})" for b in run.benchmarks)
+    return ", ".join(f"{b.name} ({len(b.items)} items)" for b in run.benchmarks)
 
 
 def check_data(config: SweepConfig) -> str:

@@ -1,9 +1,12 @@
-"""Benchmarks by name: every module here whose name has no underscore in front is one.
+"""Benchmarks by name: every module here without a leading underscore is one.
 
-In: a name and the folder of published files. Out: a `Benchmark`. To add a benchmark, add a module
-with `SOURCE` and `load(directory: Path | None) -> Benchmark` (None: from the hub), which reads by
-`evals.tasks._hub`; for base models also `base(benchmark) -> Benchmark`, which gives it the stop
-strings and the answer rule that go with `Item.completion`, and `SHOTS`, where its examples lie.
+To add a benchmark:
+
+1. Create `evals/tasks/NAME.py` with `SOURCE`, a `_hub.Source`: its file, hub data set and commit.
+2. Add `load(directory: Path | None) -> Benchmark`, which makes an `Item` from each of `_hub.rows`;
+   `_mathematics`, `_choice` and `_code` have the usual prompts, answer rules and decoding.
+3. For base models, set `Item.completion`, and add `SHOTS` and `base(benchmark) -> Benchmark`.
+4. Add its size to `SIZES` in tests/evals/tasks, and three of its items to tests/assets/benchmarks.
 """
 
 import dataclasses
@@ -24,34 +27,34 @@ _OWN = {"file": _own.load, "class": _class.load}
 
 
 def names() -> tuple[str, ...]:
-    """The built-in benchmarks, in alphabetical order."""
+    """Return the names of the built-in benchmarks, in alphabetical order."""
     modules = pkgutil.iter_modules(__path__)
     return tuple(sorted(module.name for module in modules if not module.name.startswith("_")))
 
 
 def base_names() -> tuple[str, ...]:
-    """Those of `names()` that have a prompt for base models, for which "-base" is appended."""
+    """Return those of `names()` that also exist with the suffix "-base", for base models."""
     return tuple(name for name in names() if hasattr(_module(name), "base"))
 
 
 def load(
     name: str, directory: str | Path | None = None, *, max_items: int | None = None
 ) -> Benchmark:
-    """Reads a benchmark; starts nothing.
+    """Load a benchmark by name.
 
     Args:
-        name: one of `names()`; with "-base", the prompt with worked examples that a base model
-            continues; with "@N", N answers an item at temperature 1 and top_p 1 instead of the
-            likeliest one, and their mean. E.g. "gsm8k", "aime24@16", "math500-base@4". For one's
-            own "file:PATH.jsonl" or "file:PATH.jsonl#name" (see `evals.tasks._own`) or
-            "class:MODULE:CLASS" (see `evals.tasks._class`), with "@N" too.
-        directory: folder of the published files, one subfolder a benchmark; default
-            $OTR_BENCHMARKS; where neither is given, the Hugging Face hub. Not used for one's own.
-        max_items: keep this many items, spread evenly over the whole so that no part is left out.
+        name: one of `names()`, "file:PATH.jsonl" or "file:PATH.jsonl#name" (see `_own`), or
+            "class:MODULE:CLASS" (see `_class`). After a built-in name, "-base" selects the prompt
+            for base models, a text to continue, usually with worked examples. After any name, "@N"
+            draws N answers per item at temperature 1 and top_p 1 instead of decoding greedily, and
+            reports their mean. Examples: "gsm8k", "aime24@16", "math500-base@4".
+        directory: folder of the published files with one subfolder per benchmark, by default
+            $OTR_BENCHMARKS. Without either, data sets come from the Hugging Face hub.
+        max_items: use only this many items, evenly spread over all of them.
 
     Raises:
-        ValueError: unknown name, no prompt for base models, missing file, broken file (with line
-            and field), no items, max_items < 1.
+        ValueError: the name is unknown or has no prompt for base models, a file is missing or
+            malformed (with line and field), there are no items, or max_items < 1.
     """
     if max_items is not None and max_items < 1:
         raise ValueError(f"max_items is {max_items}; give at least 1, or none for all items")
@@ -61,12 +64,12 @@ def load(
         benchmark = _OWN[kind](address)
     else:
         folder = directory or os.environ.get(FOLDER_VARIABLE)
-        benchmark = _published(plain, samples, Path(folder) if folder else None)
+        benchmark = _load_builtin(plain, samples, Path(folder) if folder else None)
     _check(benchmark, name)
-    return _thinned(_sampled(benchmark, samples, name), max_items)
+    return _thin(_with_samples(benchmark, samples, name), max_items)
 
 
-def _published(name: str, samples: str, directory: Path | None) -> Benchmark:
+def _load_builtin(name: str, samples: str, directory: Path | None) -> Benchmark:
     task = name.removesuffix("-base")
     if task not in names():
         suffix = name[len(task) :] + (f"@{samples}" if samples else "")
@@ -74,15 +77,15 @@ def _published(name: str, samples: str, directory: Path | None) -> Benchmark:
         raise ValueError(
             f'unknown benchmark "{name}"; did you mean "{near}{suffix}"? '
             f'Known: {", ".join(names())}, and "file:PATH.jsonl" or "class:MODULE:CLASS" for your '
-            "own"
+            "own benchmark"
         )
     module = _module(task)
     if task == name:
         return module.load(directory)
     if not hasattr(module, "base"):
         raise ValueError(
-            f'"{task}" has no prompt for base models, as no common practice has one; '
-            f"these have: {', '.join(base_names())}"
+            f'"{task}" has no prompt for base models, because none is in common use; '
+            f"these have one: {', '.join(base_names())}"
         )
     benchmark = module.base(module.load(directory))
     if not all(item.completion for item in benchmark.items):
@@ -101,14 +104,14 @@ def _check(benchmark: Benchmark, name: str) -> None:
     ids = Counter(item.id for item in benchmark.items)
     twice = next((id for id, count in ids.items() if count > 1), None)
     if twice is not None:
-        raise ValueError(f'benchmark "{name}": the id "{twice}" stands there more than once')
+        raise ValueError(f'benchmark "{name}" has the id "{twice}" more than once; make ids unique')
 
 
-def _sampled(benchmark: Benchmark, samples: str, name: str) -> Benchmark:
+def _with_samples(benchmark: Benchmark, samples: str, name: str) -> Benchmark:
     if not samples:
         return benchmark
     if int(samples) < 1:
-        raise ValueError(f'"{name}" asks for {samples} answers an item; give at least "@1"')
+        raise ValueError(f'"{name}" asks for {samples} answers per item; give at least "@1"')
     decoding = dataclasses.replace(
         benchmark.decoding, num_samples=int(samples), temperature=1.0, top_p=1.0
     )
@@ -120,9 +123,9 @@ def _sampled(benchmark: Benchmark, samples: str, name: str) -> Benchmark:
     )
 
 
-def _thinned(benchmark: Benchmark, max_items: int | None) -> Benchmark:
+def _thin(benchmark: Benchmark, max_items: int | None) -> Benchmark:
     count = len(benchmark.items)
     if max_items is None or max_items >= count:
         return benchmark
-    kept = tuple(benchmark.items[index * count // max_items] for index in range(max_items))
-    return dataclasses.replace(benchmark, items=kept)
+    items = tuple(benchmark.items[index * count // max_items] for index in range(max_items))
+    return dataclasses.replace(benchmark, items=items)

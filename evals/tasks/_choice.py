@@ -1,8 +1,7 @@
-"""What the multiple-choice benchmarks share: letters of options, prompt and answer rule.
+"""Prompt, answer rule and decoding of the multiple-choice benchmarks.
 
-In: a question and its options. Out: text of prompts, and the letter that an answer gives. Prompt
-and rule are those of TIGER-AI-Lab/MMLU-Pro (evaluate_from_api.py, compute_accuracy.py), zero-shot
-and without a random letter where there is none: that is wrong here.
+Prompt and rule are those of TIGER-AI-Lab/MMLU-Pro (evaluate_from_api.py, compute_accuracy.py),
+zero-shot. An answer without a letter is wrong, whereas the original guesses one.
 """
 
 import dataclasses
@@ -20,7 +19,7 @@ INSTRUCTION = (
 
 
 def benchmark(name: str, items: Iterable[Item], source: str) -> Benchmark:
-    """The questions with what MMLU and its descendants share; 2,048 tokens as MMLU-Pro allows."""
+    """Return a benchmark of MMLU's kind, with up to 2,048 new tokens as in MMLU-Pro."""
     return Benchmark(
         name=name,
         domain="reasoning",
@@ -34,38 +33,38 @@ def benchmark(name: str, items: Iterable[Item], source: str) -> Benchmark:
 
 
 def letter_only(benchmark: Benchmark, decoding: Decoding) -> Benchmark:
-    """The same questions, answered by a letter without reasoning."""
+    """Return the same questions for answers that start with the letter, without reasoning."""
     return dataclasses.replace(
         benchmark, decoding=decoding, grade=grade_letter, extract=extract_letter
     )
 
 
 def prompt(subject: str, asked: str) -> str:
-    """The user's turn, from a question with its options below."""
+    """Return the user turn for a question with its options."""
     return f"{INSTRUCTION.format(subject=subject)}\n\nQuestion: {asked}"
 
 
 def lettered(options: Sequence[str], mark: str = ".") -> str:
-    """One option a line, each behind its letter and the mark."""
+    """Return the options, one per line, each after its letter and the mark."""
     pairs = zip(LETTERS, options, strict=False)
     return "\n".join(f"{letter}{mark} {option}" for letter, option in pairs)
 
 
 def grade(item: Item, text: str) -> bool:
-    """The letter, by MMLU-Pro's rule."""
+    """Compare the letter that MMLU-Pro's rule finds with the reference."""
     return published.mmlu_pro(text) == item.answer
 
 
 def extract(item: Item, text: str) -> str:
-    """The letter, by MMLU-Pro's rule."""
+    """Return the letter that MMLU-Pro's rule finds."""
     return published.mmlu_pro(text)
 
 
 def grade_letter(item: Item, text: str) -> bool:
-    """The first character."""
+    """Compare the first character with the reference."""
     return extract_letter(item, text) == item.answer
 
 
 def extract_letter(item: Item, text: str) -> str:
-    """The first character."""
+    """Return the first character."""
     return text.strip()[:1]

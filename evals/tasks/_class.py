@@ -1,7 +1,7 @@
-"""A benchmark of one's own in Python: a class of three methods.
+"""A user's own benchmark in Python: a class with three methods, named "class:MODULE:CLASS".
 
-In: "MODULE:CLASS"; the module is imported, from the current folder too. Out: a `Benchmark`, named
-after the class. For example, in capitals.py, asked by "class:capitals:Capitals":
+The module may also lie in the current folder. The benchmark takes the name of the class. For
+example, capitals.py defines "class:capitals:Capitals":
 
     from evals.benchmark import Decoding, Item
 
@@ -9,10 +9,10 @@ after the class. For example, in capitals.py, asked by "class:capitals:Capitals"
         def items(self):                        # the questions, in a fixed order
             return [Item("france", "What is the capital of France?", "Paris")]
 
-        def grade(self, item, text):            # is this answer right?
+        def grade(self, item, text):            # True if the answer is right
             return item.answer.casefold() in text.casefold()
 
-        def decoding(self):                     # how answers are drawn
+        def decoding(self):                     # how answers are sampled
             return Decoding(max_tokens=32)
 """
 
@@ -27,33 +27,33 @@ METHODS = ("items", "grade", "decoding")
 
 
 def load(address: str) -> Benchmark:
-    """Makes the class without arguments and asks it.
+    """Create the class without arguments and build a benchmark from it.
 
     Raises:
-        ValueError: no such module, class or method; items or decoding of another type.
+        ValueError: the module, class or a method does not exist, or returns another type.
     """
-    made = _found(address)()
-    missing = [name for name in METHODS if not callable(getattr(made, name, None))]
+    own = _find_class(address)()
+    missing = [name for name in METHODS if not callable(getattr(own, name, None))]
     if missing:
         raise ValueError(f"class:{address} has no method {', '.join(missing)}")
-    items, decoding = tuple(made.items()), made.decoding()
+    items, decoding = tuple(own.items()), own.decoding()
     for item in items:
         if not isinstance(item, Item):
-            raise ValueError(f"class:{address}: items() gives {item!r:.80}, expected Item")
+            raise ValueError(f"class:{address}: items() returns {item!r:.80}, expected Item")
     if not isinstance(decoding, Decoding):
-        raise ValueError(f"class:{address}: decoding() gives {decoding!r:.80}, expected Decoding")
+        raise ValueError(f"class:{address}: decoding() returns {decoding!r:.80}, expected Decoding")
     return Benchmark(
         name=address.rpartition(":")[2].lower(),
         domain="other",
         items=items,
-        grade=made.grade,
+        grade=own.grade,
         decoding=decoding,
         metric="accuracy",
         source=f"class:{address}",
     )
 
 
-def _found(address: str) -> Any:
+def _find_class(address: str) -> Any:
     module_name, _, class_name = address.partition(":")
     if not module_name or not class_name:
         raise ValueError(f'class:{address} is not of the form "class:MODULE:CLASS"')
@@ -63,7 +63,7 @@ def _found(address: str) -> Any:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"class:{address}: {error}; modules are looked for in {os.getcwd()} and PYTHONPATH"
+            f"class:{address}: {error}; modules are searched for in {os.getcwd()} and PYTHONPATH"
         ) from error
     if not hasattr(module, class_name):
         raise ValueError(f'class:{address}: module "{module_name}" has no class "{class_name}"')

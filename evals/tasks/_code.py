@@ -1,15 +1,14 @@
-"""What the code benchmarks share: EvalPlus's prompts and what ends the answer of a base model.
+"""Prompt, stop strings and decoding of the code benchmarks, zero-shot and greedy as in EvalPlus.
 
-In: problems with tests. Out: a `Benchmark`. Source of the prompt and the stop strings:
-evalplus/evalplus (26d6d00), codegen.py and provider/utility.py; zero-shot, greedy. Its prefilled
-beginning of the answer is left out. The answer of a chat may be a whole program in a fenced block,
-or the body of the function.
+Source of the prompt and the stop strings: evalplus/evalplus (26d6d00), codegen.py and
+provider/utility.py. Its prefilled beginning of the answer is left out. A chat model may answer with
+a program in a fenced block, or with the body of the function.
 """
 
 from collections.abc import Iterable
 
 from evals.benchmark import Benchmark, Decoding, Item
-from evals.grading.answers import code_passes
+from evals.grading import code_passes
 
 INSTRUCTION = (
     "Please provide a self-contained Python script that solves the following problem "
@@ -21,12 +20,12 @@ SCRIPT_STOPS = (*STOPS, '\n"""', "\nassert")
 
 
 def prompt(problem: str) -> str:
-    """The user's turn."""
+    """Return the user turn for a problem."""
     return f"{INSTRUCTION}\n```python\n{problem.strip()}\n```"
 
 
 def benchmark(name: str, items: Iterable[Item], source: str) -> Benchmark:
-    """The problems with what they share; 1,024 tokens as in lm-evaluation-harness."""
+    """Return a benchmark of code problems, with 1,024 new tokens as in lm-evaluation-harness."""
     return Benchmark(
         name=name,
         domain="code",

@@ -1,7 +1,4 @@
-"""Reading of benchmark files, with errors that name the file, the line and the field.
-
-In: a path and the fields that every row must have. Out: rows as dicts, with their places.
-"""
+"""Reading of benchmark files; errors name the file, the line and the field."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +9,7 @@ Fields = Mapping[str, type | tuple[type, ...]]
 
 
 def read_jsonl(path: Path, fields: Fields) -> Iterator[dict[str, Any]]:
-    """Yields the rows of a file with one JSON object a line; empty lines are passed over."""
+    """Yield the objects of a JSON Lines file that have the given fields; skip empty lines."""
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
             row = _parse(line, f"{path}, line {number}")
@@ -21,12 +18,12 @@ def read_jsonl(path: Path, fields: Fields) -> Iterator[dict[str, Any]]:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file."""
+    """Return the content of a JSON file."""
     return _parse(read_text(path), str(path))
 
 
 def examples(paths: Sequence[Path]) -> Iterator[tuple[str, int, dict[str, str]]]:
-    """Yields (kind, number, row) of BIG-Bench's files: {"examples": [{"input", "target"}]}."""
+    """Yield (file stem, index, row) of BIG-Bench files, {"examples": [{"input", "target"}]}."""
     for path in paths:
         content = read_json(path)
         check(content, {"examples": list}, str(path))
@@ -36,7 +33,11 @@ def examples(paths: Sequence[Path]) -> Iterator[tuple[str, int, dict[str, str]]]
 
 
 def read_text(path: Path) -> str:
-    """The content of a UTF-8 file; a ValueError that tells how to point to it if it is missing."""
+    """Return the content of a UTF-8 file.
+
+    Raises:
+        ValueError: the file is missing or unreadable; the message has the remedy.
+    """
     try:
         return path.read_text(encoding="utf-8")
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
@@ -45,24 +46,32 @@ def read_text(path: Path) -> str:
             "the published files, or correct the path"
         ) from None
     except (UnicodeDecodeError, PermissionError) as error:
-        raise ValueError(f"{path} can't be read as UTF-8 text: {error}") from error
+        raise ValueError(f"{path} cannot be read as UTF-8 text: {error}") from error
 
 
-def check(row: Any, fields: Fields, place: str) -> None:
-    """Raises a ValueError that names `place` and the field that is missing or of a wrong type."""
+def check(row: Any, fields: Fields, location: str) -> None:
+    """Check that `row` has the fields.
+
+    Raises:
+        ValueError: a field is missing or of another type; the message starts with `location`.
+    """
     if not isinstance(row, dict):
-        raise ValueError(f"{place}: expected a JSON object, found {type(row).__name__}")
+        raise ValueError(f"{location}: expected a JSON object, found {type(row).__name__}")
     for name, kind in fields.items():
         if name not in row:
-            raise ValueError(f'{place}: field "{name}" is missing; there are {sorted(row)}')
+            raise ValueError(f'{location}: field "{name}" is missing; the fields are {sorted(row)}')
         if not isinstance(row[name], kind):
             kinds = kind if isinstance(kind, tuple) else (kind,)
             expected = " or ".join(each.__name__ for each in kinds)
-            raise ValueError(f'{place}: field "{name}" is {row[name]!r:.80}, expected {expected}')
+            raise ValueError(
+                f'{location}: field "{name}" is {row[name]!r:.80}, expected {expected}'
+            )
 
 
-def _parse(text: str, place: str) -> Any:
+def _parse(text: str, location: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{place}: not valid JSON ({error.msg}, column {error.colno})") from error
+        raise ValueError(
+            f"{location}: not valid JSON ({error.msg}, column {error.colno})"
+        ) from error

@@ -1,8 +1,7 @@
-"""Where the rows of a benchmark come from: a published file, or a data set of the Hugging Face hub.
+"""Rows of a benchmark, from a published file or from a data set on the Hugging Face hub.
 
-In: a `Source` and the folder of published files, None for the hub. Out: rows as dicts with their
-places, fields checked. With a folder nothing is read from the hub, but for sets that are published
-there alone.
+If a folder of published files is given, only sets that are published nowhere but on the hub are
+read from there. Rows are dicts with checked fields, and come with a location for error messages.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,16 +16,16 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Source:
-    """The same rows in two places.
+    """A published file, and the same rows on the hub.
 
     Attributes:
-        file: within the folder of published files; one JSON object a line for `rows`.
+        file: path in the folder of published files; JSON Lines for `rows`.
         hub: name of the data set on the Hugging Face hub.
-        revision: commit of that data set.
-        split: of that data set.
-        config: of that data set; None for its only one.
-        names: field on the hub -> field in the file, where they differ.
-        hub_only: the hub is where the authors publish it; a file in the folder comes first.
+        revision: commit of the data set.
+        split: split of the data set.
+        config: configuration of the data set; None if it has only one.
+        names: field on the hub -> field in the file, if they differ.
+        hub_only: True if the authors publish on the hub alone. A file in the folder is preferred.
     """
 
     file: str
@@ -41,13 +40,13 @@ class Source:
         return f"{self.hub}@{self.revision[:7]}"
 
     def path(self, directory: Path | None) -> Path | None:
-        """The file to read, None for the hub."""
+        """Return the file to read, or None for the hub."""
         path = directory / self.file if directory else None
         return None if path is None or (self.hub_only and not path.exists()) else path
 
 
 def rows(source: Source, directory: Path | None, fields: Fields) -> Iterator[tuple[str, Row]]:
-    """Yields (place, row) of a file with one JSON object a line, or of the hub."""
+    """Yield (location, row) of a JSON Lines file, or of the hub."""
     path = source.path(directory)
     if path is None:
         yield from hub_rows(source, fields)
@@ -55,8 +54,8 @@ def rows(source: Source, directory: Path | None, fields: Fields) -> Iterator[tup
         yield from ((f"{path}, row {n}", row) for n, row in enumerate(read_jsonl(path, fields), 1))
 
 
-def worked(source: Source, directory: Path | None, fields: Fields) -> list[Row]:
-    """Rows for worked examples; none where the folder lacks their file, since a chat needs none."""
+def worked_examples(source: Source, directory: Path | None, fields: Fields) -> list[Row]:
+    """Return rows for worked examples; none if their file is missing, since chat needs none."""
     path = source.path(directory)
     if path is not None and not path.exists():
         return []
@@ -64,16 +63,16 @@ def worked(source: Source, directory: Path | None, fields: Fields) -> list[Row]:
 
 
 def hub_rows(source: Source, fields: Fields) -> Iterator[tuple[str, Row]]:
-    """Yields (place, row) of the data set on the hub."""
-    place = f"{source.hub}@{source.revision[:7]} ({source.split})"
+    """Yield (location, row) of the data set on the hub."""
+    name = f"{source} ({source.split})"
     for number, row in enumerate(_load(source), start=1):
         row = {source.names.get(name, name): value for name, value in row.items()}
-        check(row, fields, f"{place}, row {number}")
-        yield f"{place}, row {number}", row
+        check(row, fields, f"{name}, row {number}")
+        yield f"{name}, row {number}", row
 
 
 def configs(source: Source) -> list[str]:
-    """The configurations of the data set on the hub."""
+    """Return the names of the configurations of the data set on the hub."""
     import datasets
 
     try:
@@ -96,6 +95,6 @@ def _load(source: Source) -> Any:
 def _unreachable(source: Source, error: Exception) -> ValueError:
     reason = str(error).strip().partition("\n")[0]
     return ValueError(
-        f"data set {source.hub} at {source.revision[:7]} can't be had from the Hugging Face hub "
+        f"cannot load data set {source.hub} at {source.revision[:7]} from the Hugging Face hub "
         f"({reason}); give a folder that holds {source.file} (--benchmark-dir or OTR_BENCHMARKS)"
     )

@@ -1,26 +1,26 @@
-r"""What the mathematics benchmarks share: prompt, answer rule, decoding.
+r"""Prompt, answer rule and decoding of the mathematics benchmarks, zero-shot.
 
-In: problems and reference answers. Out: a `Benchmark`. Zero-shot, with the prompt "qwen-boxed" of
-QwenLM/Qwen2.5-Math (evaluation/, a45202b) and the limit of 4,096 tokens of yongliang-wu/DFT
-(e153181), who draw 16 samples at temperature 1: NAME@16. The last `\boxed{}` is the answer.
+The prompt is "qwen-boxed" of QwenLM/Qwen2.5-Math (evaluation/, a45202b), and the last `\boxed{}` is
+the answer. The limit of 4,096 new tokens is that of yongliang-wu/DFT (e153181), whose evaluation of
+16 samples at temperature 1 is NAME@16 here.
 """
 
 from collections.abc import Iterable
 from typing import Any
 
 from evals.benchmark import Benchmark, Decoding, Item
-from evals.grading.answers import final_answer, math_equal
+from evals.grading import final_answer, math_equal
 
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 
 
 def item(id: str, problem: str, answer: str, *, completion: str = "", **meta: Any) -> Item:
-    """One problem; `meta` is what reports group by."""
+    """Return one problem; reports group by `meta`."""
     return Item(id, f"{problem}\n{INSTRUCTION}", answer, meta=meta, completion=completion)
 
 
 def benchmark(name: str, items: Iterable[Item], source: str) -> Benchmark:
-    """The problems with what they share."""
+    """Return a benchmark of mathematics problems."""
     return Benchmark(
         name=name,
         domain="mathematics",
@@ -34,18 +34,18 @@ def benchmark(name: str, items: Iterable[Item], source: str) -> Benchmark:
 
 
 def grade(item: Item, text: str) -> bool:
-    """Equality of the final answer with the reference, by value."""
+    """Compare the final answer with the reference by value."""
     return math_equal(text, item.answer)
 
 
 def extract(item: Item, text: str) -> str:
-    """The final answer in one spelling."""
+    """Return the final answer in a canonical spelling."""
     return final_answer(text)
 
 
-def integer(answer: str | float, place: str) -> str:
-    r"""A competition's integer without leading zeros, ".0" and `^\circ`."""
+def integer(answer: str | float, location: str) -> str:
+    r"""Return a competition's integer answer without leading zeros, ".0" and `^\circ`."""
     text = str(answer).removesuffix("^\\circ").removesuffix(".0")
     if not text.removeprefix("-").isdecimal():
-        raise ValueError(f'{place}: field "answer" is {answer!r}, expected an integer')
+        raise ValueError(f'{location}: field "answer" is {answer!r}, expected an integer')
     return str(int(text))

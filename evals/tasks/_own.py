@@ -1,28 +1,35 @@
-"""A benchmark of one's own: a file with one JSON object a line.
+"""A user's own benchmark in a JSON Lines file: "file:PATH.jsonl" or "file:PATH.jsonl#name".
 
-In: "PATH.jsonl" or "PATH.jsonl#name". Out: a `Benchmark`, named after the file unless renamed.
-Fields: "prompt" (the user's turn), "answer" (may be left out beside "tests"), and optionally "id",
-"domain", "grader" ("math", "code", "exact" or "choice"; "code" if there are tests, else "exact")
-and "tests" (Python text). A code prompt that is itself the head of a function may be answered by
-its continuation.
+It takes its name from the file unless "#name" gives one. Fields of each line:
+
+    prompt   the user turn; if it is the head of a Python function, an answer may continue it
+    answer   the reference answer; optional if there are tests
+    tests    Python source text; optional
+    grader   "math", "code", "exact" or "choice"; default "code" if there are tests, else "exact"
+    id       unique in the file; default the number of the object, from 1
+    domain   "mathematics", "code", "reasoning" or "other"; default by the grader
 """
 
 import ast
 from pathlib import Path
 from typing import Any
 
+from evals import grading
 from evals.benchmark import Benchmark, Decoding, Item
-from evals.grading import answers
 from evals.tasks._files import check, read_jsonl
 
 DOMAINS = {"math": "mathematics", "code": "code", "exact": "reasoning", "choice": "reasoning"}
 
 
 def load(address: str) -> Benchmark:
-    """Reads the file; ValueError with line and field if something is wrong with it."""
+    """Load the file.
+
+    Raises:
+        ValueError: the file is missing or malformed, with line and field.
+    """
     path_text, _, name = address.partition("#")
     if "/" in name:
-        raise ValueError(f'"file:{address}": the name after "#" may have no "/"')
+        raise ValueError(f'"file:{address}": the name after "#" must not contain "/"')
     path = Path(path_text)
     rows = enumerate(read_jsonl(path, {"prompt": str}), start=1)
     items = tuple(_item(row, f"{path}, row {number}") for number, row in rows)
@@ -40,40 +47,40 @@ def load(address: str) -> Benchmark:
 
 
 def grade(item: Item, text: str) -> bool:
-    """Grades by the item's own grader."""
+    """Grade by the grader of the item."""
     if item.meta["grader"] == "code":
-        return answers.code_passes(item, text)
+        return grading.code_passes(item, text)
     graders = {
-        "math": answers.math_equal,
-        "exact": answers.exact_equal,
-        "choice": answers.choice_equal,
+        "math": grading.math_equal,
+        "exact": grading.exact_equal,
+        "choice": grading.choice_equal,
     }
     return graders[item.meta["grader"]](text, item.answer)
 
 
 def extract(item: Item, text: str) -> str:
-    """The final answer, for majority voting."""
+    """Return the final answer, for majority voting."""
     if item.meta["grader"] == "choice" and grade(item, text):
         return item.answer
     if item.meta["grader"] == "math":
-        return answers.final_answer(text)
-    return answers.marked_answer(text) or text.strip().rpartition("\n")[2].strip()
+        return grading.final_answer(text)
+    return grading.marked_answer(text) or text.strip().rpartition("\n")[2].strip()
 
 
-def _item(row: dict[str, Any], place: str) -> Item:
+def _item(row: dict[str, Any], location: str) -> Item:
     grader = row.get("grader", "code" if row.get("tests") else "exact")
     if grader not in DOMAINS:
-        raise ValueError(f'{place}: field "grader" is {grader!r}; known: {", ".join(DOMAINS)}')
-    number = place.rpartition(" ")[2]
-    row = {"id": number, "domain": DOMAINS[grader], **row}
+        raise ValueError(f'{location}: field "grader" is {grader!r}; known: {", ".join(DOMAINS)}')
+    row = {"id": location.rpartition(" ")[2], "domain": DOMAINS[grader], **row}
     if grader == "code":
         row.setdefault("answer", "")
-    check(row, {"answer": (str, int, float), "domain": str, "id": (str, int)}, place)
+    check(row, {"answer": (str, int, float), "domain": str, "id": (str, int)}, location)
     if grader == "code":
-        check(row, {"tests": str}, place)
+        check(row, {"tests": str}, location)
     known = ("mathematics", "code", "reasoning", "other")
     if row["domain"] not in known:
-        raise ValueError(f'{place}: field "domain" is {row["domain"]!r}; known: {", ".join(known)}')
+        domain = row["domain"]
+        raise ValueError(f'{location}: field "domain" is {domain!r}; known: {", ".join(known)}')
     meta = {"grader": grader, "domain": row["domain"]}
     if grader == "code" and _is_function_head(row["prompt"]):
         meta["code_prompt"] = row["prompt"]

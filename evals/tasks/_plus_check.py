@@ -1,8 +1,8 @@
-"""Whether a function gives what the reference gives: the text of this file runs in the sandbox.
+"""Comparison of a candidate function with a reference, by the rules of EvalPlus 0.3.1.
 
-In: `candidate` and `reference`, functions; the inputs, each a list of arguments. Out: an
-AssertionError if they differ. Rules: Liu et al. (2023), EvalPlus, evaluation of version 0.3.1.
-Imports nothing but the standard library's lightest modules, because each program pays for them.
+The sandbox executes the text of this file before the tests of each program, so it imports only
+small modules of the standard library. The text is part of the identity of stored scores. Rules: Liu
+et al. (2023), EvalPlus.
 """
 
 import copy
@@ -20,7 +20,11 @@ def check(
     tolerance: float,
     rule: str = "equal",
 ) -> None:
-    """Compare on every input; each function gets arguments of its own."""
+    """Compare the functions on every input, each with its own copy of the arguments.
+
+    Raises:
+        AssertionError: they differ.
+    """
     for arguments in inputs:
         expected = reference(*copy.deepcopy(arguments))
         found = candidate(*copy.deepcopy(arguments))
@@ -45,12 +49,12 @@ def _close(found: Any, expected: Any, tolerance: float) -> bool:
     if isinstance(expected, list | tuple):
         parts = zip(found, expected, strict=False)
         return len(found) == len(expected) and all(_close(*pair, tolerance) for pair in parts)
-    # A difference, and not math.isclose, which knows no complex numbers.
+    # math.isclose does not support complex numbers.
     return bool(abs(found - expected) <= tolerance + RELATIVE * abs(expected))
 
 
 def _root(found: Any, expected: Any, arguments: Sequence[Any], tolerance: float) -> bool:
-    """HumanEval/32: any root of the polynomial will do, not the reference's alone."""
+    """Accept any root of the polynomial (HumanEval/32)."""
     value = sum(factor * math.pow(found, power) for power, factor in enumerate(arguments[0]))
     return bool(abs(value) <= tolerance)
 
@@ -59,21 +63,21 @@ def _same_set(found: Any, expected: Any, arguments: Sequence[Any], tolerance: fl
     return set(found) == set(expected)
 
 
-def _is_there(found: Any, expected: Any, arguments: Sequence[Any], tolerance: float) -> bool:
-    """The reference gives a match object or None; True and False say the same."""
-    given = found if isinstance(found, bool) else found is not None
-    return given == (expected is not None)
+def _match_or_none(found: Any, expected: Any, arguments: Sequence[Any], tolerance: float) -> bool:
+    """Accept True and False for a reference that returns a match object or None."""
+    matched = found if isinstance(found, bool) else found is not None
+    return matched == (expected is not None)
 
 
 def _either_height(found: Any, expected: Any, arguments: Sequence[Any], tolerance: float) -> bool:
-    """Mbpp/581: the height of a pyramid may be that of its faces or its own."""
+    """Accept the height of a pyramid or of its faces (Mbpp/581)."""
     side, height = arguments
     surface = side**2 + 2 * side * math.sqrt((side / 2) ** 2 + height**2)
     return bool(found == expected or abs(found - round(surface)) <= tolerance)
 
 
 def _either_length(found: Any, expected: Any, arguments: Sequence[Any], tolerance: float) -> bool:
-    """Mbpp/558: numbers of different lengths may be filled up with zeros on the left."""
+    """Accept numbers of different lengths padded with zeros on the left (Mbpp/558)."""
     width = max(len(str(number)) for number in arguments)
     one, other = (str(number).zfill(width) for number in arguments)
     distance = sum(abs(int(a) - int(b)) for a, b in zip(one, other, strict=True))
@@ -84,7 +88,7 @@ RULES = {
     "equal": _equal,
     "root": _root,
     "same set": _same_set,
-    "is there": _is_there,
+    "match or none": _match_or_none,
     "either height": _either_height,
     "either length": _either_length,
 }

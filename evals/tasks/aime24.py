@@ -1,8 +1,8 @@
 """AIME 2024: 30 problems of the American Invitational Mathematics Examination; integers to 999.
 
-In: `aime24/test.jsonl` of QwenLM/Qwen2.5-Math (a45202b, MIT) or the hub. Out: a `Benchmark`. See
-`_mathematics`. The files have "023" where the answer is 23. So few items: draw several answers
-each, e.g. "aime24@16".
+Source: `aime24/test.jsonl` of QwenLM/Qwen2.5-Math (a45202b, MIT) or the hub. Prompt and rule: see
+`_mathematics`. Leading zeros of the answers in the files, as in "023", are removed. With so few
+items, draw several answers per item, for example "aime24@16".
 """
 
 from pathlib import Path
@@ -20,11 +20,11 @@ FIELDS = {"id": int, "problem": str, "answer": str}
 
 
 def load(directory: Path | None) -> Benchmark:
-    """Reads the problems."""
+    """Load the problems."""
     items = (
         _mathematics.item(
-            f"aime24/{row['id']}", row["problem"], _mathematics.integer(row["answer"], place)
+            f"aime24/{row['id']}", row["problem"], _mathematics.integer(row["answer"], location)
         )
-        for place, row in _hub.rows(SOURCE, directory, FIELDS)
+        for location, row in _hub.rows(SOURCE, directory, FIELDS)
     )
     return _mathematics.benchmark("aime24", items, "QwenLM/Qwen2.5-Math@a45202b")

@@ -1,8 +1,8 @@
 r"""AIME 2025: 30 problems of the American Invitational Mathematics Examination; integers to 999.
 
-In: `aime25/test.jsonl` of yongliang-wu/DFT (e153181, MIT) or the hub. Out: a `Benchmark`. See
-`_mathematics`. One answer of the file has a degree sign: 336^\circ. So few items: draw several
-answers each, e.g. "aime25@16".
+Source: `aime25/test.jsonl` of yongliang-wu/DFT (e153181, MIT) or the hub. Prompt and rule: see
+`_mathematics`. One answer in the file has a degree sign (336^\circ), which is removed. With so few
+items, draw several answers per item, for example "aime25@16".
 """
 
 from pathlib import Path
@@ -20,11 +20,11 @@ FIELDS = {"question": str, "answer": str}
 
 
 def load(directory: Path | None) -> Benchmark:
-    """Reads the problems."""
+    """Load the problems."""
     items = (
         _mathematics.item(
-            f"aime25/{number}", row["question"], _mathematics.integer(row["answer"], place)
+            f"aime25/{number}", row["question"], _mathematics.integer(row["answer"], location)
         )
-        for number, (place, row) in enumerate(_hub.rows(SOURCE, directory, FIELDS))
+        for number, (location, row) in enumerate(_hub.rows(SOURCE, directory, FIELDS))
     )
     return _mathematics.benchmark("aime25", items, "yongliang-wu/DFT@e153181")

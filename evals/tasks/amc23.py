@@ -1,7 +1,7 @@
 """AMC 2023: 40 problems of the American Mathematics Competitions 12; answers are integers.
 
-In: `amc23/test.jsonl` of QwenLM/Qwen2.5-Math (a45202b, MIT) or the hub. Out: a `Benchmark`. See
-`_mathematics`. So few items: draw several answers each, e.g. "amc23@16".
+Source: `amc23/test.jsonl` of QwenLM/Qwen2.5-Math (a45202b, MIT) or the hub. Prompt and rule: see
+`_mathematics`. With so few items, draw several answers per item, for example "amc23@16".
 """
 
 from pathlib import Path
@@ -17,11 +17,11 @@ FIELDS: Fields = {"id": (int, str), "question": str, "answer": (int, float, str)
 
 
 def load(directory: Path | None) -> Benchmark:
-    """Reads the problems."""
+    """Load the problems."""
     items = (
         _mathematics.item(
-            f"amc23/{row['id']}", row["question"], _mathematics.integer(row["answer"], place)
+            f"amc23/{row['id']}", row["question"], _mathematics.integer(row["answer"], location)
         )
-        for place, row in _hub.rows(SOURCE, directory, FIELDS)
+        for location, row in _hub.rows(SOURCE, directory, FIELDS)
     )
     return _mathematics.benchmark("amc23", items, "QwenLM/Qwen2.5-Math@a45202b")

@@ -1,8 +1,8 @@
 """BIG-Bench Extra Hard (Kazemi et al., 2025): 4,520 questions of 23 kinds.
 
-In: `bbeh/bbeh_*.json`, the files benchmark_tasks/*/task.json of google-deepmind/bbeh (80d12ca, CC
-BY 4.0; their canary string stays in the files), or the hub. Out: a `Benchmark`. Prompt: the
-paper's, zero-shot; rule: bbeh/evaluate.py. The score is the harmonic mean over the kinds.
+Source: `bbeh/bbeh_*.json`, which are benchmark_tasks/*/task.json of google-deepmind/bbeh (80d12ca,
+CC BY 4.0; leave their canary string in), or the hub. Prompt: that of the paper, zero-shot. Rule:
+bbeh/evaluate.py. The score is the harmonic mean over the kinds.
 """
 
 from collections.abc import Iterator
@@ -30,13 +30,13 @@ INSTRUCTION = (
 
 
 def load(directory: Path | None) -> Benchmark:
-    """Reads all kinds in alphabetical order; the kind goes into `Item.meta`."""
+    """Load all kinds in alphabetical order; `Item.meta["subject"]` is the kind."""
     items = (item(kind, number, row) for kind, number, row in _questions(directory))
     return benchmark("bbeh", items, average="harmonic over subjects")
 
 
 def benchmark(name: str, items: Iterator[Item], average: str) -> Benchmark:
-    """The questions with what BBEH and its smaller set share."""
+    """Return a benchmark of BBEH's questions, all of them or the smaller set."""
     return Benchmark(
         name=name,
         domain="reasoning",
@@ -51,18 +51,18 @@ def benchmark(name: str, items: Iterator[Item], average: str) -> Benchmark:
 
 
 def item(kind: str, number: int, row: dict[str, str]) -> Item:
-    """One question."""
+    """Return one question."""
     prompt = f"{row['input']}\n\n{INSTRUCTION}"
     return Item(f"{kind}/{number}", prompt, row["target"], meta={"subject": kind})
 
 
 def grade(item: Item, text: str) -> bool:
-    """The authors' comparison; but no answer is not "[]", which it takes for a matter of form."""
+    """Compare as the authors do, except that an empty answer never equals "[]"."""
     return bool(text.strip()) and published.bbeh_equal(text, item.answer)
 
 
 def extract(item: Item, text: str) -> str:
-    """What the authors' comparison reads."""
+    """Return the answer that the authors' comparison extracts."""
     return published.bbeh(text)
 
 

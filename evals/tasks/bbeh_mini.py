@@ -1,7 +1,7 @@
-"""BBEH Mini (Kazemi et al., 2025): 460 questions of BIG-Bench Extra Hard; the mean over them.
+"""BBEH Mini (Kazemi et al., 2025): 460 questions of BIG-Bench Extra Hard; mean over all of them.
 
-In: `bbeh/mini/data.json` of google-deepmind/bbeh (80d12ca), or the rows of the hub's BBEH/bbeh that
-are marked so. Out: a `Benchmark`. Prompt and rule: see `bbeh`.
+Source: `bbeh/mini/data.json` of google-deepmind/bbeh (80d12ca), or the rows of BBEH/bbeh on the hub
+whose field "mini" is set. Prompt and rule: see `bbeh`.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ SOURCE = dataclasses.replace(bbeh.SOURCE, file="bbeh/mini/data.json")
 
 
 def load(directory: Path | None) -> Benchmark:
-    """Reads the questions; the file does not tell their kinds."""
+    """Load the questions; the file does not contain their kinds."""
     path = SOURCE.path(directory)
     if path is None:
         rows = [row for _, row in _hub.hub_rows(SOURCE, bbeh.FIELDS) if row["mini"]]

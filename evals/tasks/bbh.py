@@ -1,9 +1,9 @@
-"""BIG-Bench Hard (Suzgun et al., 2022): 6,511 questions of 27 kinds; the mean over all of them.
+"""BIG-Bench Hard (Suzgun et al., 2022): 6,511 questions of 27 kinds; mean over all of them.
 
-In: `bbh/*.json` of suzgunmirac/BIG-Bench-Hard (9ee07bd, MIT; with their canary string) or the hub.
-Out: a `Benchmark`. Chat: zero-shot, the form of the answer told. Base models: the paper's three
-worked examples, which the hub lacks, and the exact match of EleutherAI/lm-evaluation-harness
-(bbh_cot_fewshot, 4e7e0d4); its stop "Q" is "Q:" here, since it would end answers with that letter.
+Source: `bbh/*.json` of suzgunmirac/BIG-Bench-Hard (9ee07bd, MIT; with their canary string) or the
+hub. Chat: zero-shot; the prompt gives the form of the answer. Base models: the three worked
+examples of the paper, which the hub lacks, and the exact match of EleutherAI/lm-evaluation-harness
+(bbh_cot_fewshot, 4e7e0d4). Its stop string "Q" is "Q:" here, since "Q" would cut answers.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from evals.benchmark import Benchmark, Decoding, Item
-from evals.grading import answers, published
+from evals.grading import choice_equal, exact_equal, marked_answer, published
 from evals.tasks import _hub
 from evals.tasks._files import examples, read_json
 
@@ -24,7 +24,7 @@ INSTRUCTION = 'Think step by step. End with one line of the form "So the answer 
 
 
 def load(directory: Path | None) -> Benchmark:
-    """Reads all kinds in alphabetical order; the kind goes into `Item.meta`."""
+    """Load all kinds in alphabetical order; `Item.meta["subject"]` is the kind."""
     path = SHOTS.path(directory)
     shots = read_json(path) if path and path.exists() else {}
     return Benchmark(
@@ -40,7 +40,7 @@ def load(directory: Path | None) -> Benchmark:
 
 
 def base(benchmark: Benchmark) -> Benchmark:
-    """Three worked examples; exact match."""
+    """Return the variant with three worked examples and exact match."""
     decoding = Decoding(max_tokens=1024, stop=("</s>", "Q:", "\n\n"))
     return dataclasses.replace(
         benchmark, decoding=decoding, grade=grade_exactly, extract=extract_exactly
@@ -48,25 +48,25 @@ def base(benchmark: Benchmark) -> Benchmark:
 
 
 def grade(item: Item, text: str) -> bool:
-    """The option's letter where there are options, else the answer itself."""
+    """Compare the letter of the option if the reference is one, else the answer itself."""
     is_choice = re.fullmatch(r"\([A-Z]\)", item.answer)
-    return (answers.choice_equal if is_choice else answers.exact_equal)(text, item.answer)
+    return (choice_equal if is_choice else exact_equal)(text, item.answer)
 
 
 def grade_exactly(item: Item, text: str) -> bool:
-    """What follows "the answer is", without the full stop, is the target to the letter."""
+    """Compare the text after "the answer is", without the full stop, with the target exactly."""
     return published.bbh(text) == item.answer
 
 
 def extract(item: Item, text: str) -> str:
-    """The target where the text gives it, else what it marks as final or its last line."""
+    """Return the target if the text is right, else what it marks as final, or its last line."""
     if grade(item, text):
         return item.answer
-    return answers.marked_answer(text) or text.strip().rpartition("\n")[2].strip()
+    return marked_answer(text) or text.strip().rpartition("\n")[2].strip()
 
 
 def extract_exactly(item: Item, text: str) -> str:
-    """What follows "the answer is", without the full stop."""
+    """Return the text after "the answer is", without the full stop."""
     return published.bbh(text)
 
 

@@ -1,8 +1,8 @@
 """HumanEval (Chen et al., 2021): 164 Python functions to write from signature and docstring.
 
-In: `humaneval/HumanEval.jsonl` of openai/human-eval (6d43fb9, MIT) or the hub. Out: a `Benchmark`.
-Chat: see `_code`. Base models: the bare prompt, with the stop strings of
-EleutherAI/lm-evaluation-harness (humaneval.yaml, 4e7e0d4).
+Source: `humaneval/HumanEval.jsonl` of openai/human-eval (6d43fb9, MIT) or the hub. Chat: see
+`_code`. Base models: the bare prompt, with the stop strings of EleutherAI/lm-evaluation-harness
+(humaneval.yaml, 4e7e0d4).
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ FIELDS = dict.fromkeys(("task_id", "prompt", "entry_point", "canonical_solution"
 
 
 def load(directory: Path | None) -> Benchmark:
-    """Reads the problems; `Item.answer` is the canonical body."""
+    """Load the problems; `Item.answer` is the body of the canonical solution."""
     items = (
         Item(
             id=row["task_id"],
@@ -36,7 +36,7 @@ def load(directory: Path | None) -> Benchmark:
 
 
 def base(benchmark: Benchmark) -> Benchmark:
-    """The bare prompt; the answer ends where the function does."""
+    """Return the variant with the bare prompt, whose stop strings end the function."""
     stop = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
     return dataclasses.replace(
         benchmark, decoding=dataclasses.replace(benchmark.decoding, stop=stop)

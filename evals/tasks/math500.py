@@ -1,16 +1,16 @@
 """MATH-500 (Lightman et al., 2023): 500 problems of the MATH test set (Hendrycks et al., 2021).
 
-In: `math500/test.jsonl` (openai/prm800k's split, MIT) or the hub. Out: a `Benchmark`. Chat: see
+Source: `math500/test.jsonl` (the split of openai/prm800k, MIT) or the hub. Chat: see
 `_mathematics`. Base models: the four worked examples of Minerva (Lewkowycz et al., 2022, appendix
-D.2), which are problems of MATH's training set, as in EleutherAI/lm-evaluation-harness
-(minerva_math500, 4e7e0d4); spaces as in that set.
+D.2) as in EleutherAI/lm-evaluation-harness (minerva_math500, 4e7e0d4). They are read from the
+training set of MATH, and have the spaces of that set.
 """
 
 import dataclasses
 from pathlib import Path
 
 from evals.benchmark import Benchmark, Decoding
-from evals.grading.answers import marked_answer
+from evals.grading import marked_answer
 from evals.tasks import _hub, _mathematics
 
 SOURCE = _hub.Source(
@@ -32,7 +32,7 @@ SHOT_PARTS = (
 
 
 def load(directory: Path | None) -> Benchmark:
-    """Reads the problems; subject and level go into `Item.meta`."""
+    """Load the problems; `Item.meta` has "subject" and "level"."""
     examples = _examples(directory)
     items = (
         _mathematics.item(
@@ -49,12 +49,12 @@ def load(directory: Path | None) -> Benchmark:
 
 
 def base(benchmark: Benchmark) -> Benchmark:
-    """Four worked examples; graded by value, as a chat's answer."""
+    """Return the variant with four worked examples, graded by value as in chat."""
     return dataclasses.replace(benchmark, decoding=Decoding(max_tokens=2048, stop=("Problem:",)))
 
 
 def _examples(directory: Path | None) -> str:
-    rows = _hub.worked(SHOTS, directory, {"problem": str, "solution": str})
+    rows = _hub.worked_examples(SHOTS, directory, {"problem": str, "solution": str})
     chosen = [row for part in SHOT_PARTS for row in rows if part in row["problem"]]
     return "".join(
         f"{_asked(row['problem'])} {row['solution']}\nFinal Answer: The final answer is "

@@ -1,9 +1,10 @@
-"""MBPP (Austin et al., 2021): short Python functions from one sentence and three assertions.
+"""MBPP (Austin et al., 2021): 500 short Python functions from one sentence and three assertions.
 
-In: `mbpp/mbpp.jsonl` (google-research, CC BY 4.0; the copy of deepseek-ai/DeepSeek-Coder, 2f9fd85)
-or the hub. Out: a `Benchmark` of the 500 test problems, ids 11 to 510. The assertions are part of
-the prompt, as in the paper (section 3.1), since they give the function's name. Base models: worked
-examples are problems 2, 3 and 4, as in EleutherAI/lm-evaluation-harness (mbpp.yaml, 4e7e0d4).
+Source: `mbpp/mbpp.jsonl` (google-research, CC BY 4.0; the copy of deepseek-ai/DeepSeek-Coder,
+2f9fd85) or the hub; the test problems have the ids 11 to 510. The assertions are part of the
+prompt, as in the paper (section 3.1), since they contain the name of the function. Base models:
+problems 2, 3 and 4 are worked examples, as in EleutherAI/lm-evaluation-harness (mbpp.yaml,
+4e7e0d4).
 """
 
 import dataclasses
@@ -25,8 +26,9 @@ TEST_IDS = range(11, 511)
 
 
 def load(directory: Path | None) -> Benchmark:
-    """Reads the test problems; `Item.answer` is the reference program."""
-    shots = [row for row in _hub.worked(SHOTS, directory, FIELDS) if row["task_id"] in (2, 3, 4)]
+    """Load the test problems; `Item.answer` is the reference program."""
+    candidates = _hub.worked_examples(SHOTS, directory, FIELDS)
+    shots = [row for row in candidates if row["task_id"] in (2, 3, 4)]
     examples = "".join(f"{_task(row)}[BEGIN]\n{row['code']}\n[DONE]\n\n" for row in shots)
     items = (
         Item(
@@ -43,7 +45,7 @@ def load(directory: Path | None) -> Benchmark:
 
 
 def base(benchmark: Benchmark) -> Benchmark:
-    """Three worked examples; the answer ends at [DONE]."""
+    """Return the variant with three worked examples; an answer ends at [DONE]."""
     return dataclasses.replace(
         benchmark, decoding=dataclasses.replace(benchmark.decoding, stop=("[DONE]",))
     )

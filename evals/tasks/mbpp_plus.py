@@ -1,9 +1,9 @@
 """MBPP+ (Liu et al., 2023), version 0.2.0: 378 problems of MBPP with 35 times as many tests.
 
-In: `mbpp_plus/MbppPlus-v0.2.0.jsonl` of evalplus/mbppplus_release (dadf43d, Apache-2.0), or the
-hub, which has its "OriginFmt". Out: a `Benchmark`. Chat and base models: see `_code`. Inputs get
-the types of the published assertions back. Left out are inputs of two problems on which the
-reference itself takes gigabytes or half a minute.
+Source: `mbpp_plus/MbppPlus-v0.2.0.jsonl` of evalplus/mbppplus_release (dadf43d, Apache-2.0), or the
+hub, which has the format "OriginFmt". Chat and base models: see `_code`. JSON does not preserve the
+types of the inputs, so they are restored from the published assertions. `MAX_LAST_ARGUMENT` leaves
+out inputs of two problems on which the reference itself takes gigabytes or half a minute.
 """
 
 import dataclasses
@@ -20,29 +20,29 @@ SOURCE = _hub.Source(
     "b2d74c91837c3f2a20c1299ae98133cbe7cfa077",
     names={"code": "canonical_solution"},
 )
-LARGEST = {"Mbpp/255": 20, "Mbpp/599": 10**7}  # of the last argument: 5 and 16 inputs are above
+MAX_LAST_ARGUMENT = {"Mbpp/255": 20, "Mbpp/599": 10**7}  # excludes 5 and 16 inputs
 FIELDS: Fields = {"task_id": (str, int), "prompt": str, "canonical_solution": str}
 
 
 def load(directory: Path | None) -> Benchmark:
-    """Reads the problems; `Item.answer` is the reference program."""
-    items = (_item(row, place) for place, row in _hub.rows(SOURCE, directory, FIELDS))
+    """Load the problems; `Item.answer` is the reference program."""
+    items = (_item(row, location) for location, row in _hub.rows(SOURCE, directory, FIELDS))
     return _code.benchmark("mbpp_plus", items, "evalplus/mbppplus_release@dadf43d")
 
 
 def base(benchmark: Benchmark) -> Benchmark:
-    """The bare docstring; the answer ends where the program does."""
+    """Return the variant with the bare docstring, whose stop strings end the program."""
     decoding = Decoding(max_tokens=768, stop=_code.SCRIPT_STOPS)
     return dataclasses.replace(benchmark, decoding=decoding)
 
 
-def _item(row: dict[str, Any], place: str) -> Item:
+def _item(row: dict[str, Any], location: str) -> Item:
     if "plus_input" in row:
-        check(row, {**_plus.FIELDS, "assertion": str}, place)
+        check(row, {**_plus.FIELDS, "assertion": str}, location)
         problem, reference = row["prompt"].strip(), row["canonical_solution"]
         tests = _plus.tests(row, reference, _inputs(row))
     else:
-        check(row, {"test": str, "test_list": list}, place)
+        check(row, {"test": str, "test_list": list}, location)
         problem, tests = f'"""\n{row["prompt"]}\n{row["test_list"][0]}\n"""', row["test"]
     return Item(
         id=f"Mbpp/{str(row['task_id']).removeprefix('Mbpp/')}",
@@ -55,6 +55,6 @@ def _item(row: dict[str, Any], place: str) -> Item:
 
 
 def _inputs(row: dict[str, Any]) -> list[list[Any]]:
-    largest = LARGEST.get(row["task_id"])
-    restored = _plus.restored(row)
-    return [each for each in restored if largest is None or each[-1] <= largest]
+    limit = MAX_LAST_ARGUMENT.get(row["task_id"])
+    restored = _plus.restore_types(row)
+    return [each for each in restored if limit is None or each[-1] <= limit]

@@ -1,14 +1,14 @@
 r"""Minerva's OCW set (Lewkowycz et al., 2022): 272 problems of university courses in the sciences.
 
-In: `minerva_math/test.jsonl` of QwenLM/Qwen2.5-Math (a45202b, MIT) or the hub. Out: a `Benchmark`.
-See `_mathematics`. The reference answer is the `\boxed{}` of the solution. This is not the task
-"minerva_math" of lm-evaluation-harness, which is MATH: see `math500`.
+Source: `minerva_math/test.jsonl` of QwenLM/Qwen2.5-Math (a45202b, MIT) or the hub. Prompt and rule:
+see `_mathematics`. The reference answer is the `\boxed{}` of the solution. The task "minerva_math"
+of lm-evaluation-harness is another set, MATH: see `math500`.
 """
 
 from pathlib import Path
 
 from evals.benchmark import Benchmark, Item
-from evals.grading.answers import marked_answer
+from evals.grading import marked_answer
 from evals.tasks import _hub, _mathematics
 
 SOURCE = _hub.Source(
@@ -20,12 +20,12 @@ SOURCE = _hub.Source(
 
 
 def load(directory: Path | None) -> Benchmark:
-    """Reads the problems; the course goes into `Item.meta`, where it is known."""
+    """Load the problems; `Item.meta["subject"]` is the course, "" if unknown."""
     items: list[Item] = []
-    for place, row in _hub.rows(SOURCE, directory, {"problem": str}):
+    for location, row in _hub.rows(SOURCE, directory, {"problem": str}):
         answer = row["answer"] if "answer" in row else marked_answer(row.get("solution", ""))
         if not answer:
-            raise ValueError(f'{place}: neither field "answer" nor a \\boxed{{}} in "solution"')
+            raise ValueError(f'{location}: neither field "answer" nor a \\boxed{{}} in "solution"')
         id, course = f"minerva_math/{len(items)}", row.get("type", "")
         items.append(_mathematics.item(id, row["problem"], answer, subject=course))
     return _mathematics.benchmark("minerva_math", items, "QwenLM/Qwen2.5-Math@a45202b")

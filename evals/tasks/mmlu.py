@@ -1,9 +1,10 @@
-"""MMLU (Hendrycks et al., 2021): 14,042 questions with four options, of 57 subjects.
+"""MMLU (Hendrycks et al., 2021): 14,042 questions with four options, from 57 subjects.
 
-In: `mmlu/test/*.csv` of hendrycks/test (MIT; copy of GAIR-NLP/LIMO, 2284c6a) or the hub. Out: a
-`Benchmark`. Chat: see `_choice`, zero-shot with reasoning. Base models: the five questions of
-`mmlu/dev` and then the letter, as in EleutherAI/lm-evaluation-harness (mmlu, 4e7e0d4), which
-compares the log-likelihoods of the four letters; here the likeliest of all tokens must be one.
+Source: `mmlu/test/*.csv` of hendrycks/test (MIT; the copy of GAIR-NLP/LIMO, 2284c6a) or the hub.
+Chat: see `_choice`, zero-shot with reasoning. Base models: the five questions of `mmlu/dev` as
+worked examples, then the letter alone, as in EleutherAI/lm-evaluation-harness (mmlu, 4e7e0d4). The
+harness compares the log-likelihoods of the four letters; here the most likely token must be the
+letter.
 """
 
 import csv
@@ -27,7 +28,7 @@ FIELDS = {"subject": str, "question": str, "choices": list, "answer": int}
 
 
 def load(directory: Path | None) -> Benchmark:
-    """Reads all subjects in alphabetical order; the subject goes into `Item.meta`."""
+    """Load all subjects in alphabetical order; they are in `Item.meta["subject"]`."""
     examples: dict[str, str] = {}
     for subject, asked, letter in _questions(SHOTS, directory):
         head = f"The following are multiple choice questions (with answers) about {subject}.\n\n"
@@ -51,12 +52,12 @@ def _completion(examples: str | None, asked: str) -> str:
 
 
 def base(benchmark: Benchmark) -> Benchmark:
-    """Five worked examples; the letter alone."""
+    """Return the variant with five worked examples, answered by the letter alone."""
     return _choice.letter_only(benchmark, Decoding(max_tokens=4, stop=("\n",)))
 
 
 def _questions(source: _hub.Source, directory: Path | None) -> Iterator[tuple[str, str, str]]:
-    """Yields subject, question with its options, and letter."""
+    """Yield subject, question with its options, and letter."""
     first = source.path(directory)
     if first is None:
         for _, found in _hub.hub_rows(source, FIELDS):

@@ -1,9 +1,10 @@
-"""MMLU-Pro (Wang et al., 2024): 12,032 questions with three to ten options, of 14 subjects.
+"""MMLU-Pro (Wang et al., 2024): 12,032 questions with three to ten options, from 14 subjects.
 
-In: `mmlu_pro/test.jsonl` (TIGER-AI-Lab/MMLU-Pro, Apache-2.0; the copy of zai-org/glm-simple-evals,
-2974f4e) or the hub. Out: a `Benchmark`. Chat: see `_choice`, zero-shot. Base models: the subject's
-five worked examples of `validation.jsonl`, as in EleutherAI/lm-evaluation-harness (mmlu_pro,
-4e7e0d4). Question 3983 has answer "C" and answer_index 1: the field "answer" scores, as there.
+Source: `mmlu_pro/test.jsonl` (TIGER-AI-Lab/MMLU-Pro, Apache-2.0; the copy of
+zai-org/glm-simple-evals, 2974f4e) or the hub. Chat: see `_choice`, zero-shot. Base models: five
+worked examples of the same subject from `validation.jsonl`, as in EleutherAI/lm-evaluation-harness
+(mmlu_pro, 4e7e0d4). In question 3983 "answer" and "answer_index" disagree; "answer" counts, as in
+the harness.
 """
 
 import dataclasses
@@ -21,9 +22,9 @@ FIELDS = {"question": str, "options": list, "answer": str, "category": str, "cot
 
 
 def load(directory: Path | None) -> Benchmark:
-    """Reads the test set; the subject goes into `Item.meta`."""
+    """Load the test set; `Item.meta["subject"]` is the subject."""
     examples: dict[str, str] = {}
-    for row in _hub.worked(SHOTS, directory, FIELDS):
+    for row in _hub.worked_examples(SHOTS, directory, FIELDS):
         reasoning = row["cot_content"].removeprefix("A: Let's think step by step.")
         example = f"{_asked(row)}{reasoning}\n\n"
         examples[row["category"]] = examples.get(row["category"], "") + example
@@ -41,7 +42,7 @@ def load(directory: Path | None) -> Benchmark:
 
 
 def base(benchmark: Benchmark) -> Benchmark:
-    """Five worked examples with their reasoning; MMLU-Pro's rule."""
+    """Return the variant with five worked examples with reasoning, by the rule of MMLU-Pro."""
     return dataclasses.replace(benchmark, decoding=Decoding(max_tokens=2048, stop=("Question:",)))
 
 

@@ -1,7 +1,7 @@
 """MMLU's 18 subjects of science, technology, engineering and mathematics: 3,018 questions.
 
-In: as `mmlu`. Out: a `Benchmark`. The subjects are those of Hendrycks et al. (2021), categories.py,
-as QwenLM/Qwen2.5-Math counts them; lm-evaluation-harness has anatomy besides.
+The subjects are those of Hendrycks et al. (2021), categories.py, as counted by QwenLM/Qwen2.5-Math;
+lm-evaluation-harness also includes anatomy. Source, prompt and rule: see `mmlu`.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ SUBJECTS = (
 
 
 def load(directory: Path | None) -> Benchmark:
-    """Reads MMLU and keeps the subjects."""
+    """Load MMLU and select the subjects."""
     whole = mmlu.load(directory)
     items = tuple(item for item in whole.items if item.meta["subject"] in SUBJECTS)
     return dataclasses.replace(whole, name="mmlu_stem", items=items)

@@ -1,8 +1,8 @@
 """OlympiadBench (He et al., 2024): 675 problems of mathematical olympiads, English, text only.
 
-In: `olympiadbench/test.jsonl` of QwenLM/Qwen2.5-Math (a45202b, MIT) or the hub, which has 674 of
-them. Out: a `Benchmark`. See `_mathematics`. The reference answer is `final_answer[0]` without its
-dollar signs; several answers are one list, separated by commas.
+Source: `olympiadbench/test.jsonl` of QwenLM/Qwen2.5-Math (a45202b, MIT) or the hub, which has 674
+of them. Prompt and rule: see `_mathematics`. The reference answer is `final_answer[0]` without
+dollar signs; several answers form one list, separated by commas.
 """
 
 from pathlib import Path
@@ -20,11 +20,11 @@ FIELDS: Fields = {"id": (int, str), "question": str, "final_answer": list, "subf
 
 
 def load(directory: Path | None) -> Benchmark:
-    """Reads the problems; the subfield goes into `Item.meta`."""
+    """Load the problems; `Item.meta["subject"]` is the subfield."""
     items = []
-    for place, row in _hub.rows(SOURCE, directory, FIELDS):
+    for location, row in _hub.rows(SOURCE, directory, FIELDS):
         if not row["final_answer"] or not isinstance(row["final_answer"][0], str):
-            raise ValueError(f'{place}: field "final_answer" is {row["final_answer"]!r:.80}')
+            raise ValueError(f'{location}: field "final_answer" is {row["final_answer"]!r:.80}')
         id, answer = f"olympiadbench/{row['id']}", row["final_answer"][0].replace("$", "")
         items.append(_mathematics.item(id, row["question"], answer, subject=row["subfield"]))
     return _mathematics.benchmark("olympiadbench", items, "QwenLM/Qwen2.5-Math@a45202b")

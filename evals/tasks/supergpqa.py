@@ -1,8 +1,8 @@
 """SuperGPQA (M-A-P, 2025): 26,529 questions of graduate level with up to ten options.
 
-In: the hub's m-a-p/SuperGPQA (ODC-BY), or `supergpqa/SuperGPQA-all.jsonl`. Out: a `Benchmark`.
-Prompt, rule and limit are those of SuperGPQA/SuperGPQA (eval/, zero-shot); where nothing is found,
-the answer is wrong.
+Source: m-a-p/SuperGPQA on the hub (ODC-BY), or `supergpqa/SuperGPQA-all.jsonl`. Prompt, rule and
+limit of tokens are those of SuperGPQA/SuperGPQA (eval/, zero-shot). An answer in which the rule
+finds nothing is wrong.
 """
 
 from pathlib import Path
@@ -27,7 +27,7 @@ INSTRUCTION = (
 
 
 def load(directory: Path | None) -> Benchmark:
-    """Reads the questions; the discipline goes into `Item.meta`, and the options, for the rule."""
+    """Load the questions; `Item.meta["subject"]` is the discipline."""
     items = (
         Item(
             id=row["uuid"],
@@ -50,10 +50,10 @@ def load(directory: Path | None) -> Benchmark:
 
 
 def grade(item: Item, text: str) -> bool:
-    """The letter, by the authors' rule."""
+    """Compare the letter that the authors' rule finds with the reference."""
     return extract(item, text) == item.answer
 
 
 def extract(item: Item, text: str) -> str:
-    """The letter, by the authors' rule."""
+    """Return the letter that the authors' rule finds."""
     return published.supergpqa(text, item.meta["options"])

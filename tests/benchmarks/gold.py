@@ -1,7 +1,7 @@
-r"""Every published reference answer against itself, against twins written otherwise, and others'.
+r"""Published reference answers compared with themselves, with other spellings and other answers.
 
-In: the folder of published files (OTR_BENCHMARKS). Out: a Markdown table, the pairs that were
-judged wrongly, and answers a second. `python -m tests.benchmarks.gold [--others N] [FILE ...]`
+Prints Markdown tables of the counts, of answers per second, and of the pairs that were judged
+wrongly. Needs OTR_BENCHMARKS. `python -m tests.benchmarks.gold [--others N] [FILE ...]`
 """
 
 import argparse
@@ -31,7 +31,7 @@ FILES = {
 
 
 def boxed(solution: str) -> str:
-    """The last boxed part, by counting braces: not the grader's own code, which is under test."""
+    """Return the last boxed part, by code that is independent of the grader under test."""
     start = max(solution.rfind("\\boxed{"), solution.rfind("\\fbox{"))
     start = solution.index("{", start)
     return solution[start + 1 : closing(solution, start)]
@@ -39,21 +39,21 @@ def boxed(solution: str) -> str:
 
 def closing(text: str, start: int) -> int:
     depth = 0
-    for place in range(start, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[place], 0)
+    for index in range(start, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[index], 0)
         if depth == 0:
-            return place
+            return index
     raise ValueError(f"no closing brace in {text!r}")
 
 
 def golds(folder: Path, name: str) -> list[str]:
-    """The reference answers of one file; four of math/train are empty there and left out."""
+    """Return the reference answers of one file, without four of math/train that are empty."""
     lines = (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
     return [gold for gold in (FILES[name](json.loads(line)) for line in lines) if gold]
 
 
 def slash(gold: str) -> str:
-    r"""\frac{1}{2} as 1/2 or (1)/(2); a mixed number 1\frac{1}{2} as 1 1/2."""
+    r"""Write \frac{1}{2} as 1/2 or (1)/(2), and a mixed number 1\frac{1}{2} as 1 1/2."""
     gold = re.sub(r"\\[dt]frac", r"\\frac", gold)
     gold = re.sub(r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}", gold)
     while (start := gold.find("\\frac{")) >= 0:
@@ -80,18 +80,18 @@ def dfrac(gold: str) -> str:
 
 
 def loose(gold: str) -> str:
-    """A space on both sides of + and =, and after a comma that is no part of a number."""
+    """Put spaces around + and =, and after a comma outside a number."""
     gold = re.sub(r"(?<=[\w})])\s*([+=])\s*(?=[\w\\({])", r" \1 ", gold)
     return re.sub(r"(?<!\d),\s*(?!\\!)|,\s*(?!\d{3}|\\!|\})(?<!\{,)", ", ", gold)
 
 
 def tight(gold: str) -> str:
-    """Without the spaces that LaTeX needs not."""
+    """Remove the spaces that LaTeX does not need."""
     return re.sub(r"(?<=[-+=,(){}\d])[ ]+(?=[^a-zA-Z\d])|(?<=[-+=,(])[ ]+", "", gold)
 
 
 def unit(gold: str) -> str:
-    """A number with a unit, or without the one that it has."""
+    """Add a unit to a number, or remove the one that it has."""
     if re.fullmatch(r"-?[\d.]+|-?\\frac\{\d+\}\{\d+\}", gold):
         return gold + r"\text{ cm}"
     with_unit = re.fullmatch(
@@ -108,28 +108,36 @@ def latex_commas(gold: str) -> str:
     return commas(gold).replace(",", "{,}") if re.fullmatch(r"-?\d{4,}", gold) else gold
 
 
-TWINS: tuple[Callable[[str], str], ...] = (slash, dfrac, loose, tight, unit, commas, latex_commas)
+REWRITES: tuple[Callable[[str], str], ...] = (
+    slash,
+    dfrac,
+    loose,
+    tight,
+    unit,
+    commas,
+    latex_commas,
+)
 
 
-def twins(answers: list[str]) -> Iterator[tuple[str, str]]:
-    """(twin, reference answer), for each way of writing that changes the answer."""
+def rewritten(answers: list[str]) -> Iterator[tuple[str, str]]:
+    """Yield (rewritten answer, reference answer) for each rewrite that changes the answer."""
     for gold in answers:
-        yield from ((written, gold) for write in TWINS if (written := write(gold)) != gold)
+        yield from ((written, gold) for write in REWRITES if (written := write(gold)) != gold)
 
 
 def others(answers: list[str], count: int) -> list[tuple[str, str]]:
-    """(another item's reference answer, reference answer), `count` for each different answer."""
-    different, draw = sorted(set(answers)), random.Random(0)
+    """Return `count` pairs of another item's answer with each distinct reference answer."""
+    different, generator = sorted(set(answers)), random.Random(0)
     return [
         (other, gold)
         for gold in different
-        for other in draw.sample(different, min(count, len(different)))
+        for other in generator.sample(different, min(count, len(different)))
         if other != gold
     ]
 
 
 def judge(pairs: list[tuple[str, str]]) -> tuple[list[bool], float]:
-    """Verdicts as a scorer gets them, and seconds."""
+    """Return the verdicts of the graders, and the seconds that they took."""
     items = [Item(str(number), "", gold) for number, (_, gold) in enumerate(pairs)]
     benchmark = Benchmark("gold", "mathematics", tuple(items), grade, Decoding(8), "accuracy", "")
     started = time.monotonic()
@@ -145,16 +153,18 @@ def grade(item: Item, text: str) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", nargs="*", default=list(FILES), metavar="FILE", help="gsm8k/test")
-    parser.add_argument("--others", type=int, default=1, help="wrong answers tried for each answer")
+    parser.add_argument("--others", type=int, default=1, help="wrong answers per reference answer")
     arguments = parser.parse_args()
     folder = Path(os.environ["OTR_BENCHMARKS"])
-    judge([("1", "\\sqrt{2}")])  # the processes start
+    judge([("1", "\\sqrt{2}")])  # starts the processes
     listed, total, seconds = [], [0] * 6, 0.0
-    print("| file | answers | equal themselves | twins | equal | others | accepted | a second |")
+    print(
+        "| file | answers | equal themselves | rewritten | equal | others | accepted | per second |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     for name in arguments.files:
         answers = golds(folder, name)
-        kinds = [(gold, gold) for gold in answers], list(twins(answers))
+        kinds = [(gold, gold) for gold in answers], list(rewritten(answers))
         kinds = (*kinds, others(answers, arguments.others))
         row, spent = [], 0.0
         for wanted, pairs in zip((True, True, False), kinds, strict=True):

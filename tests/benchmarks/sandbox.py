@@ -1,7 +1,6 @@
-"""The sandbox on HumanEval and MBPP: reference programs, emptied ones, programs a second, load.
+"""The sandbox on HumanEval and MBPP: verdicts and speed, also on a busy machine.
 
-In: the folder of published files (OTR_BENCHMARKS). Out: a Markdown table.
-`python -m tests.benchmarks.sandbox [--hogs N]`
+Prints a Markdown table. Needs OTR_BENCHMARKS. `python -m tests.benchmarks.sandbox [--hogs N]`
 """
 
 import argparse
@@ -29,11 +28,11 @@ Answers = list[tuple[Item, str]]
 
 
 def problems(folder: Path, name: str) -> tuple[Answers, Answers]:
-    """(item, answer) pairs with the reference programs; and with functions that do nothing."""
+    """Return (item, answer) pairs with the reference programs, and with empty functions."""
     text = (folder / FILES[name]).read_text(encoding="utf-8")
     rows = json.loads(text) if text.startswith("[") else map(json.loads, text.splitlines())
     solved = list(_humaneval(rows) if name == "humaneval" else _mbpp(rows))
-    return solved, [(item, _emptied(program)) for item, program in solved]
+    return solved, [(item, _empty(program)) for item, program in solved]
 
 
 def _humaneval(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[Item, str]]:
@@ -50,7 +49,7 @@ def _mbpp(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[Item, str]]:
         yield Item(f"mbpp/{row['task_id']}", "", "", tests), f"```python\n{row['code']}\n```"
 
 
-def _emptied(answer: str) -> str:
+def _empty(answer: str) -> str:
     tree = ast.parse(answer.removeprefix("```python\n").removesuffix("```"))
     for node in tree.body:
         if isinstance(node, ast.FunctionDef):
@@ -59,14 +58,14 @@ def _emptied(answer: str) -> str:
 
 
 def run_all(answers: Answers) -> list[tuple[Item, bool]]:
-    """Every item with its verdict, two programs at a time."""
+    """Return every item with its verdict; run two programs at a time."""
     with ThreadPoolExecutor(2) as pool:
         verdicts = pool.map(lambda answer: code_passes(*answer), answers)
         return list(zip((item for item, _ in answers), verdicts, strict=True))
 
 
 def timed(answers: Answers) -> tuple[int, float]:
-    """Passed, and programs a second."""
+    """Return the number that passed, and programs per second."""
     started = time.monotonic()
     passed = sum(verdict for _, verdict in run_all(answers))
     return passed, len(answers) / (time.monotonic() - started)
@@ -74,13 +73,13 @@ def timed(answers: Answers) -> tuple[int, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--hogs", type=int, default=8, help="busy processes beside the last row")
+    parser.add_argument("--hogs", type=int, default=8, help="busy processes during the last row")
     arguments = parser.parse_args()
     folder = Path(os.environ["OTR_BENCHMARKS"])
     print(f"isolation layers: {', '.join(runner.isolation_layers())}; 2 programs at a time\n")
-    print("| programs | number | passed | a second |\n|---|---|---|---|")
+    print("| programs | number | passed | per second |\n|---|---|---|---|")
     for name in FILES:
-        for kind, answers in zip(("reference", "emptied"), problems(folder, name), strict=True):
+        for kind, answers in zip(("reference", "empty"), problems(folder, name), strict=True):
             passed, rate = timed(answers)
             print(f"| {name}, {kind} | {len(answers)} | {passed} | {rate:.0f} |", flush=True)
     solved, _ = problems(folder, "humaneval")

@@ -1,4 +1,4 @@
-"""The graders on every published reference answer: mathematics by value, code in the sandbox."""
+"""The graders on all published reference answers: mathematics by value, code in the sandbox."""
 
 import json
 import os
@@ -14,10 +14,12 @@ from tests.benchmarks.sandbox import problems, run_all
 FOLDER = os.environ.get("OTR_BENCHMARKS")
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.skipif(not FOLDER, reason="OTR_BENCHMARKS names no folder of published files"),
+    pytest.mark.skipif(
+        not FOLDER, reason="OTR_BENCHMARKS does not name a folder of published files"
+    ),
 ]
 
-# OlympiadBench's own scorer has a tolerance for each item; and takes rounded numbers for formulas.
+# The scorer of OlympiadBench has a tolerance per item, and accepts rounded numbers for formulas.
 OLYMPIADBENCH_DIFFERS = {
     ("0.6054", r"\cos ^{10}(\frac{\pi}{10})"),
     (r"7.1 \cdot 10^{35}", r"7 \times 10^{35}"),
@@ -34,17 +36,17 @@ def folder(name: str) -> Path:
 
 
 @pytest.mark.parametrize("name", gold.FILES)
-def test_reference_answers(name) -> None:
+def test_reference_answers_equal_themselves_and_not_others(name) -> None:
     answers = gold.golds(folder(f"{name}.jsonl").parents[1], name)
     assert all(gold.judge([(answer, answer) for answer in answers])[0])
-    pairs = list(gold.twins(answers))
+    pairs = list(gold.rewritten(answers))
     different = sorted(set(pairs))
     verdicts = dict(zip(different, gold.judge(different)[0], strict=True))
     assert sum(verdicts[pair] for pair in pairs) >= 0.995 * len(pairs)
     assert not any(gold.judge(gold.others(answers, 1))[0])
 
 
-def test_olympiadbench_scoring_examples() -> None:
+def test_scoring_examples_of_olympiadbench() -> None:
     cases = json.loads(folder("grader_cases/olympiadbench_scoring_examples.json").read_text())
     differs = set()
     for case in cases:
@@ -57,11 +59,11 @@ def test_olympiadbench_scoring_examples() -> None:
 
 
 @pytest.mark.parametrize("name", ["humaneval", "mbpp", "mbpp-sanitized"])
-def test_reference_programs_pass_and_emptied_ones_fail(name) -> None:
+def test_reference_programs_pass_and_empty_functions_fail(name) -> None:
     folder("humaneval")
-    solved, emptied = problems(Path(str(FOLDER)), name)
+    solved, empty = problems(Path(str(FOLDER)), name)
     assert [item.id for item, passed in run_all(solved) if not passed] == []
-    assert [item.id for item, passed in run_all(emptied) if passed] == []
+    assert [item.id for item, passed in run_all(empty) if passed] == []
 
 
 def test_an_item_grades_its_own_answer() -> None:

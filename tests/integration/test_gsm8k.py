@@ -1,4 +1,4 @@
-"""The main job on a published data set and its benchmark, as the README has it: GSM8K."""
+"""The main job on a published data set and its benchmark, GSM8K."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ from tests.assets.newcomer import run
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
 
 
-def test_the_base_and_the_arm_are_scored(benchmark_dir: Path, tmp_path: Path) -> None:
+def test_base_model_and_arm_are_scored(benchmark_dir: Path, tmp_path: Path) -> None:
     """The benchmark's column names, its own directory, few items and steps."""
     line = ["--data", f"{benchmark_dir}/gsm8k/train.jsonl"]
     line += ["--columns", "prompt=question", "completion=answer"]
@@ -24,14 +24,14 @@ def test_the_base_and_the_arm_are_scored(benchmark_dir: Path, tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     (board,) = tmp_path.glob("*/leaderboard.json")
-    rows = {row["trial"]: row for row in json.loads(board.read_text())}
-    assert {name: row["status"] for name, row in rows.items()} == {
+    entries = {entry["trial"]: entry for entry in json.loads(board.read_text())}
+    assert {name: entry["status"] for name, entry in entries.items()} == {
         "base": "base",
         "sft-seed0": "finished",
     }
-    for name, row in rows.items():
-        assert list(row["scores"]) == ["gsm8k"]
-        score = row["scores"]["gsm8k"]
+    for name, entry in entries.items():
+        assert list(entry["scores"]) == ["gsm8k"]
+        score = entry["scores"]["gsm8k"]
         assert score["num_examples"] == 8
         assert 0 <= score["low"] <= score["value"] <= score["high"] <= 1
         answers = read_answers(board.parent / "scores" / name / "gsm8k.parquet")

@@ -1,7 +1,7 @@
-"""Three items of every data set of the hub that the benchmarks read, in its published format.
+"""Three items of each data set on the hub that the benchmarks read, in its published format.
 
-In: a folder. Out: in it, the data sets, to be loaded by `datasets` with that folder as the current
-one. The items are written for these tests; so is HumanEval/32's wrong call, after the real one.
+`write` creates them in a folder; `datasets` loads them if that is the current folder. The items are
+written for these tests. HumanEval/32 has a wrong call like that of the published file.
 """
 
 import json
@@ -96,7 +96,7 @@ _MMLU = [
 _BBEH = {"task": "dyck languages", "input": "Close (", "mini": 0}
 _AIME = {"problem": "1 + 1?", "solution": "It is 2.", "url": "here"}
 
-# name -> configuration, "default" for none -> split -> rows
+# name -> configuration, "default" if there is only one -> split -> rows
 SETS: dict[str, dict[str, dict[str, Rows]]] = {
     "openai/gsm8k": {"main": {"train": _gsm8k(6), "test": _gsm8k(3)}},
     "HuggingFaceH4/MATH-500": {
@@ -172,7 +172,7 @@ SETS["BBEH/bbeh"]["default"]["train"][0]["mini"] = 1
 
 
 def write(root: Path) -> None:
-    """Writes all data sets into the folder."""
+    """Write all data sets into the folder `root`."""
     for name, configs in SETS.items():
         card = ["---", "configs:"]
         for config, splits in configs.items():

@@ -1,4 +1,4 @@
-"""Benchmarks from the Hugging Face hub: its data sets, in small, through the same loader."""
+"""Benchmarks from the Hugging Face hub, through small local copies of its data sets."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from tests.evals.tasks.test_tasks import SIZES, answered
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch) -> None:
-    """The hub's data sets, three items each, where `datasets` finds them instead of the hub."""
+    """Write data sets with three items each where `datasets` finds them instead of the hub."""
     datasets = pytest.importorskip("datasets")
     write_hub(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -38,7 +38,7 @@ def test_without_a_folder_items_come_from_the_hub() -> None:
 
 
 @pytest.mark.usefixtures("hub")
-def test_only_what_the_hub_alone_has_is_read_from_there_beside_a_folder(tmp_path) -> None:
+def test_with_a_folder_only_sets_published_on_the_hub_alone_come_from_there(tmp_path) -> None:
     assert len(tasks.load("supergpqa", tmp_path / "empty").items) == 3
     with pytest.raises(ValueError, match="no file"):
         tasks.load("gsm8k", tmp_path / "empty")
@@ -49,17 +49,17 @@ def test_only_what_the_hub_alone_has_is_read_from_there_beside_a_folder(tmp_path
 
 
 @pytest.mark.usefixtures("hub")
-def test_bad_data_of_the_hub_is_told_with_row_and_field(tmp_path) -> None:
+def test_malformed_data_of_the_hub_is_an_error_with_row_and_field(tmp_path) -> None:
     (tmp_path / "m-a-p/SuperGPQA/default/train.jsonl").write_text('{"uuid": "a", "options": []}')
     with pytest.raises(ValueError, match=r'SuperGPQA@4430d44 \(train\), row 1: field "question"'):
         tasks.load("supergpqa")
     shutil.rmtree(tmp_path / "m-a-p")
-    with pytest.raises(ValueError, match=r"can't be had from the Hugging Face hub .*; give a"):
+    with pytest.raises(ValueError, match=r"cannot load .* from the Hugging Face hub .*; give a"):
         tasks.load("supergpqa")
 
 
 @pytest.mark.usefixtures("hub")
-def test_bbeh_from_files_is_a_mean_over_kinds(tmp_path) -> None:
+def test_bbeh_from_files_is_a_harmonic_mean_over_kinds(tmp_path) -> None:
     folder = tmp_path / "files/bbeh"
     folder.mkdir(parents=True)
     for kind, targets in (("bbeh_a", ["1", "2"]), ("bbeh_b", ["[3]"])):

@@ -1,4 +1,4 @@
-"""Benchmarks of one's own: a file, a Python class; and errors in one line."""
+"""A user's own benchmarks: a file, a Python class, and their error messages."""
 
 import json
 import sys
@@ -20,7 +20,7 @@ def _file(folder: Path, *rows: dict | str) -> str:
     return f"file:{path}"
 
 
-def test_own_benchmark(tmp_path) -> None:
+def test_a_file_is_a_benchmark(tmp_path) -> None:
     name = _file(
         tmp_path,
         {"prompt": "1/2?", "answer": "0.5", "grader": "math", "id": "half"},
@@ -78,7 +78,7 @@ def test_a_class_of_three_methods_is_a_benchmark(tmp_path, monkeypatch) -> None:
     assert verdicts == [True, False]
     for address, message in (
         ("own_capitals:Half", "has no method decoding"),
-        ("own_capitals:Wrong", "items\\(\\) gives 'no item', expected Item"),
+        ("own_capitals:Wrong", "items\\(\\) returns 'no item', expected Item"),
         ("own_capitals:Absent", 'has no class "Absent"'),
         ("own_nothing:Capitals", "No module named 'own_nothing'"),
         ("own_capitals", "not of the form"),
@@ -87,7 +87,9 @@ def test_a_class_of_three_methods_is_a_benchmark(tmp_path, monkeypatch) -> None:
             tasks.load(f"class:{address}")
 
 
-def test_another_rule_in_the_same_file_is_another_score(tmp_path, monkeypatch) -> None:
+def test_changing_the_file_of_a_rule_changes_the_identity_of_its_scores(
+    tmp_path, monkeypatch
+) -> None:
     module = tmp_path / "own_changing.py"
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
@@ -123,15 +125,15 @@ def test_samples_are_drawn_at_temperature_one(tmp_path) -> None:
         ({"prompt": "p", "answer": "1", "grader": "magic"}, r'row 2: field "grader" is \'magic\''),
         ({"prompt": "p", "grader": "code"}, r'row 2: field "tests" is missing'),
         ({"prompt": "p", "answer": "1", "domain": "law"}, r'row 2: field "domain" is \'law\''),
-        ({"prompt": "p", "answer": "1", "id": "1"}, r'the id "1" stands there more than once'),
+        ({"prompt": "p", "answer": "1", "id": "1"}, r'has the id "1" more than once'),
     ],
 )
-def test_a_broken_file_is_told_with_line_and_field(tmp_path, row, message) -> None:
+def test_a_malformed_file_is_an_error_with_line_and_field(tmp_path, row, message) -> None:
     with pytest.raises(ValueError, match=message):
         tasks.load(_file(tmp_path, {"prompt": "p", "answer": "1"}, row))
 
 
-def test_a_file_that_is_not_there_or_empty_is_told(tmp_path) -> None:
+def test_a_missing_or_empty_file_is_an_error(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"no file .*absent.jsonl"):
         tasks.load(f"file:{tmp_path}/absent.jsonl")
     with pytest.raises(ValueError, match="is empty"):

@@ -1,4 +1,4 @@
-"""Benchmarks by name and from files: the published data, their graders, errors in one line."""
+"""Benchmarks by name: the published data, their graders, and error messages."""
 
 import contextlib
 import itertools
@@ -20,7 +20,7 @@ SIZES = {
     **{"bbh": 6511, "bbeh": 4520, "bbeh_mini": 460},
 }
 CLOSING = {"supergpqa": "Answer: %s", "bbeh": "The answer is: %s", "bbeh_mini": "The answer is: %s"}
-WORKED_EXAMPLES = {  # how many, and what one of them ends with
+WORKED_EXAMPLES = {  # number, and the end of one of them
     "gsm8k": (5, "#### 72\n\n"),
     "math500": (4, "The final answer is $24$. I hope it is correct.\n\n"),
     "mbpp": (3, "return largest_nums\n[DONE]\n\n"),
@@ -32,18 +32,18 @@ WORKED_EXAMPLES = {  # how many, and what one of them ends with
 
 @pytest.fixture(scope="module", params=SIZES)
 def benchmark(request):
-    """A built-in benchmark with its published items."""
+    """Return a built-in benchmark with its published items."""
     folder = os.environ.get(tasks.FOLDER_VARIABLE)
     if not folder:
         pytest.skip(f"{tasks.FOLDER_VARIABLE} does not point to the published files")
     path = Path(folder) / tasks._module(request.param).SOURCE.file
     if not path.exists():
-        pytest.skip(f"{path} is not here")
+        pytest.skip(f"{path} does not exist")
     return tasks.load(request.param, folder)
 
 
 def answered(benchmark, item) -> str:
-    """The reference answer, as a model would give it."""
+    """Return the reference answer in the form in which a model would give it."""
     if benchmark.domain == "mathematics":
         return f"First 1, then \\boxed{{{item.answer}}}."
     if benchmark.domain == "code":
@@ -51,13 +51,13 @@ def answered(benchmark, item) -> str:
     return "Think.\n" + CLOSING.get(benchmark.name, "So the answer is %s.") % item.answer
 
 
-def some(benchmark, count: int) -> tuple:
-    """All of the items where grading is cheap, `count` of them where it starts a process."""
+def sample_items(benchmark, count: int) -> tuple:
+    """Return all items if grading is cheap, and about `count` of them if it starts processes."""
     cheap = benchmark.domain == "reasoning"
     return benchmark.items if cheap else benchmark.items[:: len(benchmark.items) // count + 1]
 
 
-def test_every_module_is_a_benchmark() -> None:
+def test_sizes_has_every_benchmark() -> None:
     assert set(SIZES) == set(tasks.names())
 
 
@@ -70,15 +70,15 @@ def test_published_items_are_complete(benchmark) -> None:
 
 
 def test_published_answers_are_right_and_empty_ones_wrong(benchmark) -> None:
-    items = some(benchmark, 12)
+    items = sample_items(benchmark, 12)
     right = [(item, answered(benchmark, item)) for item in items]
     verdicts = grade_all(benchmark, right)
     assert [pair for pair, verdict in zip(right, verdicts, strict=True) if not verdict] == []
     assert not any(grade_all(benchmark, [(item, "") for item in items]))
 
 
-def test_answers_to_other_items_are_wrong(benchmark) -> None:
-    items = some(benchmark, 12)
+def test_answers_of_other_items_are_wrong(benchmark) -> None:
+    items = sample_items(benchmark, 12)
     shifted = [
         (item, answered(benchmark, other))
         for item, other in zip(items, (*items[1:], items[0]), strict=True)
@@ -87,27 +87,27 @@ def test_answers_to_other_items_are_wrong(benchmark) -> None:
     assert sum(grade_all(benchmark, shifted)) <= len(shifted) * 0.05
 
 
-def test_votes_for_the_same_answer_are_one(benchmark) -> None:
+def test_spellings_of_the_same_answer_are_one_vote(benchmark) -> None:
     assert (benchmark.extract is None) == (benchmark.domain == "code")
-    for item in some(benchmark, 12) if benchmark.extract else ():
+    for item in sample_items(benchmark, 12) if benchmark.extract else ():
         vote = benchmark.extract(item, answered(benchmark, item))
         assert vote and vote == benchmark.extract(item, "1 or 2? " + answered(benchmark, item))
         assert benchmark.extract(item, "") == ""
 
 
-def test_max_items_spreads_over_the_whole(benchmark) -> None:
+def test_max_items_spreads_over_all_items(benchmark) -> None:
     thin = tasks.load(benchmark.name, max_items=27)
     assert len(thin.items) == 27
     assert thin.items[0] == benchmark.items[0]
-    index = {item.id: place for place, item in enumerate(benchmark.items)}
-    places = [index[item.id] for item in thin.items]
-    gaps = [b - a for a, b in itertools.pairwise([*places, len(benchmark.items)])]
+    index = {item.id: position for position, item in enumerate(benchmark.items)}
+    positions = [index[item.id] for item in thin.items]
+    gaps = [b - a for a, b in itertools.pairwise([*positions, len(benchmark.items)])]
     assert max(gaps) - min(gaps) <= 1
 
 
 @pytest.mark.parametrize("name", WORKED_EXAMPLES)
 def test_a_base_model_sees_worked_examples(name, benchmark_dir) -> None:
-    """All but the last question are answered, and the stop string ends what comes after."""
+    """Only the last question has no answer, and stop strings end the text after the answer."""
     benchmark = tasks.load(f"{name}-base", benchmark_dir, max_items=3)
     assert (benchmark.name, benchmark.style) == (f"{name}-base", "completion")
     count, ending = WORKED_EXAMPLES[name]
@@ -119,7 +119,7 @@ def test_a_base_model_sees_worked_examples(name, benchmark_dir) -> None:
     assert benchmark.decoding.stop
 
 
-def test_base_rules_read_the_form_of_the_examples(benchmark_dir) -> None:
+def test_base_rules_expect_the_form_of_the_worked_examples(benchmark_dir) -> None:
     for name, right, wrong in (
         ("gsm8k", " It is so.\n#### %s", " It is %s."),
         ("mmlu", " %s", " It is %s"),
@@ -133,7 +133,7 @@ def test_base_rules_read_the_form_of_the_examples(benchmark_dir) -> None:
             assert not benchmark.grade(item, wrong.replace("%s", item.answer))
 
 
-def test_faults_of_the_files_are_mended(benchmark_dir) -> None:
+def test_faults_of_the_published_files_are_corrected(benchmark_dir) -> None:
     aime = {item.answer for item in tasks.load("aime24", benchmark_dir).items}
     assert {"25", "73", "23"} <= aime and not any(answer.startswith("0") for answer in aime)
     assert "336" in {item.answer for item in tasks.load("aime25", benchmark_dir).items}
@@ -143,8 +143,8 @@ def test_faults_of_the_files_are_mended(benchmark_dir) -> None:
     assert amc[:2] == ["27", "36"] and "-1" in amc
 
 
-def test_inputs_of_mbpp_plus_get_their_types_back() -> None:
-    """As JSON has them, and as the assertion shows them."""
+def test_restore_types_of_mbpp_plus_inputs() -> None:
+    """Each case has an assertion, an input as JSON has it, and the input with its types."""
     for assertion, lost, found in (
         ("assert f((3, 4), [5]) == 1", [[1], [2]], [(1,), [2]]),
         ("assert f([(1, 2)]) == 1", [[[1, 2], [3]]], [[(1, 2), (3,)]]),
@@ -156,8 +156,8 @@ def test_inputs_of_mbpp_plus_get_their_types_back() -> None:
         ("assert f(2*2)", [[1]], [[1]]),
     ):
         row = {"entry_point": "f", "assertion": assertion, "base_input": [lost], "plus_input": {}}
-        assert _plus.restored(row) == [found]
-        assert repr(_plus.restored(row)) == repr([found])
+        assert _plus.restore_types(row) == [found]
+        assert repr(_plus.restore_types(row)) == repr([found])
 
 
 @pytest.mark.parametrize(
@@ -170,12 +170,12 @@ def test_inputs_of_mbpp_plus_get_their_types_back() -> None:
         ("root", 0.5, False),
         ("same set", (1.0, 1.0), True),
         ("same set", (1.0, 2.0), False),
-        ("is there", True, True),
-        ("is there", None, False),
+        ("match or none", True, True),
+        ("match or none", None, False),
     ],
 )
 def test_plus_rules(rule, answer, right) -> None:
-    """The reference gives 1.0, a root of x**2 - 1."""
+    """The reference returns 1.0, a root of x**2 - 1."""
     expected = (1.0,) if rule == "same set" else 1.0
     tolerance = 1e-4 if rule == "root" else 0
     arguments = ([-1, 0, 1],)
@@ -199,7 +199,7 @@ def test_plus_rules(rule, answer, right) -> None:
         ("math500", "math500/test.jsonl", "", '"math500" is empty'),
     ],
 )
-def test_a_file_in_another_format_is_told(tmp_path, name, file, text, message) -> None:
+def test_a_file_in_another_format_is_an_error(tmp_path, name, file, text, message) -> None:
     path = tmp_path / file
     path.parent.mkdir(parents=True)
     path.write_text(text, encoding="utf-8")
@@ -207,7 +207,7 @@ def test_a_file_in_another_format_is_told(tmp_path, name, file, text, message) -
         tasks.load(name, tmp_path)
 
 
-def test_what_can_not_be_found_is_told_with_the_remedy(tmp_path) -> None:
+def test_unknown_names_and_missing_files_are_errors_with_a_remedy(tmp_path) -> None:
     with pytest.raises(ValueError, match='unknown benchmark "gsm9k"; did you mean "gsm8k"'):
         tasks.load("gsm9k", tmp_path)
     with pytest.raises(ValueError, match='did you mean "math500-base@4"'):
@@ -220,7 +220,7 @@ def test_what_can_not_be_found_is_told_with_the_remedy(tmp_path) -> None:
         tasks.load("gsm8k", tmp_path, max_items=0)
 
 
-def test_worked_examples_that_are_missing_are_told(tmp_path) -> None:
+def test_missing_worked_examples_are_an_error_for_base_models(tmp_path) -> None:
     path = tmp_path / "gsm8k/test.jsonl"
     path.parent.mkdir()
     path.write_text('{"question": "q", "answer": "#### 7"}')
@@ -230,6 +230,6 @@ def test_worked_examples_that_are_missing_are_told(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("change", [{"max_tokens": 0}, {"temperature": -1}, {"top_p": 0}])
-def test_decoding_that_makes_no_sense_is_refused(change) -> None:
+def test_invalid_decoding_is_refused(change) -> None:
     with pytest.raises(ValueError, match=next(iter(change))):
         Decoding(**{"max_tokens": 8, **change})

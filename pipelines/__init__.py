@@ -1,1 +1,1 @@
-"""What a person runs: sweep, train, score, doctor."""
+"""The commands of `otr`, and what only they need: configuration, checks, tracking, reports."""

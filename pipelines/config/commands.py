@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from pipelines.config.options import Request, config_from, options_type
+from pipelines.config.options import load_config, options_type
 from pipelines.config.presets import PresetName, SweepConfig
 
 Flag = FlagCreatePairsOff[bool]
@@ -46,9 +46,7 @@ class Sweep(_StartingPoint):
 
     def load(self) -> SweepConfig:
         """Return the configuration that the options ask for."""
-        return config_from(
-            Request(self.preset, self.config, self.arms, self.seeds, options=self.options)
-        )
+        return load_config(self.preset, self.config, self.options, arms=self.arms, seeds=self.seeds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +65,7 @@ class Train(_StartingPoint):
 
     def load(self) -> SweepConfig:
         """Return the configuration that the options ask for, with a single trial."""
-        return config_from(Request(self.preset, self.config, options=self.options), single="train")
+        return load_config(self.preset, self.config, self.options, single="train")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +83,7 @@ class Score(_StartingPoint):
     def load(self) -> SweepConfig:
         """Return the configuration that the options ask for, with the model as its base model."""
         options = {**self.options, "train": {"model": {"path": self.model}}}
-        return config_from(Request(self.preset, self.config, options=options), single="score")
+        return load_config(self.preset, self.config, options, single="score")
 
 
 @dataclass(frozen=True, kw_only=True)

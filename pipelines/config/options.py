@@ -7,7 +7,7 @@ value, and over what the arms of a preset set.
 import json
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Annotated, Any, TypedDict
 
 import docstring_parser
@@ -30,8 +30,6 @@ SHORT = {
     "train.workers.count": "--workers",
 }
 """Short spellings of options, by dotted key."""
-
-
 _NOT_OPTIONS = {"trials", "engine.log_dir"}  # set by the commands
 
 
@@ -39,41 +37,40 @@ class UsageError(ValueError):
     """A command line that cannot be understood; exit code 2."""
 
 
-@dataclass(frozen=True)
-class Request:
-    """What a command line asks for."""
-
-    preset: PresetName | None = None
-    config: str = ""
-    """Path of a run.json or of a recipe."""
-    arms: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = ()
-    options: Mapping[str, Any] = field(default_factory=dict)
-    """The fields of `SweepConfig` that were given, nested."""
-
-
-def config_from(request: Request, *, single: str = "") -> SweepConfig:
+def load_config(
+    preset: PresetName | None,
+    file: str,
+    options: Mapping[str, Any],
+    *,
+    arms: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    single: str = "",
+) -> SweepConfig:
     """Return the configuration that a command line asks for.
 
     Args:
-        request: the options that were given.
+        preset: name of a preset.
+        file: run.json or recipe to start from; empty: the preset.
+        options: the fields of `SweepConfig` that were given, nested.
+        arms: arms of the preset to run; empty: all.
+        seeds: seeds of each arm; empty: the preset's.
         single: name of the only trial of a command without arms; empty for a sweep.
 
     Raises:
         UsageError: an unknown arm or a value that its field refuses.
         ValueError: the run.json or recipe cannot be read.
     """
-    repeated = read_run(request.config) if request.config.endswith(".json") else None
-    if repeated and request.preset:
+    repeated = read_run(file) if file.endswith(".json") else None
+    if repeated and preset:
         raise UsageError("--preset and --config RUN.json exclude each other: give one of them")
-    recipe = read_recipe(request.config) if request.config and not repeated else Recipe()
-    start = repeated or PRESETS[request.preset or recipe.preset]()
+    recipe = read_recipe(file) if file and not repeated else Recipe()
+    start = repeated or PRESETS[preset or recipe.preset]()
     repeats = repeated is not None
     if single and {trial.arm for trial in start.trials} != {single}:
         start, repeats = replace(start, name=single, trials=(Trial(single),)), False
-    given = recipe.overrides | dict(flatten(request.options))
+    given = recipe.overrides | dict(flatten(options))
     try:
-        config = _with_choices(start, request.arms or recipe.arms, request.seeds or recipe.seeds)
+        config = _with_choices(start, arms or recipe.arms, seeds or recipe.seeds)
         config = with_overrides(config, given)
         if single:
             config = replace(config, trials=(Trial(single, seed=config.train.seed),))

@@ -63,7 +63,7 @@ def flatten(
     Args:
         table: keys of `kind`, nested or dotted, to values.
         kind: the dataclass whose fields the keys are.
-        path: dotted key of the table, empty for the whole.
+        path: dotted key of the table, empty at the top.
         also_known: further names for the hint about an unknown key.
 
     Raises:
@@ -72,15 +72,17 @@ def flatten(
     hints = typing.get_type_hints(kind)
     for key, value in table.items():
         name, _, rest = key.partition(".")
-        whole = f"{path}.{name}".lstrip(".")
+        full_key = f"{path}.{name}".lstrip(".")
         if name not in hints:
-            raise ValueError(f"unknown key {whole!r}: {did_you_mean(name, [*hints, *also_known])}")
+            raise ValueError(
+                f"unknown key {full_key!r}: {did_you_mean(name, [*hints, *also_known])}"
+            )
         if is_dataclass(hints[name]):
             inner = {rest: value} if rest else value
             if not isinstance(inner, Mapping):
-                raise ValueError(f"{whole} is {value!r}: expected a table")
-            yield from flatten(inner, hints[name], whole)
+                raise ValueError(f"{full_key} is {value!r}: expected a table")
+            yield from flatten(inner, hints[name], full_key)
         elif rest:
-            raise ValueError(f"unknown key {f'{whole}.{rest}'!r}: {whole!r} is not a table")
+            raise ValueError(f"unknown key {f'{full_key}.{rest}'!r}: {full_key!r} is not a table")
         else:
-            yield whole, typed(hints[name], value, whole)
+            yield full_key, typed(hints[name], value, full_key)

@@ -1,4 +1,4 @@
-"""Read configurations from run.json files, and tell two configurations apart."""
+"""Read configurations from run.json files, and compare configurations by a fingerprint."""
 
 import hashlib
 import json

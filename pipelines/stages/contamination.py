@@ -4,7 +4,7 @@ The rule is that of Brown et al., "Language models are few-shot learners" (2020)
 are lower-cased and stripped of punctuation; an item counts as seen if any N consecutive words of it
 are in a record of the corpus. N is 13, or the whole item if that is shorter, but at least 8: an
 item below that must be the whole text of a turn. The words that all items of a subject begin or end
-with (the instruction) are left out, since they tell nothing about an item.
+with (the instruction) are left out, since they say nothing about an item.
 
 The corpus streams through Ray Data tasks, which read the n-grams of the benchmarks from Ray's
 object store. Ray must be running.

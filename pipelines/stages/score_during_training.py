@@ -28,7 +28,7 @@ def engine_fits(
     engine: EngineSettings,
     free: Mapping[str, float],
 ) -> EngineFits:
-    """Return a function that tells whether the engine fits beside unfinished trials.
+    """Return a function for whether the engine fits beside unfinished trials.
 
     Adapters are never scored during training: served together they take less time than one by one.
 

@@ -1,7 +1,4 @@
-"""Commands as a newcomer runs them: at the repository's root, without what only we have set.
-
-In: the words of a command line. Out: the process that has ended, or what is needed to start one.
-"""
+"""Run commands as a newcomer does: at the repository's root, without a developer's settings."""
 
 import os
 import subprocess
@@ -12,12 +9,12 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def environment() -> dict[str, str]:
-    """Ours, without the variables that a newcomer would not have set."""
+    """Return our environment without variables that a newcomer would not have set."""
     return {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "RAY_ADDRESS")}
 
 
 def run(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """The command at its end, with what it said."""
+    """Run a command to its end; return it with its output."""
     return subprocess.run(
         words, capture_output=True, text=True, cwd=REPOSITORY, env=environment(), check=False
     )

@@ -38,17 +38,17 @@ def test_it_is_small(base: tuple) -> None:
     assert (BASE / "model.safetensors").stat().st_size <= 8 * 2**20
 
 
-def test_it_manages_the_target_sometimes(base: tuple) -> None:
+def test_it_solves_the_target_sometimes(base: tuple) -> None:
     assert 0.1 < share_exact(base, script.TARGET, "heldout") < 0.5
     assert share_exact(base, script.TARGET, "harder") < 0.1
 
 
 @pytest.mark.parametrize("skill", ["sum", "difference", "function", "boolean", "sorting", "dates"])
-def test_it_has_the_skills_that_may_be_forgotten(base: tuple, skill: str) -> None:
+def test_it_has_the_skills_that_training_may_lose(base: tuple, skill: str) -> None:
     assert share_exact(base, skill, "heldout") > 0.8
 
 
-def test_its_log_is_there() -> None:
+def test_its_training_log_is_complete() -> None:
     log = [json.loads(line) for line in (BASE / "pretrain.jsonl").read_text().splitlines()]
     settings = script.Pretrain(Path("unused"))
     last = {entry["stage"]: entry["step"] for entry in log}

@@ -1,7 +1,4 @@
-"""The two commands for a single model, as a person runs them: train, then what it says to do next.
-
-The second command is the one that the first prints, with fewer items.
-"""
+"""`otr train`, then the command that it suggests next, `otr score`, with fewer items."""
 
 import json
 import shlex
@@ -38,8 +35,8 @@ def test_train_on_a_file_and_score_what_comes_out(tmp_path: Path) -> None:
     checkpoint = output / "mine" / "trials" / "train-seed0" / "train" / "step-000002"
     assert str(checkpoint) in said and "step 2: nll " in said
     assert (checkpoint / "model.safetensors").is_file()
-    told = json.loads((output / "mine" / "run.json").read_text())
-    assert told["config"]["train"]["max_steps"] == 2 and len(told["id"]) == 32
+    run_json = json.loads((output / "mine" / "run.json").read_text())
+    assert run_json["config"]["train"]["max_steps"] == 2 and len(run_json["id"]) == 32
 
     (score,) = (s for s in said.splitlines() if "score_checkpoint.py" in s)
     words = shlex.split(score.partition("  # ")[0])

@@ -1,4 +1,4 @@
-"""The overlap of corpora on disk with benchmarks, as a job of Ray Data."""
+"""Overlap of corpora on disk with benchmarks, as a job of Ray Data."""
 
 import json
 from pathlib import Path
@@ -18,16 +18,16 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture(autouse=True)
 def in_ray(ray_cluster: None) -> None:
-    """All of them."""
+    """Run every test in a Ray cluster."""
 
 
 def test_the_built_in_target_train_is_in_the_corpus_and_code_is_not(tmp_path: Path) -> None:
-    """The benchmark that measures what was memorised is made of rows that are trained on."""
+    """target-train consists of training records; it measures memorization."""
     run = prepare(builtin(), tmp_path / "world")
     found = contamination.check(run.config.train.data, run.benchmarks, tmp_path)
     assert found["target-train"].share == 1
     assert found["retained-code"].share == found["retained-reasoning"].share == 0
-    assert found["target-heldout"].share < 0.2, "stories end alike now and then"
+    assert found["target-heldout"].share < 0.2, "some stories end alike"
     assert json.loads((tmp_path / "contamination.json").read_text())["rows"] == 6000
 
 

@@ -1,4 +1,4 @@
-"""What the README shows from Python, run to the letter; its loss for trainers is in numerics."""
+"""The README's Python example runs as it is printed."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The main job, as a newcomer runs it: real Ray, Train, Tune, Serve, vLLM and MLflow."""
+"""The main job with real Ray, vLLM and MLflow, as a newcomer runs it."""
 
 import json
 import shlex
@@ -30,9 +30,12 @@ def sweep(how: list[str], output: Path, *options: str) -> subprocess.CompletedPr
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The runs after a debug sweep whose driver was killed when a trial had been trained.
+    """A debug sweep whose driver was killed after the first trial, and that then was resumed.
 
-    Begun as a module, gone on with as a file: the directory, and what the second one printed.
+    It starts as a module and resumes as a file.
+
+    Returns:
+        The output directory, and stdout of the second command.
     """
     output = tmp_path_factory.mktemp("runs")
     first = subprocess.Popen(
@@ -44,14 +47,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     )
     while first.poll() is None and not [*output.glob("debug/trials/*/train/step-*")]:
         time.sleep(0.2)
-    assert first.poll() is None, "it ended before a trial did"
+    assert first.poll() is None, "the sweep ended before it could be killed"
     first.kill()
     first.wait()
     done = sweep(["pipelines/full_sweep.py"], output, "--name", "debug")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("continues")
     assert "Traceback" not in done.stderr
-    assert len(done.stderr.splitlines()) < 60, "one line a stage, no wall of logs"
+    assert len(done.stderr.splitlines()) < 60, "one line per stage, no logs"
     return output, done.stdout
 
 
@@ -68,7 +71,9 @@ def test_the_table_and_the_next_commands_are_printed(finished: tuple[Path, str])
     assert (Path(commands[2][2]) / "model.safetensors").is_file()
 
 
-def test_the_leaderboard_has_a_row_for_each_trial_and_the_base(finished: tuple[Path, str]) -> None:
+def test_the_leaderboard_has_an_entry_per_model(
+    finished: tuple[Path, str],
+) -> None:
     output, _ = finished
     rows = json.loads((output / "debug" / "leaderboard.json").read_text())
     assert [row["trial"] for row in rows] == ["base", *TRIALS]
@@ -114,15 +119,15 @@ def test_mlflow_holds_the_sweep(finished: tuple[Path, str]) -> None:
         for task in BENCHMARKS:
             low, value, high = (metrics[f"score/{task}{end}"] for end in ("_low", "", "_high"))
             assert low <= value <= high
-    kept = {artifact.path for artifact in client.list_artifacts(parent)}
+    artifacts = {artifact.path for artifact in client.list_artifacts(parent)}
     files = {"leaderboard.json", "contamination.json", "report.html", "table.md", "run.json"}
-    assert kept == files | {"figures"}
+    assert artifacts == files | {"figures"}
     assert "figures/scores.svg" in {a.path for a in client.list_artifacts(parent, "figures")}
     (winner,) = client.search_model_versions("name = 'otr-debug'")
     assert winner.run_id in {runs[name].info.run_id for name in TRIALS}
 
 
-def test_the_same_command_again_takes_what_is_there(finished: tuple[Path, str]) -> None:
+def test_a_repeated_command_reuses_all_results(finished: tuple[Path, str]) -> None:
     output, _ = finished
     before = json.loads((output / "debug" / "leaderboard.json").read_text())
     trained = {p: p.stat().st_mtime_ns for p in output.rglob("model.safetensors")}
@@ -137,7 +142,7 @@ def test_the_same_command_again_takes_what_is_there(finished: tuple[Path, str]) 
     assert len(client.search_runs([experiment.experiment_id])) == 4
 
 
-def test_as_a_module_from_the_start_with_a_trial_that_fails(tmp_path: Path) -> None:
+def test_a_trial_that_fails(tmp_path: Path) -> None:
     line = ["--arms", "sft", "--train.optim.lr", "1e30", "--name", "failing"]
     done = sweep(["-m", "pipelines.full_sweep"], tmp_path, *line)
     assert done.returncode == 1

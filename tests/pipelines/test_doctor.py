@@ -1,9 +1,10 @@
-"""Each thing that can be wrong is found, and said in one line with a remedy."""
+"""`otr doctor`: each problem is found, and reported in one line with a remedy."""
 
 import json
 import shutil
 import socket
 import sqlite3
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -56,9 +57,17 @@ def config(model: Path, tmp_path: Path) -> SweepConfig:
     )
 
 
-def failed(config: SweepConfig) -> Finding:
-    """The only check that fails."""
-    (bad,) = (f for f in preflight.check(PreparedRun(config), with_ray=False) if not f.ok)
+def check(
+    config: SweepConfig, *, with_ray: bool = False, skip: Sequence[str] = ()
+) -> dict[str, Finding]:
+    """Every finding, by the name of its check."""
+    found = preflight.check(PreparedRun(config), with_ray=with_ray, skip=skip)
+    return {finding.check: finding for finding in found}
+
+
+def failed(config: SweepConfig, *, with_ray: bool = False) -> Finding:
+    """The only finding that is not ok."""
+    (bad,) = (f for f in check(config, with_ray=with_ray).values() if not f.ok)
     assert "\n" not in bad.text
     return bad
 
@@ -72,10 +81,10 @@ def with_model(config: SweepConfig, path: Path) -> SweepConfig:
     return replace(config, train=replace(config.train, model=model))
 
 
-def test_all_is_well(config: SweepConfig) -> None:
-    findings = [*preflight.check(PreparedRun(config), with_ray=True)]
-    assert [f.text for f in findings if not f.ok] == []
-    assert {f.check for f in findings} >= {"model", "data", "benchmarks", "disk", "port", "Ray"}
+def test_nothing_is_wrong(config: SweepConfig) -> None:
+    findings = check(config, with_ray=True)
+    assert [f.text for f in findings.values() if not f.ok] == []
+    assert set(findings) >= {"model", "data", "benchmarks", "disk", "port", "Ray"}
     preflight.require(PreparedRun(config))
 
 
@@ -92,9 +101,9 @@ def test_unknown_column(config: SweepConfig) -> None:
     assert bad.check == "data" and "qestion" in bad.text and "'question'" in bad.text
 
 
-def test_validation_is_looked_at_too(config: SweepConfig, tmp_path: Path) -> None:
-    bad = failed(with_data(config, validation=(str(tmp_path / "gone.jsonl"),)))
-    assert bad.check == "data" and "gone.jsonl" in bad.text
+def test_validation_data_is_checked_too(config: SweepConfig, tmp_path: Path) -> None:
+    bad = failed(with_data(config, validation=(str(tmp_path / "missing.jsonl"),)))
+    assert bad.check == "data" and "missing.jsonl" in bad.text
 
 
 def test_unknown_and_missing_benchmark(config: SweepConfig, tmp_path: Path) -> None:
@@ -117,21 +126,20 @@ def test_model_without_tokenizer_template_weights(
         shutil.copytree(model, broken)
         for path in broken.glob(file):
             path.unlink()
-        checks = preflight.check(PreparedRun(with_model(config, broken)), with_ray=False)
-        findings = [f for f in checks if not f.ok]
-        assert said in next(f.text for f in findings if f.check == "model"), file
+        finding = check(with_model(config, broken))["model"]
+        assert not finding.ok and said in finding.text, file
 
 
 def test_vocabulary_mismatch(config: SweepConfig, model: Path, tmp_path: Path) -> None:
     small = tmp_path / "small"
     shutil.copytree(model, small)
-    shape = json.loads((small / "config.json").read_text()) | {"vocab_size": 100}
-    (small / "config.json").write_text(json.dumps(shape))
+    settings = json.loads((small / "config.json").read_text()) | {"vocab_size": 100}
+    (small / "config.json").write_text(json.dumps(settings))
     bad = failed(with_model(config, small))
     assert bad.check == "model" and "259 tokens" in bad.text and "100 embeddings" in bad.text
 
 
-def test_an_arm_that_can_not_be(config: SweepConfig) -> None:
+def test_an_arm_with_an_impossible_setting(config: SweepConfig) -> None:
     trials = (Trial("bad", {"objective.num_samples": 0}),)
     assert "num_samples (K) is 0" in failed(replace(config, trials=trials)).text
     trials = (Trial("bad", {"objective.num_sample": 4}),)
@@ -151,23 +159,21 @@ def test_disk_counts_each_trials_checkpoint(config: SweepConfig, model: Path) ->
     assert machine.count_parameters(str(model)) == count
 
 
-def test_disk_counts_a_model_on_the_hub_where_the_hub_answers(
+def test_disk_counts_a_model_on_the_hub_if_the_hub_answers(
     config: SweepConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on_hub = with_model(config, Path("someone/large"))
-    assert disk(on_hub).ok and "needed: unknown" in disk(on_hub).text  # tests are offline
+    disk = check(on_hub)["disk"]
+    assert disk.ok and "needed: unknown" in disk.text  # tests are offline
     large = SimpleNamespace(safetensors=SimpleNamespace(total=10**13))
     monkeypatch.setattr("huggingface_hub.model_info", lambda name, timeout: large)
-    assert not disk(on_hub).ok and "too little disk space" in disk(on_hub).text
+    disk = check(on_hub)["disk"]
+    assert not disk.ok and "too little disk space" in disk.text
 
 
-def disk(config: SweepConfig) -> Finding:
-    return next(f for f in preflight.check(PreparedRun(config), with_ray=False) if f.check == "disk")
-
-
-def test_what_is_left_out_does_not_run(config: SweepConfig) -> None:
+def test_skipped_checks_do_not_run(config: SweepConfig) -> None:
     broken = with_data(config, paths=("nothing.jsonl",))
-    names = [f.check for f in preflight.check(PreparedRun(broken), with_ray=False, skip=("data",))]
+    names = set(check(broken, skip=("data",)))
     assert names and "data" not in names
     preflight.require(PreparedRun(broken), skip=("data",))
 
@@ -184,13 +190,11 @@ def test_a_stretched_rope_has_more_positions(
 ) -> None:
     stretched = tmp_path / "stretched"
     shutil.copytree(model, stretched)
-    shape = json.loads((stretched / "config.json").read_text())
-    shape["rope_parameters"] |= {"rope_type": "linear", "factor": 4.0}
-    (stretched / "config.json").write_text(json.dumps(shape))
+    settings = json.loads((stretched / "config.json").read_text())
+    settings["rope_parameters"] |= {"rope_type": "linear", "factor": 4.0}
+    (stretched / "config.json").write_text(json.dumps(settings))
     longer = replace(config, engine=replace(config.engine, max_model_len=2048))
-    assert [
-        f for f in preflight.check(PreparedRun(with_model(longer, stretched)), with_ray=False) if not f.ok
-    ] == []
+    assert all(finding.ok for finding in check(with_model(longer, stretched)).values())
 
 
 def test_scoring_never_runs_a_models_own_code(config: SweepConfig) -> None:
@@ -205,7 +209,11 @@ def test_port_in_use(config: SweepConfig) -> None:
         taken.bind(("127.0.0.1", config.engine.port))
         taken.listen()
         bad = failed(config)
-    assert bad.check == "port" and f"port {config.engine.port}" in bad.text and "--engine.port" in bad.text
+    assert (
+        bad.check == "port"
+        and f"port {config.engine.port}" in bad.text
+        and "--engine.port" in bad.text
+    )
 
 
 def test_store_that_is_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,7 +243,7 @@ def test_a_store_that_is_no_database(tmp_path: Path) -> None:
         check_store(f"sqlite:///{tmp_path / 'mlflow.db'}")
 
 
-def test_as_a_command(config: SweepConfig, capsys: pytest.CaptureFixture) -> None:
+def test_the_command(config: SweepConfig, capsys: pytest.CaptureFixture) -> None:
     line = ["--preset", "debug", "--model", config.train.model.path, "--output", config.output]
     line += ["--data", *config.train.data.paths, "--columns", "prompt=question"]
     line += ["completion=answer", "--benchmarks", *config.benchmarks]
@@ -244,7 +252,7 @@ def test_as_a_command(config: SweepConfig, capsys: pytest.CaptureFixture) -> Non
     assert cli.main(["doctor", *line, "--data", "nowhere.jsonl"]) == 1
     table = capsys.readouterr().out
     assert "FAILED" in table and "nowhere.jsonl" in table.replace("\n", "")
-    assert not Path(config.output).exists(), "the doctor writes nothing"
+    assert not Path(config.output).exists(), "doctor writes nothing"
 
 
 def test_a_ray_of_another_version(config: SweepConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,6 +263,6 @@ def test_a_ray_of_another_version(config: SweepConfig, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(ray, "init", refuse)
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
-    (bad,) = (f for f in preflight.check(PreparedRun(config), with_ray=True) if not f.ok)
+    bad = failed(config, with_ray=True)
     assert bad.check == "Ray" and "Ray: 2.9.0" in bad.text and ray.__version__ in bad.text
     assert "unset RAY_ADDRESS" in bad.text and "\n" not in bad.text

@@ -18,7 +18,7 @@ from tests.assets.tiny import make_tiny_model
 
 @pytest.fixture
 def adapter(tmp_path: Path) -> Path:
-    """Of a model beside it, named by a relative path; it changes every linear layer."""
+    """An adapter that changes every linear layer; it names its model by a relative path."""
     make_tiny_model(tmp_path / "base")
     back = Path.cwd()
     os.chdir(tmp_path)
@@ -43,7 +43,7 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 def test_the_directory_is_the_adapted_model(
     adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    (adapter / "run.json").write_text('{"note": "kept"}')
+    (adapter / "run.json").write_text('{"note": "copied"}')
     out = tmp_path / "new" / "full"
     assert cli.main(["merge", str(adapter), str(out)]) == 0
     said = capsys.readouterr().out
@@ -54,11 +54,11 @@ def test_the_directory_is_the_adapted_model(
     assert (wanted - logits(load_model(ModelConfig(str(tmp_path / "base"))))).abs().max() > 0.1
     assert load_tokenizer(config).chat_template
     assert not (out / "adapter_config.json").exists()
-    assert json.loads((out / "run.json").read_text()) == {"note": "kept"}
+    assert json.loads((out / "run.json").read_text()) == {"note": "copied"}
     assert [p.name for p in out.parent.iterdir()] == ["full"]
 
 
-def test_the_tokenizer_beside_the_adapter_counts(adapter: Path, tmp_path: Path) -> None:
+def test_the_tokenizer_of_the_adapter_is_used(adapter: Path, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(ModelConfig(str(tmp_path / "base")))
     tokenizer.chat_template = "mine"
     tokenizer.save_pretrained(adapter)

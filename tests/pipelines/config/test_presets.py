@@ -1,4 +1,4 @@
-"""Presets are valid, small in their number of options, and name what is there."""
+"""Presets are valid, have few options, and name built-in files that exist."""
 
 from dataclasses import fields, is_dataclass
 from typing import get_type_hints
@@ -64,7 +64,7 @@ def test_study_crosses_the_settings_and_has_the_controls() -> None:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_builtin_names_are_those_that_can_be_made(name: str, tmp_path: object) -> None:
+def test_builtin_names_exist(name: str, tmp_path: object) -> None:
     config = PRESETS[name]()
     data = config.train.data
     for each in (*data.paths, *data.validation, *config.benchmarks):
@@ -80,7 +80,7 @@ def test_builtin_names_are_those_that_can_be_made(name: str, tmp_path: object) -
         ({"max_items": -1}, "max_items"),
     ],
 )
-def test_a_sweep_that_can_not_be_is_refused(change: dict, message: str) -> None:
+def test_an_impossible_sweep_is_refused(change: dict, message: str) -> None:
     from dataclasses import replace
 
     with pytest.raises(ValueError, match=message):

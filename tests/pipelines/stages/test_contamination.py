@@ -1,4 +1,4 @@
-"""What of a benchmark a corpus has: n-grams of words, counted by item."""
+"""Overlap of a corpus with benchmarks: n-grams of words, counted per item."""
 
 import json
 from collections import Counter
@@ -30,7 +30,7 @@ def test_thirteen_words_in_a_row_are_an_overlap_and_twelve_are_none() -> None:
     items = [item("a", f"{LONG} alpha"), item("b", "beta")]
     assert found(items, [f"Before, {words(5, 13)}, after."]) == {0: 1}
     assert found(items, [f"Before, {words(5, 12)}, after."]) == {}
-    assert found(items, [words(5, 7), words(12, 6)]) == {}, "two turns are two texts"
+    assert found(items, [words(5, 7), words(12, 6)]) == {}, "n-grams do not span turns"
     assert found(items, [words(5, 13)], ["nothing"], [words(8, 13), words(9, 13)]) == {0: 2}
 
 
@@ -51,19 +51,22 @@ def test_shorter_items_need_their_whole_length_and_very_short_ones_a_whole_text(
     assert found(items, [f"{words(20, 4)}!"], [""]) == {1: 1}
 
 
-def test_the_instruction_that_all_items_share_is_no_overlap() -> None:
-    told = "Please reason step by step, and put your final answer within a box, dear."
-    items = [item(str(n), f"Question: {words(n, 8)} {n}\n{told}") for n in range(5)]
-    assert found(items, [f"Question: something else\n{told}"]) == {}
-    assert found(items, [f"{words(3, 8)} 3 {told}"]) == {3: 1}
-    by_subject = [*items, *(item(f"s{n}", f"{words(n, 9)} other {told} yes", "s") for n in (1, 2))]
-    assert found(by_subject, [f"Question: something else\n{told} yes"]) == {}
+def test_an_instruction_that_all_items_share_is_no_overlap() -> None:
+    instruction = "Please reason step by step, and put your final answer within a box, dear."
+    items = [item(str(n), f"Question: {words(n, 8)} {n}\n{instruction}") for n in range(5)]
+    assert found(items, [f"Question: something else\n{instruction}"]) == {}
+    assert found(items, [f"{words(3, 8)} 3 {instruction}"]) == {3: 1}
+    by_subject = [
+        *items,
+        *(item(f"s{n}", f"{words(n, 9)} other {instruction} yes", "s") for n in (1, 2)),
+    ]
+    assert found(by_subject, [f"Question: something else\n{instruction} yes"]) == {}
 
 
 def test_an_item_alone_in_its_subject_loses_the_instruction_too() -> None:
-    told = "Please reason step by step, and put your final answer within a box, dear."
-    items = [item(str(n), f"{words(n, 8)} {n} {told}", str(n)) for n in range(3)]
-    assert found(items, [f"something else 0 {told}"]) == {}
+    instruction = "Please reason step by step, and put your final answer within a box, dear."
+    items = [item(str(n), f"{words(n, 8)} {n} {instruction}", str(n)) for n in range(3)]
+    assert found(items, [f"something else 0 {instruction}"]) == {}
 
 
 def test_items_are_numbered_through_several_benchmarks() -> None:
@@ -87,7 +90,7 @@ def test_it_agrees_with_sets_of_words_on_random_texts() -> None:
     assert 0 < sum(expected.values()) < 20 * 200
 
 
-def test_what_is_known_already_is_taken_from_its_file(tmp_path: Path, monkeypatch) -> None:
+def test_a_stored_result_is_reused(tmp_path: Path, monkeypatch) -> None:
     corpus = tmp_path / "corpus.jsonl"
     corpus.write_text(json.dumps({"prompt": words(0, 20), "completion": "x"}) + "\n")
     made = Benchmark(
@@ -105,9 +108,9 @@ def test_what_is_known_already_is_taken_from_its_file(tmp_path: Path, monkeypatc
     assert contamination.check(data, [made], tmp_path) == first and len(counted) == 1
     corpus.write_text(corpus.read_text() * 2)
     contamination.check(data, [made], tmp_path)
-    assert len(counted) == 2, "the corpus is another"
-    told = json.loads((tmp_path / "contamination.json").read_text())
-    assert told["benchmarks"] == [{"benchmark": "made", "items": 1, "hits": {"a": 1}}]
+    assert len(counted) == 2, "the corpus has changed"
+    stored = json.loads((tmp_path / "contamination.json").read_text())
+    assert stored["benchmarks"] == [{"benchmark": "made", "items": 1, "hits": {"a": 1}}]
 
 
 def test_an_overlap_in_words() -> None:

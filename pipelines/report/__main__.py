@@ -1,9 +1,9 @@
-"""Render report.html again from stored results, for example after a new version of this package.
+"""Render report.html again from the stored results of a run.
 
     python -m pipelines.report DIRECTORY
 
-DIRECTORY holds leaderboard.json and run.json, and possibly contamination.json. The training curves
-are left out: leaderboard.json does not store them.
+DIRECTORY holds leaderboard.json, run.json and, if there is one, contamination.json. The report has
+no training curves: leaderboard.json does not store them.
 """
 
 import argparse
@@ -16,7 +16,12 @@ from pipelines.stages.contamination import FILE, Overlap
 
 
 def rendered(directory: Path) -> str:
-    """Return the report of the results in a directory as HTML."""
+    """Return the report of the results in a directory as HTML.
+
+    Raises:
+        OSError: a file is missing.
+        ValueError: leaderboard.json is missing or a file holds something else.
+    """
     entries = leaderboard.read(directory / "leaderboard.json")
     run = json.loads((directory / "run.json").read_text())
     benchmarks = list(entries[0].scores)
@@ -28,8 +33,18 @@ def rendered(directory: Path) -> str:
     return page.render(entries, benchmarks, run, drawn, overlaps)
 
 
+def main() -> None:
+    """Write report.html into the directory that the command line names."""
+    parser = argparse.ArgumentParser(
+        "python -m pipelines.report", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("directory", type=Path, help="holds leaderboard.json and run.json")
+    directory = parser.parse_args().directory
+    try:
+        write_text(directory / "report.html", rendered(directory))
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m pipelines.report", description=__doc__)
-    parser.add_argument("directory", type=Path)
-    target = parser.parse_args().directory
-    write_text(target / "report.html", rendered(target))
+    main()

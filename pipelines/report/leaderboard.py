@@ -19,7 +19,7 @@ from otr.files import write_json
 
 BASE = "base"
 """Arm and trial name of the model before training."""
-CAPTION = "correct answers in %, mean over seeds [95 % interval]"
+CAPTION = "Correct answers in %, mean over seeds [95 % interval]"
 Score = dict[str, Any]
 """The fields of a `TaskScore`."""
 _NOT_STORED = ("history", "verdicts")  # too large for leaderboard.json

@@ -151,7 +151,12 @@ def trial_table(entries: Sequence[Entry], benchmarks: Sequence[str]) -> Table:
 def overlap_table(overlaps: Overlaps) -> Table:
     """Return, per benchmark, how many of its items occur in the training corpus."""
     rows = [
-        [o.benchmark, str(o.items), f"{len(o.hits)} ({o.share:.0%})", ", ".join([*o.hits][:5])]
+        [
+            o.benchmark,
+            str(o.items),
+            f"{len(o.hits)} ({o.share:.0%})",
+            ", ".join([*o.hits][:5]) or "-",
+        ]
         for o in overlaps.values()
     ]
     return Table(["benchmark", "items", "items in the corpus", "examples"], rows)
@@ -161,7 +166,7 @@ def markdown(entries: Sequence[Entry], benchmarks: Sequence[str], overlaps: Over
     """Return the content of table.md: the verdict, the legend and the tables."""
     parts = [
         differences.verdict(entries, benchmarks[0]),
-        f"{CAPTION.capitalize()}. {differences.legend(entries)}",
+        f"{CAPTION}. {differences.legend(entries)}",
         score_table(entries, benchmarks, overlaps).markdown(),
     ]
     compared = difference_table(entries, benchmarks)

@@ -4,7 +4,8 @@ A `Benchmark` is all that the engine and the scorer know about a task. A new tas
 function that returns a `Benchmark` (see `evals.tasks`).
 """
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +31,19 @@ class Item:
     tests: str = ""
     meta: dict[str, Any] = field(default_factory=dict)
     completion: str = ""
+
+
+def check_items(items: Sequence[Item], benchmark: str) -> None:
+    """Check that there are items and that their IDs differ.
+
+    Raises:
+        ValueError: there are none, or an ID occurs twice; the message names the benchmark.
+    """
+    if not items:
+        raise ValueError(f"benchmark {benchmark!r} has no items; give at least one")
+    for id, count in Counter(item.id for item in items).items():
+        if count > 1:
+            raise ValueError(f"benchmark {benchmark!r} has the id {id!r} more than once")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evals import tasks
-from evals.benchmark import Benchmark
+from evals.benchmark import Benchmark, check_items
 
 if TYPE_CHECKING:
     from evals.settings import EngineSettings
@@ -67,7 +67,7 @@ def make_prompts(
         ValueError: the benchmark has no items or an id twice, the tokenizer has no chat template,
             or a prompt is too long.
     """
-    _check_items(benchmark)
+    check_items(benchmark.items, benchmark.name)
     if benchmark.style == "completion":
         rendered = texts = [item.completion for item in benchmark.items]
         prefix = _bos_prefix(tokenizer)
@@ -93,15 +93,6 @@ def load_tokenizer(model_dir: Path) -> Any:
         return AutoTokenizer.from_pretrained(os.fspath(model_dir), local_files_only=True)
     except (OSError, ValueError) as error:
         raise ValueError(f"{model_dir} holds no tokenizer that can be loaded: {error}") from error
-
-
-def _check_items(benchmark: Benchmark) -> None:
-    if not benchmark.items:
-        raise ValueError(f"benchmark {benchmark.name!r} has no items; give at least one")
-    ids = [item.id for item in benchmark.items]
-    if len(set(ids)) < len(ids):
-        twice = next(each for each in ids if ids.count(each) > 1)
-        raise ValueError(f"benchmark {benchmark.name!r} has the id {twice!r} more than once")
 
 
 def _check_template(tokenizer: Any, model_dir: Path, benchmark: Benchmark) -> None:

@@ -71,7 +71,7 @@ WRITING_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 def install(home: str, readable: Sequence[str]) -> list[str]:
-    """Install the hook that refuses the events above, and other file access than the given.
+    """Install the hook that refuses the events above, and access to other files than those given.
 
     Args:
         home: real path of the folder in which files may be changed and read.
@@ -114,7 +114,7 @@ def install(home: str, readable: Sequence[str]) -> list[str]:
 
 
 def _path_checks(home: str, readable: Sequence[str]) -> tuple[Callable[..., bool], ...]:
-    """Return the checks `unwritable`, `unreadable` and `wrongly_opened`, which hold no globals."""
+    """Return the checks `unwritable`, `unreadable` and `wrongly_opened`, which use no globals."""
     for_writing = WRITING_FLAGS
     realpath, fsdecode, join = os.path.realpath, os.fsdecode, os.path.join
     writable = home, *isolation.DEVICES

@@ -44,7 +44,7 @@ SERVER = (
 )
 MAX_OUTPUT_CHARS = 8_000
 IDLE_SECONDS = 10  # that a program may sleep, beyond its CPU seconds
-STARVED_FACTOR = 20  # limit on total time, in CPU seconds, for a program that waits for a core
+STARVED_FACTOR = 20  # limit on elapsed time, in multiples of the CPU seconds
 # The hash seed is fixed so that a verdict that depends on the order of a set is repeatable.
 ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",

@@ -66,7 +66,7 @@ def serve(temporary: str, *libraries: str) -> None:
         isolation.seccomp_filter(),
         libraries,
     )
-    gc.freeze()  # spares every child the collection of the server's objects
+    gc.freeze()  # excludes the server's objects from garbage collections in children
     channel.sendall(str(user).encode())
     while True:
         request, streams, *_ = socket.recv_fds(channel, MAX_MESSAGE_BYTES, STREAMS)
@@ -85,9 +85,7 @@ def _run(request: str, streams: list[int], channel: socket.socket, prepared: Pre
         if prepared.separate:
             isolation.new_process_namespace(prepared.libc)
         child = os.fork()
-    except (
-        OSError
-    ) as error:  # the machine is out of processes or namespaces: not the program's fault
+    except OSError as error:  # the machine has no process or namespace left: not a verdict
         os.write(streams[-1], str(error).encode())
         for descriptor in (secret_out, secret_in, outcome_out, outcome_in, *streams):
             os.close(descriptor)
@@ -171,9 +169,9 @@ def _busy_seconds(handle: int) -> float:
 
 
 def _leave_root(temporary: str) -> None:
-    """Change from root to nobody if nobody can read Python's library and use a home.
+    """Change from root to the user `nobody`, if that user can read Python's library and a home.
 
-    A library under /root, for example, is not readable for nobody.
+    A library under /root, for example, is readable for root alone.
     """
     if os.geteuid() != 0:
         return

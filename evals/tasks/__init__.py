@@ -14,11 +14,10 @@ import importlib
 import os
 import pkgutil
 import re
-from collections import Counter
 from pathlib import Path
 from types import ModuleType
 
-from evals.benchmark import Benchmark
+from evals.benchmark import Benchmark, check_items
 from evals.hints import nearest_name
 from evals.tasks import _class, _own
 
@@ -65,7 +64,7 @@ def load(
     else:
         folder = directory or os.environ.get(FOLDER_VARIABLE)
         benchmark = _load_builtin(plain, samples, Path(folder) if folder else None)
-    _check(benchmark, name)
+    check_items(benchmark.items, name)
     return _thin(_with_samples(benchmark, samples, name), max_items)
 
 
@@ -96,15 +95,6 @@ def _load_builtin(name: str, samples: str, directory: Path | None) -> Benchmark:
 
 def _module(task: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{task}")
-
-
-def _check(benchmark: Benchmark, name: str) -> None:
-    if not benchmark.items:
-        raise ValueError(f'benchmark "{name}" is empty; it needs at least one item')
-    ids = Counter(item.id for item in benchmark.items)
-    twice = next((id for id, count in ids.items() if count > 1), None)
-    if twice is not None:
-        raise ValueError(f'benchmark "{name}" has the id "{twice}" more than once; make ids unique')
 
 
 def _with_samples(benchmark: Benchmark, samples: str, name: str) -> Benchmark:

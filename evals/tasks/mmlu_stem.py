@@ -25,6 +25,6 @@ SUBJECTS = (
 
 def load(directory: Path | None) -> Benchmark:
     """Load MMLU and select the subjects."""
-    whole = mmlu.load(directory)
-    items = tuple(item for item in whole.items if item.meta["subject"] in SUBJECTS)
-    return dataclasses.replace(whole, name="mmlu_stem", items=items)
+    every = mmlu.load(directory)
+    items = tuple(item for item in every.items if item.meta["subject"] in SUBJECTS)
+    return dataclasses.replace(every, name="mmlu_stem", items=items)

@@ -113,7 +113,7 @@ def test_a_busy_machine_does_not_change_the_verdict(monkeypatch) -> None:
 
 def test_files_outside_are_unchanged(layers, tmp_path) -> None:
     victim = tmp_path / "victim"
-    victim.write_text("kept")
+    victim.write_text("unchanged")
     for path in (*tmp_path.parents, tmp_path, victim):
         if path != Path("/") and path.stat().st_uid == os.getuid() and len(path.parts) > 2:
             path.chmod(0o777)  # so that only the sandbox protects it
@@ -132,7 +132,7 @@ def test_files_outside_are_unchanged(layers, tmp_path) -> None:
     for attempt in attempts:
         program = f"import os, shutil, sqlite3\np = {str(victim)!r}\n{attempt}"
         assert runner.run(program).reason == "violation", attempt
-    assert victim.read_text() == "kept"
+    assert victim.read_text() == "unchanged"
     assert sorted(os.listdir(tmp_path)) == ["victim"]
 
 
@@ -160,7 +160,7 @@ def test_the_kernel_stops_a_program_without_the_guard(name, monkeypatch, tmp_pat
         pytest.skip(f"this machine offers no {name} to processes without privileges")
     patch(monkeypatch, KERNEL_LAYERS[name] + WITHOUT_GUARD)
     victim = tmp_path / "victim"
-    victim.write_text("kept")
+    victim.write_text("unchanged")
     listener = socket.create_server(("127.0.0.1", 0))
     attempts = [
         f"open({str(victim)!r}, 'w')",
@@ -173,7 +173,7 @@ def test_the_kernel_stops_a_program_without_the_guard(name, monkeypatch, tmp_pat
     for attempt in attempts:
         assert not runner.run(attempt).passed, attempt
     listener.close()
-    assert victim.read_text() == "kept"
+    assert victim.read_text() == "unchanged"
     assert os.listdir(tmp_path) == ["victim"]
 
 

@@ -125,7 +125,7 @@ def test_samples_are_drawn_at_temperature_one(tmp_path) -> None:
         ({"prompt": "p", "answer": "1", "grader": "magic"}, r'row 2: field "grader" is \'magic\''),
         ({"prompt": "p", "grader": "code"}, r'row 2: field "tests" is missing'),
         ({"prompt": "p", "answer": "1", "domain": "law"}, r'row 2: field "domain" is \'law\''),
-        ({"prompt": "p", "answer": "1", "id": "1"}, r'has the id "1" more than once'),
+        ({"prompt": "p", "answer": "1", "id": "1"}, r"has the id '1' more than once"),
     ],
 )
 def test_a_malformed_file_is_an_error_with_line_and_field(tmp_path, row, message) -> None:
@@ -136,5 +136,5 @@ def test_a_malformed_file_is_an_error_with_line_and_field(tmp_path, row, message
 def test_a_missing_or_empty_file_is_an_error(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"no file .*absent.jsonl"):
         tasks.load(f"file:{tmp_path}/absent.jsonl")
-    with pytest.raises(ValueError, match="is empty"):
+    with pytest.raises(ValueError, match="has no items"):
         tasks.load(_file(tmp_path, ""))

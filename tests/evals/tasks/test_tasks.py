@@ -196,7 +196,7 @@ def test_plus_rules(rule, answer, right) -> None:
             '{"task_id": 7}',
             'line 1: field "task_id" is 7',
         ),
-        ("math500", "math500/test.jsonl", "", '"math500" is empty'),
+        ("math500", "math500/test.jsonl", "", "'math500' has no items"),
     ],
 )
 def test_a_file_in_another_format_is_an_error(tmp_path, name, file, text, message) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from evals.benchmark import Benchmark, Decoding, Item
-from evals.grading.answers import grade_all, math_equal
+from evals.grading import grade_all, math_equal
 
 FILES = {
     "gsm8k/train": lambda row: row["answer"].rpartition("####")[2].strip(),

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.benchmark import Item
-from evals.grading.answers import code_passes
+from evals.grading import code_passes
 from evals.sandbox import runner
 
 FILES = {

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from evals.benchmark import Item
-from evals.grading.answers import code_passes, math_equal
+from evals.grading import code_passes, math_equal
 from tests.benchmarks import gold
 from tests.benchmarks.sandbox import problems, run_all
 

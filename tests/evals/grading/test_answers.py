@@ -8,8 +8,15 @@ import pytest
 
 from evals import grading
 from evals.benchmark import Benchmark, Decoding, Item
-from evals.grading import answers, symbolic
-from evals.grading.answers import choice_equal, exact_equal, extract_code, marked_answer, math_equal
+from evals.grading import (
+    answers,
+    choice_equal,
+    exact_equal,
+    extract_code,
+    marked_answer,
+    math_equal,
+    symbolic,
+)
 from evals.process_pool import ProcessPool
 from evals.sandbox import SandboxResult
 from evals.tasks import _code

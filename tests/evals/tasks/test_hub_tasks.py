@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from evals import tasks
-from evals.grading.answers import grade_all
+from evals.grading import grade_all
 from tests.assets.benchmarks import write as write_hub
 from tests.evals.tasks.test_tasks import SIZES, answered
 

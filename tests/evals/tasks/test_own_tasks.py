@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from evals import tasks
-from evals.grading.answers import grade_all
+from evals.grading import grade_all
 from evals.jobs import make_jobs
 from evals.settings import EngineSettings
 from tests.assets.tiny import make_tiny_model

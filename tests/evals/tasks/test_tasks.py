@@ -9,7 +9,7 @@ import pytest
 
 from evals import tasks
 from evals.benchmark import Decoding
-from evals.grading.answers import grade_all
+from evals.grading import grade_all
 from evals.tasks import _plus, _plus_check
 
 SIZES = {

@@ -22,20 +22,10 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write `data` to `path` atomically."""
-    with replacing(path) as partial:
-        partial.write_bytes(data)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` atomically, in UTF-8."""
-    write_bytes(path, text.encode())
-
-
 def write_json(path: Path, value: Any) -> None:
     """Write `value` to `path` atomically, as indented JSON."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def digest(paths: Iterable[Path]) -> str:

@@ -28,25 +28,29 @@ class _StartingPoint:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sweep(_StartingPoint):
+class _SweepOptions(_StartingPoint):
+    arms: tuple[str, ...] = ()
+    """Run only these arms of the preset; empty: all."""
+    seeds: tuple[int, ...] = ()
+    """Seeds of each arm, one trial per seed; empty: those of the preset."""
+    options: Annotated[dict[str, Any], _options()]
+
+    def load(self) -> SweepConfig:
+        """Return the configuration that the options ask for."""
+        return load_config(self.preset, self.config, self.options, arms=self.arms, seeds=self.seeds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep(_SweepOptions):
     """Train the arms of a preset, score them and report which one is best.
 
     The same command resumes an interrupted run.
     """
 
     module: ClassVar[str] = "full_sweep"
-    arms: tuple[str, ...] = ()
-    """Run only these arms of the preset."""
-    seeds: tuple[int, ...] = ()
-    """Seeds of each arm, one trial per seed."""
     dry_run: Flag = False
     """Print the configuration, the trials and one example with its trained tokens marked; write
     nothing."""
-    options: Annotated[dict[str, Any], _options()]
-
-    def load(self) -> SweepConfig:
-        """Return the configuration that the options ask for."""
-        return load_config(self.preset, self.config, self.options, arms=self.arms, seeds=self.seeds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +127,7 @@ class Merge:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Doctor(Sweep):
+class Doctor(_SweepOptions):
     """Check what a sweep with these options needs, and whether a training step fits in memory.
 
     With --cluster FILE, check what `ray up FILE` needs.

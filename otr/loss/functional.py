@@ -1,9 +1,10 @@
-"""The one-token rollout loss and its neighbours, as pure functions.
+"""The public losses: `token_loss` on logits, `linear_token_loss` on hidden states.
 
-In: logits (or hidden states and the head's weight) and target tokens, one row a predicted token.
-Out: a `LossOutput` of sums over the scored rows; the caller divides by the global token count.
+Both are pure functions. They return sums over the scored tokens; the caller divides by the number
+of tokens over all ranks and micro-batches.
 
-Shapes: T rows, V vocabulary, D width, K draws. A row whose target is `IGNORE_INDEX` is not scored.
+Shapes: T positions, one predicted token each (a position with target IGNORE_INDEX is not scored),
+V vocabulary, D width, K draws per token.
 """
 
 from typing import Literal, cast
@@ -13,10 +14,19 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from otr.loss import kernels
-from otr.loss.draws import HIT, WHICH_BLOCK, WHICH_ENTRY, draw_each, draw_seed, row_keys, uniforms
-from otr.loss.fused import LinearLoss, RowsFunction, Settings
+from otr.loss.draws import (
+    HIT,
+    WHICH_BLOCK,
+    WHICH_ENTRY,
+    RowKeys,
+    draw_each,
+    draw_seed,
+    row_keys,
+    uniforms,
+)
+from otr.loss.fused import Backend, LinearLoss, Settings
 from otr.loss.objective import IGNORE_INDEX, LossOutput, Objective
-from otr.loss.rows import rows_
+from otr.loss.rows import loss_and_gradient_
 
 
 def token_loss(
@@ -27,19 +37,19 @@ def token_loss(
     generator: torch.Generator | None = None,
     position_T: Int[Tensor, " T"] | None = None,
 ) -> LossOutput:
-    """The loss of `objective` on given logits: the plain version that the others are held against.
+    """Compute an objective's loss on logits: the reference that faster versions are tested against.
 
     Args:
         logits_TV: any floating dtype; the arithmetic is float32 (float64 stays float64).
-        target_T: the token each row should predict, or IGNORE_INDEX.
+        target_T: the token that each position should predict, or IGNORE_INDEX.
         objective: which loss.
-        generator: gives the seed of the draws, one a call; None: torch's default generator.
-        position_T: counter of each row (default 0..T-1). A row's draws depend on the seed and its
-            counter alone, so they do not change with how tokens are batched.
+        generator: provides the seed of the draws, one per call; None: torch's default generator.
+        position_T: a number for each position (default 0..T-1). A position's draws depend on the
+            seed and this number only, however the tokens are batched.
 
     Raises:
-        ValueError, TypeError: an argument of the wrong shape, dtype, range or device.
-        FloatingPointError: the logits of a scored row hold NaN or inf.
+        ValueError, TypeError: an argument has the wrong shape, dtype, range or device.
+        FloatingPointError: the logits of a scored position hold NaN or inf.
     """
     _check(objective, logits_TV, target_T, logits_TV.shape[-1], generator, position_T)
     scored_T, position_T, seed = _scored(target_T, objective, generator, position_T)
@@ -50,7 +60,7 @@ def token_loss(
 def _plain(
     logits_TV: Tensor, target_T: Tensor, objective: Objective, seed: int, position_T: Tensor
 ) -> Tensor:
-    """The mathematics: loss, NLL, hit share and entropy of each row; every row is scored."""
+    """Return loss, NLL, hit share and entropy of each position, all of them scored: [4, T]."""
     logits_TV = logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32))
     target_T1, num_samples = target_T[:, None], objective.num_samples
     logp_TV = torch.log_softmax(logits_TV, dim=-1)
@@ -59,7 +69,7 @@ def _plain(
         q_TV = torch.softmax(logits_TV / objective.kappa, dim=-1)
         hit_T = q_T = q_TV.gather(1, target_T1).squeeze(1)
         low_T, high_T = row_keys(seed, position_T)
-        keys = low_T[:, None], high_T[:, None]
+        keys = RowKeys(low_T[:, None], high_T[:, None])
         draw_K = torch.arange(num_samples, device=q_T.device)
         if objective.draws_hits:
             hit_TK = uniforms(keys, draw_K, word=HIT) < q_T[:, None]
@@ -90,7 +100,7 @@ def _plain(
     return torch.stack([loss_T, -logp_T, hit_T, entropy_T])
 
 
-@torch.compiler.disable  # a compiled caller goes around it: its gradients are made by hand
+@torch.compiler.disable  # its gradients are computed by hand, which a compiled caller skips
 def linear_token_loss(  # noqa: PLR0913 - the public signature of the design
     hidden_TD: Float[Tensor, "T D"],
     weight_VD: Float[Tensor, "V D"],
@@ -104,39 +114,39 @@ def linear_token_loss(  # noqa: PLR0913 - the public signature of the design
     position_T: Int[Tensor, " T"] | None = None,
     backend: Literal["torch", "triton"] | None = None,
 ) -> LossOutput:
-    """`token_loss` of ``hidden_TD @ weight_VD.T + bias`` without ever holding a [T, V] tensor.
+    """Compute `token_loss` of ``hidden_TD @ weight_VD.T + bias`` without a [T, V] tensor.
 
-    At the price of SFT: the draws add no product and no pass over the logits that leaves the cache.
-    Gradients are formed in the forward pass, so it goes backward once. The gradient of a weight in
-    low precision is summed in float32. Under autocast the products are in its dtype.
+    The cost is that of SFT: draws add no matrix product and no further pass over logits in memory.
+    Gradients are computed in the forward pass, so the result can go backward once. The gradient of
+    a low-precision weight is summed in float32. Under autocast the products have its dtype.
 
     Args:
-        hidden_TD: what the head sees; of the weight's dtype, unless autocast is on.
-        weight_VD: of the head; plain, or a DTensor as FSDP2 shards it (its gradient is then the
-            mean over the ranks, as FSDP2's are).
-        target_T: the token each row should predict, or IGNORE_INDEX.
+        hidden_TD: the head's input, in the weight's dtype unless autocast is on.
+        weight_VD: the head's weight; a plain tensor, or a DTensor as FSDP2 shards it (its gradient
+            is then the mean over the ranks, like FSDP2's).
+        target_T: the token that each position should predict, or IGNORE_INDEX.
         objective: which loss.
-        bias: of the head.
-        logit_scale: a factor of the logits (Cohere's logit_scale, 1 / Granite's logits_scaling).
+        bias: the head's bias.
+        logit_scale: factor of the logits (Cohere's logit_scale, 1 / Granite's logits_scaling).
         softcap: the logits z become ``softcap * tanh(z / softcap)``, after the scale (Gemma).
-        generator: gives the seed of the draws, one a call; None: torch's default generator.
-        position_T: counter of each row, as for `token_loss`. The uniforms are the same however the
-            rows are batched; draws differ only where the rounding of the products does.
-        backend: None: triton on a CUDA device where it is installed, torch elsewhere.
+        generator: provides the seed of the draws, one per call; None: torch's default generator.
+        position_T: a number for each position, as for `token_loss`. The uniforms do not depend on
+            batching; draws differ only if the products round differently.
+        backend: None: triton on a CUDA device if it is installed, torch otherwise.
 
     Raises:
-        ValueError, TypeError: an argument of the wrong shape, dtype, range or device.
-        FloatingPointError: the logits of a scored row hold NaN or inf.
+        ValueError, TypeError: an argument has the wrong shape, dtype, range or device.
+        FloatingPointError: the logits of a scored position hold NaN or inf.
     """
     dtype = _products_dtype(hidden_TD, weight_VD)
     _check(objective, hidden_TD, target_T, len(weight_VD), generator, position_T)
     if softcap is not None and not softcap > 0:
         raise ValueError(f"softcap is {softcap!r}: use a number > 0, or None")
     if bias is not None and bias.shape != weight_VD.shape[:1]:
-        raise ValueError(f"bias is {tuple(bias.shape)}: use [{len(weight_VD)}], one a token")
-    function = _rows_function(backend, hidden_TD.device)
-    weight_VD, bias = _whole(weight_VD), None if bias is None else _whole(bias)
-    if not torch.is_grad_enabled():  # autograd would ask for the gradients nonetheless
+        raise ValueError(f"bias is {tuple(bias.shape)}: use [{len(weight_VD)}], one per token")
+    loss_backend = _backend(backend, hidden_TD.device)
+    weight_VD, bias = _unsharded(weight_VD), None if bias is None else _unsharded(bias)
+    if not torch.is_grad_enabled():  # a Function's needs_input_grad ignores no_grad
         weight_VD, bias = weight_VD.detach(), None if bias is None else bias.detach()
     scored_T, position_T, seed = _scored(target_T, objective, generator, position_T)
     hidden_TD = hidden_TD[scored_T]
@@ -148,7 +158,7 @@ def linear_token_loss(  # noqa: PLR0913 - the public signature of the design
         bias,
         target_T[scored_T],
         position_T[scored_T],
-        Settings(objective, seed, softcap, dtype, function),
+        Settings(objective, seed, softcap, dtype, loss_backend),
     )
     return _output(loss_sum, figures, scored_T, objective)
 
@@ -156,11 +166,11 @@ def linear_token_loss(  # noqa: PLR0913 - the public signature of the design
 def _output(
     loss_sum: Tensor, figures: Tensor, scored_T: Tensor, objective: Objective
 ) -> LossOutput:
-    """Sums of the rows' figures [4, T]: loss, NLL, hit share, entropy."""
-    bad_T = ~(figures[1] < torch.finfo(torch.float32).max)  # NaN, or the target's logit is -inf
+    """Sum the positions' loss, NLL, hit share and entropy [4, T]."""
+    bad_T = ~(figures[1] < torch.finfo(torch.float32).max)  # NaN, or a target whose logit is -inf
     if bad_T.any():
         row = int(scored_T[bad_T][0])
-        raise FloatingPointError(f"the logits of row {row} hold NaN or inf: look at its input")
+        raise FloatingPointError(f"the logits of row {row} hold NaN or inf: check its input")
     _, nll_sum, hit_sum, entropy_sum = figures.sum(1).float()
     num_tokens = torch.tensor(len(scored_T), device=scored_T.device)
     beta = objective.mismatch_reward
@@ -180,7 +190,7 @@ def _scored(
     generator: torch.Generator | None,
     position_T: Tensor | None,
 ) -> tuple[Tensor, Tensor, int]:
-    """Indices of the scored rows, the counters of all, and the seed of the draws."""
+    """Return indices of the scored positions, the numbers of all positions, the draws' seed."""
     if position_T is None:
         position_T = torch.arange(len(target_T), device=target_T.device)
     draws = objective.draws_hits or objective.draws_misses
@@ -188,22 +198,22 @@ def _scored(
     return (target_T != IGNORE_INDEX).nonzero().squeeze(1), position_T, seed
 
 
-def _rows_function(backend: str | None, device: torch.device) -> RowsFunction:
+def _backend(backend: str | None, device: torch.device) -> Backend:
     if backend not in (None, "torch", "triton"):
         raise ValueError(f"backend {backend!r}: use 'torch', 'triton' or None")
     triton = kernels.available(device)
     if backend == "triton" and not triton:
         raise ValueError(f"backend 'triton' can't run on {device}: use 'torch', or install triton")
     if backend == "triton" or (backend is None and triton and device.type == "cuda"):
-        from otr.loss.kernels.rows import rows_ as rows_of_triton_
+        from otr.loss.kernels.rows import loss_and_gradient_ as triton_backend
 
-        return rows_of_triton_
-    return rows_
+        return triton_backend
+    return loss_and_gradient_
 
 
-def _whole(weight_VD: Tensor) -> Tensor:
-    """The weight with all of its rows, where FSDP2 keeps a part of it on each rank."""
-    mesh = getattr(weight_VD, "device_mesh", None)  # of a DTensor, a class slow to import
+def _unsharded(weight_VD: Tensor) -> Tensor:
+    """Gather a weight that FSDP2 shards over the ranks; return a plain tensor as it is."""
+    mesh = getattr(weight_VD, "device_mesh", None)  # of a DTensor, whose class is slow to import
     if mesh is None:
         return weight_VD
     from torch.distributed.tensor import DTensor, Partial
@@ -242,7 +252,7 @@ def _check(
         if vector is not None and vector.dtype != torch.int64:
             raise TypeError(f"{name} is {vector.dtype}: use int64")
         if vector is not None and vector.shape != rows.shape[:1]:
-            raise ValueError(f"{name} is {tuple(vector.shape)}: use [{len(rows)}], one a row")
+            raise ValueError(f"{name} is {tuple(vector.shape)}: use [{len(rows)}], one per row")
     bad = (target_T != IGNORE_INDEX) & ((target_T < 0) | (target_T >= vocabulary))
     if bad.any():
         row = int(bad.nonzero()[0])

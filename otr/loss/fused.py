@@ -1,10 +1,10 @@
-"""The head and the loss as one differentiable function that never holds a [T, V] tensor.
+"""The language-model head and the loss as one autograd function without a [T, V] tensor.
 
-In: scored rows of hidden states [T, D] and the head's weight [V, D]. Out: the summed loss and four
-figures a row. The rows go through in chunks: logits, their gradient in the same place, its products
-with the weight and the hidden states. The backward pass only hands out what then lies ready.
+The forward pass goes through the hidden states in chunks. For each chunk it computes the logits, a
+backend replaces them by their gradient, and two products with that give the chunk's parts of the
+gradients of the hidden states and the weight. The backward pass only returns these gradients.
 
-Shapes: T rows, C rows of a chunk, D width, V vocabulary.
+Shapes: T scored positions, C positions of a chunk, D width, V vocabulary.
 """
 
 import math
@@ -18,13 +18,13 @@ from torch.autograd.function import once_differentiable
 
 from otr.loss.objective import Objective
 
-# Logits of a chunk: the fewer its rows, the more often the weight is read and its gradient summed.
+# Of a chunk's logits. Smaller chunks read the weight and add to its gradient more often.
 CHUNK_BYTES = {"cpu": 384 * 2**20, "cuda": 768 * 2**20}
-_BLOCK_ROWS = 8192  # of the weight's gradient, of which a product is rounded and then added
+_BLOCK_ROWS = 8192  # rows of the weight's gradient whose product is rounded before it is added
 
 
-class RowsFunction(Protocol):
-    """`otr.loss.rows.rows_`, or a kernel that does the same."""
+class Backend(Protocol):
+    """`otr.loss.rows.loss_and_gradient_`, or a kernel with the same result."""
 
     def __call__(  # noqa: D102
         self,
@@ -39,24 +39,25 @@ class RowsFunction(Protocol):
 
 @dataclass(frozen=True)
 class Settings:
-    """Of `LinearLoss`: all that is not a tensor."""
+    """The arguments of `LinearLoss` that are not tensors."""
 
     objective: Objective
     seed: int
     softcap: float | None
     dtype: torch.dtype
-    """Of the products."""
-    rows_: RowsFunction
+    """Of the matrix products."""
+    backend: Backend
 
 
 class LinearLoss(torch.autograd.Function):
-    """(hidden, weight, bias, target, position, settings) -> (sum of the losses, figures [4, T]).
+    """(hidden, weight, bias, target, position, settings) -> (summed loss, figures [4, T]).
 
-    It can go backward once, and has no second derivative.
+    The figures are loss, NLL, hit share and entropy of each position. The result can go backward
+    once and has no second derivative.
     """
 
     @staticmethod
-    def forward(  # noqa: PLR0913 - autograd tracks tensors that are arguments of their own
+    def forward(  # noqa: PLR0913 - autograd tracks only tensors that are arguments themselves
         ctx: Any,
         hidden_TD: Tensor,
         weight_VD: Tensor,
@@ -65,11 +66,12 @@ class LinearLoss(torch.autograd.Function):
         position_T: Tensor,
         settings: Settings,
     ) -> tuple[Tensor, Tensor]:
-        """Losses and gradients, chunk by chunk."""
+        """Compute losses and gradients, chunk by chunk."""
         weight = weight_VD.to(settings.dtype)
         rows = _chunk_rows(len(hidden_TD), weight)
         starts = range(0, len(hidden_TD), rows)
-        gradients = _Gradients((hidden_TD, weight_VD, bias_V), ctx.needs_input_grad, weight, starts)
+        inputs = _Inputs(hidden_TD, weight_VD, bias_V)
+        gradients = _Gradients(inputs, ctx.needs_input_grad, weight, num_chunks=len(starts))
         logits = weight.new_empty(rows, len(weight))
         figures = [weight.new_empty(4, 0)]
         for start in starts:
@@ -79,7 +81,7 @@ class LinearLoss(torch.autograd.Function):
             if bias_V is not None:
                 logits_CV += bias_V
             figures.append(
-                settings.rows_(
+                settings.backend(
                     logits_CV,
                     target_T[chunk],
                     position_T[chunk],
@@ -89,7 +91,7 @@ class LinearLoss(torch.autograd.Function):
                 )
             )
             gradients.add(chunk, logits_CV, hidden_CD)
-        ctx.gradients = gradients.whole()
+        ctx.gradients = gradients.in_input_dtypes()
         figures_4T = torch.cat(figures, 1)
         ctx.mark_non_differentiable(figures_4T)
         return figures_4T[0].sum(), figures_4T
@@ -97,7 +99,7 @@ class LinearLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradients of the forward pass, times that of the loss."""
+        """Return the forward pass's gradients, scaled by the gradient of the loss."""
         if ctx.gradients is None:
             raise RuntimeError("linear_token_loss goes backward once: call it again for a second")
         gradients, ctx.gradients = ctx.gradients, None
@@ -108,32 +110,40 @@ class LinearLoss(torch.autograd.Function):
         return *gradients, None, None, None
 
 
+@dataclass(frozen=True)
+class _Inputs:
+    """The tensors that `LinearLoss` differentiates by."""
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+
+
 class _Gradients:
-    """Of hidden states, weight and bias, as far as they are wanted."""
+    """Sums of the gradients of hidden states, weight and bias, as far as they are needed."""
 
     def __init__(
-        self,
-        inputs: tuple[Tensor, Tensor, Tensor | None],
-        wanted: Sequence[bool],
-        weight: Tensor,
-        chunks: Sequence[int],
+        self, inputs: _Inputs, needed: Sequence[bool], weight: Tensor, *, num_chunks: int
     ) -> None:
-        hidden_TD, weight_VD, _ = inputs
-        for_hidden, for_weight, for_bias = wanted[:3]
-        self.factor, self.dtypes = weight, [None if i is None else i.dtype for i in inputs]
-        self.hidden = torch.empty_like(hidden_TD) if for_hidden else None
+        hidden_needed, weight_needed, bias_needed = needed[:3]
+        self.factor = weight
+        self.dtypes = [
+            None if tensor is None else tensor.dtype
+            for tensor in (inputs.hidden, inputs.weight, inputs.bias)
+        ]
+        self.hidden = torch.empty_like(inputs.hidden) if hidden_needed else None
         self.weight = None
-        if for_weight:
-            rounds = len(chunks) > 1 and weight.dtype.itemsize < torch.float32.itemsize
-            precise = torch.promote_types(weight_VD.dtype, torch.float32)
-            self.weight = torch.zeros_like(weight_VD, dtype=precise if rounds else None)
+        if weight_needed:
+            rounds = num_chunks > 1 and weight.dtype.itemsize < torch.float32.itemsize
+            precise = torch.promote_types(inputs.weight.dtype, torch.float32)
+            self.weight = torch.zeros_like(inputs.weight, dtype=precise if rounds else None)
         self.bias = None
-        if for_bias:
+        if bias_needed:
             precise = torch.promote_types(weight.dtype, torch.float32)
             self.bias = weight.new_zeros(len(weight), dtype=precise)
 
     def add(self, chunk: slice, slope_CV: Tensor, hidden_CD: Tensor) -> None:
-        """What a chunk adds: the gradient of its logits times what they were made of."""
+        """Add a chunk: the gradient of its logits times the factors of their product."""
         if self.hidden is not None:
             self.hidden[chunk] = slope_CV @ self.factor
         if self.weight is not None:
@@ -141,15 +151,15 @@ class _Gradients:
         if self.bias is not None:
             self.bias += slope_CV.sum(0, dtype=self.bias.dtype)
 
-    def whole(self) -> list[Tensor | None]:
-        """The gradients, each in the dtype of its input."""
+    def in_input_dtypes(self) -> list[Tensor | None]:
+        """Return the gradients, each in the dtype of its input."""
         sums = (self.hidden, self.weight, self.bias)
         pairs = zip(sums, self.dtypes, strict=True)
         return [None if grad is None else grad.to(dtype) for grad, dtype in pairs]
 
 
 def _chunk_rows(rows: int, weight_VD: Tensor) -> int:
-    """Rows a chunk, so that the chunks are of one size but for rounding; at least 1."""
+    """Return the positions per chunk for chunks of nearly equal size; at least 1."""
     budget = CHUNK_BYTES["cpu" if weight_VD.device.type == "cpu" else "cuda"]
     most = max(1, budget // (weight_VD.element_size() * len(weight_VD)))
     chunks = max(1, math.ceil(rows / most))
@@ -157,7 +167,7 @@ def _chunk_rows(rows: int, weight_VD: Tensor) -> int:
 
 
 def _add_product(total_VD: Tensor, left_VC: Tensor, right_CD: Tensor) -> None:
-    """Add left @ right to a total that may be of a higher precision than they are."""
+    """Add left @ right to a total that may have a higher precision."""
     if total_VD.dtype == left_VC.dtype:
         total_VD.addmm_(left_VC, right_CD)
     elif total_VD.is_cuda:

@@ -1,4 +1,4 @@
-"""What a token is trained towards, and what a loss returns."""
+"""The training objective of a token, and the result of a loss."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 IGNORE_INDEX = -100
-"""The target of a row that is not scored."""
+"""Target of a position that is not scored."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What a token is trained towards.
+    """The training objective of a token.
 
     With p = softmax(z), q = softmax(z / kappa) held constant, target y and K draws a_k from q:
 
@@ -25,25 +25,30 @@ class Objective:
       arXiv:2509.26313. Its expectation over the draws (``estimator="expected"``) has the gradient
       scale * [(1 - beta) q(y) (p - e_y) + beta (p - q)].
 
-    At kappa = 1 the expectation is DFT times scale * (1 - beta): there K sets only the variance and
-    beta only the scale.
+    At kappa = 1 the expectation is DFT times scale * (1 - beta): K then changes only the variance,
+    and beta only the scale.
 
     Raises:
         ValueError: a field is outside its range.
     """
 
     name: Literal["otr", "sft", "dft"] = "otr"
+    """``otr``: one-token rollout. ``sft``: cross-entropy. ``dft``: cross-entropy weighted by the
+    target's probability. The other settings apply to ``otr`` only."""
     num_samples: int = 256
-    """K, draws a token."""
+    """K, number of draws per token."""
     mismatch_reward: float = -0.1
-    """beta, the reward of a draw that is not the target."""
+    """beta, reward of a draw that is not the target; the target's reward is 1. Negative values push
+    probability away from the drawn tokens."""
     reward_scale: float = 1.0
+    """Factor of all rewards. AdamW normalizes gradients, so it changes little unless they are
+    clipped."""
     temperature: float = 1.3
-    """kappa, the temperature of the distribution that is drawn from."""
+    """kappa, temperature of the distribution q that is drawn from; at 1 it is the model's own."""
     estimator: Literal["sampled", "half", "expected"] = "sampled"
-    """Of the sum over k. ``sampled``: K draws. ``expected``: its expectation, no draws. ``half``:
-    the hits' part in expectation and K draws among the other tokens for the rest; unbiased too, and
-    of lower variance than ``sampled``."""
+    """How the sum over k is estimated. ``sampled``: K draws. ``expected``: its expectation, without
+    draws. ``half``: the target's part in expectation, and K draws among the other tokens for the
+    rest; unbiased like ``sampled``, with lower variance."""
 
     def __post_init__(self) -> None:
         if self.name not in ("otr", "sft", "dft"):
@@ -61,12 +66,12 @@ class Objective:
 
     @property
     def kappa(self) -> float:
-        """Temperature of q; 1 where the objective has no q of its own (sft, dft)."""
+        """Temperature of q; 1 if the objective does not use q (sft, dft)."""
         return self.temperature if self.name == "otr" else 1.0
 
     @property
     def draws_hits(self) -> bool:
-        """Whether it is by drawing that the target's share of the K draws is found."""
+        """Whether the target's share of the K draws is drawn, not computed in expectation."""
         return self.name == "otr" and self.estimator == "sampled"
 
     @property
@@ -77,10 +82,11 @@ class Objective:
 
 @dataclass(frozen=True)
 class LossOutput:
-    """Sums over the scored tokens; all 0-d float32 but `num_tokens` (0-d int64).
+    """Sums over the scored tokens: 0-d float32 tensors, except `num_tokens` (0-d int64).
 
-    Only `loss_sum` has a gradient. `hit_sum` and `reward_sum` are those of the draws; where hits
-    are not drawn they are expectations: under q for otr, under p for sft and dft.
+    Only `loss_sum` has a gradient. `hit_sum` (draws that equal the target, as a share of K) and
+    `reward_sum` come from the draws; if hits are not drawn, they are expectations under q for otr,
+    and under p for sft and dft. `entropy_sum` is p's entropy in nats.
     """
 
     loss_sum: Float[Tensor, ""]

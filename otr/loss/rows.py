@@ -1,14 +1,14 @@
-"""Loss and gradient of rows of logits, the gradient in the logits' place: the way of torch alone.
+"""Loss and gradient of a chunk of logits in torch; the gradient replaces the logits.
 
-In: logits [C, V] of scored rows, their targets and counters. Out: four figures a row, and in place
-of the logits the gradient of the summed loss. Every objective's gradient has the one form
+Every objective's gradient has the one form
 
     dz = P p - Q q - Y e_y - M sum_j e_(a_j)
 
-with four numbers a row (`Parts`) and the misses a_j, drawn from q without y. All of it is local to
-a row, so a chunk goes through in tiles of a few rows that stay in the cache.
+with four numbers per row of logits (`Coefficients`) and the misses a_j, drawn from q without y.
+Rows are independent, so a chunk is processed in tiles of a few rows that stay in the cache.
 
-Shapes: C rows of a chunk, R rows of a tile, V vocabulary, K draws.
+Shapes: C rows of logits in a chunk (one per scored position), R rows of a tile, V vocabulary,
+K draws per row, M misses of a tile.
 """
 
 from typing import NamedTuple
@@ -23,6 +23,7 @@ from otr.loss.draws import (
     SMALL,
     WHICH_BLOCK,
     WHICH_ENTRY,
+    RowKeys,
     draw_each,
     draw_some,
     row_keys,
@@ -30,13 +31,13 @@ from otr.loss.draws import (
 )
 from otr.loss.objective import Objective
 
-TILE_BYTES = 8 * 2**20  # of one of three scratch tensors
-DRAW_BYTES = 2**20  # of the uniforms of a word
-PLACES = 8  # numbers that a draw from a small vocabulary is worth
+TILE_BYTES = 8 * 2**20  # of each of the three scratch tensors
+DRAW_BYTES = 2**20  # of the uniforms of one word
+SMALL_DRAW_NUMBERS = 8  # numbers of scratch memory per draw from a small vocabulary
 
 
-class Parts(NamedTuple):
-    """The numbers of a row's gradient; None where no row has that part."""
+class Coefficients(NamedTuple):
+    """P, Q, Y and M of each row's gradient; None if they are 0 for all rows."""
 
     p: Tensor
     q: Tensor | None
@@ -44,27 +45,29 @@ class Parts(NamedTuple):
     miss: Tensor | None
 
 
-def parts(objective: Objective, p_C: Tensor, q_C: Tensor, hit_C: Tensor) -> Parts:
-    """Of rows with the target's probabilities p and q and its share `hit_C` of the draws."""
+def gradient_coefficients(
+    objective: Objective, p_C: Tensor, q_C: Tensor, hit_C: Tensor
+) -> Coefficients:
+    """Return the coefficients of rows from the target's p, q and share `hit_C` of the draws."""
     if objective.name == "sft":
-        return Parts(torch.ones_like(p_C), None, torch.ones_like(p_C), None)
+        return Coefficients(torch.ones_like(p_C), None, torch.ones_like(p_C), None)
     if objective.name == "dft":
-        return Parts(p_C, None, p_C, None)
+        return Coefficients(p_C, None, p_C, None)
     beta, scale = objective.mismatch_reward, objective.reward_scale
     reward_C = scale * (hit_C + beta * (1 - hit_C))
     if beta == 0:
-        return Parts(reward_C, None, reward_C, None)
+        return Coefficients(reward_C, None, reward_C, None)
     if objective.estimator == "expected":
         every_C = torch.full_like(p_C, scale * beta)
-        return Parts(reward_C, every_C, scale * (1 - beta) * hit_C, None)
+        return Coefficients(reward_C, every_C, scale * (1 - beta) * hit_C, None)
     miss_C = torch.full_like(p_C, scale * beta / objective.num_samples)
     if objective.estimator == "half":
         miss_C = miss_C * (1 - q_C)
-    return Parts(reward_C, None, scale * hit_C, miss_C)
+    return Coefficients(reward_C, None, scale * hit_C, miss_C)
 
 
-class Rows(NamedTuple):
-    """Scored rows, and the uniforms of their draws [C, K]; of a word that is not drawn [C, 0]."""
+class _Rows(NamedTuple):
+    """Rows of logits with targets and uniforms: [C, K] per word, [C, 0] if it is not drawn."""
 
     logits: Tensor
     target: Tensor
@@ -72,12 +75,12 @@ class Rows(NamedTuple):
     block: Tensor
     entry: Tensor
 
-    def tile(self, start: int, size: int) -> "Rows":
-        """Some of them."""
-        return Rows(*(tensor[start : start + size] for tensor in self))
+    def tile(self, start: int, size: int) -> "_Rows":
+        """Return `size` rows from `start` on."""
+        return _Rows(*(tensor[start : start + size] for tensor in self))
 
 
-def rows_(
+def loss_and_gradient_(
     logits_CV: Float[Tensor, "C V"],
     target_C: Int[Tensor, " C"],
     position_C: Int[Tensor, " C"],
@@ -85,13 +88,13 @@ def rows_(
     seed: int,
     softcap: float | None = None,
 ) -> Float[Tensor, "4 C"]:
-    """Loss, NLL, hit share and entropy of each row; the logits become their gradient."""
+    """Return loss, NLL, hit share and entropy of each row; replace the logits by their gradient."""
     keys = row_keys(seed, position_C)
     count, vocabulary = logits_CV.shape
     dtype = torch.promote_types(logits_CV.dtype, torch.float32)
     widest = vocabulary
     if objective.draws_misses:
-        each = BLOCK if vocabulary > SMALL else PLACES
+        each = BLOCK if vocabulary > SMALL else SMALL_DRAW_NUMBERS
         widest = max(vocabulary, each * objective.num_samples)
     size = min(count, max(1, TILE_BYTES // (dtype.itemsize * widest)))
     scratch = logits_CV.new_empty(3, size, vocabulary, dtype=dtype)
@@ -99,23 +102,24 @@ def rows_(
     tiles = []
     for start in range(0, count, together):
         chunk = slice(start, start + together)
-        drawn = _drawn(objective, keys[0][chunk], keys[1][chunk])
-        rows = Rows(logits_CV[chunk], target_C[chunk], *drawn)
+        drawn = _draw_uniforms(objective, keys.low[chunk], keys.high[chunk])
+        rows = _Rows(logits_CV[chunk], target_C[chunk], *drawn)
         for first in range(0, len(rows.target), size):
             tiles.append(_tile_(rows.tile(first, size), objective, scratch, softcap))
     return torch.cat(tiles, dim=1)
 
 
-def _drawn(objective: Objective, low_C: Tensor, high_C: Tensor) -> list[Tensor]:
-    """The uniforms that the rows need, all of a word at once: a tile has too few to be worth it."""
+def _draw_uniforms(objective: Objective, low_C: Tensor, high_C: Tensor) -> list[Tensor]:
+    """Draw the uniforms of many rows at once, since a tile has too few for an efficient call."""
     draw_K = torch.arange(objective.num_samples, device=low_C.device)
     wanted = {HIT: objective.draws_hits}
     wanted |= dict.fromkeys((WHICH_BLOCK, WHICH_ENTRY), objective.draws_misses)
-    keys = low_C[:, None], high_C[:, None]
+    keys = RowKeys(low_C[:, None], high_C[:, None])
     return [uniforms(keys, draw_K[: None if on else 0], word=w) for w, on in wanted.items()]
 
 
-def _tile_(rows: Rows, objective: Objective, scratch: Tensor, softcap: float | None) -> Tensor:
+def _tile_(rows: _Rows, objective: Objective, scratch: Tensor, softcap: float | None) -> Tensor:
+    """Do the work of `loss_and_gradient_` for the rows of a tile."""
     logits_RV, target_R1 = rows.logits, rows.target[:, None]
     z_RV, p_RV, spare_RV = scratch[:, : len(logits_RV)]
     z_RV.copy_(logits_RV)
@@ -123,7 +127,7 @@ def _tile_(rows: Rows, objective: Objective, scratch: Tensor, softcap: float | N
         z_RV.div_(softcap).tanh_().mul_(softcap)
     z_RV.sub_(z_RV.amax(1, keepdim=True)).clamp_(min=torch.finfo(z_RV.dtype).min)
     torch.softmax(z_RV, 1, out=p_RV)
-    lse_R = -p_RV.amax(1).log()  # of the shifted logits, of which the largest is 0
+    lse_R = -p_RV.amax(1).log()  # of the shifted logits, whose maximum is 0
     logp_R = z_RV.gather(1, target_R1).squeeze(1) - lse_R
     entropy_R = lse_R - torch.mul(p_RV, z_RV, out=spare_RV).sum(1)
     p_y_R = logp_R.exp()
@@ -137,7 +141,7 @@ def _tile_(rows: Rows, objective: Objective, scratch: Tensor, softcap: float | N
     if objective.draws_hits:
         hit_RK = rows.hit < q_y_R[:, None]
         hit_R = hit_RK.sum(1).to(q_y_R.dtype) / objective.num_samples
-    part = parts(objective, p_y_R, q_y_R, hit_R)
+    part = gradient_coefficients(objective, p_y_R, q_y_R, hit_R)
     loss_R = -torch.where(part.target == 0, 0, part.target * logp_R)
     if part.q is not None:
         loss_R -= part.q * (torch.linalg.vecdot(q_RV, z_RV) - lse_R)
@@ -146,12 +150,12 @@ def _tile_(rows: Rows, objective: Objective, scratch: Tensor, softcap: float | N
         p_RV.mul_(part.p[:, None])
     p_RV.scatter_add_(1, target_R1, -part.target[:, None])
     if part.miss is not None:
-        row_M, place_M = _misses(rows, q_RV.scatter_(1, target_R1, 0), hit_RK, objective)
+        row_M, index_M = _misses(rows, q_RV.scatter_(1, target_R1, 0), hit_RK, objective)
         weight_M = part.miss.index_select(0, row_M)
-        logp_M = z_RV.view(-1).index_select(0, place_M) - lse_R.index_select(0, row_M)
-        total_R = torch.zeros_like(loss_R, dtype=torch.float64)  # the terms come one after another
+        logp_M = z_RV.view(-1).index_select(0, index_M) - lse_R.index_select(0, row_M)
+        total_R = torch.zeros_like(loss_R, dtype=torch.float64)  # index_add_ adds one by one
         loss_R -= total_R.index_add_(0, row_M, (weight_M * logp_M).double())
-        p_RV.view(-1).scatter_add_(0, place_M, -weight_M)
+        p_RV.view(-1).scatter_add_(0, index_M, -weight_M)
     if softcap is not None:
         p_RV.mul_(_softcap_slope(logits_RV, softcap))
     logits_RV.copy_(p_RV)
@@ -159,15 +163,15 @@ def _tile_(rows: Rows, objective: Objective, scratch: Tensor, softcap: float | N
 
 
 def _misses(
-    rows: Rows, q_RV: Tensor, hit_RK: Tensor | None, objective: Objective
+    rows: _Rows, q_RV: Tensor, hit_RK: Tensor | None, objective: Objective
 ) -> tuple[Tensor, Tensor]:
-    """The row of each draw that is no hit, and its token's place in the flat `q_RV`."""
+    """Return each miss's row, and the index of its token in the flattened `q_RV`."""
     count, vocabulary = q_RV.shape
     if hit_RK is None:
         hit_RK = rows.target.new_zeros(count, objective.num_samples, dtype=torch.bool)
     draw_M = (~hit_RK).view(-1).nonzero().squeeze(1)
     row_M = draw_M // objective.num_samples
-    if vocabulary > SMALL:  # as many draws a row are found at once: sooner than the misses alone
+    if vocabulary > SMALL:  # all draws at once are faster than the misses alone
         token_M = draw_each(q_RV, rows.block, rows.entry).view(-1).index_select(0, draw_M)
     else:
         words = (drawn.view(-1).index_select(0, draw_M) for drawn in (rows.block, rows.entry))
@@ -176,6 +180,6 @@ def _misses(
 
 
 def _softcap_slope(logits_RV: Tensor, softcap: float) -> Tensor:
-    """Derivative of softcap * tanh(z / softcap)."""
+    """Return the derivative of softcap * tanh(z / softcap)."""
     precise = torch.promote_types(logits_RV.dtype, torch.float32)
     return 1 - (logits_RV.to(precise) / softcap).tanh_().square_()

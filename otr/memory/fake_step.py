@@ -1,12 +1,12 @@
-"""One training step without weights, data or a device: what it would hold in memory.
+"""The memory of one training step, counted without weights, data or a device.
 
-In: a model's architecture and a `TrainConfig`. Out: a `Footprint`, bytes by kind at the moment of
-the step that holds most. The step is the real one, forward, loss, backward and optimiser, on
-torch's fake tensors, which have shapes and no contents; a ledger counts their storages.
+The step is the real one (forward, loss, backward, optimizer) on torch's fake tensors, which have
+shapes and no contents. A ledger counts the bytes of their storages by kind, at the moment of the
+step that uses most. Every packed row is assumed to be one full example with all tokens trained,
+which is the largest possible step.
 
-Every row is taken to be one full example whose tokens are all trained: no step holds more.
-
-Shapes: B rows, S row length, N = B S tokens.
+Shapes: B packed rows, S sequence length (tokens per packed row), N = B S tokens, D width, C rows of
+a chunk of logits, V vocabulary.
 """
 
 import warnings
@@ -31,7 +31,7 @@ from otr._compat import (
 from otr.config import TrainConfig
 from otr.loss import fused
 from otr.loss.objective import Objective
-from otr.loss.rows import rows_
+from otr.loss.rows import loss_and_gradient_
 from otr.models.attention import PACKED, Lengths, no_mask, register
 from otr.models.parts import head, without_adapters
 from otr.optim import make_optimizer
@@ -41,40 +41,40 @@ Kind = Literal["parameters", "gradients", "optimizer", "activations", "loss"]
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes that are in use at the same time."""
+    """Bytes in use at the same time, by kind."""
 
     parameters: int
     gradients: int
     optimizer: int
     activations: int
-    """What the backward pass needs, and what it makes on its way."""
+    """Tensors stored for the backward pass, and its temporary tensors."""
     loss: int
-    """A chunk of logits and the gradients that the loss hands on."""
+    """A chunk of logits and the gradients that the loss returns."""
 
     @property
     def total(self) -> int:
-        """All kinds."""
+        """Bytes of all kinds."""
         return sum(getattr(self, field.name) for field in fields(self))
 
 
 def footprint(
     architecture: PretrainedConfig, config: TrainConfig, *, split: bool = False
 ) -> list[Footprint]:
-    """What one worker holds that has the whole model.
+    """Count what a worker with the whole model holds.
 
     Args:
-        architecture: of the model, with the attention that it would be given.
-        config: the run; its workers and its strategy do not matter here.
-        split: weights are of low precision where the products are, as FSDP2 makes them layer by
-            layer; else they have low copies besides, as under autocast.
+        architecture: the model's config, with the attention that the run would use.
+        config: the run; its workers and strategy do not matter here.
+        split: weights have the precision of the products, as FSDP2 makes them layer by layer; if
+            not, low-precision copies exist besides, as under autocast.
 
     Returns:
-        Of two moments, each of which grows evenly with the number of layers: when the first half
-        of the step holds most besides gradients, and when the second half holds most.
+        Two moments, each of which grows linearly with the number of layers: the peak of the first
+        half of the step, gradients not counted, and the peak of the second half.
     """
     ledger = _Ledger()
     dtype = getattr(torch, config.model.dtype) if split else torch.float32
-    with warnings.catch_warnings(action="ignore"):  # of names that transformers has deprecated
+    with warnings.catch_warnings(action="ignore"):  # transformers uses deprecated names
         model = _model(architecture, config)
         with FakeTensorMode():
             _to_cpu(model, dtype)
@@ -84,16 +84,17 @@ def footprint(
 
 
 class _Ledger(TorchDispatchMode):
-    """Counts the bytes of live storages by kind, and keeps the largest sums.
+    """Counts the bytes of live storages by kind, and stores the largest sums.
 
-    Answers for fake tensors what only contents could: a number asked for is 1, a mask all True.
+    Operations that depend on contents get fixed answers: a number that is read is 1, a mask is all
+    True.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.kind: Kind = "activations"
         self.live = {field.name: 0 for field in fields(Footprint)}
-        self.part = 0
+        self.half = 0
         self.peaks = [dict(self.live), dict(self.live)]
         self._known: dict[int, tuple[str, int]] = {}
 
@@ -110,11 +111,11 @@ class _Ledger(TorchDispatchMode):
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
                 self.add(tensor)
-        self.look()
+        self.record_peak()
         return out
 
     def add(self, tensor: Tensor) -> None:
-        """Count the tensor's storage, unless it is counted already."""
+        """Count a tensor's storage, unless it is already counted."""
         storage = tensor.untyped_storage()
         key = storage_key(tensor)
         if key not in self._known:
@@ -122,23 +123,27 @@ class _Ledger(TorchDispatchMode):
             weakref.finalize(storage, self._forget, key)
 
     def move(self, tensor: Tensor, kind: Kind) -> None:
-        """Count a storage as of another kind from now on."""
+        """Count a tensor's storage as another kind from now on."""
         key = storage_key(tensor)
         size = self._forget(key)
         self._count(key, kind, size)
 
-    def look(self) -> None:
-        """Keep the sums of now, if they are the largest of this part."""
-        if self._size(self.live) > self._size(self.peaks[self.part]):
-            self.peaks[self.part] = dict(self.live)
+    def record_peak(self) -> None:
+        """Store the current sums if they are the largest of this half of the step."""
+        if self._size(self.live) > self._size(self.peaks[self.half]):
+            self.peaks[self.half] = dict(self.live)
 
     def _size(self, sums: dict[str, int]) -> int:
-        """Gradients come as activations go, evenly: the first part's moment is where none are."""
-        return sum(sums.values()) - (sums["gradients"] if self.part == 0 else 0)
+        """Return the sum that defines a peak.
+
+        In the backward pass gradients replace activations gradually, so the first half's peak is
+        the moment before any gradient exists.
+        """
+        return sum(sums.values()) - (sums["gradients"] if self.half == 0 else 0)
 
     @contextmanager
     def counting(self, kind: Kind) -> Iterator[None]:
-        """What is made meanwhile is of this kind."""
+        """Count new storages as this kind meanwhile."""
         before, self.kind = self.kind, kind
         try:
             yield
@@ -156,7 +161,7 @@ class _Ledger(TorchDispatchMode):
 
 
 def _model(architecture: PretrainedConfig, config: TrainConfig) -> nn.Module:
-    """On the meta device, as a run has it."""
+    """Build the model on the meta device, configured as in the run."""
     register()
     name = attention_name(architecture)
     with torch.device("meta"):
@@ -164,7 +169,7 @@ def _model(architecture: PretrainedConfig, config: TrainConfig) -> nn.Module:
             architecture,
             dtype=torch.float32,
             trust_remote_code=config.model.trust_remote_code,
-            # The others keep what PACKED keeps, and not all of them run on a CPU.
+            # The others store the same tensors as PACKED, and not all of them run on a CPU.
             attn_implementation=name if name in ("sdpa", "eager") else PACKED,
         )
     if config.lora.rank:
@@ -172,7 +177,7 @@ def _model(architecture: PretrainedConfig, config: TrainConfig) -> nn.Module:
 
         model = add_adapters(model, config.lora)
     if config.memory.gradient_checkpointing:
-        # A fake step has no random state to keep.
+        # Fake tensors have no random state to preserve.
         model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
         if config.lora.rank:
             model.enable_input_require_grads()
@@ -180,8 +185,8 @@ def _model(architecture: PretrainedConfig, config: TrainConfig) -> nn.Module:
 
 
 def _to_cpu(model: nn.Module, dtype: torch.dtype) -> None:
-    """Give the model tensors of the CPU, fake ones inside a `FakeTensorMode`."""
-    made: dict[Tensor, Tensor] = {}  # what is tied stays so
+    """Replace meta tensors by CPU tensors, which are fake inside a `FakeTensorMode`."""
+    made: dict[Tensor, Tensor] = {}  # ties stay ties
     for module in model.modules():
         parameters = module.named_parameters(recurse=False, remove_duplicate=False)
         buffers = module.named_buffers(recurse=False, remove_duplicate=False)
@@ -194,6 +199,7 @@ def _to_cpu(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def _step(model: Any, config: TrainConfig, ledger: _Ledger) -> None:
+    """Run one optimizer step under the ledger."""
     model.train()
     with ledger.counting("parameters"):
         for tensor in (*model.parameters(), *model.buffers()):
@@ -202,16 +208,16 @@ def _step(model: Any, config: TrainConfig, ledger: _Ledger) -> None:
     optimizer = _warm_up(model, trained, config, ledger)
     done = 0
 
-    def has_gradient(parameter: Tensor) -> None:
+    def on_gradient(parameter: Tensor) -> None:
         nonlocal done
         done += 1
         assert parameter.grad is not None
         ledger.move(parameter.grad, "gradients")
         if done == len(trained) // 2:
-            ledger.part = 1
+            ledger.half = 1
 
     for parameter in trained:
-        parameter.register_post_accumulate_grad_hook(has_gradient)
+        parameter.register_post_accumulate_grad_hook(on_gradient)
     low = config.model.dtype == "bfloat16" and head(model).weight.dtype == torch.float32
     with torch.autocast("cpu", torch.bfloat16, enabled=low):
         loss = _loss(model, config, ledger)
@@ -222,7 +228,7 @@ def _step(model: Any, config: TrainConfig, ledger: _Ledger) -> None:
 def _warm_up(
     model: Any, trained: Sequence[Tensor], config: TrainConfig, ledger: _Ledger
 ) -> torch.optim.Optimizer:
-    """The step before, which leaves the optimiser's state and, if they add up, gradients."""
+    """Take the previous step: it leaves optimizer state and, if they accumulate, gradients."""
     optimizer = make_optimizer(model, config.optim)
     with ledger.counting("gradients"):
         for parameter in trained:
@@ -236,36 +242,39 @@ def _warm_up(
 
 
 def _loss(model: Any, config: TrainConfig, ledger: _Ledger) -> Tensor:
-    """Of one micro-batch: `Policy` without what depends on the contents of its rows."""
+    """Compute a micro-batch's loss as `Policy` does, but independent of the tokens."""
     hidden_ND = _hidden(model, config.micro_batch_size, config.data.sequence_length)
-    its = head(model)
+    lm_head = head(model)
     scored_N = torch.arange(len(hidden_ND))
     dtype = getattr(torch, config.model.dtype)
     with ledger.counting("loss"):
         hidden_TD = hidden_ND[scored_N]
-        larger = torch.empty(_larger_chunk(len(scored_N) * len(its.weight), dtype, config))
+        extra = torch.empty(_extra_chunk_floats(len(scored_N) * len(lm_head.weight), dtype, config))
         loss_sum, _ = fused.LinearLoss.apply(
-            hidden_TD if its.logit_scale == 1 else hidden_TD * its.logit_scale,
-            its.weight,
-            its.bias,
+            hidden_TD if lm_head.logit_scale == 1 else hidden_TD * lm_head.logit_scale,
+            lm_head.weight,
+            lm_head.bias,
             scored_N,
             scored_N,
-            fused.Settings(config.objective, 0, its.softcap, dtype, _Rows(config)),
+            fused.Settings(config.objective, 0, lm_head.softcap, dtype, _FirstChunk(config)),
         )
-        del larger
+        del extra
     return cast(Tensor, loss_sum)
 
 
-def _larger_chunk(logits: int, dtype: torch.dtype, config: TrainConfig) -> int:
-    """Floats by which a chunk of a GPU is larger than one of a CPU, where the step is counted."""
+def _extra_chunk_floats(logits: int, dtype: torch.dtype, config: TrainConfig) -> int:
+    """Return how many floats more a GPU's chunk of logits has than the CPU's, which is counted."""
     if not config.workers.gpus:
         return 0
     sizes = (min(logits * dtype.itemsize, fused.CHUNK_BYTES[kind]) for kind in ("cuda", "cpu"))
     return (next(sizes) - next(sizes)) // torch.float32.itemsize
 
 
-class _Rows:
-    """`rows_` for the first chunk of a CPU; the others are like it, and Triton needs no space."""
+class _FirstChunk:
+    """Backend that computes the first chunk on a CPU only.
+
+    Later chunks use the same memory, and Triton's kernels use none.
+    """
 
     def __init__(self, config: TrainConfig) -> None:
         self.done = config.workers.gpus > 0
@@ -282,22 +291,22 @@ class _Rows:
         if self.done:
             return logits_CV.new_empty(4, len(logits_CV), dtype=torch.float32)
         self.done = True
-        return rows_(logits_CV, target_C, position_C, objective, seed, softcap)
+        return loss_and_gradient_(logits_CV, target_C, position_C, objective, seed, softcap)
 
 
 def _hidden(model: Any, rows: int, length: int) -> Tensor:
-    """`hidden_states` of full rows, [N, D]."""
+    """Compute `hidden_states` of full packed rows, [N, D]."""
     model = without_adapters(model)
     position_BS = torch.arange(length).expand(rows, length)
     ids_BS = torch.zeros(rows, length, dtype=torch.int64)
     if attention_name(model.config) != PACKED:
-        seen = model.base_model(input_ids=ids_BS, position_ids=position_BS, use_cache=False)
-        return cast(Tensor, seen.last_hidden_state.flatten(0, 1))
-    seen = model.base_model(
+        out = model.base_model(input_ids=ids_BS, position_ids=position_BS, use_cache=False)
+        return cast(Tensor, out.last_hidden_state.flatten(0, 1))
+    out = model.base_model(
         input_ids=ids_BS.reshape(1, -1),
         position_ids=position_BS.reshape(1, -1),
         attention_mask=no_mask(ids_BS.device),
         use_cache=False,
         lengths=Lengths([length] * rows),
     )
-    return cast(Tensor, seen.last_hidden_state[0])
+    return cast(Tensor, out.last_hidden_state[0])

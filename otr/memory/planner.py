@@ -1,11 +1,9 @@
-"""What of a run fits on its devices, before anything starts.
+"""Which runs fit on their devices, estimated before anything starts.
 
-In: a `TrainConfig` and the bytes of a device. Out: a `Plan`, bytes by kind on each device, and the
-nearest configuration that fits. Only the model's config is read.
-
-The whole model's step is counted on fake tensors (`otr.memory.fake_step`) at two small numbers of
-layers and carried on to the model's own, as it grows evenly with them. What sharing a model among
-workers changes follows from the sizes of its parts.
+`plan` estimates the bytes that each device of a run holds, by kind; `suggest` finds the nearest
+configuration that fits. Both read only the model's config. The step of a whole model is counted on
+fake tensors (`otr.memory.fake_step`) at two small numbers of layers and extrapolated, since it
+grows linearly with the layers. The effect of sharding follows from the sizes of the model's parts.
 """
 
 from collections.abc import Iterator
@@ -23,40 +21,42 @@ from otr.memory.strategy import Strategy, resolve_strategy
 from otr.models.load import empty_model
 from otr.models.parts import decoder_layers
 
-HEADROOM = 0.1  # of a device: its context, fragments, what the libraries take
-_LAYERS = (2, 4)  # that are counted
-_AT_HAND = 2  # layers that FSDP2 has whole: the one at work, and the next
-_SHORTEST = 128
+HEADROOM = 0.1  # share of a device for its context, fragmentation and libraries
+_LAYERS = (2, 4)  # numbers of layers that are counted
+_FETCHED = 2  # layers that FSDP2 holds unsharded: the current one and the next
+_SHORTEST = 128  # smallest sequence length that is suggested
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What each device of a run holds at the moment that takes most."""
+    """Memory of a run at the moment of a step that uses most."""
 
     strategy: Strategy
     device: Footprint
     host_bytes: int
-    """Of each worker, besides the device: under fsdp_offload."""
+    """Host memory per worker besides the device; not 0 under fsdp_offload only."""
     device_bytes: int
+    """Size of the device."""
     step_tokens: int
-    """At most, over all workers."""
+    """Largest number of tokens per optimizer step, over all workers."""
 
     @property
     def fits(self) -> bool:
-        """With some room to spare."""
+        """Whether the run fits, with HEADROOM to spare."""
         return self.device.total <= (1 - HEADROOM) * self.device_bytes
 
 
 def plan(config: TrainConfig, device_bytes: int) -> Plan:
-    """Count the memory of a run as it is configured.
+    """Estimate the memory of a run as it is configured.
 
     Args:
         config: the run.
-        device_bytes: of a worker's GPU, or its share of the machine's memory.
+        device_bytes: memory of a worker's GPU, or its share of the machine's memory.
 
     Raises:
-        ValueError: the model can't be had, or not be split as configured.
-        NotImplementedError: its step can't be counted, as what it does depends on contents.
+        ValueError: the model's config cannot be loaded, or the model cannot be sharded as
+            configured.
+        NotImplementedError: the model's step depends on contents, so it cannot be counted.
     """
     strategy = resolve_strategy(config, device_bytes)
     counted = _counted(config, split=strategy.startswith("fsdp"))
@@ -67,19 +67,23 @@ def plan(config: TrainConfig, device_bytes: int) -> Plan:
 
 
 def suggest(config: TrainConfig, device_bytes: int) -> tuple[TrainConfig, Plan] | None:
-    """The first that fits: as configured, or with the changes that cost least.
+    """Find a configuration that fits: the given one, or the one with the cheapest changes.
 
-    In this order: gradient checkpointing, fewer rows at a time (the step stays the same), a share
-    of the model on each worker, its share in host memory, shorter rows. None: nothing fits.
+    Changes are tried in this order: gradient checkpointing; fewer packed rows per forward pass (the
+    step stays the same); sharding the model over the workers; shards in host memory; a shorter
+    sequence length.
+
+    Returns:
+        The configuration and its plan; None if nothing fits.
 
     Raises:
-        ValueError, NotImplementedError: as `plan`.
+        ValueError, NotImplementedError: see `plan`.
     """
-    for row in _candidates(config):
-        # The last takes least of its row: none fits if it does not.
-        if not plan(row[-1], device_bytes).fits:
+    for group in _candidates(config):
+        # The last of a group needs least: if it does not fit, none does.
+        if not plan(group[-1], device_bytes).fits:
             continue
-        for changed in row:
+        for changed in group:
             found = plan(changed, device_bytes)
             if found.fits:
                 return changed, found
@@ -87,7 +91,7 @@ def suggest(config: TrainConfig, device_bytes: int) -> tuple[TrainConfig, Plan] 
 
 
 def _candidates(config: TrainConfig) -> Iterator[list[TrainConfig]]:
-    """In rows, of which each candidate takes less memory than the one before."""
+    """Yield groups of configurations; within a group each needs less memory than the one before."""
     yield [config]
     fewer = [
         n for n in range(config.micro_batch_size - 1, 0, -1) if config.micro_batch_size % n == 0
@@ -95,12 +99,12 @@ def _candidates(config: TrainConfig) -> Iterator[list[TrainConfig]]:
     last = config
     for strategy in _strategies(config):
         memory = replace(config.memory, strategy=strategy)
-        again = replace(config, memory=replace(memory, gradient_checkpointing=True))
-        yield [replace(config, memory=memory), again]
-        # More passes a step keep gradients from one to the next: not always less than `again`.
-        if row := [replace(again, micro_batch_size=rows) for rows in fewer]:
-            yield row
-        last = row[-1] if row else again
+        checkpointed = replace(config, memory=replace(memory, gradient_checkpointing=True))
+        yield [replace(config, memory=memory), checkpointed]
+        # A group of its own: accumulated gradients may need more than fewer rows save.
+        if group := [replace(checkpointed, micro_batch_size=rows) for rows in fewer]:
+            yield group
+        last = group[-1] if group else checkpointed
     length = last.data.sequence_length // 2
     while length >= _SHORTEST:
         yield [replace(last, data=replace(last.data, sequence_length=length))]
@@ -116,53 +120,55 @@ def _strategies(config: TrainConfig) -> list[Strategy]:
 def _share(
     whole: Footprint, counted: "_Counted", config: TrainConfig, strategy: Strategy
 ) -> tuple[Footprint, int]:
-    """Of one worker: what its device holds, and what the host holds for it besides."""
+    """Return what one worker's device holds, and what the host holds for it besides."""
     if strategy == "single":
         return whole, 0
-    if strategy == "ddp":  # the gradients lie in buckets, which stay from step to step
+    if strategy == "ddp":  # gradients lie in buckets, which persist between steps
         buckets = counted.trained_bytes if config.workers.count > 1 else 0
         return replace(whole, gradients=max(whole.gradients, buckets)), 0
     size = 2 if config.model.dtype == "bfloat16" else 4
     workers, layer = config.workers.count, counted.layer_weights
-    at_hand = size * (counted.root_weights + _AT_HAND * layer)
-    # A layer's gradient, and its float32 form on the way to the other workers.
-    passing = (size + 4) * layer * counted.trained_bytes // counted.parameter_bytes
-    kept, state = counted.parameter_bytes // workers, 2 * counted.trained_bytes // workers
+    fetched = size * (counted.root_weights + _FETCHED * layer)
+    # A layer's gradient, and its float32 copy that is reduced over the workers.
+    reduced = (size + 4) * layer * counted.trained_bytes // counted.parameter_bytes
+    shard, state = counted.parameter_bytes // workers, 2 * counted.trained_bytes // workers
     if strategy == "fsdp_offload":
-        device = replace(whole, parameters=at_hand, gradients=passing, optimizer=0)
-        return device, kept + state + counted.trained_bytes // workers
-    shared = whole.gradients // workers
-    device = replace(whole, parameters=kept + at_hand, gradients=shared + passing, optimizer=state)
+        device = replace(whole, parameters=fetched, gradients=reduced, optimizer=0)
+        return device, shard + state + counted.trained_bytes // workers
+    gradients = whole.gradients // workers
+    device = replace(
+        whole, parameters=shard + fetched, gradients=gradients + reduced, optimizer=state
+    )
     return device, 0
 
 
 @dataclass(frozen=True)
 class _Counted:
-    """A model's step by one worker alone, and the sizes of its parts in float32."""
+    """A model's step on a single worker, and the sizes of its parts in float32."""
 
     parts: list[Footprint]
-    """The largest of the step's two parts."""
+    """Peaks of the step's two halves."""
     parameter_bytes: int
     trained_bytes: int
     layer_weights: int
     root_weights: int
-    """Weights outside of the layers, which stay whole during a step."""
+    """Number of weights outside of the layers, which stay fetched during a step."""
 
 
 def _counted(config: TrainConfig, *, split: bool) -> _Counted:
-    """The same for all runs whose steps are the same."""
+    """Count a run's step; runs that differ in nothing that matters share one count."""
     few = config.micro_batch_size * min(2, config.accumulation)
-    alike = replace(
+    normalized = replace(
         config,
         global_batch_size=few,
         workers=replace(config.workers, count=1),
         memory=replace(config.memory, strategy="single"),
     )
-    return _counted_once(_Key(alike), split)
+    return _counted_once(_Key(normalized), split)
 
 
 class _Key:
-    """A config, equal to another where all of its fields are; a config itself has no hash."""
+    """A config as a cache key: configs hold dicts and have no hash."""
 
     def __init__(self, config: TrainConfig) -> None:
         self.config, self.text = config, repr(config)
@@ -188,7 +194,7 @@ def _counted_once(key: _Key, split: bool) -> _Counted:
     layers = decoder_layers(model)
     inside = sum(p.numel() for p in layers.parameters())
     return _Counted(
-        parts=_of_all_layers(architecture, config, split),
+        parts=_count_all_layers(architecture, config, split),
         parameter_bytes=4 * weights,
         trained_bytes=trained,
         layer_weights=inside // len(layers),
@@ -196,9 +202,10 @@ def _counted_once(key: _Key, split: bool) -> _Counted:
     )
 
 
-def _of_all_layers(
+def _count_all_layers(
     architecture: PretrainedConfig, config: TrainConfig, split: bool
 ) -> list[Footprint]:
+    """Count the step of the whole model, by extrapolation if it has many layers."""
     count = architecture.get_text_config().num_hidden_layers
     try:
         if count <= max(_LAYERS):
@@ -207,13 +214,13 @@ def _of_all_layers(
     except (RuntimeError, TypeError, AttributeError, IndexError) as error:
         reason = str(error).strip().split("\n")[0]
         raise NotImplementedError(
-            f"the step of a {architecture.model_type} model can't be counted: {reason}"
+            f"the step of a {architecture.model_type} model cannot be counted: {reason}"
         ) from error
-    return [_carried_on(a, b, count) for a, b in zip(few, more, strict=True)]
+    return [_extrapolated(a, b, count) for a, b in zip(few, more, strict=True)]
 
 
-def _carried_on(few: Footprint, more: Footprint, layers: int) -> Footprint:
-    """On the line through two numbers of layers."""
+def _extrapolated(few: Footprint, more: Footprint, layers: int) -> Footprint:
+    """Continue the line through two numbers of layers."""
     start, end = _LAYERS
     times = (layers - start) / (end - start)
     return Footprint(

@@ -1,4 +1,4 @@
-"""What a model's published config says, without the model: no import of `otr.models.load`'s."""
+"""What a model's config.json says, without the slow import of the model's code."""
 
 from transformers import AutoConfig, PretrainedConfig
 
@@ -6,10 +6,10 @@ from otr.config import ModelConfig, TrainConfig
 
 
 def load_architecture(config: ModelConfig) -> PretrainedConfig:
-    """The model's config.
+    """Load a model's config.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no config at the path, or its type is unknown.
     """
     try:
         return AutoConfig.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
@@ -19,28 +19,31 @@ def load_architecture(config: ModelConfig) -> PretrainedConfig:
 
 
 def max_positions(config: ModelConfig) -> int | None:
-    """Tokens that the longest example may have; None where the model's config sets no limit.
+    """Return the number of tokens that the longest example may have; None if there is no limit.
 
-    Positions restart with each example, so that a row of several may be longer. Where the config
-    stretches rotary positions (YaRN, say), the stretched length counts.
+    Positions restart with each example, so a packed row may be longer. If the config extends rotary
+    positions, for example with YaRN, the extended length counts.
 
     Raises:
-        ValueError: there is no config of a model.
+        ValueError: the model's config cannot be loaded.
     """
     text = load_architecture(config).get_text_config()
     most = getattr(text, "max_position_embeddings", None)
     rope = getattr(text, "rope_parameters", None) or {}
     if most is None or rope.get("rope_type", "default") == "default":
         return most
-    before = rope.get("original_max_position_embeddings") or most
-    return max(most, int(before * (rope.get("factor") or 1)))
+    original = rope.get("original_max_position_embeddings") or most
+    return max(most, int(original * (rope.get("factor") or 1)))
 
 
 def check_sequence_length(config: TrainConfig) -> int | None:
-    """That the longest example of a run has a position for each token; returns how many there are.
+    """Check that the model has a position for each token of the longest possible example.
+
+    Returns:
+        The number of positions; None if there is no limit.
 
     Raises:
-        ValueError: it has not, or there is no config of a model.
+        ValueError: the sequence length is larger, or the model's config cannot be loaded.
     """
     most, length = max_positions(config.model), config.data.sequence_length
     if most is not None and length > most:

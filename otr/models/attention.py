@@ -1,11 +1,12 @@
 """Attention within packed examples, without padding and without a mask.
 
-In: queries, keys and values of one long row, [1, H, N, d], that holds the tokens of all examples of
-a micro-batch one after another, and the examples' lengths. Out: what each token sees of its own
-example. transformers' models find it under the name PACKED, once `register` has been called, and
-hand on the keyword `lengths` of their forward pass; without that they attend as with SDPA.
+The queries, keys and values of all examples of a micro-batch form one long row, [1, H, N, d], one
+example after another; each token attends to its own example. After `register`, transformers' models
+find this attention under the name PACKED. They pass the keyword `lengths` of their forward pass on
+to it; without `lengths` it is the same as SDPA.
 
-Shapes: N tokens, H heads, G heads of keys and values, d width of a head, L tokens of an example.
+Shapes: N tokens, H heads, G heads of keys and values, d width of a head, L tokens of an example,
+E number of examples plus one.
 """
 
 from collections.abc import Sequence
@@ -23,57 +24,59 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PACKED = "otr_packed"
-_LOOK = "otr_look"
+_PROBE = "otr_probe"
 
 
 class Lengths:
-    """Of a row's examples. A class of its own, as torch.compile would make a program of each list.
+    """Lengths of the examples in a long row.
+
+    torch.compile would compile anew for every plain list of numbers; it does not look into objects.
 
     Args:
-        each: one after another, of the whole row.
+        values: tokens of each example, in order.
     """
 
-    def __init__(self, each: Sequence[int]) -> None:
-        self.each = list(each)
+    def __init__(self, values: Sequence[int]) -> None:
+        self.values = list(values)
 
     @cached_property
     def ends(self) -> Int[Tensor, " E"]:
-        """Where each example ends, after a 0; on the GPU if there is one."""
-        ends = torch.tensor([0, *self.each]).cumsum(0, dtype=torch.int32)
+        """Offsets of the examples' ends, after a leading 0; on the GPU if there is one."""
+        ends = torch.tensor([0, *self.values]).cumsum(0, dtype=torch.int32)
         return ends.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def no_mask(device: torch.device) -> Tensor:
-    """To be given as attention mask with `lengths`: transformers makes none of its own then."""
+    """Return an attention mask to pass with `lengths`: it keeps transformers from building one."""
     return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
 
 
 def register() -> None:
-    """Make PACKED known to transformers; once more does no harm."""
-    from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+    """Make PACKED known to transformers; repeated calls are harmless."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
 
     AttentionInterface.register(PACKED, packed_attention)
     AttentionMaskInterface.register(PACKED, sdpa_mask)
 
 
-class _Looked(Exception):
-    """A model's first layer asks for its attention."""
+class _AttentionReached(Exception):
+    """Ends a forward pass at the first layer's attention; holds the `lengths` that arrived."""
 
 
-def hands_on_lengths(model: "PreTrainedModel") -> bool:
-    """Whether the `lengths` that a model is given reach its attention; needs no weights.
+def passes_lengths(model: "PreTrainedModel") -> bool:
+    """Return whether the `lengths` passed to a model reach its attention; needs no weights.
 
-    Tried: of a forward pass, all that comes before the first attention.
+    This runs a forward pass up to the first attention.
     """
     from transformers import AttentionInterface
 
-    def look(*_: Any, lengths: Lengths | None = None, **__: Any) -> None:
-        raise _Looked(lengths)
+    def probe(*_: Any, lengths: Lengths | None = None, **__: Any) -> None:
+        raise _AttentionReached(lengths)
 
     before = attention_name(model.config)
-    AttentionInterface.register(_LOOK, look)
-    model.set_attn_implementation(_LOOK)
+    AttentionInterface.register(_PROBE, probe)
+    model.set_attn_implementation(_PROBE)
     ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
     try:
         model.base_model(
@@ -83,16 +86,16 @@ def hands_on_lengths(model: "PreTrainedModel") -> bool:
             use_cache=False,
             lengths=Lengths([1, 1]),
         )
-    except _Looked as found:
-        return found.args[0] is not None
-    except TypeError:  # it takes no such argument
+    except _AttentionReached as reached:
+        return reached.args[0] is not None
+    except TypeError:  # the model accepts no such argument
         return False
     finally:
         model.set_attn_implementation(before)
     return False
 
 
-@torch.compiler.disable  # its calls are as many as there are examples
+@torch.compiler.disable  # the number of calls depends on the number of examples
 def packed_attention(  # noqa: PLR0913 - transformers' signature
     module: nn.Module,
     query: Float[Tensor, "1 H N d"],
@@ -106,12 +109,23 @@ def packed_attention(  # noqa: PLR0913 - transformers' signature
     softcap: float | None = None,
     **more: Any,
 ) -> tuple[Float[Tensor, "1 N H d"], None]:
-    """Causal attention in each example; `sliding_window` and `softcap` as the model's config has.
+    """Attend causally within each example.
 
-    Attention weights are not dropped out, whatever the config says.
+    On a GPU in bfloat16 or float16 this is torch's flash attention for sequences of several
+    lengths, elsewhere one call of SDPA per example. There is no dropout of attention weights,
+    whatever the model's config says.
 
-    On a GPU in bfloat16 or float16 it is torch's flash attention for examples of several lengths,
-    elsewhere one call of SDPA an example.
+    Args:
+        module: the attention layer.
+        query: of all examples.
+        key: of all examples.
+        value: of all examples.
+        attention_mask: ignored with `lengths`.
+        lengths: of the examples; None attends with SDPA instead.
+        scaling: factor of the scores; None: 1 / sqrt(d).
+        sliding_window: number of latest tokens that a token attends to; None: all.
+        softcap: the scores z become ``softcap * tanh(z / softcap)``.
+        more: passed on to SDPA.
     """
     if lengths is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -122,15 +136,17 @@ def packed_attention(  # noqa: PLR0913 - transformers' signature
     half = query.dtype in (torch.bfloat16, torch.float16)
     if query.is_cuda and half and softcap is None:
         return _flash(query, key, value, lengths, scaling, sliding_window), None
-    parts = zip(*(x.split(lengths.each, dim=2) for x in (query, key, value)), strict=True)
-    seen = [_one(q, k, v, scaling, sliding_window, softcap).transpose(1, 2) for q, k, v in parts]
-    return torch.cat(seen, dim=1).contiguous(), None
+    parts = zip(*(x.split(lengths.values, dim=2) for x in (query, key, value)), strict=True)
+    outs = [
+        _attend_one(q, k, v, scaling, sliding_window, softcap).transpose(1, 2) for q, k, v in parts
+    ]
+    return torch.cat(outs, dim=1).contiguous(), None
 
 
-def _one(
+def _attend_one(
     q: Tensor, k: Tensor, v: Tensor, scale: float | None, window: int | None, softcap: float | None
 ) -> Tensor:
-    """Of one example, [1, H, L, d] each."""
+    """Attend within one example, [1, H, L, d] each."""
     grouped = q.shape[1] != k.shape[1]
     length = q.shape[2]
     narrow = window is not None and window < length
@@ -138,16 +154,16 @@ def _one(
         return scaled_dot_product_attention(
             q, k, v, is_causal=True, scale=scale, enable_gqa=grouped
         )
-    seen_LL = q.new_ones(length, length, dtype=torch.bool).tril()
+    visible_LL = q.new_ones(length, length, dtype=torch.bool).tril()
     if narrow:
         assert window is not None
-        seen_LL = seen_LL.triu(1 - window)
+        visible_LL = visible_LL.triu(1 - window)
     if softcap is None:
-        return scaled_dot_product_attention(q, k, v, seen_LL, scale=scale, enable_gqa=grouped)
+        return scaled_dot_product_attention(q, k, v, visible_LL, scale=scale, enable_gqa=grouped)
     if grouped:
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
     scores = q @ k.transpose(2, 3) * (q.shape[3] ** -0.5 if scale is None else scale)
-    scores = (softcap * torch.tanh(scores / softcap)).masked_fill(~seen_LL, -torch.inf)
+    scores = (softcap * torch.tanh(scores / softcap)).masked_fill(~visible_LL, -torch.inf)
     return scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v
 
 
@@ -162,9 +178,9 @@ def _flash(
     from torch.nn.attention.varlen import varlen_attn
 
     ends = lengths.ends
-    longest = max(lengths.each)
+    longest = max(lengths.values)
     q_NHd, k_NGd, v_NGd = (x[0].transpose(0, 1) for x in (q, k, v))
-    seen = varlen_attn(
+    out = varlen_attn(
         q_NHd,
         k_NGd,
         v_NGd,
@@ -176,5 +192,5 @@ def _flash(
         window_size=(-1 if window is None else window - 1, 0),
         enable_gqa=q.shape[1] != k.shape[1],
     )
-    assert isinstance(seen, Tensor)
-    return seen[None]
+    assert isinstance(out, Tensor)
+    return out[None]

@@ -1,10 +1,11 @@
-"""Whether a model computes what training takes for granted, seen on a few dozen made-up tokens.
+"""Checks that a model computes what training assumes, on a few dozen made-up tokens.
 
-In: a model on its device, before it is wrapped, sharded or compiled. Out: nothing, or a ValueError
-with the remedy. A run looks once, before its first step: a model that fails would train, only on
-other logits or with examples that see each other.
+A run checks its model once before the first step, on its device, before the model is wrapped,
+sharded or compiled. A model that fails would train without an error, but on other logits or with
+examples that attend to each other.
 
-Shapes: S row length, N tokens that are no padding, D width, V vocabulary.
+Shapes: S sequence length (tokens per packed row), N tokens that are not padding, D width,
+V vocabulary.
 """
 
 from collections.abc import Iterator
@@ -20,16 +21,16 @@ from otr._compat import attention_name, can_set_attention, supports_sdpa
 from otr.models.parts import head, hidden_states, without_adapters
 
 LENGTHS = (24, 17)
-"""Tokens of the two examples."""
+"""Tokens of the two made-up examples."""
 WINDOW = 6
-"""What a sliding window is set to, so that it is shorter than they are."""
+"""Size that sliding windows are set to during the checks, shorter than both examples."""
 
 
 def check_head(model: PreTrainedModel) -> None:
-    """See that `head` makes the model's own logits of its hidden states.
+    """Check that `head` computes the model's own logits from its hidden states.
 
     Raises:
-        ValueError: it does not: the model does something else to them.
+        ValueError: the logits differ, since the model does something else to them.
     """
     model = without_adapters(model)
     ids_1S = _ids(model)[None, : LENGTHS[0]]
@@ -39,18 +40,19 @@ def check_head(model: PreTrainedModel) -> None:
     gap = _gap(ours_NV, theirs_NV)
     if not gap <= _tolerance(model):
         raise ValueError(
-            f"the logits of a {model.config.model_type} model are not those of its head alone "
-            f"(off by {gap:.1e}): such models are not supported"
+            f"models of type {model.config.model_type} are not supported: their logits are not "
+            f"those of the head alone (off by {gap:.1e})"
         )
 
 
 def check_packing(model: PreTrainedModel) -> None:
-    """See that two examples in a row give the same hidden states as each on its own.
+    """Check that two examples in a packed row get the same hidden states as each on its own.
 
-    The one on its own goes through the model's eager attention.
+    The reference of each example on its own uses the model's eager attention.
 
     Raises:
-        ValueError: they don't; says which `--train.model.attention` would, if one does.
+        ValueError: the hidden states differ; the message names a `--train.model.attention` that
+            gives the right ones, if there is one.
     """
     model = without_adapters(model)
     with _quiet(model), _narrow(model):
@@ -64,24 +66,24 @@ def check_packing(model: PreTrainedModel) -> None:
             with _attention(model, other):
                 if not _packing_error(model, ids_N, alone_ND):
                     raise ValueError(
-                        f"packed examples come out wrong of this {model.config.model_type} model "
+                        f"this {model.config.model_type} model computes packed examples wrongly "
                         f"({found}): use --train.model.attention {other}"
                     )
     raise ValueError(
-        f"models of type {model.config.model_type} are not supported: with several examples in a "
-        f"row the later ones come out wrong ({found})"
+        f"models of type {model.config.model_type} are not supported: later examples of a "
+        f"packed row come out wrong ({found})"
     )
 
 
 def _packing_error(
     model: PreTrainedModel, ids_N: Int[Tensor, " N"], alone_ND: Float[Tensor, "N D"]
 ) -> str:
-    """What is wrong with the two in one row that ends with padding; empty if nothing is."""
+    """Return what is wrong with the two examples in one padded row; empty if nothing is."""
     segments = [number for number, length in enumerate(LENGTHS, 1) for _ in range(length)]
     segment_ids_1S = torch.tensor([[*segments, 0, 0]], device=ids_N.device)
     try:
         packed_ND = hidden_states(model, torch.cat([ids_N, ids_N[:2]])[None], segment_ids_1S)
-    except (TypeError, ValueError) as error:  # it takes no positions, or not this attention
+    except (TypeError, ValueError) as error:  # the model rejects positions or this attention
         return str(error).split("\n")[0]
     gap = _gap(packed_ND, alone_ND)
     return "" if gap <= _tolerance(model) else f"off by {gap:.1e}"
@@ -98,7 +100,7 @@ def _ids(model: PreTrainedModel) -> Int[Tensor, " N"]:
 
 
 def _gap(ours: Tensor, theirs: Tensor) -> float:
-    """The largest difference of a token's vectors, as a share of its length."""
+    """Return the largest difference of a token's vectors, relative to the vector's norm."""
     ours, theirs = ours.float(), theirs.float()
     return ((ours - theirs).norm(dim=-1) / theirs.norm(dim=-1)).max().item()
 
@@ -110,7 +112,7 @@ def _tolerance(model: PreTrainedModel) -> float:
 
 @contextmanager
 def _quiet(model: PreTrainedModel) -> Iterator[None]:
-    """No dropout, no gradient."""
+    """Turn dropout and gradients off."""
     training = model.training
     model.eval()
     try:
@@ -122,7 +124,7 @@ def _quiet(model: PreTrainedModel) -> Iterator[None]:
 
 @contextmanager
 def _attention(model: PreTrainedModel, name: str) -> Iterator[None]:
-    """The attention `name`, in models that can change it."""
+    """Use another attention implementation, in models that can change it."""
     before = attention_name(model.config)
     can = can_set_attention(model) and (name != "sdpa" or supports_sdpa(model))
     if can:
@@ -136,7 +138,7 @@ def _attention(model: PreTrainedModel, name: str) -> Iterator[None]:
 
 @contextmanager
 def _narrow(model: PreTrainedModel) -> Iterator[None]:
-    """Windows and chunks of WINDOW tokens: some attend through a mask, some by a number."""
+    """Shrink sliding windows and attention chunks to WINDOW, wherever the model stores them."""
     holders: list[Any] = [model.config.get_text_config(), *model.modules()]
     found = [
         (holder, name, value)

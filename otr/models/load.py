@@ -1,7 +1,4 @@
-"""A Hugging Face causal language model and its tokenizer, ready to train on packed rows.
-
-Shapes: B rows, S row length, N tokens that are no padding, D width, V vocabulary.
-"""
+"""Loading a Hugging Face causal language model, with or without its weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,31 +12,35 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from otr._compat import can_set_attention, supports_attention_interface, supports_sdpa
 from otr.config import ModelConfig
 from otr.models.architecture import load_architecture
-from otr.models.attention import PACKED, hands_on_lengths, register
+from otr.models.attention import PACKED, passes_lengths, register
 
 
 def load_model(
     config: ModelConfig, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> PreTrainedModel:
-    """The model with float32 weights on the CPU.
+    """Load a model with float32 weights on the CPU.
+
+    Args:
+        config: the model.
+        tokenizer: checked to fit the model's vocabulary, if given.
 
     Raises:
-        ValueError: it can't be loaded, is a LoRA adapter, lacks weights, or `tokenizer` has ids
-            that the model has no row for.
+        ValueError: the model cannot be loaded, is a LoRA adapter, lacks weights, or has fewer
+            embeddings than `tokenizer` has tokens.
     """
     if (Path(config.path) / "adapter_config.json").is_file():
         raise ValueError(
-            f"{config.path!r} holds a LoRA adapter: make a model of it with "
+            f"{config.path!r} holds a LoRA adapter: merge it into a model with "
             f"`otr merge {config.path} OUT`, then use OUT"
         )
     register()
-    with _reasons(config):
+    with _load_errors(config):
         both: Any = AutoModelForCausalLM.from_pretrained(
             config.path,
             dtype=torch.float32,
             trust_remote_code=config.trust_remote_code,
             use_safetensors=True,
-            attn_implementation=_requested(config),
+            attn_implementation=_requested_attention(config),
             output_loading_info=True,
         )
     model, loaded = cast(tuple[PreTrainedModel, dict[str, set[str]]], both)
@@ -54,30 +55,30 @@ def load_model(
             f"vocabulary mismatch at {config.path!r}: the tokenizer has {len(tokenizer)} tokens, "
             f"the model {rows} embeddings; use the model's own tokenizer"
         )
-    return _attending(model, config)
+    return _with_attention(model, config)
 
 
 def empty_model(config: ModelConfig) -> PreTrainedModel:
-    """The model on the meta device: all shapes, no weights, and none are read or fetched.
+    """Build a model on the meta device from its config alone; no weights are read or downloaded.
 
     Raises:
         ValueError: there is no config of a causal language model.
     """
     register()
-    shape = load_architecture(config)
-    with _reasons(config), torch.device("meta"):
+    architecture = load_architecture(config)
+    with _load_errors(config), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
-            shape,
+            architecture,
             dtype=torch.float32,
             trust_remote_code=config.trust_remote_code,
-            attn_implementation=_requested(config),
+            attn_implementation=_requested_attention(config),
         )
-    return _attending(model, config)
+    return _with_attention(model, config)
 
 
 @contextmanager
-def _reasons(config: ModelConfig) -> Iterator[None]:
-    """Of what transformers says when it can't load, the first line."""
+def _load_errors(config: ModelConfig) -> Iterator[None]:
+    """Turn the errors of transformers' loading into a ValueError with their first line."""
     try:
         yield
     except (OSError, ValueError, KeyError, ImportError) as error:
@@ -85,27 +86,27 @@ def _reasons(config: ModelConfig) -> Iterator[None]:
         raise ValueError(f"no causal language model at {config.path!r}: {reason}") from error
 
 
-def _requested(config: ModelConfig) -> str | None:
-    """What transformers is asked for while it loads; None: SDPA where the model has it."""
+def _requested_attention(config: ModelConfig) -> str | None:
+    """Return the attention to load with; None lets transformers choose, SDPA if supported."""
     return None if config.attention == "auto" else config.attention
 
 
-def _attending(model: PreTrainedModel, config: ModelConfig) -> PreTrainedModel:
-    """With the attention PACKED if that is what `config` wants and the model can take it.
+def _with_attention(model: PreTrainedModel, config: ModelConfig) -> PreTrainedModel:
+    """Set the attention PACKED if the config allows it and the model supports it.
 
-    A model takes it that asks transformers' interface for its attention and hands on `lengths`,
-    and has no other attention than softmax(q k) v, with a softcap or without: one with sinks, say,
-    does not support SDPA.
+    A model supports it if it calls its attention through transformers' interface, passes `lengths`
+    on, and computes softmax(q k) v with or without a soft cap. Other forms of attention, such as
+    attention sinks, are recognized by the lack of SDPA support.
     """
     if config.attention != "auto":
         return model
     softcap = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
-    takes = (
+    supported = (
         supports_attention_interface(model)
         and can_set_attention(model)
         and (supports_sdpa(model) or softcap is not None)
-        and hands_on_lengths(model)
+        and passes_lengths(model)
     )
-    if takes:
+    if supported:
         model.set_attn_implementation(PACKED)
     return model

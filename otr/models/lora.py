@@ -1,11 +1,10 @@
 """LoRA adapters: small trained matrices beside frozen weights, by peft.
 
-In: a transformers model and a `LoraConfig`. Out: peft's model around it, of which only the adapters
-train, in float32; a peft directory {adapter_model.safetensors, adapter_config.json} that names the
-model it belongs to; or a plain model with the adapters added to its weights.
+Adapters train in float32. They are saved in peft's format (adapter_model.safetensors and
+adapter_config.json, which names the base model) or merged into the weights of a plain model.
 
 Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685, section 4:
-W + (alpha / rank) B A, A random, B zero at the start.
+W + (alpha / rank) B A, where A starts random and B starts at zero.
 """
 
 import warnings
@@ -29,18 +28,18 @@ CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 
 
 def add_adapters(model: "PreTrainedModel", config: LoraConfig, *, seed: int = 0) -> "PeftModel":
-    """Put an adapter on every linear layer that `config` names, and freeze all else.
+    """Add an adapter to every linear layer that `config` names, and freeze all other weights.
 
     Args:
         model: changed in place; may be on the meta device.
         config: with a rank of at least 1.
-        seed: of the adapters' first values, so that every rank makes the same.
+        seed: of the adapters' initial values, which must be the same on every rank.
 
     Returns:
-        peft's model; `otr.models.parts.head` and `hidden_states` take it.
+        peft's model; `otr.models.parts.head` and `hidden_states` accept it.
 
     Raises:
-        ValueError: a target is no linear layer, or is the head.
+        ValueError: a target is not a linear layer, or is the head.
     """
     import peft
 
@@ -48,16 +47,16 @@ def add_adapters(model: "PreTrainedModel", config: LoraConfig, *, seed: int = 0)
     _check_targets(model, config.targets)
     settings = peft.LoraConfig(
         r=config.rank,
-        lora_alpha=config.alpha,  # type: ignore[arg-type]  # any number will do
+        lora_alpha=config.alpha,  # type: ignore[arg-type]  # declared int, but any number works
         target_modules=list(config.targets) or "all-linear",
         task_type=peft.TaskType.CAUSAL_LM,
     )
     meta = model.device.type == "meta"
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
-        # Ignored is peft's use of a name that transformers has deprecated.
+        # peft uses a name that transformers has deprecated.
         torch.manual_seed(seed)
         adapted = peft.get_peft_model(model, settings, low_cpu_mem_usage=meta)
-    # Absolute: who merges the adapter may have another working directory.
+    # Absolute, since the adapter may be merged from another working directory.
     path = settings.base_model_name_or_path
     if path and Path(path).is_dir():
         settings.base_model_name_or_path = str(Path(path).absolute())
@@ -67,11 +66,11 @@ def add_adapters(model: "PreTrainedModel", config: LoraConfig, *, seed: int = 0)
 def adapter_state(
     model: nn.Module, weights: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """The tensors of the adapters alone, under the names that `write_adapter` wants.
+    """Return the tensors of the adapters alone, under the names that `write_adapter` expects.
 
     Args:
-        model: of `add_adapters`.
-        weights: its state dict, where that is not `model.state_dict()`, as under FSDP; the frozen
+        model: a result of `add_adapters`.
+        weights: the model's state dict, if it is not `model.state_dict()`, as under FSDP; frozen
             weights may be missing.
     """
     from peft import get_peft_model_state_dict
@@ -80,7 +79,13 @@ def adapter_state(
 
 
 def write_adapter(directory: str | Path, model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Write peft's directory from the tensors of `adapter_state`, gathered on the CPU."""
+    """Write an adapter in peft's format.
+
+    Args:
+        directory: created if missing.
+        model: a result of `add_adapters`, used for its config.
+        state: the tensors of `adapter_state` on the CPU.
+    """
     from safetensors.torch import save_file
 
     directory = Path(directory)
@@ -92,10 +97,10 @@ def write_adapter(directory: str | Path, model: nn.Module, state: Mapping[str, T
 
 
 def base_path(directory: str | Path) -> str:
-    """The model that an adapter belongs to, as its directory says.
+    """Return the path or hub name of an adapter's base model.
 
     Raises:
-        ValueError: the directory holds no adapter.
+        ValueError: the directory holds no adapter, or the adapter does not name its base model.
     """
     from peft import LoraConfig as Settings
 
@@ -105,17 +110,21 @@ def base_path(directory: str | Path) -> str:
     path = Settings.from_pretrained(str(directory)).base_model_name_or_path
     if not path:
         raise ValueError(
-            f"the adapter in {str(directory)!r} does not say of which model it is: "
-            f"give base_model_name_or_path in its {CONFIG_FILE}"
+            f"the adapter in {str(directory)!r} does not name its base model: "
+            f"set base_model_name_or_path in its {CONFIG_FILE}"
         )
     return path
 
 
 def load_adapters(directory: str | Path, base: ModelConfig) -> "PeftModel":
-    """The base model with the adapters of a directory, ready to train on.
+    """Load a base model with an adapter, ready to continue training.
+
+    Args:
+        directory: holds the adapter.
+        base: the base model; its path overrides the one that the adapter names.
 
     Raises:
-        ValueError: there is no adapter, or it is of a model of another shape.
+        ValueError: there is no adapter, or it does not fit the base model.
     """
     from peft import PeftModel
     from safetensors import safe_open
@@ -124,7 +133,7 @@ def load_adapters(directory: str | Path, base: ModelConfig) -> "PeftModel":
     misfit = f"the adapter in {str(directory)!r} does not fit the model at {base.path!r}"
     model = load_model(base)
     try:
-        with warnings.catch_warnings(action="ignore"):  # of missing keys, looked at below
+        with warnings.catch_warnings(action="ignore"):  # about missing keys, checked below
             adapted = PeftModel.from_pretrained(model, str(directory), is_trainable=True)
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -132,12 +141,15 @@ def load_adapters(directory: str | Path, base: ModelConfig) -> "PeftModel":
     with safe_open(Path(directory) / WEIGHTS_FILE, "pt") as file:
         different = set(file.keys()) ^ set(adapter_state(adapted))
     if different:
-        raise ValueError(f"{misfit}: only one of them has {min(different)}")
+        raise ValueError(f"{misfit}: only one of them has the tensor {min(different)}")
     return adapted
 
 
 def merge_adapters(model: "PeftModel") -> "PreTrainedModel":
-    """The plain model with the adapters' products added to its weights; `model` is used up.
+    """Add the adapters' products to the weights; `model` must not be used afterwards.
+
+    Returns:
+        The plain transformers model.
 
     Raises:
         ValueError: a merged weight is not finite.
@@ -154,12 +166,12 @@ def _check_targets(model: "PreTrainedModel", targets: tuple[str, ...]) -> None:
         found = [module for name, module in linear.items() if f".{name}".endswith(f".{target}")]
         if any(module is head for module in found):
             raise ValueError(
-                f"lora.targets: {target!r} is the head, which gets no adapter: leave it out"
+                f"lora.targets: {target!r} is the head, which gets no adapter: remove it"
             )
         if not found:
             names = sorted({n.rpartition(".")[2] for n, m in linear.items() if m is not head})
             near = get_close_matches(target, names, 3, 0.5) or names
             raise ValueError(
-                f"lora.targets: {target!r} is the end of no linear layer's name: "
+                f"lora.targets: no linear layer's name ends with {target!r}: "
                 f"did you mean {', '.join(near)}?"
             )

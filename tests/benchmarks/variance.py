@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from otr import Objective, load_model
-from otr.loss.rows import rows_
+from otr.loss.rows import loss_and_gradient_
 from otr.models.parts import head, hidden_states
 from otr.training.corpus import pack_locally
 from pipelines.config.prepared import prepare
@@ -42,7 +42,7 @@ def main() -> None:
 
     def slope(objective: Objective, seed: int) -> Tensor:
         slope_TV = logits_TV.clone()
-        rows_(slope_TV, target_T, torch.arange(len(target_T)), objective, seed)
+        loss_and_gradient_(slope_TV, target_T, torch.arange(len(target_T)), objective, seed)
         return slope_TV
 
     def with_baseline(objective: Objective, seed: int) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 
 from otr import IGNORE_INDEX, LossOutput, Objective, linear_token_loss, token_loss
 from otr.loss.fused import CHUNK_BYTES
-from otr.loss.rows import rows_
+from otr.loss.rows import loss_and_gradient_
 from tests.assets.rows import OBJECTIVES, logits_and_targets
 
 pytestmark = [
@@ -20,12 +20,15 @@ pytestmark = [
 def test_the_kernels_are_the_torch_backend(
     objective: Objective, vocabulary: int, softcap: float | None
 ) -> None:
-    from otr.loss.kernels.rows import rows_ as kernels_
+    from otr.loss.kernels.rows import loss_and_gradient_ as triton_loss_and_gradient_
 
     logits_CV, target_C = (t.cuda() for t in logits_and_targets(24, vocabulary))
     ours, theirs = logits_CV.clone(), logits_CV.clone()
     arguments = (target_C, torch.arange(24).cuda() * 1_000_003, objective, 1234567890123, softcap)
-    figures, wanted = kernels_(ours, *arguments), rows_(theirs, *arguments)
+    figures, wanted = (
+        triton_loss_and_gradient_(ours, *arguments),
+        loss_and_gradient_(theirs, *arguments),
+    )
     drawn_alike = torch.isclose(ours, theirs, rtol=1e-4, atol=1e-6).all(1)
     assert drawn_alike.float().mean() > 0.9  # a draw at the border of two tokens may fall elsewhere
     assert torch.allclose(figures[:, drawn_alike], wanted[:, drawn_alike], rtol=1e-4, atol=1e-4)

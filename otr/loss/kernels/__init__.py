@@ -1,4 +1,4 @@
-"""Kernels for devices on which torch's own operations are too slow."""
+"""Triton kernels for devices on which torch's own operations are too slow."""
 
 import os
 from importlib.util import find_spec
@@ -7,6 +7,6 @@ import torch
 
 
 def available(device: torch.device) -> bool:
-    """Whether Triton's kernels run there: on CUDA, or in its interpreter anywhere."""
+    """Return whether Triton's kernels run on a device: on CUDA, or interpreted on any device."""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     return find_spec("triton") is not None and (device.type == "cuda" or interpreted)

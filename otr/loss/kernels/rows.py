@@ -1,10 +1,10 @@
-"""`otr.loss.rows.rows_` in Triton: two passes over a chunk of logits, and draws that read a little.
+"""`otr.loss.rows.loss_and_gradient_` in Triton, with two passes over a chunk of logits.
 
-In and out as there. The first pass reads every logit for the statistics, the second puts the
-gradient in its place; a draw reads one block of BLOCK logits. The few entries that draws and target
-touch are computed apart, in float32, and written last, so that each is rounded once.
+The first pass reads every logit for the statistics; the second replaces it by its gradient. A draw
+reads one block of BLOCK logits. The few entries that draws and target touch are computed
+separately, in float32, and written last, so that each is rounded once.
 
-Shapes: C rows of a chunk, V vocabulary, N blocks, K draws.
+Shapes: C rows of logits in a chunk (one per scored position), V vocabulary, N blocks, K draws.
 """
 
 from typing import NamedTuple
@@ -14,16 +14,16 @@ import triton
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from otr.loss.draws import BLOCK, row_keys
+from otr.loss.draws import BLOCK, RowKeys, row_keys
 from otr.loss.kernels import triton_rows as kernel
 from otr.loss.objective import Objective
-from otr.loss.rows import Parts, parts
+from otr.loss.rows import Coefficients, gradient_coefficients
 
-_SPAN = 2048  # logits that a program holds at once; a multiple of BLOCK
-_DRAWS = 32  # draws of a row at once
+_SPAN = 2048  # logits that a program processes at once; a multiple of BLOCK
+_DRAWS = 32  # draws of a row that a program processes at once
 
 
-def rows_(
+def loss_and_gradient_(
     logits_CV: Float[Tensor, "C V"],
     target_C: Int[Tensor, " C"],
     position_C: Int[Tensor, " C"],
@@ -31,13 +31,13 @@ def rows_(
     seed: int,
     softcap: float | None = None,
 ) -> Float[Tensor, "4 C"]:
-    """Loss, NLL, hit share and entropy of each row; the logits become their gradient."""
+    """Return loss, NLL, hit share and entropy of each row; replace the logits by their gradient."""
     chunk = _Chunk(logits_CV, target_C, objective, softcap or 0.0)
     stats = chunk.statistics()
     logp_C1, q_C1 = chunk.at(target_C[:, None], stats)
     logp_C, q_C = logp_C1.squeeze(1), q_C1.squeeze(1)
     hit_C, token_CK = chunk.draw(row_keys(seed, position_C), q_C, stats)
-    part = parts(objective, logp_C.exp(), q_C, hit_C)
+    part = gradient_coefficients(objective, logp_C.exp(), q_C, hit_C)
     loss_C = -torch.where(part.target == 0, 0, part.target * logp_C)
     if part.q is not None:
         loss_C -= part.q * (stats.mean_q - stats.lse)
@@ -50,7 +50,10 @@ def rows_(
 
 
 class _Statistics(NamedTuple):
-    """Of the rows' logits less `top`; the blocks' [C, N] are log-sum-exps of z / kappa."""
+    """Statistics of each row's logits minus its largest (`top`); lse is log-sum-exp.
+
+    `blocks` [C, N] are the blocks' log-sum-exps of z / kappa without the target.
+    """
 
     top: Tensor
     lse: Tensor
@@ -61,7 +64,7 @@ class _Statistics(NamedTuple):
 
 
 class _Chunk(NamedTuple):
-    """Rows of logits with what the kernels need to know of them; `cap` 0 is none."""
+    """Rows of logits and the kernels' other arguments; `cap` is the soft cap, 0 for none."""
 
     logits: Tensor
     target: Tensor
@@ -69,7 +72,7 @@ class _Chunk(NamedTuple):
     cap: float
 
     def statistics(self) -> _Statistics:
-        """The first pass."""
+        """Run the first pass."""
         rows, width = self.logits.shape
         blocks = triton.cdiv(width, BLOCK) if self.objective.draws_misses else 0
         tempered = self.objective.name == "otr"
@@ -93,7 +96,7 @@ class _Chunk(NamedTuple):
         return stats if tempered else stats._replace(lse_q=stats.lse, mean_q=stats.mean)
 
     def at(self, token_CK: Tensor, stats: _Statistics) -> tuple[Tensor, Tensor]:
-        """Log p, and q, of some tokens of each row."""
+        """Return log p and q of some tokens of each row."""
         z_CK = self.logits.gather(1, token_CK).float()
         if self.cap:
             z_CK = self.cap * torch.tanh(z_CK / self.cap)
@@ -101,10 +104,8 @@ class _Chunk(NamedTuple):
         q_CK = (z_CK / self.objective.kappa - stats.lse_q[:, None]).exp()
         return z_CK - stats.lse[:, None], q_CK
 
-    def draw(
-        self, keys: tuple[Tensor, Tensor], q_C: Tensor, stats: _Statistics
-    ) -> tuple[Tensor, Tensor]:
-        """The target's share of the draws, and the other tokens drawn (the target for a hit)."""
+    def draw(self, keys: RowKeys, q_C: Tensor, stats: _Statistics) -> tuple[Tensor, Tensor]:
+        """Return the target's share of the draws, and the tokens drawn (the target for a hit)."""
         objective = self.objective
         if not (objective.draws_hits or objective.draws_misses):
             return q_C, self.target[:, None]
@@ -138,8 +139,8 @@ class _Chunk(NamedTuple):
         )
         return hits_C / objective.num_samples if objective.draws_hits else q_C, token_CK
 
-    def gradient_(self, part: Parts, token_CK: Tensor, stats: _Statistics) -> None:
-        """The second pass, then the entries of the target and the draws."""
+    def gradient_(self, part: Coefficients, token_CK: Tensor, stats: _Statistics) -> None:
+        """Run the second pass, then write the entries of the target and the draws."""
         rows, width = self.logits.shape
         token_CK = torch.cat([self.target[:, None], token_CK], 1)
         value_CK = self._entries(part, token_CK, stats)
@@ -159,8 +160,8 @@ class _Chunk(NamedTuple):
         )
         self.logits.scatter_(1, token_CK, value_CK.to(self.logits.dtype))
 
-    def _entries(self, part: Parts, token_CK: Tensor, stats: _Statistics) -> Tensor:
-        """Gradients at some tokens; equal tokens of a row have equal ones."""
+    def _entries(self, part: Coefficients, token_CK: Tensor, stats: _Statistics) -> Tensor:
+        """Return the gradients at some tokens; equal tokens of a row get equal gradients."""
         logp_CK, q_CK = self.at(token_CK, stats)
         value_CK = part.p[:, None] * logp_CK.exp()
         if part.q is not None:

@@ -1,18 +1,19 @@
-"""The three kernels of `otr.loss.kernels.rows`, one program a row, all arithmetic in float32.
+"""The three kernels of `otr.loss.kernels.rows`: one program per row, all arithmetic in float32.
 
-Names: z a logit after the soft cap, less the row's largest where it says so; p = softmax(z),
-q = softmax(z / kappa). Pointers end in _ptr; `width` is the vocabulary, `stride` that of a row.
+Names: z is a logit after the soft cap, in places minus the row's largest; p = softmax(z),
+q = softmax(z / kappa). Pointers end in _ptr; `width` is the vocabulary, `stride` the distance
+between rows in memory.
 """
 
 import triton
 import triton.language as tl
 
-# ruff: noqa: PLR0913 - a kernel's arguments are its tensors; `otr.loss.kernels.rows` says which
+# ruff: noqa: PLR0913 - a kernel's arguments are its tensors
 
 
 @triton.jit
 def _capped(z, cap):
-    """The logit after the soft cap; 0 is none."""
+    """Return a logit after the soft cap; 0 is none."""
     if cap > 0:
         z = cap * (2 * tl.sigmoid(2 * z / cap) - 1)
     return z
@@ -20,10 +21,10 @@ def _capped(z, cap):
 
 @triton.jit
 def _row(z_ptr, row, start, width, stride, cap, SPAN: tl.constexpr):
-    """SPAN logits of a row from `start` on, and their columns; -inf beyond its end."""
+    """Return SPAN logits of a row from `start` on (-inf beyond its end), and their columns."""
     column = start + tl.arange(0, SPAN)
-    place = z_ptr + row.to(tl.int64) * stride + column
-    z = tl.load(place, mask=column < width, other=0.0).to(tl.float32)
+    address = z_ptr + row.to(tl.int64) * stride + column
+    z = tl.load(address, mask=column < width, other=0.0).to(tl.float32)
     return tl.where(column < width, _capped(z, cap), float("-inf")), column
 
 
@@ -33,7 +34,7 @@ def statistics(
     width, stride, blocks, inverse_kappa, cap,
     TEMPERED: tl.constexpr, BLOCKS: tl.constexpr, SPAN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Largest logit; log-sum-exps and means of z less it under p and q; log-sum-exps of blocks."""
+    """Store each row's largest logit, log-sum-exps and means under p and q, and blocks' sums."""
     row = tl.program_id(0)
     target = tl.load(target_ptr + row)
     top = tl.full((), float("-inf"), tl.float32)
@@ -50,8 +51,8 @@ def statistics(
             highest = tl.where(highest == float("-inf"), 0.0, highest)
             sums = tl.sum(tl.exp(others - highest[:, None]), axis=1)
             block = start // BLOCK + tl.arange(0, SPAN // BLOCK)
-            place = block_ptr + row.to(tl.int64) * blocks + block
-            tl.store(place, highest + tl.log(sums), mask=block < blocks)
+            address = block_ptr + row.to(tl.int64) * blocks + block
+            tl.store(address, highest + tl.log(sums), mask=block < blocks)
         before = top
         top = tl.maximum(top, tl.max(z, axis=0))
         shift = tl.where(before == float("-inf"), 0.0, before - top)
@@ -83,14 +84,14 @@ def _hash(x):
 
 @triton.jit
 def _uniform(low, high, draw, word):
-    """`otr.loss.draws.uniforms`."""
+    """Compute `otr.loss.draws.uniforms`."""
     key = _hash((draw * 4 + word + 1).to(tl.uint32))
     return (_hash(_hash(low ^ key) + high) >> 8).to(tl.float32) * (1.0 / 16777216)
 
 
 @triton.jit
 def _point(uniform, total):
-    """A share of a sum, below it whatever the rounding."""
+    """Return uniform * total, always less than the total whatever the rounding."""
     bits = total.to(tl.int32, bitcast=True)
     below = tl.maximum(bits - 1, 0).to(tl.float32, bitcast=True)
     return tl.minimum(uniform * total, below)
@@ -103,7 +104,7 @@ def draw(
     HITS: tl.constexpr, MISSES: tl.constexpr, STEPS: tl.constexpr,
     DRAWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """How many of K draws hit the target, and the tokens of the others (the target for hits)."""
+    """Store how many of K draws hit the target, and the drawn tokens (the target for hits)."""
     row = tl.program_id(0)
     target = tl.load(target_ptr + row).to(tl.int32)
     low = tl.load(low_ptr + row).to(tl.uint32, bitcast=True)
@@ -128,8 +129,8 @@ def draw(
                 first = tl.where(above | (first >= last), first, middle + 1)
                 last = tl.where(above, middle, last)
             column = first[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
-            place = z_ptr + row.to(tl.int64) * stride + column
-            z = _capped(tl.load(place, mask=column < width, other=0.0).to(tl.float32), cap)
+            address = z_ptr + row.to(tl.int64) * stride + column
+            z = _capped(tl.load(address, mask=column < width, other=0.0).to(tl.float32), cap)
             other = (column < width) & (column != target)
             weight = tl.where(other, tl.exp(z * inverse_kappa - shift), 0.0)
             sums = tl.cumsum(weight, axis=1)
@@ -147,7 +148,7 @@ def gradient_(
     z_ptr, top_ptr, lse_ptr, lse_q_ptr, p_ptr, q_ptr, width, stride, inverse_kappa, cap,
     DENSE_Q: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
-    """P p - Q q in the logits' place, times the slope of the soft cap."""
+    """Replace the logits by P p - Q q times the slope of the soft cap."""
     row = tl.program_id(0)
     z, column = _row(z_ptr, row, tl.program_id(1) * SPAN, width, stride, cap, SPAN)
     shifted = z - tl.load(top_ptr + row)
@@ -157,5 +158,5 @@ def gradient_(
         slope -= tl.load(q_ptr + row) * q
     if cap > 0:
         slope *= 1 - (z / cap) * (z / cap)
-    place = z_ptr + row.to(tl.int64) * stride + column
-    tl.store(place, slope.to(z_ptr.dtype.element_ty), mask=column < width)
+    address = z_ptr + row.to(tl.int64) * stride + column
+    tl.store(address, slope.to(z_ptr.dtype.element_ty), mask=column < width)

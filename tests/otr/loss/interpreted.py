@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from otr import Objective, linear_token_loss
-from otr.loss.kernels.rows import rows_ as kernels_
-from otr.loss.rows import rows_
+from otr.loss.kernels.rows import loss_and_gradient_ as triton_loss_and_gradient_
+from otr.loss.rows import loss_and_gradient_
 from tests.assets.rows import OBJECTIVES, logits_and_targets
 
 # numpy, which the interpreter computes with, warns of the log of a masked block's 0.
@@ -23,8 +23,10 @@ def test_it_is_the_torch_backend(
     logits_CV, target_C = logits_and_targets(6, vocabulary)
     ours, theirs = logits_CV.clone(), logits_CV.clone()
     arguments = (target_C, torch.arange(6) * 1_000_003, objective, 1234567890123, softcap)
-    figures = kernels_(ours, *arguments)
-    torch.testing.assert_close(figures, rows_(theirs, *arguments), rtol=1e-5, atol=1e-5)
+    figures = triton_loss_and_gradient_(ours, *arguments)
+    torch.testing.assert_close(
+        figures, loss_and_gradient_(theirs, *arguments), rtol=1e-5, atol=1e-5
+    )
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
@@ -33,8 +35,8 @@ def test_in_bfloat16_each_entry_is_rounded_once() -> None:
     objective = Objective(num_samples=200, mismatch_reward=-1.0)
     ours, exact = logits_CV.bfloat16(), logits_CV.bfloat16().float()
     arguments = (target_C, torch.arange(6), objective, 7)
-    kernels_(ours, *arguments)
-    rows_(exact, *arguments)
+    triton_loss_and_gradient_(ours, *arguments)
+    loss_and_gradient_(exact, *arguments)
     torch.testing.assert_close(ours, exact.bfloat16(), rtol=2**-7, atol=1e-7)
 
 

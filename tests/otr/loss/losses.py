@@ -13,7 +13,7 @@ from torch import Tensor
 from otr import IGNORE_INDEX, LossOutput, Objective, linear_token_loss, token_loss
 from otr.loss.draws import draw_seed
 from otr.loss.functional import _plain
-from otr.loss.rows import rows_
+from otr.loss.rows import loss_and_gradient_
 from tests.otr.loss.oracle import generator
 
 SFT, DFT = Objective("sft"), Objective("dft")
@@ -58,7 +58,7 @@ def gradient(logits: Tensor, target: Tensor, objective: Objective, seed: int = 0
 def by_rows(logits: Tensor, target: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
     """Figures and gradient as `linear_token_loss` forms them."""
     z, position = logits.detach().clone(), torch.arange(len(logits))
-    return rows_(z, target, position, objective, draw_seed(generator())), z
+    return loss_and_gradient_(z, target, position, objective, draw_seed(generator())), z
 
 
 def by_token_loss(logits: Tensor, target: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:

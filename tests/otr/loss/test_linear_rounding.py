@@ -7,7 +7,7 @@ from torch import Tensor
 from otr import IGNORE_INDEX, Objective, token_loss
 from otr.loss.draws import draw_seed
 from otr.loss.functional import _plain
-from otr.loss.rows import _misses, rows_
+from otr.loss.rows import _misses, loss_and_gradient_
 from tests.otr.loss import oracle
 from tests.otr.loss.losses import MANY, SFT, Inputs, every_objective
 from tests.otr.loss.oracle import generator
@@ -20,7 +20,7 @@ class Seen:
         self.misses: list[Tensor] = []
         self.figures: list[Tensor] = []
         monkeypatch.setattr("otr.loss.rows._misses", self._misses)
-        monkeypatch.setattr("otr.loss.functional.rows_", self._rows)
+        monkeypatch.setattr("otr.loss.functional.loss_and_gradient_", self._rows)
 
     def _misses(self, rows, q_RV, hit_RK, objective) -> tuple[Tensor, Tensor]:
         row_M, place_M = _misses(rows, q_RV, hit_RK, objective)
@@ -33,7 +33,7 @@ class Seen:
         return row_M, place_M
 
     def _rows(self, *args) -> Tensor:
-        self.figures.append(rows_(*args))
+        self.figures.append(loss_and_gradient_(*args))
         return self.figures[-1]
 
 

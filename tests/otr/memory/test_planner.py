@@ -51,7 +51,7 @@ def holds(case: Case) -> None:
 
 @pytest.mark.parametrize("again", [False, True])
 @pytest.mark.parametrize("steps", [1, 2])
-def test_carried_on_to_more_layers(run: TrainConfig, again: bool, steps: int) -> None:
+def test_the_estimate_extrapolates_to_more_layers(run: TrainConfig, again: bool, steps: int) -> None:
     run = with_memory(replace(run, global_batch_size=16 * steps), gradient_checkpointing=again)
     architecture = planner.empty_model(run.model).config
     whole = max(fake_step.footprint(architecture, run), key=lambda part: part.total)
@@ -138,7 +138,7 @@ def test_a_step_that_depends_on_contents(run: TrainConfig, monkeypatch: Any) -> 
 
     monkeypatch.setattr(planner, "footprint", fail)
     planner._counted_once.cache_clear()
-    with pytest.raises(NotImplementedError, match="qwen3 model can't be counted: what this does"):
+    with pytest.raises(NotImplementedError, match="qwen3 model cannot be counted: what this does"):
         plan(run, LARGE)
 
 

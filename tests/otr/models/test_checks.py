@@ -54,7 +54,7 @@ def test_flex_attention_keeps_examples_apart(tmp_path: Path) -> None:
 
 def test_logits_that_are_more_than_the_heads(tmp_path: Path) -> None:
     model = loaded(tmp_path, RecurrentGemmaConfig, logits_soft_cap=2.0)
-    with pytest.raises(ValueError, match=r"recurrent_gemma .* not those of its head .* supported"):
+    with pytest.raises(ValueError, match=r"type recurrent_gemma are not supported: .* not those of the head"):
         check_head(model)
 
 
@@ -89,7 +89,7 @@ def test_an_attention_over_all_examples(tmp_path: Path) -> None:
     model = loaded(tmp_path, Qwen3Config)
 
     def leaking(module: Any, *qkvm: Any, lengths: Any = None, **more: Any) -> Any:
-        return packed_attention(module, *qkvm, lengths=Lengths([sum(lengths.each)]), **more)
+        return packed_attention(module, *qkvm, lengths=Lengths([sum(lengths.values)]), **more)
 
     AttentionInterface.register(PACKED, leaking)
     try:

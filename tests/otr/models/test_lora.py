@@ -148,8 +148,8 @@ def test_targets_choose_layers(base: ModelConfig) -> None:
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("q_prj", "'q_prj' is the end of no linear layer's name: did you mean q_proj"),
-        ("embed_tokens", "no linear layer's name: did you mean down_proj, gate_proj, k_proj"),
+        ("q_prj", "no linear layer's name ends with 'q_prj': did you mean q_proj"),
+        ("embed_tokens", "ends with 'embed_tokens': did you mean down_proj, gate_proj, k_proj"),
         ("lm_head", "'lm_head' is the head, which gets no adapter"),
         ("proj", "no linear layer"),
     ],

@@ -1,1 +1,1 @@
-"""The record of a run in MLflow."""
+"""Recording of runs in MLflow."""

@@ -1,200 +1,151 @@
-"""The only file that writes to MLflow: what the entries of a sweep's outbox mean there.
+"""The runs of one sweep in an MLflow store: the only module that writes to MLflow.
 
-In: entries {do, trial, ...} as `pipelines.tracking.tracker` writes them; `do` names an action of
-`Store`, and trial "" is the sweep's own run. Out: runs in a store. Every action may be repeated:
-runs are found again by a tag with the id of the sweep; metrics bring their own time, and of the
-same key, step, time and value a store keeps one. Steps that a trial takes again, from the
-checkpoint before, stay as they are.
+Every method of `Store` may be repeated. A run is found again by a tag with the sweep's id, a metric
+is written once per key and step, a parameter once, and a model version once per checkpoint. Times
+are milliseconds since the epoch.
 """
 
+import fcntl
 import logging
-import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from pipelines.tracking.outbox import Away, Entry
+if TYPE_CHECKING:
+    from mlflow.entities import Metric
 
 EXPERIMENT = "otr"
+SWEEP = ""
+"""Stands for the sweep's own run where a trial's name is expected."""
 _ID_TAG, _SWEEP_TAG, _TRIAL_TAG = "otr.id", "otr.sweep", "otr.trial"
-_KIND_TAG, _KIND = "mlflow.experimentKind", "custom_model_development"  # which page the UI opens
-METRICS, _PARAMS = 1000, 100  # that a store takes at once
+_REPORTS_TAG = "otr.reports"  # how much of a trial's history the store holds for certain
+_KIND_TAG, _KIND = "mlflow.experimentKind", "custom_model_development"  # the UI's first page
+_MAX_METRICS, _MAX_PARAMS = 1000, 100  # MLflow's limits per request
+_MAX_PARAM_LENGTH = 6000  # characters; MLflow's limit
+_Item = TypeVar("_Item")
 
 
-def own_schema() -> str:
-    """Of the sqlite stores that this MLflow writes."""
-    from mlflow.store.db.utils import _get_latest_schema_revision
+class Unavailable(Exception):
+    """The store answers, but cannot take anything until someone repairs it."""
 
-    return _get_latest_schema_revision()
+
+@dataclass(frozen=True)
+class Report:
+    """The metrics of one step of a trial."""
+
+    step: int
+    time: int
+    metrics: Mapping[str, float]
 
 
 def is_server(uri: str) -> bool:
-    """Whether another process, perhaps on another machine, stands between us and the store."""
+    """Return whether a server, perhaps on another machine, holds the store."""
     return uri.startswith(("http://", "https://", "databricks"))
 
 
 class Store:
-    """The runs of one sweep in one store; the actions are for one thread."""
+    """The runs of one sweep, by trial name. The methods are for one thread."""
 
     def __init__(self, uri: str, sweep: str, sweep_id: str) -> None:
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it is read at the import
-        import mlflow.entities  # noqa: F401 - here, since two threads that import may meet
+        # MLflow reads this variable when it is imported. Importing it here, in the main thread,
+        # keeps two threads from importing it at the same time.
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        import mlflow.entities  # noqa: F401
 
-        for name in ("mlflow", "alembic"):  # mlflow sets its level when it is imported
+        for name in ("mlflow", "alembic"):  # mlflow sets its own level when it is imported
             logging.getLogger(name).setLevel(logging.CRITICAL)
         self.uri, self.sweep, self.sweep_id = uri, sweep, sweep_id
-        self.runs: dict[str, str] = {}
-        """The ids of the runs that the store is known to have, by trial."""
-        self._last: dict[str, dict[str, int]] = {}
-        """The last step of each metric that a run has, by trial."""
-        self._began = False
-        """Whether this process has made all runs of the sweep that there are."""
-        self._made: Any = None
-        self._actions: dict[str, Callable[..., None]] = {
-            "start": self._start,
-            "scores": self._scores,
-            "tag": self._tag,
-            "end": self._end,
-            "restore": self._restore,
-            "keep": self._keep,
-            "register": self._register,
-        }
-
-    def act(self, entry: Entry) -> None:
-        """Carry out an entry that is not of metrics."""
-        words = dict(entry)
-        self._actions[words.pop("do")](**words)
-
-    def log(self, entries: Sequence[Entry]) -> None:
-        """Write metrics, all of one run: entries {trial, step, time, metrics}."""
-        trial, new = entries[0]["trial"], []
-        last = dict(self._last.get(trial, {}))
-        for entry in entries:
-            step = entry["step"]
-            fresh = {key: v for key, v in entry["metrics"].items() if step > last.get(key, -1)}
-            last.update(dict.fromkeys(fresh, step))
-            new.append({**entry, "metrics": fresh})
-        self._write(new)
-        self._last[trial] = last
-
-    def _write(self, entries: Sequence[Entry]) -> None:
-        from mlflow.entities import Metric
-
-        run_id = self._id(entries[0]["trial"])
-        metrics = [
-            Metric(key, value, entry["time"], entry["step"])
-            for entry in entries
-            for key, value in entry["metrics"].items()
-        ]
-        for start in range(0, len(metrics), METRICS):
-            self._client.log_batch(run_id, metrics=metrics[start : start + METRICS])
+        self.run_ids: dict[str, str] = {}
+        """Ids of the runs that are known to exist."""
+        self._steps: dict[str, dict[str, set[int]]] = {}
+        """Steps that the store holds, by trial and metric; read from the store when needed."""
+        self._lazy_client: Any = None
 
     def check(self) -> None:
-        """Ask the store for something, to see whether it answers."""
-        self._experiment()
+        """Make a cheap request, to see whether the store answers."""
+        self._experiment_id()
 
-    @property
-    def _client(self) -> Any:
-        """The store is made when this is first asked for."""
-        if self._made is None:
-            from mlflow import MlflowClient
+    def start(
+        self, trial: str, params: Mapping[str, Any], tags: Mapping[str, str], time: int
+    ) -> None:
+        """Create a run; where it exists, set its status to running."""
+        if self._ensure_run(trial, params, tags, time):
+            self._client.update_run(self.run_ids[trial], status="RUNNING")
 
-            if self.uri.startswith("sqlite:///"):
-                Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-            self._made = MlflowClient(self.uri)
-        return self._made
+    def log(self, trial: str, *reports: Report) -> None:
+        """Write reports of a trial; a step that the store holds keeps its values.
 
-    def _start(self, trial: str, **start: Any) -> None:
-        """Open a run, or the same one again."""
-        if self._was_there(trial, **start):
-            self._client.update_run(self._id(trial), status="RUNNING")
-            self._last[trial] = self._steps(trial)
+        A trial that restarts from a checkpoint repeats the steps after it.
+        """
+        from mlflow.entities import Metric
 
-    def _steps(self, trial: str) -> dict[str, int]:
-        """The last step of each metric of a run."""
-        run_id = self._id(trial)
-        names = self._client.get_run(run_id).data.metrics
-        histories = {name: self._client.get_metric_history(run_id, name) for name in names}
-        return {name: max(one.step for one in history) for name, history in histories.items()}
+        known = self._known_steps(trial)
+        missing: dict[tuple[str, int], Metric] = {}
+        for report in reports:
+            for key, value in report.metrics.items():
+                if report.step not in known.get(key, ()):
+                    metric = Metric(key, value, report.time, report.step)
+                    missing.setdefault((key, report.step), metric)
+        for written in self._log_metrics(trial, missing.values()):
+            known.setdefault(written.key, set()).add(written.step)
 
-    def _was_there(
-        self, trial: str, name: str, params: Mapping[str, str], tags: Mapping[str, str], time: int
-    ) -> bool:
-        """Make a run where there is none; a parameter that it has stays."""
-        from mlflow.entities import Param
+    def reconcile(
+        self, trial: str, params: Mapping[str, Any], history: Sequence[Report], time: int
+    ) -> None:
+        """Write what the store lacks of a trial's run: the run itself, parameters, metrics.
 
-        run = found = self._find(trial)
-        if run is None:
-            own = {_ID_TAG: self.sweep_id, _SWEEP_TAG: self.sweep, _TRIAL_TAG: trial}
-            if trial:
-                own["mlflow.parentRunId"] = self._id("")
-            began, self._began = self._began, False  # it may be made, and the answer be lost
-            run = self._client.create_run(self._experiment(), time, {**own, **tags}, name)
-            self._began = began
-        self.runs[trial] = run.info.run_id
-        missing = [Param(k, v) for k, v in params.items() if k not in run.data.params]
-        for start in range(0, len(missing), _PARAMS):
-            self._client.log_batch(run.info.run_id, params=missing[start : start + _PARAMS])
-        return found is not None
+        A tag marks a history that has been written to its end, so that a repeated command need not
+        read the metrics of every trial.
+        """
+        self._ensure_run(trial, params, {}, time)
+        if history:
+            complete = f"{len(history)} up to step {history[-1].step}"
+            run_id = self.run_ids[trial]
+            if self._client.get_run(run_id).data.tags.get(_REPORTS_TAG) != complete:
+                self.log(trial, *history)
+                self._client.set_tag(run_id, _REPORTS_TAG, complete)
 
-    def _scores(self, trial: str, **report: Any) -> None:
-        """Write metrics that a run has once: a sweep that is repeated reads its scores again."""
-        latest = self._client.get_run(self._id(trial)).data.metrics
-        told = report["metrics"].items()
-        new = {key: value for key, value in told if latest.get(key) != value}
-        self._write([{**report, "trial": trial, "metrics": new}])
+    def log_scores(self, trial: str, scores: Mapping[str, float], time: int) -> None:
+        """Write the scores that differ from the latest ones of the run."""
+        from mlflow.entities import Metric
 
-    def _tag(self, trial: str, key: str, value: str) -> None:
-        self._client.set_tag(self._id(trial), key, value)
+        latest = self._client.get_run(self._run_id(trial)).data.metrics
+        new = [Metric(k, value, time, 0) for k, value in scores.items() if latest.get(k) != value]
+        list(self._log_metrics(trial, new))
 
-    def _end(self, trial: str, status: str, time: int) -> None:
-        """Close a run, if it is open."""
-        run_id = self._id(trial)
+    def tag(self, trial: str, key: str, value: str) -> None:
+        """Set a tag of a run."""
+        self._client.set_tag(self._run_id(trial), key, value)
+
+    def end(self, trial: str, status: str, time: int) -> None:
+        """Close a run, unless it is closed already."""
+        run_id = self._run_id(trial)
         if self._client.get_run(run_id).info.status == "RUNNING":
             self._client.set_terminated(run_id, status, time)
 
-    def _restore(self, trial: str, history: list[Entry], **start: Any) -> None:
-        """See that the store has a run with all reports of a trial: it may have been deleted."""
-        self._was_there(trial, **start)
-        if not history:
-            return
-        run_id = self._id(trial)
-        latest = self._client.get_run(run_id).data.metrics
-        last = history[-1]["metrics"].items()
-        if all(key in latest and _same(latest[key], value) for key, value in last):
-            return
-        names = sorted({key for report in history for key in report["metrics"]})
-        have = {
-            (key, metric.step)
-            for key in names
-            for metric in self._client.get_metric_history(run_id, key)
-        }
-        missing = []
-        for report in history:
-            told = report["metrics"].items()
-            new = {key: value for key, value in told if (key, report["step"]) not in have}
-            missing.append({**report, "trial": trial, "metrics": new})
-        self._write(missing)
-
-    def _keep(self, trial: str, paths: list[str], folder: str = "") -> None:
-        """Store files (in `folder`), and directories by their name, as artifacts."""
-        for path in map(Path, paths):
+    def log_artifacts(self, trial: str, paths: Sequence[Path], folder: str) -> None:
+        """Upload files into `folder`, and directories under their own name."""
+        run_id = self._run_id(trial)
+        for path in paths:
             if path.is_dir():
-                self._client.log_artifacts(self._id(trial), str(path), path.name)
+                self._client.log_artifacts(run_id, str(path), path.name)
             else:
-                self._client.log_artifact(self._id(trial), str(path), folder or None)
+                self._client.log_artifact(run_id, str(path), folder or None)
 
-    def _register(self, trial: str, checkpoint: str) -> None:
+    def register(self, trial: str, checkpoint: Path) -> None:
         """Register a checkpoint as the newest version of the sweep's model, once.
 
-        A server takes only a source that is among the run's artifacts: there the model is uploaded.
+        A server accepts only a source among the run's artifacts, so the model is uploaded there.
         """
         from mlflow.exceptions import MlflowException
 
-        name, run_id, folder = f"otr-{self.sweep}", self._id(trial), Path(checkpoint)
+        name, run_id = f"otr-{self.sweep}", self._run_id(trial)
         uploads = is_server(self.uri)
-        source = f"runs:/{run_id}/{folder.name}" if uploads else folder.as_uri()
+        source = f"runs:/{run_id}/{checkpoint.name}" if uploads else checkpoint.as_uri()
         try:
             self._client.create_registered_model(name)
         except MlflowException as error:
@@ -204,48 +155,125 @@ class Store:
         if any(version.run_id == run_id and version.source == source for version in versions):
             return
         if uploads:
-            for path in sorted(folder.iterdir()):
-                if path.is_file():  # what only further training needs lies in a directory
-                    self._client.log_artifact(run_id, str(path), folder.name)
+            for path in sorted(checkpoint.iterdir()):
+                if path.is_file():  # directories hold only what further training needs
+                    self._client.log_artifact(run_id, str(path), checkpoint.name)
         self._client.create_model_version(name, source, run_id)
 
-    def _id(self, trial: str) -> str:
-        if trial not in self.runs:
-            found = self._find(trial)
+    @property
+    def _client(self) -> Any:
+        """MLflow's client; the first use creates a sqlite store."""
+        if self._lazy_client is None:
+            from mlflow import MlflowClient
+
+            with _creating_tables(self.uri):
+                self._lazy_client = MlflowClient(self.uri)
+        return self._lazy_client
+
+    def _ensure_run(
+        self, trial: str, params: Mapping[str, Any], tags: Mapping[str, str], time: int
+    ) -> bool:
+        """Create a run and parameters that it lacks; return whether the run existed."""
+        from mlflow.entities import Param
+
+        run = found = self._find_run(trial)
+        if run is None:
+            ours = {_ID_TAG: self.sweep_id, _SWEEP_TAG: self.sweep, _TRIAL_TAG: trial}
+            if trial != SWEEP:
+                ours["mlflow.parentRunId"] = self._run_id(SWEEP)
+            name = trial or self.sweep
+            run = self._client.create_run(self._experiment_id(), time, {**ours, **tags}, name)
+            self._steps[trial] = {}
+        self.run_ids[trial] = run.info.run_id
+        missing = (
+            Param(key, str(value)[:_MAX_PARAM_LENGTH])
+            for key, value in params.items()
+            if key not in run.data.params
+        )
+        for some in _batches(missing, _MAX_PARAMS):
+            self._client.log_batch(run.info.run_id, params=some)
+        return found is not None
+
+    def _known_steps(self, trial: str) -> dict[str, set[int]]:
+        if trial not in self._steps:
+            run_id = self._run_id(trial)
+            self._steps[trial] = {
+                key: {metric.step for metric in self._client.get_metric_history(run_id, key)}
+                for key in self._client.get_run(run_id).data.metrics
+            }
+        return self._steps[trial]
+
+    def _log_metrics(self, trial: str, metrics: "Iterable[Metric]") -> "Iterator[Metric]":
+        """Write metrics; yield those that the store has taken."""
+        run_id = self._run_id(trial)
+        for some in _batches(metrics, _MAX_METRICS):
+            self._client.log_batch(run_id, metrics=some)
+            yield from some
+
+    def _run_id(self, trial: str) -> str:
+        if trial not in self.run_ids:
+            found = self._find_run(trial)
             if found is None:
                 raise LookupError(f"no MLflow run of {self.sweep}/{trial}")
-            self.runs[trial] = found.info.run_id
-        return self.runs[trial]
+            self.run_ids[trial] = found.info.run_id
+        return self.run_ids[trial]
 
-    def _find(self, trial: str) -> Any:
-        """Its run, if there is one; a search looks through all runs of the store."""
-        if trial and self._began and trial not in self.runs:
-            return None
-        found = self._search(f" and tags.`{_TRIAL_TAG}` = '{trial}'")
-        if not trial:
-            self._began = found is None and self._search() is None
-        return found
-
-    def _search(self, further: str = "") -> Any:
-        query = f"tags.`{_ID_TAG}` = '{self.sweep_id}'{further}"
-        found = self._client.search_runs([self._experiment()], query, max_results=1)
+    def _find_run(self, trial: str) -> Any:
+        query = f"tags.`{_ID_TAG}` = '{self.sweep_id}' and tags.`{_TRIAL_TAG}` = '{trial}'"
+        found = self._client.search_runs([self._experiment_id()], query, max_results=1)
         return found[0] if found else None
 
-    def _experiment(self) -> str:
+    def _experiment_id(self) -> str:
+        """Return the id of the experiment, which is created where it does not exist.
+
+        Raises:
+            Unavailable: someone deleted the experiment.
+        """
+        from mlflow.exceptions import MlflowException
+
         found = self._client.get_experiment_by_name(EXPERIMENT)
         if found is None:
             artifacts = None
             if self.uri.startswith("sqlite:///"):
                 folder = Path(self.uri.removeprefix("sqlite:///")).parent / "mlartifacts"
                 artifacts = folder.as_uri()
-            return self._client.create_experiment(EXPERIMENT, artifacts, {_KIND_TAG: _KIND})
+            try:
+                return self._client.create_experiment(EXPERIMENT, artifacts, {_KIND_TAG: _KIND})
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+                # Another driver created it in the meantime (github.com/mlflow/mlflow/issues/4123).
+                found = self._client.get_experiment_by_name(EXPERIMENT)
         if found.lifecycle_stage != "active":
-            number = found.experiment_id
-            raise Away(
-                f"its experiment {EXPERIMENT!r} was deleted: mlflow experiments restore -x {number}"
+            raise Unavailable(
+                f"its experiment {EXPERIMENT!r} was deleted: "
+                f"mlflow experiments restore -x {found.experiment_id}"
             )
         return found.experiment_id
 
 
-def _same(one: float, other: float) -> bool:
-    return one == other or (math.isnan(one) and math.isnan(other))
+@contextmanager
+def _creating_tables(uri: str) -> Iterator[None]:
+    """Let one process at a time create the tables of a sqlite store.
+
+    Drivers that create the same tables at once leave them half migrated
+    (github.com/daizutabi/hydraflow/issues/245).
+    """
+    if not uri.startswith("sqlite:///"):
+        yield
+        return
+    folder = Path(uri.removeprefix("sqlite:///")).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _batches(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
+    remaining = iter(items)
+    while batch := list(islice(remaining, size)):
+        yield batch

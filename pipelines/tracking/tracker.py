@@ -1,9 +1,9 @@
 """The record of a sweep in MLflow: a parent run for the sweep, a child run for each trial.
 
-In: the address of a store, then what happens in a sweep. Out: entries of an outbox in the run's
-directory, from where they go to the store in the background: none of the calls here waits for it,
-nor fails when it is away. Only the driver writes. A sweep that goes on after an interruption sends
-first what the outbox still holds, and goes on in the same runs.
+Only `run_id` and the end of `Tracker.run` wait for MLflow, and nothing here fails when MLflow is
+unavailable. The run's directory holds everything that MLflow is to hold. So the same command again
+brings MLflow up to date: it opens the same runs and repeats every call, `reconcile` for the trials
+that have ended included. Only the driver writes.
 """
 
 import os
@@ -17,87 +17,93 @@ from pathlib import Path
 from typing import Any
 
 from evals.benchmark import TaskScore
+from pipelines import _compat
 from pipelines.runtime import console
-from pipelines.tracking.mlflow_sender import Sender, quiet_client
-from pipelines.tracking.mlflow_store import Store, is_server, own_schema
-from pipelines.tracking.outbox import Outbox, without_login
+from pipelines.tracking.delivery import Delivery, quiet_client, without_login
+from pipelines.tracking.mlflow_store import SWEEP, Report, Store, is_server
 
-OUTBOX = "outbox.jsonl"
 DRAIN_SECONDS = 30
-"""How long the end of a run waits for a store that is away."""
+"""How long the end of a run waits for a store that is unavailable."""
 _LOCK_SECONDS = 5
 
 
 def store_uri(output: str) -> str:
-    """MLFLOW_TRACKING_URI, or the sqlite store in the output directory."""
+    """Return MLFLOW_TRACKING_URI, or the address of the sqlite store in the output directory."""
     path = Path(output).absolute() / "mlflow.db"
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{path}"
 
 
 def check_store(uri: str) -> str:
-    """See whether the store can be written to; returns what was found.
+    """Check that a store can be written to; return a description of it.
+
+    A server is not asked: a run does not need it.
 
     Raises:
-        ValueError: it is locked, of another version's schema, or can't be opened.
+        ValueError: the store is locked, has another version's schema, or cannot be opened.
     """
     if uri.startswith("file:") or not (is_server(uri) or "://" in uri):
         raise ValueError(
-            f"MLFLOW_TRACKING_URI is {uri!r}, and MLflow keeps runs in plain files no longer: give "
-            "a server's address or sqlite:///PATH, or unset it"
+            f"MLFLOW_TRACKING_URI is {uri!r}, but MLflow no longer stores runs in plain files: set "
+            "it to a server's address or sqlite:///PATH, or unset it"
         )
     if not uri.startswith("sqlite:///"):
-        return f"{without_login(uri)} (a server: a run goes on while it is away)"
+        return f"{without_login(uri)} (a server: runs continue while it is unavailable)"
     path = Path(uri.removeprefix("sqlite:///"))
     if not path.exists():
-        return f"{path} will be made"
+        return f"{path} will be created"
     try:
         with closing(sqlite3.connect(path, timeout=_LOCK_SECONDS)) as store:
             store.execute("BEGIN IMMEDIATE")
             tables = {row[0] for row in store.execute("SELECT name FROM sqlite_master")}
-            version = (
+            revision = (
                 "alembic_version" in tables
                 and store.execute("SELECT version_num FROM alembic_version").fetchone()
             )
             store.rollback()
     except sqlite3.Error as error:
         raise ValueError(
-            f"the MLflow store {path} can't be used ({error}): end the process that holds it or "
+            f"the MLflow store {path} cannot be used ({error}): end the process that holds it or "
             "give another --output"
         ) from error
-    if version and version[0] != own_schema():
+    ours = _compat.mlflow_schema_revision()
+    if revision and revision[0] != ours:
         raise ValueError(
-            f"the MLflow store {path} has schema {version[0]}, this MLflow writes {own_schema()}: "
-            f"use the MLflow that made it, `mlflow db upgrade sqlite:///{path}` if that one was "
-            "older, or another --output"
+            f"the MLflow store {path} has schema {revision[0]}, this MLflow writes {ours}: use the "
+            f"MLflow that created it, `mlflow db upgrade sqlite:///{path}` if that one was older, "
+            "or another --output"
         )
     return str(path)
 
 
 @dataclass
 class Outcome:
-    """Whether all went well; to be set by the body of `Tracker.run`."""
+    """Whether a run went well; the body of `Tracker.run` sets it."""
 
     ok: bool = False
 
 
 class Tracker:
-    """The runs of one sweep: of its name, and of the id that no other sweep has."""
+    """The runs of one sweep; nothing is sent before `run`.
+
+    Args:
+        uri: address of the store.
+        sweep: name of the sweep.
+        sweep_id: id that no other sweep has; runs are found again by it.
+        directory: the run's directory; its log lists the requests that the store refuses.
+    """
 
     def __init__(self, uri: str, sweep: str, sweep_id: str, directory: Path) -> None:
-        """`directory` is the run's: the outbox lies there."""
-        self.sweep = sweep
         self._store = Store(uri, sweep, sweep_id)
-        send = Sender(self._store).send
-        self._outbox = Outbox(
-            directory / OUTBOX, send, f"MLflow at {without_login(uri)}", console.note
-        )
+        log = directory / "logs" / "driver.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self._delivery = Delivery(self._store, f"MLflow at {without_login(uri)}", log)
 
     @contextmanager
     def run(self, params: Mapping[str, Any], tags: Mapping[str, str]) -> Iterator[Outcome]:
-        """Keep the sweep's run open while the body runs; the same one again when it goes on."""
+        """Hold the sweep's run open while the body runs; create it, or resume the same one."""
         with quiet_client():
-            self._outbox.start()
-            self._put("start", "", name=self.sweep, tags=dict(tags), **_start(params))
+            self._delivery.start()
+            self._delivery.put(self._store.start, SWEEP, dict(params), dict(tags), _now())
             outcome, patience = Outcome(), DRAIN_SECONDS
             try:
                 yield outcome
@@ -106,91 +112,83 @@ class Tracker:
                 raise
             finally:
                 self.end(ok=outcome.ok)
-                self._close(patience)
+                if self._delivery.close(patience):
+                    console.note(
+                        f"{self._delivery.service} is still unavailable: all results are on disk, "
+                        "and the same command again sends them"
+                    )
+
+    def run_id(self, trial: str = SWEEP) -> str | None:
+        """Return the id of a trial's run; None when the store has not answered yet.
+
+        This waits for requests that are under way, but not for an unavailable store.
+        """
+        self._delivery.wait(0)
+        return self._store.run_ids.get(trial)
 
     def start_trial(self, trial: str, params: Mapping[str, Any]) -> None:
-        """Open a trial's run under the sweep's, or the same one again."""
-        self._put("start", trial, name=trial, tags={}, **_start(params))
+        """Create a trial's run below the sweep's, or resume the same one."""
+        self._delivery.put(self._store.start, trial, dict(params), {}, _now())
 
-    def restore(
+    def log(self, trial: str, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Write the metrics of a step, for the live curves."""
+        self._delivery.put(self._store.log, trial, Report(step, _now(), metrics))
+
+    def reconcile(
         self,
         trial: str,
         params: Mapping[str, Any],
         history: Iterable[tuple[int, Mapping[str, float]]],
     ) -> None:
-        """See that the store has the trial's run with all its reports (step, metrics)."""
-        now = _now()
-        reports = [
-            {"step": step, "time": now, "metrics": _plain(metrics)} for step, metrics in history
-        ]
-        self._put("restore", trial, name=trial, tags={}, history=reports, **_start(params))
+        """Write what the store lacks of a trial that has ended: its run, parameters and reports.
 
-    def run_id(self, trial: str = "") -> str | None:
-        """The id of a trial's run, or of the sweep's; None when the store has not told it yet.
-
-        Waits for what is on its way, but not for a store that is away.
+        Args:
+            trial: name of the trial.
+            params: as for `start_trial`.
+            history: step and metrics of every report, in order.
         """
-        self._outbox.wait(0)
-        return self._store.runs.get(trial)
-
-    def log(self, trial: str, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Write the metrics of a step."""
-        self._put("log", trial, step=step, time=_now(), metrics=_plain(metrics))
+        now = _now()
+        reports = [Report(step, now, metrics) for step, metrics in history]
+        self._delivery.put(self._store.reconcile, trial, dict(params), reports, now)
 
     def log_scores(self, trial: str, scores: Iterable[TaskScore]) -> None:
-        """Write each score with the ends of its interval; once, also when it is told again.
+        """Write each score with the ends of its interval, once however often it is repeated.
 
         Further metrics of a benchmark stand under its name: score/gsm8k_at_8/pass_at_4.
         """
         metrics: dict[str, float] = {}
         for score in scores:
-            told = {"": [score.value, score.low, score.high], **score.also}
-            for metric, values in told.items():
+            intervals = {"": [score.value, score.low, score.high], **score.also}
+            for metric, interval in intervals.items():
                 name = _metric_name(f"score/{score.task}" + (f"/{metric}" if metric else ""))
-                metrics |= zip((name, f"{name}_low", f"{name}_high"), values, strict=True)
-        self._put("scores", trial, step=0, time=_now(), metrics=_plain(metrics))
+                metrics |= zip((name, f"{name}_low", f"{name}_high"), interval, strict=True)
+        self._delivery.put(self._store.log_scores, trial, metrics, _now())
 
     def tag(self, trial: str, key: str, value: str) -> None:
-        """Tag a run."""
-        self._put("tag", trial, key=key, value=value)
+        """Set a tag of a run."""
+        self._delivery.put(self._store.tag, trial, key, value)
 
-    def describe(self, text: str) -> None:
-        """What the page of the sweep's run says at its top (Markdown)."""
-        self.tag("", "mlflow.note.content", text)
+    def set_description(self, text: str) -> None:
+        """Set the Markdown text at the top of the page of the sweep's run."""
+        self.tag(SWEEP, "mlflow.note.content", text)
 
-    def end(self, trial: str = "", *, ok: bool) -> None:
-        """Close a run, if it is open."""
-        self._put("end", trial, status="FINISHED" if ok else "FAILED", time=_now())
+    def end(self, trial: str = SWEEP, *, ok: bool) -> None:
+        """Close a run, unless it is closed already."""
+        self._delivery.put(self._store.end, trial, "FINISHED" if ok else "FAILED", _now())
 
-    def keep(self, paths: Sequence[Path], trial: str = "", folder: str = "") -> None:
-        """Store files, and directories by their name, as artifacts of a run; files in `folder`."""
-        self._put("keep", trial, paths=[str(path.absolute()) for path in paths], folder=folder)
+    def log_artifacts(self, paths: Sequence[Path], trial: str = SWEEP, folder: str = "") -> None:
+        """Upload files into `folder`, and directories under their own name, as artifacts."""
+        self._delivery.put(
+            self._store.log_artifacts, trial, [path.absolute() for path in paths], folder
+        )
 
     def register(self, trial: str, checkpoint: Path) -> None:
         """Register a trial's checkpoint as the newest version of the sweep's model, once."""
-        self._put("register", trial, checkpoint=str(checkpoint.absolute()))
-
-    def _put(self, do: str, trial: str, **words: Any) -> None:
-        self._outbox.put({"do": do, "trial": trial, **words})
-
-    def _close(self, patience: float) -> None:
-        if waiting := self._outbox.close(patience):
-            console.note(
-                f"{waiting} entries for {self._outbox.service} wait in {self._outbox.path}: all "
-                "results are on disk, and the same command again sends them"
-            )
-
-
-def _start(params: Mapping[str, Any]) -> dict[str, Any]:
-    return {"params": {key: str(value)[:6000] for key, value in params.items()}, "time": _now()}
-
-
-def _plain(metrics: Mapping[str, float]) -> dict[str, float]:
-    return {name: float(value) for name, value in metrics.items()}
+        self._delivery.put(self._store.register, trial, checkpoint.absolute())
 
 
 def _metric_name(name: str) -> str:
-    """As MLflow takes it: no @, as in gsm8k@8, nor other signs."""
+    """Replace the signs that MLflow refuses in a name, such as the @ of gsm8k@8."""
     return re.sub(r"[^\w\-. /:]", "_", name.replace("@", "_at_"))
 
 

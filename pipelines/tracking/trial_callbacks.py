@@ -1,7 +1,4 @@
-"""What the driver does while trials train: record them in MLflow and show how far they are.
-
-In: Ray Tune's calls. Out: MLflow runs and the line of the training stage.
-"""
+"""Recording of trials in MLflow, and the progress line of the training stage."""
 
 from collections.abc import Mapping
 from numbers import Real
@@ -11,7 +8,7 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial as TuneTrial
 
 from otr.config import TrainConfig
-from otr.loop.identity import flat
+from otr.loop.identity import flatten
 from pipelines.runtime import console
 from pipelines.runtime.console import Stage
 from pipelines.tracking.tracker import Tracker
@@ -19,8 +16,8 @@ from tuning.space import Trial, config_of
 from tuning.sweep import TUNE_KEYS, TrialResult
 
 
-class Watcher(Callback):
-    """A Ray Tune callback, called in the driver."""
+class TrialRecorder(Callback):
+    """A Ray Tune callback, called in the driver, that records each trial while it trains."""
 
     def __init__(self, tracker: Tracker, config: TrainConfig, stage: Stage, trials: int) -> None:
         self.tracker, self.config, self.stage, self.trials = tracker, config, stage, trials
@@ -31,8 +28,9 @@ class Watcher(Callback):
     def on_trial_start(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
     ) -> None:
-        ours = _ours(trial)
-        self._open(ours)
+        """Open the trial's run."""
+        ours = _our_trial(trial)
+        self._start(ours)
         self._say(f"{ours.name} starts")
 
     def on_trial_result(
@@ -43,8 +41,9 @@ class Watcher(Callback):
         result: dict[str, Any],
         **info: Any,
     ) -> None:
-        ours = _ours(trial)
-        self.tracker.log(ours.name, metrics_of(result), int(result["step"]))
+        """Log a report, and print its note once."""
+        ours = _our_trial(trial)
+        self.tracker.log(ours.name, report_metrics(result), int(result["step"]))
         if (note := result.get("note", "")) not in self._notes | {""}:
             self._notes.add(note)
             console.note(f"{ours.name}: {note}")
@@ -54,55 +53,56 @@ class Watcher(Callback):
     def on_trial_complete(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
     ) -> None:
+        """Close the run of a trial that finished or was stopped early."""
         self._end(trial, ok=True)
 
     def on_trial_error(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
     ) -> None:
+        """Close the run of a trial that failed."""
         self._end(trial, ok=False)
 
-    def _end(self, trial: TuneTrial, *, ok: bool) -> None:
-        ours = _ours(trial)
-        name = ours.name
-        if name not in self._started:  # it failed before it could start
-            self._open(ours)
-        self.tracker.end(name, ok=ok)
-        self._ended.add(name)
-        self._say(f"{name} {'is done' if ok else 'failed'}")
-
-    def _open(self, trial: Trial) -> None:
-        self.tracker.start_trial(trial.name, params(config_of(self.config, trial), trial))
+    def _start(self, trial: Trial) -> None:
+        self.tracker.start_trial(trial.name, trial_params(self.config, trial))
         self._started.add(trial.name)
+
+    def _end(self, trial: TuneTrial, *, ok: bool) -> None:
+        ours = _our_trial(trial)
+        if ours.name not in self._started:  # it failed before it could start
+            self._start(ours)
+        self.tracker.end(ours.name, ok=ok)
+        self._ended.add(ours.name)
+        self._say(f"{ours.name} {'is done' if ok else 'failed'}")
 
     def _say(self, text: str) -> None:
         self.stage.say(f"{len(self._ended)} of {self.trials} trials done · {text}")
 
 
-def settle(tracker: Tracker, config: TrainConfig, result: TrialResult) -> None:
-    """See that the run of a trial says how it ended; in a store that has none, write it anew."""
+def finalize_trial(tracker: Tracker, config: TrainConfig, result: TrialResult) -> None:
+    """Bring the run of a trial that has ended up to date with the trial's results on disk."""
     name = result.trial.name
-    history = ((int(report["step"]), metrics_of(report)) for report in result.history)
-    tracker.restore(name, params(config_of(config, result.trial), result.trial), history)
+    history = ((int(report["step"]), report_metrics(report)) for report in result.history)
+    tracker.reconcile(name, trial_params(config, result.trial), history)
     tracker.tag(name, "status", result.status)
     if result.checkpoint:
         tracker.tag(name, "checkpoint", result.checkpoint)
     tracker.end(name, ok=result.status != "failed")
 
 
-def params(config: TrainConfig, trial: Trial) -> dict[str, Any]:
-    """What MLflow keeps of a trial: every leaf of its config under its dotted name."""
-    return {"arm": trial.arm, **flat(config)}
+def trial_params(config: TrainConfig, trial: Trial) -> dict[str, Any]:
+    """Return the parameters of a trial's run: every leaf of its config by its dotted name."""
+    return {"arm": trial.arm, **flatten(config_of(config, trial))}
 
 
-def metrics_of(result: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of a report, without Tune's own."""
-    own = {*TUNE_KEYS, "step"}
+def report_metrics(result: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers of a report, without those that Tune adds."""
+    others = {*TUNE_KEYS, "step"}
     return {
         key: float(value)
         for key, value in result.items()
-        if isinstance(value, Real) and not isinstance(value, bool) and key not in own
+        if isinstance(value, Real) and not isinstance(value, bool) and key not in others
     }
 
 
-def _ours(trial: TuneTrial) -> Trial:
+def _our_trial(trial: TuneTrial) -> Trial:
     return Trial(**trial.config["trial"])

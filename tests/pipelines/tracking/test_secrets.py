@@ -1,20 +1,21 @@
-"""What is secret comes from the environment alone, and is never written nor printed."""
+"""Secrets come from the environment alone, and are never written nor printed."""
 
 from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
 
 from evals.settings import free_port
-from pipelines import full_sweep
+from pipelines import cli
 from pipelines.checks import machine
 from pipelines.config.presets import PRESETS, SweepConfig
 from pipelines.runtime import console, run_directory
 from pipelines.tracking import tracker as tracking
-from pipelines.tracking.outbox import Entry, Outbox
+from pipelines.tracking.delivery import Delivery
 from pipelines.tracking.tracker import Tracker, check_store, store_uri
 
 SECRET = "planted-5f3a"
@@ -33,7 +34,7 @@ VARIABLES = (
 def config(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[SweepConfig]:
-    """With a store that nothing listens for, or that does not speak TLS as it is asked to."""
+    """A config whose store nothing serves, or whose server does not speak TLS."""
     for name in VARIABLES:
         monkeypatch.setenv(name, f"{SECRET}-{name}")
     monkeypatch.setattr(tracking, "DRAIN_SECONDS", 1)
@@ -49,14 +50,14 @@ def config(
         server.server_close()
 
 
-def written(folder: Path) -> list[str]:
-    """The files below a folder that hold it."""
+def files_with_the_secret(folder: Path) -> list[str]:
+    """Return the names of the files below a folder that contain the secret."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert files, "nothing was written"
     return [path.name for path in files if SECRET.encode() in path.read_bytes()]
 
 
-def test_a_run_with_a_store_that_is_away(
+def test_a_run_with_an_unavailable_store(
     config: SweepConfig, tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
     directory = Path(config.output) / config.name
@@ -68,35 +69,39 @@ def test_a_run_with_a_store_that_is_away(
         tracker.run(run_directory.mlflow_params(config), run_directory.mlflow_tags(told)),
     ):
         console.say(check_store(store_uri(config.output)))
-        console.say(machine.packages(config))
+        console.say(machine.check_packages())
         tracker.start_trial("one", {"lr": 0.1})
         tracker.log("one", {"loss": 1.0})
         assert tracker.run_id() is None
         raise RuntimeError("to have a traceback in the log")
-    assert {path.name for path in directory.iterdir()} >= {"run.json", "outbox.jsonl", "logs"}
-    assert written(tmp_path) == []
+    assert {path.name for path in directory.iterdir()} >= {"run.json", "logs"}
+    assert files_with_the_secret(tmp_path) == []
     out, err = capfd.readouterr()
-    assert "//127.0.0.1" in err and "is away" in err and SECRET not in out + err
+    assert "//127.0.0.1" in err and "is unavailable" in err and SECRET not in out + err
 
 
 def test_a_dry_run(config: SweepConfig, capfd: pytest.CaptureFixture) -> None:
-    assert full_sweep.main(["--preset", "debug", "--dry-run", "--output", config.output]) == 0
+    assert cli.main(["sweep", "--preset", "debug", "--dry-run", "--output", config.output]) == 0
     out, err = capfd.readouterr()
     assert "one example" in out and SECRET not in out + err
 
 
-def test_what_a_store_will_never_take_is_kept_without_the_login(tmp_path: Path) -> None:
-    def refuse(entries: list[Entry]) -> int:
-        raise ValueError(f"400 of http://someone:{SECRET}@host:5000/api")
+def test_a_refused_request_is_logged_without_the_login(
+    tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    class Refusing:
+        def log(self, trial: str, address: str) -> None:
+            raise ValueError(f"400 of {address}")
 
-    told: list[str] = []
-    outbox = Outbox(tmp_path / "outbox.jsonl", refuse, "the store", told.append)
-    outbox.put({"do": "log"})
-    outbox.start()
-    outbox.close(10)
-    assert written(tmp_path) == [] and "400 of http://host:5000/api" in told[0]
+    store: Any = Refusing()
+    delivery = Delivery(store, "the store", tmp_path / "driver.log")
+    delivery.put(store.log, "trial", f"http://someone:{SECRET}@host:5000/api")
+    delivery.start()
+    delivery.close(10)
+    assert files_with_the_secret(tmp_path) == []
+    assert "400 of http://host:5000/api" in capfd.readouterr().err
 
 
-def test_it_would_be_seen(tmp_path: Path) -> None:
+def test_a_planted_secret_is_found(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(f'{{"environment": "{SECRET}-HF_TOKEN"}}')
-    assert written(tmp_path) == ["run.json"]
+    assert files_with_the_secret(tmp_path) == ["run.json"]

@@ -13,11 +13,10 @@ from pyarrow.fs import LocalFileSystem
 
 from otr.config import ModelConfig
 from otr.models.load import empty_model
-from pipelines.tracking import outbox
 from tests.benchmarks.scale import UNITS, measures, tables
 from tests.benchmarks.scale_plan import SHAPES, weights, written
 from tests.benchmarks.scale_sweep import chosen
-from tuning.staging import Staging
+from tuning.ended_trials import MoveEndedTrials
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,25 +62,6 @@ def test_trials_are_the_same_each_time() -> None:
         chosen(5000)
 
 
-def test_what_waits_for_mlflow_is_read_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """However much of it waits."""
-    read = []
-
-    def loads(line: bytes) -> Any:
-        read.append(line)
-        return json.loads(line)
-
-    box = outbox.Outbox(tmp_path / "o.jsonl", lambda entries: 1, "a service", print)
-    for number in range(100):
-        box.put({"number": number})
-    monkeypatch.setattr(outbox, "json", SimpleNamespace(loads=loads, dumps=json.dumps))
-    box.start()
-    assert box.close(60) == 0
-    assert len(read) == 100
-
-
 def test_an_ended_trial_leaves_nothing_to_be_copied(tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()
@@ -92,11 +72,11 @@ def test_an_ended_trial_leaves_nothing_to_be_copied(tmp_path: Path) -> None:
         syncer=syncer, storage_filesystem=LocalFileSystem(), trial_fs_path=str(there)
     )
     trial: Any = SimpleNamespace(storage=storage, local_path=str(here))
-    staging = Staging()
-    staging.on_trial_complete(0, [], trial)
-    staging.on_step_end(0, [])
-    assert here.is_dir(), "taken away while Tune was copying it"
-    staging.on_step_end(1, [])
+    mover = MoveEndedTrials()
+    mover.on_trial_complete(0, [], trial)
+    mover.on_step_end(0, [])
+    assert here.is_dir(), "moved while Tune was copying it"
+    mover.on_step_end(1, [])
     assert not here.exists() and (there / "result.json").read_text() == "{}"
 
 

@@ -11,6 +11,7 @@ import pytest
 from mlflow import MlflowClient
 
 from evals.settings import free_port
+from tests.assets.mlflow_server import stored_runs
 from tests.assets.newcomer import REPOSITORY, environment, run
 
 TRIALS = ["sft-seed0", "otr-k16-seed0"]
@@ -140,6 +141,19 @@ def test_a_repeated_command_reuses_all_results(finished: tuple[Path, str]) -> No
     experiment = client.get_experiment_by_name("otr")
     assert experiment is not None
     assert len(client.search_runs([experiment.experiment_id])) == 4
+
+
+def test_a_repeated_command_fills_an_empty_mlflow_store(
+    finished: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, _ = finished
+    trained = {p: p.stat().st_mtime_ns for p in output.rglob("model.safetensors")}
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'empty.db'}")
+    done = sweep(["-m", "pipelines.full_sweep"], output, "--name", "debug")
+    assert done.returncode == 0, done.stderr
+    assert {p: p.stat().st_mtime_ns for p in output.rglob("model.safetensors")} == trained
+    filled = stored_runs(f"sqlite:///{tmp_path / 'empty.db'}")
+    assert filled == stored_runs(f"sqlite:///{output / 'mlflow.db'}")
 
 
 def test_a_trial_that_fails(tmp_path: Path) -> None:

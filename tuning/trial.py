@@ -12,7 +12,8 @@ import ray
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from otr.config import TrainConfig
-from otr.training.driver import fit, stop_requested, worker_error
+from otr.training.driver import fit, worker_error
+from otr.training.worker import stop_requested
 from tuning import _compat
 from tuning.space import Trial, config_of
 

@@ -14,11 +14,11 @@ from ray.train.v2._internal.exceptions import RayTrainError
 from ray.train.v2._internal.execution.context import get_train_context
 
 CHECKPOINT_LIST = CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
-"""File in a run's directory in which Ray Train lists the checkpoints it was told of.
+"""File in a run's directory in which Ray Train lists the reported checkpoints.
 
 Ray refuses to start a run when a listed checkpoint is missing, and does not write the file
-atomically, so `checkpoint_store.recover` deletes it. Ray makes the name public only in an error
-message (https://github.com/ray-project/ray/pull/58216).
+atomically, so `checkpoint_store.recover` deletes it. No public API names the file
+(https://github.com/ray-project/ray/pull/58216).
 """
 
 
@@ -26,8 +26,8 @@ def start_autoscaling_coordinator() -> None:
     """Start the actor that Ray Train asks for its workers' resources.
 
     Ray starts it only when the controller first asks, which then waits seconds for the new process
-    (https://github.com/ray-project/ray/pull/61703). Started before, it comes up beside the
-    controller.
+    (https://github.com/ray-project/ray/pull/61703). Started here, it comes up while the controller
+    does.
     """
     from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator
 

@@ -23,7 +23,7 @@ from otr.loop.identity import check_same, identity
 from otr.training import _compat
 from otr.training.checkpoint_store import recover
 from otr.training.sources import absolute_path, corpus_identity
-from otr.training.worker import Job, train_loop
+from otr.training.worker import Job, stop_requested, train_loop
 
 RETRIES = 3
 START_TIMEOUT_SECONDS = 7 * 24 * 3600
@@ -90,14 +90,6 @@ def fit(
             restarted = f"restarted after: {worker_error(error)}"
 
 
-def stop_requested(stop_file: str | None) -> bool:
-    """Return whether the stop file (a path or URI) exists."""
-    if stop_file is None:
-        return False
-    fs, path = fsspec.core.url_to_fs(stop_file)
-    return bool(fs.exists(path))
-
-
 def worker_error(error: BaseException) -> str:
     """Return one line that says why a run failed: a worker's own error, if one raised it."""
     failures = list(getattr(error, "worker_failures", {}).values())
@@ -141,13 +133,18 @@ def _set_ray_train_environment() -> None:
 
 def _trainer(job: Job, storage: str, name: str, callbacks: Sequence[Any]) -> TorchTrainer:
     workers = job.config.workers
+    resources = {"CPU": workers.cpus, "GPU": workers.gpus}
     # Ray leaves the GPUs visible to a worker that asks for none.
     hide_gpus = not workers.gpus and ray.cluster_resources().get("GPU", 0) > 0
     return TorchTrainer(
         partial(train_loop, job),
         # gloo beside nccl: rows that are read and optimizer state that is saved are in host memory.
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if workers.gpus else None),
-        scaling_config=scaling(job.config),
+        scaling_config=ScalingConfig(
+            num_workers=workers.count,
+            use_gpu=workers.gpus > 0,
+            resources_per_worker={kind: amount for kind, amount in resources.items() if amount},
+        ),
         run_config=RunConfig(
             name=name,
             storage_path=storage,
@@ -158,17 +155,6 @@ def _trainer(job: Job, storage: str, name: str, callbacks: Sequence[Any]) -> Tor
                 max_failures=0, max_preemption_failures=0, controller_failure_limit=0
             ),
         ),
-    )
-
-
-def scaling(config: TrainConfig) -> ScalingConfig:
-    """Return what Ray Train reserves for the workers; Ray Data and the controller need more."""
-    workers = config.workers
-    resources = {"CPU": workers.cpus, "GPU": workers.gpus}
-    return ScalingConfig(
-        num_workers=workers.count,
-        use_gpu=workers.gpus > 0,
-        resources_per_worker={kind: amount for kind, amount in resources.items() if amount},
     )
 
 

@@ -60,6 +60,14 @@ class Job:
     """Notes for the first report."""
 
 
+def stop_requested(stop_file: str | None) -> bool:
+    """Return whether the stop file (a path or URI) exists."""
+    if stop_file is None:
+        return False
+    fs, path = fsspec.core.url_to_fs(stop_file)
+    return bool(fs.exists(path))
+
+
 def train_loop(job: Job) -> None:
     """Train on this worker's share of the rows."""
     config = job.config
@@ -256,10 +264,9 @@ class _StopRequested:
 
     def __call__(self) -> bool:
         """Return whether to stop."""
-        if self.stop_file and not self.found and monotonic() - self.looked >= STOP_FILE_SECONDS:
-            fs, path = fsspec.core.url_to_fs(self.stop_file)
+        if not self.found and monotonic() - self.looked >= STOP_FILE_SECONDS:
             with suppress(OSError):  # the storage is unavailable: look again later
-                self.found = fs.exists(path)
+                self.found = stop_requested(self.stop_file)
             self.looked = monotonic()
         return self.found or _compat.host_will_be_preempted()
 

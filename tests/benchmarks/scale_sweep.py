@@ -3,7 +3,7 @@
 The argument is JSON {"trials", "concurrent", "fresh", "directory"}; the last line of stdout is the
 figures as JSON. The directory has the run as every sweep leaves it.
 
-All of `pipelines.full_sweep.run` is real: checks, Ray Tune with ASHA, MLflow, Serve, statistics,
+All of `pipelines.full_sweep.sweep` is real: checks, Ray Tune with ASHA, MLflow, Serve, statistics,
 report. Two things are replaced: training within a trial (`scale_trial`) and the model that answers
 (`scale_coin`). Two are set: the number of logical CPUs, so that `concurrent` trials run at once;
 and, except with `fresh`, Tune reuses processes under ASHA too, as simulated trials allow. Otherwise
@@ -66,7 +66,7 @@ def simulated(trials: int, concurrent: int, fresh: bool, directory: str) -> dict
         patch.object(cluster, "logical_cpus", lambda _: logical_cpus),
         watched(Path(config.output)) as spent,
     ):
-        code = full_sweep.run(config)
+        code = full_sweep.sweep(config)
     if code:
         raise RuntimeError(f"a trial of {directory} failed")
     return {"fresh": fresh} | figures(config, spent, concurrent)

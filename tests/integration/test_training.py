@@ -197,10 +197,10 @@ def test_a_run_resumes_with_more_workers_but_not_with_other_settings(
         fit(changed, storage=str(tmp_path), name="run")
     (tmp_path / "other").mkdir()
     other = make_tiny_model(tmp_path / "other" / "model", seed=1)  # the same name, other weights
-    with pytest.raises(ValueError, match=r"settings: model.weights was .*model.safetensors"):
+    with pytest.raises(ValueError, match=r"settings \(model.weights was .*model.safetensors"):
         fit(config(other, paths[1]), storage=str(tmp_path), name="run")
     (edited := tmp_path / "rows.jsonl").write_text(paths[1].read_text().replace("7 + 1", "7 + 2"))
-    with pytest.raises(ValueError, match=r"settings: data.files was .*rows.jsonl"):
+    with pytest.raises(ValueError, match=r"settings \(data.files was .*rows.jsonl"):
         fit(config(paths[0], edited), storage=str(tmp_path), name="run")
     two = config(*paths, workers=Workers(count=2), micro_batch_size=1)
     fit(two, storage=str(tmp_path), name="run", callbacks=[Recorder(tmp_path / "log")])

@@ -1,4 +1,4 @@
-"""Rows of logits in which every case of the loss occurs, for tests of its backends."""
+"""Rows of logits that cover every case of the loss, for tests of its backends."""
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ OBJECTIVES = [
 
 
 def logits_and_targets(rows: int, vocabulary: int) -> tuple[Tensor, Tensor]:
-    """Float32 logits, some of them -inf, and targets that half of the rows find likely."""
+    """Return float32 logits, some of them -inf, and targets that half of the rows make likely."""
     generator = torch.Generator().manual_seed(vocabulary)
     logits_CV = 3 * torch.randn(rows, vocabulary, generator=generator)
     target_C = torch.randint(vocabulary, (rows,), generator=generator)

@@ -1,8 +1,7 @@
-"""A tiny random Qwen3 as a Hugging Face directory: weights, config, tokenizer, chat template.
+"""A tiny random Qwen3 as a Hugging Face checkpoint directory, written without network access.
 
-In: a directory, whether the embeddings are tied, a seed. Out: the same directory, written without
-any network. The model computes like a large one (0.2 M parameters, float32), so that tests need
-no mocks; its byte-level tokenizer can encode any text.
+It computes like a large model (0.2 M parameters, float32), so tests need no mocks. Its byte-level
+tokenizer can encode any text.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ CHATML = (
 
 
 def make_tiny_model(directory: str | Path, *, tied: bool = True, seed: int = 0) -> Path:
-    """Write a random Qwen3 of 2 layers, width 64, vocabulary 259; the same seed gives the same."""
+    """Write a random Qwen3 of 2 layers, width 64 and vocabulary 259, determined by the seed."""
     directory = Path(directory)
     tokenizer = byte_tokenizer()
     config = Qwen3Config(
@@ -52,7 +51,7 @@ def make_tiny_model(directory: str | Path, *, tied: bool = True, seed: int = 0) 
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """256 byte tokens and three special ones, with a ChatML template; turns end with <|im_end|>."""
+    """Return a tokenizer of 256 bytes and three special tokens; turns end with <|im_end|>."""
     byte_symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE(vocab={s: i for i, s in enumerate(byte_symbols)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

@@ -14,6 +14,7 @@ import argparse
 from importlib import metadata
 from pathlib import Path
 
+from otr.files import write_json
 from tests.benchmarks import evals_speed, loss
 
 BARS = {
@@ -41,7 +42,7 @@ def main() -> None:
             report["measures"].append(line)
             print("  ".join(map(str, line.values())), flush=True)
             if options.json:
-                loss.write_json(options.json, report)
+                write_json(options.json, report)
 
 
 def parse_options() -> argparse.Namespace:

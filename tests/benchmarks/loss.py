@@ -1,19 +1,18 @@
-"""Time and memory of the loss beside its peers: ``python -m tests.benchmarks.loss --json FILE``.
+"""Time and memory of the loss and its peers: ``python -m tests.benchmarks.loss --json FILE``.
 
-In: cases as TxDxV:dtype (T rows, D width, V vocabulary). Out: a table a case, and FILE with
+Cases are TxDxV:dtype (T positions, D width, V vocabulary). Each case prints a table; FILE gets
 {"machine": {...}, "cases": [{T, D, V, dtype, device, memory_T, seconds, spread, roofline,
-extra_mib, gradient_mib, best peer, ratios}]}, rewritten after every case.
+extra_mib, gradient_mib, best peer, ratios}]} and is rewritten after every case.
 
 A time is the median of forward + backward over rounds in which all variants take turns. The
 roofline is the three matrix products alone, in the same rounds. Memory is what one run adds to the
-peak, at `memory_T` rows: of resident memory in a fresh process a variant on a CPU, of allocated
-memory on a GPU. It holds the gradients of hidden and weight, whose sizes are `gradient_mib`.
+peak, at `memory_T` positions: on a CPU of resident memory, in a fresh process per variant; on a GPU
+of allocated memory. It includes the gradients of hidden and weight, whose sizes are `gradient_mib`.
 """
 
 import argparse
 import contextlib
 import dataclasses
-import json
 import os
 import platform
 import resource
@@ -27,6 +26,7 @@ from pathlib import Path
 
 import torch
 
+from otr.files import write_json
 from tests.benchmarks import loss_bars
 from tests.benchmarks.loss_inputs import Case, Inputs, check_equal_work, make_inputs
 from tests.benchmarks.loss_peers import VARIANTS, Loss, load
@@ -77,7 +77,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--memory-rows", type=int, default=4096, help="T of the memory runs")
     parser.add_argument("--threads", type=int, help="torch's threads on the CPU")
     parser.add_argument("--device", choices=("cpu", "cuda"))
-    parser.add_argument("--json", type=Path, help="where the result goes")
+    parser.add_argument("--json", type=Path, help="file for the result")
     parser.add_argument("--peak", choices=VARIANTS, help=argparse.SUPPRESS)  # the fresh process
     options = parser.parse_args()
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -106,7 +106,7 @@ def measure(case: Case, losses: dict[str, Loss], repeat: int, memory_rows: int) 
 
 
 def time_variants(losses: dict[str, Loss], case: Case, repeat: int) -> dict[str, list[float]]:
-    """Seconds of every variant and of the roofline in `repeat` rounds, after one that warms up.
+    """Return the seconds of every variant and the roofline in `repeat` rounds after a warm-up.
 
     Each round starts with another variant, so that none always follows the same one.
     """
@@ -147,14 +147,14 @@ def forward_backward(loss: Loss, inputs: Inputs) -> None:
 
 @torch.no_grad()
 def three_products(inputs: Inputs) -> None:
-    """Logits, and the two gradients from a tensor of their shape: what no exact loss can avoid."""
+    """Compute the logits and two gradients from them, which no exact loss can avoid."""
     logits_TV = inputs.hidden_TD @ inputs.weight_VD.T
     _ = logits_TV @ inputs.weight_VD
     _ = logits_TV.T @ inputs.hidden_TD
 
 
 def extra_mib(losses: dict[str, Loss], case: Case) -> dict[str, float]:
-    """Peak memory that one run of each variant adds, its gradients included."""
+    """Return the peak memory that one run of each variant adds, including its gradients."""
     found = {}
     for name, loss in losses.items():
         try:
@@ -167,11 +167,11 @@ def extra_mib(losses: dict[str, Loss], case: Case) -> dict[str, float]:
 
 
 def peak_in_fresh_process(name: str, case: Case) -> int:
-    """`peak_bytes` where no earlier variant has left anything in the heap.
+    """Return `peak_bytes` measured in a fresh process, with nothing of other variants in its heap.
 
-    glibc raises its threshold for mapping a block when a large one is freed, and keeps smaller ones
-    from then on; with the threshold fixed a freed tensor leaves the resident size, so the peak is
-    that of the tensors alive.
+    When a large block is freed, glibc raises its threshold for mapping blocks and keeps smaller
+    ones from then on. With a fixed threshold, freed tensors leave the resident size, so the peak is
+    that of live tensors.
     """
     command = [sys.executable, "-m", "tests.benchmarks.loss", "--peak", name, "--cases", str(case)]
     command += ["--device", case.device, "--threads", str(torch.get_num_threads())]
@@ -183,9 +183,9 @@ def peak_in_fresh_process(name: str, case: Case) -> int:
 
 
 def peak_bytes(loss: Loss, case: Case) -> int:
-    """How far one run raises the peak above what the inputs hold.
+    """Return the bytes by which one run raises the peak above the inputs' memory.
 
-    A tiny run comes first: what a library loads or compiles on first use is not the loss's memory.
+    A tiny run comes first, since what a library loads or compiles at first use is not the loss's.
     """
     tiny = dataclasses.replace(case, T=64, D=64, V=8192)  # enough for every thread to start
     forward_backward(loss, make_inputs(tiny))
@@ -201,7 +201,7 @@ def peak_bytes(loss: Loss, case: Case) -> int:
 
 
 def peak_so_far(device: str) -> int:
-    """Peak bytes since the last reset."""
+    """Return the peak in bytes since the last reset."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
@@ -225,13 +225,6 @@ def describe_machine(device: str) -> dict:
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
     }
-
-
-def write_json(path: Path, report: dict) -> None:
-    """All or nothing: an interrupted run keeps the cases that it has."""
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(json.dumps(report, indent=2) + "\n")
-    os.replace(unfinished, path)
 
 
 if __name__ == "__main__":

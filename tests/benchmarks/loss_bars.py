@@ -1,7 +1,4 @@
-"""The bars that the loss has to clear, and the table that says whether it does.
-
-In: the result of one case, as in the benchmark's JSON. Out: its ratios; its table as text.
-"""
+"""The bars of the loss benchmark, and the table that compares a case's result with them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +8,7 @@ from tests.benchmarks.loss_peers import PEERS, SFT
 
 Result = dict[str, Any]
 MIB = 2**20
-AT_LEAST = {"naive-otr / otr-k256"}  # every other ratio is to be at most its bar
+AT_LEAST = {"naive-otr / otr-k256"}  # every other ratio must be at most its bar
 
 
 @dataclass(frozen=True)
@@ -41,15 +38,15 @@ BARS = (
 
 
 def best_peer(seconds: dict[str, float]) -> str | None:
-    """The fastest plain cross-entropy that is not ours."""
+    """Return the fastest plain cross-entropy of the other libraries."""
     peers = [name for name in seconds if name in PEERS and PEERS[name].objective == SFT]
     return min(peers, key=seconds.__getitem__, default=None)
 
 
 def ratios(result: Result) -> dict[str, float]:
-    """Every ratio that has a bar on this device, where both its sides were measured.
+    """Return the ratios that have a bar on this device and of which both sides were measured.
 
-    Memory leaves the weight's gradient, which everybody has to hold, out of both sides.
+    Memory excludes the weight's gradient, which every variant has to hold.
     """
     seconds = dict(result["seconds"], roofline=result["roofline"])
     if result["best peer"] is not None:
@@ -67,7 +64,7 @@ def ratios(result: Result) -> dict[str, float]:
 
 
 def table(result: Result) -> str:
-    """Times and memory of every variant, then every ratio with its bar and its outcome."""
+    """Format times and memory of every variant, and every ratio with its bar and outcome."""
     gradients_mib = sum(result["gradient_mib"].values())
     lines = [
         f"T {result['T']}, D {result['D']}, V {result['V']}, {result['dtype']}, "

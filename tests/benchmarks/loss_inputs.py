@@ -1,7 +1,7 @@
-"""What the loss benchmark computes: its cases, their inputs, and the proof that the work is equal.
+"""Cases and inputs of the loss benchmark, and the check that all variants do equal work.
 
-In: a case (T rows, D width, V vocabulary, dtype, device). Out: hidden [T, D], weight [V, D] and
-target [T]; and an error where a variant's loss or gradients are not those of its objective.
+A case has T positions, D width, V vocabulary, dtype and device; its inputs are hidden [T, D],
+weight [V, D] and target [T].
 """
 
 import math
@@ -18,8 +18,8 @@ from otr import Objective
 from tests.benchmarks.loss_peers import VARIANTS, Loss
 
 LOGIT_STD = 3.0
-ROUNDING = {"float32": 1e-4, "bfloat16": 5e-2}  # relative distance that a dtype excuses
-SAMPLING = 3.0  # relative distance that n draws excuse, times sqrt(n); seen: 1.8
+ROUNDING = {"float32": 1e-4, "bfloat16": 5e-2}  # relative distance allowed for a dtype
+SAMPLING = 3.0  # relative distance allowed for n draws, times sqrt(n); observed: 1.8
 SAMPLED_RUNS = 16
 
 
@@ -50,21 +50,21 @@ class Inputs(NamedTuple):
 
 
 def make_inputs(case: Case) -> Inputs:
-    """Inputs whose logits look like a language model's, the same at every call.
+    """Make inputs whose logits look like a language model's; every call makes the same.
 
     hidden ~ N(0, 1) and weight ~ N(0, 9 / D), so logits ~ N(0, 9) and their log-sum-exp is about
-    ln V + 9/2. Every second row is moved along its target's weight to where the target's logit
-    makes p(y) about uniform on (0, 1); in the other rows p(y) is what chance gives, nearly 0.
+    ln V + 9/2. Every second hidden state is moved along its target's weight until p(y) is about
+    uniform on (0, 1); at the other positions p(y) is nearly 0, as chance makes it.
     """
     generator = torch.Generator(case.device).manual_seed(0)
-    place = {"generator": generator, "device": case.device}
-    hidden_TD = torch.randn(case.T, case.D, **place)
-    weight_VD = torch.randn(case.V, case.D, **place).mul_(LOGIT_STD / math.sqrt(case.D))
-    target_T = torch.randint(case.V, (case.T,), **place)
+    options = {"generator": generator, "device": case.device}
+    hidden_TD = torch.randn(case.T, case.D, **options)
+    weight_VD = torch.randn(case.V, case.D, **options).mul_(LOGIT_STD / math.sqrt(case.D))
+    target_T = torch.randint(case.V, (case.T,), **options)
 
     likely_TD = weight_VD[target_T]
     log_sum_exp = math.log(case.V) + LOGIT_STD**2 / 2
-    wanted_T = log_sum_exp + torch.logit(torch.rand(case.T, **place), eps=1e-3)
+    wanted_T = log_sum_exp + torch.logit(torch.rand(case.T, **options), eps=1e-3)
     missing_T = wanted_T - (hidden_TD * likely_TD).sum(1)
     step_T = missing_T / likely_TD.square().sum(1)
     hidden_TD[::2] += (step_T[:, None] * likely_TD)[::2]
@@ -76,12 +76,12 @@ def make_inputs(case: Case) -> Inputs:
 
 
 def check_equal_work(losses: Mapping[str, Loss], dtype: str, device: str) -> None:
-    """Hold every variant against its objective in float64, on a small input.
+    """Compare every variant with its objective in float64, on a small input.
 
-    The loss is a sum over rows for all, and no constant is left between the variants of an
-    objective: Liger's and TRL's DFT have otr's value and gradients as they are (TRL's trainer then
-    divides by the number of tokens). A sampled variant is held against its expectation: the mean of
-    `SAMPLED_RUNS` runs, within what so many draws excuse.
+    All losses are sums over positions, and variants of an objective have equal constants: the DFT
+    of Liger and of TRL has otr's value and gradients (TRL's trainer then divides by the number of
+    tokens). A sampled variant is compared with its expectation: the mean of `SAMPLED_RUNS` runs,
+    within the error of that many draws.
 
     Raises:
         RuntimeError: a loss or a gradient is too far off.
@@ -115,7 +115,7 @@ def _loss_and_gradients(loss: Loss, inputs: Inputs) -> tuple[Tensor, Tensor, Ten
 def _expected_loss(
     hidden_TD: Tensor, weight_VD: Tensor, target_T: Tensor, objective: Objective
 ) -> Tensor:
-    """Every objective is -sum_v w(v) log p(v) with w held constant; written out, apart from otr."""
+    """Compute -sum_v w(v) log p(v) with constant w, the form of every objective, without otr."""
     logits_TV = hidden_TD @ weight_VD.T
     logp_TV = torch.log_softmax(logits_TV, -1)
     hit_TV = F.one_hot(target_T, logits_TV.shape[1])

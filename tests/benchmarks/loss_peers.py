@@ -1,8 +1,8 @@
-"""The variants that the loss benchmark compares: otr's own, and everybody else's.
+"""The variants that the loss benchmark compares: otr's and those of other libraries.
 
-Out: `VARIANTS`, by name; `load` imports a variant's package and returns its loss, a function of
-hidden [T, D], weight [V, D], target [T] that gives the sum over the rows, ready for `backward`.
-Each peer is called at the settings that are fastest for it; one that is not installed is left out.
+`load` imports the packages of `VARIANTS` and returns losses: functions of hidden [T, D], weight
+[V, D] and target [T] that return the sum over positions, ready for `backward`. Each peer runs with
+its fastest settings; one that is not installed is left out.
 """
 
 from collections.abc import Callable, Iterable
@@ -25,7 +25,7 @@ OTR = Objective("otr", num_samples=256, mismatch_reward=-0.1, temperature=1.3)
 class Variant:
     objective: Objective
     load: Callable[[], Loss]
-    """Raises ImportError where the variant's package is missing."""
+    """Imports the variant; raises ImportError if its package is missing."""
     cuda_only: bool = False
 
 
@@ -36,7 +36,7 @@ def ours(objective: Objective) -> Loss:
 
 
 def naive_otr() -> Loss:
-    """OTR as the paper states it, with logits in float32 as in transformers' own losses."""
+    """Return OTR as the paper states it, with float32 logits as in transformers' own losses."""
 
     def loss(hidden_TD: Tensor, weight_VD: Tensor, target_T: Tensor) -> Tensor:
         logits_TV = F.linear(hidden_TD, weight_VD).float()
@@ -56,7 +56,7 @@ def full_ce() -> Loss:
 
 
 def torch_lce(rows: int | None = None) -> Loss:
-    """torch's own, in chunks of `rows`; None: options=None, which holds the full logits."""
+    """Return torch's own, in chunks of `rows`; None uses options=None, which holds all logits."""
     from torch.nn import LinearCrossEntropyOptions  # since torch 2.13
 
     options = None if rows is None else LinearCrossEntropyOptions(batch_chunk_size=rows)
@@ -64,9 +64,9 @@ def torch_lce(rows: int | None = None) -> Loss:
 
 
 def trl(name: str) -> Loss:
-    """The kernel and the tile of TRL's SFTTrainer, and its loss_type `name`.
+    """Return the loss_type `name` of TRL's SFTTrainer with its kernel and tile.
 
-    The trainer also asks for entropy and top-1 hits, for its metrics; without them it is faster.
+    The trainer also computes entropy and top-1 hits for its metrics; without them it is faster.
     """
     from trl.kernels import ChunkedLogProbFunction
     from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE as TILE
@@ -87,15 +87,15 @@ def liger(
     ce_impl: str | None = None,
     chunk_mem_const: int = 1,
 ) -> Loss:
-    """Liger's fused linear cross-entropy.
+    """Return Liger's fused linear cross-entropy.
 
-    Its chunk is the power of two above T D chunk_mem_const / V: 512 rows of T 16384, D 4096 and
-    V 151936, and 4096 rows, where the head is re-read less often, with chunk_mem_const 8.
+    Its chunk is the power of two above T D chunk_mem_const / V: 512 rows at T 16384, D 4096 and
+    V 151936; with chunk_mem_const 8 it is 4096 rows, which read the head less often.
     """
     from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
 
     if ce_impl is not None:
-        import cutlass.cute  # noqa: F401 - Liger itself says so only when called
+        import cutlass.cute  # noqa: F401 - Liger itself fails only when called
 
     options = {
         "bias": None,
@@ -120,14 +120,14 @@ def liger(
 
 
 def cce() -> Loss:
-    """Apple's, with its default filter, which leaves out gradients below bf16's resolution."""
+    """Return Apple's, whose default filter drops gradients below bf16's resolution."""
     from cut_cross_entropy import linear_cross_entropy
 
     return partial(linear_cross_entropy, reduction="sum")
 
 
 def quack() -> Loss:
-    """Chunks of 4096 rows; it picks its fastest pipeline for the card and the shape by itself."""
+    """Return QuACK's in chunks of 4096 rows; it selects its fastest pipeline itself."""
     from quack.linear_cross_entropy import chunked_linear_cross_entropy
 
     return partial(chunked_linear_cross_entropy, chunk_size=4096, reduction="sum")
@@ -163,7 +163,7 @@ VARIANTS = {name: Variant(obj, partial(ours, obj)) for name, obj in OURS.items()
 
 
 def load(names: Iterable[str], device: str) -> dict[str, Loss]:
-    """The losses of `names` that this machine can run; says what is left out, and why."""
+    """Return the losses of `names` that run on this machine; print which are left out and why."""
     losses = {}
     for name in names:
         variant = VARIANTS[name]

@@ -1,9 +1,9 @@
-"""How well the planner foresees the memory of a step: `python -m tests.benchmarks.memory [NAME..]`.
+"""The planner's estimates and measured steps: `python -m tests.benchmarks.memory [NAME..]`.
 
-In: nothing, or the names of cases. Out: a table of planned and measured peaks, and the error in %.
-Each case takes real steps on the CPU, every worker in a process of its own; what is measured is the
-largest resident size of one during two steps over that after a small model's. It is of the step
-alone: writing a checkpoint on a CPU takes a copy of weights and moments more.
+Prints planned and measured peaks of all cases or the named ones, and the error in %. Each case
+takes real steps on the CPU, with one process per worker. The measure is the largest resident size
+of a worker during two steps, minus that after a step of a small model. It covers the step alone:
+writing a checkpoint on a CPU needs another copy of weights and moments.
 """
 
 import gc
@@ -28,7 +28,7 @@ from otr.memory.planner import plan
 from otr.models.load import empty_model
 
 MIB = 2**20
-QUIET = {  # of glibc: memory that is freed goes back at once
+IMMEDIATE_FREE = {  # makes glibc return freed memory at once
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": "65536",
     "MALLOC_TRIM_THRESHOLD_": "65536",
@@ -38,7 +38,7 @@ QUIET = {  # of glibc: memory that is freed goes back at once
 
 @dataclass(frozen=True)
 class Case:
-    """A model of a made-up shape, and how a step of it is taken."""
+    """A model of a made-up size, and the configuration of its step."""
 
     name: str
     rows: int
@@ -48,7 +48,7 @@ class Case:
     vocabulary: int = 32_000
     tied: bool = True
     steps: int = 1
-    """Passes a step."""
+    """Forward passes per optimizer step."""
     dtype: str = "float32"
     again: bool = False
     """Gradient checkpointing."""
@@ -89,7 +89,7 @@ CASES = (
 
 
 def written(case: Case, directory: Path) -> TrainConfig:
-    """The case's run; its model's config is written to `directory`, and no weights."""
+    """Return the case's run; write its model's config, without weights, to `directory`."""
     Qwen3Config(
         hidden_size=case.width,
         intermediate_size=3 * case.width,
@@ -115,13 +115,16 @@ def written(case: Case, directory: Path) -> TrainConfig:
 
 
 def measured(case: Case) -> int:
-    """Bytes of the worker that holds most."""
+    """Return the measured bytes of the worker that holds most."""
     command = [sys.executable, "-m", "tests.benchmarks.memory", "--one", json.dumps(vars(case))]
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     workers = [
         subprocess.Popen(
             command,
-            env=os.environ | QUIET | meeting | {"RANK": str(n), "WORLD_SIZE": str(case.workers)},
+            env=os.environ
+            | IMMEDIATE_FREE
+            | rendezvous
+            | {"RANK": str(n), "WORLD_SIZE": str(case.workers)},
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -130,16 +133,16 @@ def measured(case: Case) -> int:
     while any(worker.poll() is None for worker in workers):
         if any(worker.poll() for worker in workers):
             for worker in workers:
-                worker.kill()  # which waits for the one that failed
+                worker.kill()  # it waits for the failed one
         time.sleep(0.1)
-    said = [worker.communicate()[0] for worker in workers]
+    outputs = [worker.communicate()[0] for worker in workers]
     if any(worker.returncode for worker in workers):
         raise RuntimeError(f"{case.name} failed; its error is above")
-    return max(int(text.split()[-1]) for text in said)
+    return max(int(text.split()[-1]) for text in outputs)
 
 
 def planned(case: Case) -> int:
-    """Bytes."""
+    """Return the planned bytes of a worker."""
     with TemporaryDirectory() as directory:
         return plan(written(case, Path(directory)), 2**40).device.total
 
@@ -153,13 +156,13 @@ def _take_steps(case: Case) -> int:
         train_briefly(written(small, Path(directory) / "small"), 300)
         gc.collect()
         before = _resident("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         train_briefly(config, case.vocabulary)
     return _resident("VmHWM") - before
 
 
 def train_briefly(config: TrainConfig, vocabulary: int, device: str = "cpu") -> None:
-    """Two steps, without the checkpoint that would follow the last."""
+    """Take two steps, without the checkpoint that would follow the last."""
     from otr.loop.loop import train
     from otr.models.lora import add_adapters
 
@@ -167,7 +170,9 @@ def train_briefly(config: TrainConfig, vocabulary: int, device: str = "cpu") -> 
     model = empty_model(config.model)
     if config.lora.rank:
         model = add_adapters(model, config.lora)
-    if not (config.memory.strategy == "fsdp" and dist.get_rank()):  # whose model may be empty
+    if not (
+        config.memory.strategy == "fsdp" and dist.get_rank()
+    ):  # models of other ranks may be empty
         model.to_empty(device=device)
         (getattr(model, "get_base_model", lambda: model))().tie_weights()
         for parameter in model.parameters():
@@ -190,9 +195,9 @@ def _batches(config: TrainConfig, vocabulary: int) -> Iterator[dict[str, torch.T
         }
 
 
-def _resident(what: str) -> int:
+def _resident(field: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(what))
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
 def main(argv: list[str]) -> None:

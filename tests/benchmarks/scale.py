@@ -19,6 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from otr.files import write_json
 from tests.benchmarks import loss
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,7 +76,7 @@ def main() -> None:
         report["sweeps"].append(simulated(count, options.concurrent, fresh))
         report["measures"] = measures(report["sweeps"])
         if options.json:
-            loss.write_json(options.json, report)
+            write_json(options.json, report)
     print(tables(report["sweeps"]))
 
 

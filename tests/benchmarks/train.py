@@ -21,6 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from otr.files import write_json
 from tests.benchmarks import loss, train_bars
 from tests.benchmarks.train_data import Case, write_corpus
 from tests.benchmarks.train_flow import measured
@@ -56,7 +57,7 @@ def main() -> None:
         report[part] = RUN[part](options)
         report["measures"] = train_bars.measures(report)
         if options.json:
-            loss.write_json(options.json, report)
+            write_json(options.json, report)
     print(train_bars.tables(report, markdown=options.markdown))
 
 

@@ -1,17 +1,17 @@
-"""How noisy each estimator's gradient is: ``python -m tests.benchmarks.variance --out docs/results/loss``.
+"""The variance of each estimator's gradient.
 
-In: the built-in base model on the validation rows of its world. Out: variance.svg and
-variance.json: the variance of the gradient with respect to the logits, summed over the vocabulary
-and averaged over tokens, divided by the mean squared length of its expectation; against K.
+``python -m tests.benchmarks.variance --out docs/results/loss`` writes variance.svg and
+variance.json for the built-in base model on validation rows. Figures are the variance of the
+gradient with respect to the logits, summed over the vocabulary and averaged over tokens, divided by
+the mean squared length of its expectation, as a function of K.
 
-Besides `sampled` and `half` it draws what a baseline would give: R - E[R] in place of R, with
-E[R] (p - q) added, as it is biased without where q is not p. `expected` has no variance.
+Besides `sampled` and `half` there is a baseline: R - E[R] in place of R, plus E[R] (p - q), without
+which it would be biased if q differs from p. `expected` has no variance.
 
-Shapes: T tokens, V vocabulary, K draws.
+Shapes: T tokens, V vocabulary, K draws per token.
 """
 
 import argparse
-import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from otr import Objective, load_model
+from otr.files import write_json
 from otr.loss.rows import loss_and_gradient_
 from otr.models.parts import head, hidden_states
 from otr.training.corpus import pack_locally
@@ -35,8 +36,8 @@ Slope = Callable[[Objective, int], Tensor]
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.variance")
-    parser.add_argument("--out", type=Path, required=True, help="directory of the two files")
-    parser.add_argument("--repeats", type=int, default=128, help="gradients a point")
+    parser.add_argument("--out", type=Path, required=True, help="directory for the two files")
+    parser.add_argument("--repeats", type=int, default=128, help="gradients per point")
     options = parser.parse_args()
     logits_TV, target_T = tokens()
 
@@ -46,7 +47,7 @@ def main() -> None:
         return slope_TV
 
     def with_baseline(objective: Objective, seed: int) -> Tensor:
-        """The same draws rewarded with R - E[R], and E[R] (p - q) added."""
+        """Reward the same draws with R - E[R], and add E[R] (p - q)."""
         kappa, beta = objective.temperature, objective.mismatch_reward
         hit_T = torch.softmax(logits_TV / kappa, 1).gather(1, target_T[:, None])
         reward_T1 = hit_T + beta * (1 - hit_T)
@@ -75,7 +76,7 @@ def main() -> None:
         "K": SAMPLES,
         "variance": figures,
     }
-    (options.out / "variance.json").write_text(json.dumps(report, indent=2) + "\n")
+    write_json(options.out / "variance.json", report)
     draw(figures, options.out / "variance.svg")
     for title, curves in figures.items():
         for name, values in curves.items():
@@ -83,7 +84,7 @@ def main() -> None:
 
 
 def tokens(most: int = 600) -> tuple[Tensor, Tensor]:
-    """Logits and targets of the built-in model on validation rows."""
+    """Return logits and targets of the built-in model on validation rows."""
     with tempfile.TemporaryDirectory() as scratch, torch.no_grad():
         config = prepare(builtin(), Path(scratch)).config.train
         columns = pack_locally(config.data, config.model, config.data.validation, limit=100)
@@ -101,7 +102,7 @@ def tokens(most: int = 600) -> tuple[Tensor, Tensor]:
 def relative_variance(
     objective: Objective, estimate: Slope, expectation: Tensor, repeats: int
 ) -> float:
-    """Variance over squared mean; raises where the mean is not the expectation."""
+    """Return variance over squared mean; raise if the mean is not the expectation."""
     error = torch.stack([estimate(objective, seed) - expectation for seed in range(repeats)])
     variance = error.square().sum(2).mean()
     bias = error.mean(0).square().sum(1).mean()
@@ -116,7 +117,7 @@ def draw(figures: dict[str, dict[str, list[float]]], path: Path) -> None:
     for axis, (title, curves) in zip(axes, figures.items(), strict=True):
         for (name, values), marker in zip(curves.items(), "osx", strict=True):
             axis.loglog(SAMPLES, values, marker=marker, label=name)
-        axis.set(title=title, xlabel="K, draws a token")
+        axis.set(title=title, xlabel="K, draws per token")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("variance / |mean gradient|²")
     axes[0].legend(fontsize=8)

@@ -1,4 +1,4 @@
-"""Flash attention of packed examples against each example on its own, in bfloat16 on a GPU."""
+"""Flash attention of packed examples equals each example on its own, in bfloat16 on a GPU."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def test_flash_equals_one_example_at_a_time(window: int | None) -> None:
         torch.randn(1, heads, total, 64, device="cuda", requires_grad=True) for heads in (8, 2, 2)
     )
     outs, slopes = [], []
-    for dtype in (torch.bfloat16, torch.float32):  # float32 takes the way of one at a time
+    for dtype in (torch.bfloat16, torch.float32):  # float32 uses one SDPA call per example
         out, _ = packed_attention(
             torch.nn.Module(),
             *(x.to(dtype) for x in (q, k, v)),

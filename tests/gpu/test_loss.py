@@ -1,4 +1,4 @@
-"""The loss on a GPU: the Triton backend against torch's own, at sizes that are trained at."""
+"""The Triton backend equals the torch backend on a GPU, at the sizes of real training."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ pytestmark = [
 @pytest.mark.parametrize("softcap", [None, 5.0])
 @pytest.mark.parametrize("vocabulary", [1, 7, 1000, 151936])
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
-def test_the_kernels_are_the_torch_backend(
+def test_the_triton_backend_equals_the_torch_backend(
     objective: Objective, vocabulary: int, softcap: float | None
 ) -> None:
     from otr.loss.kernels.rows import loss_and_gradient_ as triton_loss_and_gradient_
@@ -30,7 +30,9 @@ def test_the_kernels_are_the_torch_backend(
         loss_and_gradient_(theirs, *arguments),
     )
     drawn_alike = torch.isclose(ours, theirs, rtol=1e-4, atol=1e-6).all(1)
-    assert drawn_alike.float().mean() > 0.9  # a draw at the border of two tokens may fall elsewhere
+    assert (
+        drawn_alike.float().mean() > 0.9
+    )  # rounding may change a draw at the border of two tokens
     assert torch.allclose(figures[:, drawn_alike], wanted[:, drawn_alike], rtol=1e-4, atol=1e-4)
 
 
@@ -38,7 +40,7 @@ def test_the_kernels_are_the_torch_backend(
 def test_bfloat16_over_several_chunks(
     objective: Objective, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Against the plain loss of the same bfloat16 logits, at a vocabulary of 32,000."""
+    """Compared with `token_loss` of the same bfloat16 logits, with a vocabulary of 32,000."""
     torch.manual_seed(0)
     monkeypatch.setitem(CHUNK_BYTES, "cuda", 2 * 32000 * 100)
     hidden = torch.randn(777, 256, device="cuda", dtype=torch.bfloat16, requires_grad=True)
@@ -74,4 +76,4 @@ def test_a_training_step_under_autocast_holds_no_logits() -> None:
     assert weight.grad is not None and weight.grad.dtype == torch.float32
     assert weight.grad.isfinite().all() and hidden.grad is not None
     peak = torch.cuda.max_memory_allocated() - before - 4 * vocabulary * width
-    assert peak < 0.9 * 2 * rows * vocabulary  # bfloat16 logits of all rows alone would be more
+    assert peak < 0.9 * 2 * rows * vocabulary  # less than bfloat16 logits of all rows alone

@@ -1,4 +1,4 @@
-"""A run in bfloat16 on a GPU: it learns, goes on where it stopped, and takes the memory planned."""
+"""A bfloat16 run on a GPU learns, resumes, and uses the memory that was planned."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -31,8 +31,8 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
 
 
-def taken(run: TrainConfig, source: Path, to: Path, resume_from: Path | None) -> list[float]:
-    """The NLL of each step from `source`'s weights on; checkpoints are written to `to`."""
+def train_from(run: TrainConfig, source: Path, to: Path, resume_from: Path | None) -> list[float]:
+    """Train from `source`'s weights, write checkpoints to `to`, and return each step's NLL."""
     model = torch.nn.Module.to(load_model(replace(run.model, path=str(source))), DEVICE)
     tokenizer, log = load_tokenizer(run.model), []
 
@@ -47,13 +47,13 @@ def taken(run: TrainConfig, source: Path, to: Path, resume_from: Path | None) ->
     return log
 
 
-def test_a_run_learns_and_goes_on(model_dir: Path, tmp_path: Path) -> None:
+def test_a_run_learns_and_resumes(model_dir: Path, tmp_path: Path) -> None:
     run = config(model_dir, Objective("sft"), STEPS, checkpoint_interval=SAVED)
     run = replace(run, model=replace(run.model, dtype="bfloat16"))
-    whole = taken(run, model_dir, tmp_path, None)
+    whole = train_from(run, model_dir, tmp_path, None)
     assert whole[-1] < whole[0]
     halfway = tmp_path / f"step-{SAVED}"
-    again = taken(run, halfway, tmp_path / "again", halfway)
+    again = train_from(run, halfway, tmp_path / "again", halfway)
     assert again == pytest.approx(whole[SAVED:], rel=2e-2)
 
 
@@ -64,7 +64,7 @@ def test_packed_examples_do_not_see_each_other(model_dir: Path, attention: Any) 
 
 
 @pytest.mark.parametrize("name", ["bf16", "bf16 checkpointed", "lora bf16 checkpointed"])
-def test_the_memory_of_a_step_is_as_planned(name: str, tmp_path: Path) -> None:
+def test_a_step_uses_the_planned_memory(name: str, tmp_path: Path) -> None:
     case = next(case for case in memory.CASES if case.name == name)
     run = replace(memory.written(case, tmp_path), workers=Workers(gpus=1))
     before = torch.cuda.memory_allocated()

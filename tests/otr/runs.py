@@ -1,4 +1,4 @@
-"""Small runs of the training loop, and ranks that meet: what the tests of this folder share."""
+"""Small runs of the training loop and process groups, shared by the tests of otr."""
 
 from multiprocessing.util import Finalize
 from pathlib import Path
@@ -41,10 +41,10 @@ def config(model_dir: Path, objective: Objective, steps: int, **change: object) 
 
 
 def join_ranks(rank: int, directory: Path, world: int = 2) -> None:
-    """Called by each process of a test of several ranks, before anything else."""
+    """Join the process group of a test with several ranks; each process calls this first."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{directory}/meet", rank=rank, world_size=world
+        "gloo", init_method=f"file://{directory}/rendezvous", rank=rank, world_size=world
     )
-    # A thread of gloo that still runs when the process ends can abort it.
+    # A gloo thread that still runs when the process ends can abort it.
     Finalize(None, torch.distributed.destroy_process_group, exitpriority=1)

@@ -1,4 +1,4 @@
-"""Settings that can't be are refused when a config is made, with a remedy."""
+"""Invalid settings are refused with a remedy when a config is made."""
 
 from dataclasses import replace
 from typing import Any
@@ -11,10 +11,12 @@ RUN = TrainConfig(ModelConfig("model"), DataConfig(("data",)))
 
 
 @pytest.mark.parametrize(
-    ("count", "told"), [(8, " = 32 x 8, or micro_batch_size 4"), (5, " = 32 x 5")]
+    ("count", "remedy"), [(8, " = 32 x 8, or micro_batch_size 4"), (5, " = 32 x 5")]
 )
-def test_workers_that_need_other_micro_rows(count: int, told: str) -> None:
-    with pytest.raises(ValueError, match=rf"global_batch_size is 32: use a multiple of .*{told}$"):
+def test_workers_that_need_another_micro_batch_size(count: int, remedy: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"global_batch_size is 32: use a multiple of .*{remedy}$"
+    ):
         replace(RUN, workers=Workers(count))
 
 
@@ -43,23 +45,22 @@ def test_workers_that_need_other_micro_rows(count: int, told: str) -> None:
         ("data", "max_rejected", 1.1, "0 to 1"),
     ],
 )
-def test_settings_that_can_not_be(part: str, name: str, value: Any, remedy: str) -> None:
+def test_invalid_settings_are_refused(part: str, name: str, value: Any, remedy: str) -> None:
     with pytest.raises(ValueError, match=remedy) as error:
         replace(getattr(RUN, part) if part else RUN, **{name: value})
-    said = str(error.value)
-    whole = f"{part}.{name}" if part else name
-    assert whole in said
+    message = str(error.value)
+    assert (f"{part}.{name}" if part else name) in message
     if value != ():
-        assert str(value) in said
+        assert str(value) in message
 
 
-def test_the_least_that_is_allowed() -> None:
+def test_the_smallest_allowed_settings() -> None:
     optim = OptimConfig(warmup_steps=0, final_lr=0.0, weight_decay=0.0)
-    least = {
+    smallest = {
         "max_steps": 1,
         "global_batch_size": 1,
         "micro_batch_size": 1,
         "log_interval": 1,
         "eval_interval": 1,
     }
-    assert replace(RUN, optim=optim, workers=Workers(1, 0.5, 0.0), **least).accumulation == 1
+    assert replace(RUN, optim=optim, workers=Workers(1, 0.5, 0.0), **smallest).accumulation == 1

@@ -1,4 +1,4 @@
-"""The schedule of the learning rate, at figures worked out by hand."""
+"""The learning-rate schedule has the values computed by hand."""
 
 import pytest
 
@@ -9,11 +9,11 @@ from otr.optim import learning_rate
 @pytest.mark.parametrize(
     ("step", "wanted"),
     [
-        (0, 0.2),  # the first of ten warm-up steps: a tenth of lr
+        (0, 0.2),  # the first of ten warm-up steps: lr / 10
         (4, 1.0),
-        (9, 2.0),  # the last of them: all of it
-        (10, 2.0),  # the cosine's begin
-        (60, 1.1),  # half-way between lr and final_lr of it
+        (9, 2.0),  # the last warm-up step: lr
+        (10, 2.0),  # the start of the cosine
+        (60, 1.1),  # halfway between lr and lr * final_lr
         (110, 0.2),
     ],
 )
@@ -22,7 +22,7 @@ def test_warm_up_then_half_a_cosine(step: int, wanted: float) -> None:
     assert learning_rate(config, step, 110) == pytest.approx(wanted)
 
 
-def test_without_warm_up_and_with_nothing_else() -> None:
+def test_schedules_of_cosine_or_warm_up_alone() -> None:
     assert learning_rate(OptimConfig(lr=2.0, warmup_steps=0), 0, 100) == 2.0
     assert learning_rate(OptimConfig(lr=2.0, warmup_steps=10), 4, 5) == pytest.approx(1.0)
 

@@ -1,7 +1,7 @@
-"""20 steps of the tiny model on the CPU with each objective: the losses of tests/assets/golden.
+"""Losses of 20 steps of the tiny model with each objective equal the stored golden ones.
 
-A change that should not change numbers leaves them as they are; one that should is explained in its
-commit, with the file written anew by `python -m tests.otr.loop.test_golden`.
+A change that should not change numbers leaves the file as it is. A change that should is explained
+in its commit, which updates the file by `python -m tests.otr.loop.test_golden`.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ OBJECTIVES = {
 
 
 def losses(model_dir: Path, objective: Objective) -> list[float]:
-    """Of each step, in float32 on one thread."""
+    """Return the loss of each step, in float32 on one thread."""
     threads, made = torch.get_num_threads(), []
     torch.set_num_threads(1)
     try:
@@ -49,11 +49,11 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_losses_are_the_golden_ones(name: str, model_dir: Path) -> None:
+def test_losses_equal_the_golden_ones(name: str, model_dir: Path) -> None:
     golden = json.loads(GOLDEN.read_text())
     assert golden.keys() == OBJECTIVES.keys()
-    # Another CPU's rounding moves a draw over its border now and then, and the loss by up to 1e-4;
-    # other draws move it by 1e-2.
+    # Another CPU's rounding occasionally moves a draw over its border, which changes the loss by up
+    # to 1e-4; different draws change it by 1e-2.
     draws = OBJECTIVES[name].draws_misses
     made = losses(model_dir, OBJECTIVES[name])
     assert made == pytest.approx(golden[name], rel=1e-3 if draws else 1e-5)

@@ -1,4 +1,4 @@
-"""Packing, accumulation and ranks change nothing; resuming goes on where it stopped."""
+"""Packing, accumulation and several ranks change nothing; bad steps and short data are handled."""
 
 import copy
 from dataclasses import replace
@@ -79,7 +79,7 @@ def test_accumulation_equals_one_batch(model_dir: Path, objective: Objective) ->
     "option",
     ["gradient_checkpointing", pytest.param("compile", marks=pytest.mark.integration)],  # a minute
 )
-def test_what_saves_memory_or_time_learns_the_same(model_dir: Path, option: str) -> None:
+def test_options_that_save_memory_or_time_learn_the_same(model_dir: Path, option: str) -> None:
     results = []
     for on in (False, True):
         model, log = load_model(ModelConfig(str(model_dir))), []
@@ -95,8 +95,7 @@ def test_what_saves_memory_or_time_learns_the_same(model_dir: Path, option: str)
     torch.testing.assert_close(changed, plain, rtol=0, atol=1e-3)  # steps are of 1e-2
 
 
-def test_bfloat16_learns_nearly_the_same(model_dir: Path) -> None:
-    """Its weights stay float32."""
+def test_bfloat16_learns_nearly_the_same_with_float32_weights(model_dir: Path) -> None:
     logs = []
     for dtype in ("float32", "bfloat16"):
         run = config(model_dir, Objective("sft"), 6)
@@ -108,17 +107,17 @@ def test_bfloat16_learns_nearly_the_same(model_dir: Path) -> None:
     assert logs[1] == pytest.approx(logs[0], rel=2e-2) and logs[1] != logs[0]
 
 
-def test_each_seed_and_step_draws_anew(model_dir: Path) -> None:
+def test_each_seed_and_step_has_other_draws(model_dir: Path) -> None:
     made = []
     for seed in (0, 1, 2**20):
         model = load_model(ModelConfig(str(model_dir)))
         run = config(model_dir, Objective(num_samples=256, reward_scale=0.0), 2, seed=seed)
         train(model, batches(1) * 2, run, lambda metrics, _: made.append(metrics["hit_rate"]))
-    assert len(set(made)) == len(made)  # of one batch and, as no reward moves it, one model
+    assert len(set(made)) == len(made)  # with one batch and a model that no reward changes
 
 
-def measured(run: TrainConfig) -> TrainConfig:
-    """The run, with held-out rows that are handed to the loop."""
+def with_validation(run: TrainConfig) -> TrainConfig:
+    """Return the run with validation; its rows are passed to the loop."""
     return replace(run, data=replace(run.data, validation=("held out",)))
 
 
@@ -131,7 +130,7 @@ def _rank(rank: int, model_dir: Path, objective: Objective, directory: Path) -> 
     model, log = load_model(ModelConfig(str(model_dir))), []
     half = slice(rank * ROWS // 2, (rank + 1) * ROWS // 2)
     parts = [{k: v[half] for k, v in batch.items()} for batch in batches(2)]
-    run = measured(
+    run = with_validation(
         config(model_dir, objective, 2, micro_batch_size=ROWS // 2, workers=Workers(count=2))
     )
     mine = held_out() if rank == 0 else []
@@ -144,7 +143,7 @@ def test_two_ranks_equal_one(model_dir: Path, objective: Objective, tmp_path: Pa
     mp.spawn(_rank, (model_dir, objective, tmp_path), nprocs=2)
     ranks = [torch.load(tmp_path / f"rank-{r}.pt", weights_only=True) for r in (0, 1)]
     model, log = load_model(ModelConfig(str(model_dir))), []
-    run = measured(config(model_dir, objective, 2))
+    run = with_validation(config(model_dir, objective, 2))
     train(model, batches(2), run, lambda metrics, _: log.append(metrics), validation=held_out())
     for rank in ranks:
         assert rank["log"][-1]["val_nll"] == pytest.approx(log[-1]["val_nll"], rel=1e-4)
@@ -156,7 +155,7 @@ def test_two_ranks_equal_one(model_dir: Path, objective: Objective, tmp_path: Pa
     torch.testing.assert_close(ranks[0]["weights"], weights(model), rtol=1e-4, atol=1e-5)
 
 
-def test_it_learns_and_evaluate_sees_it(model_dir: Path) -> None:
+def test_training_improves_the_evaluation(model_dir: Path) -> None:
     model = load_model(ModelConfig(str(model_dir)))
     same = batches(1) * 60
     before = evaluate(Policy(model, Objective("sft")), same[:1])
@@ -167,8 +166,8 @@ def test_it_learns_and_evaluate_sees_it(model_dir: Path) -> None:
     assert after["val_token_accuracy"] > 0.7
 
 
-def test_the_weights_move_as_the_clipped_gradient_says(model_dir: Path) -> None:
-    """Adam's first step is lr g / (|g| + 1e-8): g is clipped to where the 1e-8 matters."""
+def test_the_weights_follow_the_clipped_gradient(model_dir: Path) -> None:
+    """Adam's first step is lr g / (|g| + 1e-8); g is clipped so far that the 1e-8 matters."""
     optim = OptimConfig(lr=1e-2, warmup_steps=0, max_grad_norm=1e-6)
     run = replace(config(model_dir, Objective("sft"), 1), optim=optim)
     model, log = load_model(run.model), []
@@ -183,12 +182,12 @@ def test_the_weights_move_as_the_clipped_gradient_says(model_dir: Path) -> None:
     assert log[0]["grad_norm"] == pytest.approx(gradient.norm().item(), rel=1e-5)
     moved = before - weights(model)
     torch.testing.assert_close(moved, 1e-2 * clipped / (clipped.abs() + 1e-8), rtol=0, atol=1e-6)
-    assert 1e-4 < moved.abs().mean() < 9e-3, "neither nothing nor the whole learning rate"
+    assert 1e-4 < moved.abs().mean() < 9e-3, "more than nothing, less than the learning rate"
 
 
 @pytest.fixture(scope="module")
 def untied(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A NaN in its embeddings reaches only the rows that hold that token."""
+    """A model in which a NaN embedding reaches only the rows that hold its token."""
     return make_tiny_model(tmp_path_factory.mktemp("untied") / "tiny", tied=False)
 
 
@@ -209,8 +208,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(untied: Path)
     torch.testing.assert_close(weights(model), before, rtol=0, atol=0, equal_nan=True)
 
 
-def test_such_steps_can_be_skipped_and_are_counted(untied: Path) -> None:
-    """The good steps around a bad one are those of a run without it, but for the schedule."""
+def test_bad_steps_can_be_skipped_and_are_counted(untied: Path) -> None:
     good, log = batches(2), []
     bad = copy.deepcopy(good[0])
     bad["input_ids"][1, :4] = 254
@@ -226,17 +224,17 @@ def test_such_steps_can_be_skipped_and_are_counted(untied: Path) -> None:
     assert not torch.equal(weights(model), before)
 
 
-def test_a_model_that_is_written_otherwise_than_trained_is_not_kept(
+def test_a_checkpoint_that_differs_from_the_trained_model_is_discarded(
     model_dir: Path, tmp_path: Path
 ) -> None:
     run, taken = config(model_dir, Objective("sft"), 1), []
     train(load_model(run.model), batches(1), run, lambda _, snapshot: taken.append(snapshot))
     [snapshot] = taken
-    snapshot.write(tmp_path / "whole", load_tokenizer(run.model))
+    snapshot.write(tmp_path / "right", load_tokenizer(run.model))
     snapshot.weights["model.embed_tokens.weight"].mul_(1.5)
     with pytest.raises(OSError, match=r"step 1 was discarded: .* has NLL .* in training .*"):
-        snapshot.write(tmp_path / "other", load_tokenizer(run.model))
-    assert [path.name for path in tmp_path.iterdir()] == ["whole"]
+        snapshot.write(tmp_path / "wrong", load_tokenizer(run.model))
+    assert [path.name for path in tmp_path.iterdir()] == ["right"]
 
 
 def test_data_that_ends_early_is_an_error(model_dir: Path) -> None:

@@ -1,4 +1,4 @@
-"""However the ranks share a model, the run is the same; its checkpoints go on in another way."""
+"""A run is the same however its ranks share the model; it can resume with another strategy."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +38,7 @@ def run_of(model_dir: Path, strategy: str, world: int) -> TrainConfig:
 
 
 def share(first: int, rank: int, world: int) -> list[dict[str, torch.Tensor]]:
-    """Micro-batches of a rank from step `first` on; row i of a step is the same for any world."""
+    """Return a rank's micro-batches from step `first` on; a step has the same rows in any world."""
     half = ROWS // 2
     parts = [
         {k: v[i * half : (i + 1) * half] for k, v in batch.items()}
@@ -48,7 +48,7 @@ def share(first: int, rank: int, world: int) -> list[dict[str, torch.Tensor]]:
     return parts if world == 1 else parts[rank::2]
 
 
-def go(run: TrainConfig, out: Path, rank: int, resume_from: Path | None = None) -> None:
+def run_training(run: TrainConfig, out: Path, rank: int, resume_from: Path | None = None) -> None:
     world = run.workers.count
     group = torch.distributed.new_group(backend="gloo") if world > 1 else None
     source = run.model if resume_from is None else ModelConfig(str(resume_from))
@@ -78,27 +78,27 @@ STRATEGIES = ("ddp", "fsdp", "fsdp_offload")
 
 
 def _both(rank: int, models: dict[bool, Path], alone: Path, out: Path) -> None:
-    """All runs of two ranks, one after another: whole ones, and ones that go on from step 2."""
+    """Run all trainings of two ranks: complete ones, and ones that resume from step 2."""
     join_ranks(rank, out)
     for strategy in STRATEGIES:
         for tied, path in models.items():
-            go(run_of(path, strategy, 2), out / f"{strategy}-{tied}", rank)
+            run_training(run_of(path, strategy, 2), out / f"{strategy}-{tied}", rank)
     for before, after in (("fsdp", "fsdp"), ("ddp", "fsdp"), ("single", "ddp")):
         first = alone / "True" if before == "single" else out / f"{before}-True"
         run = run_of(models[True], after, 2)
-        go(run, out / f"{before}-then-{after}", rank, first / "step-2")
+        run_training(run, out / f"{before}-then-{after}", rank, first / "step-2")
 
 
 @pytest.fixture(scope="module")
 def done(models: dict[bool, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every run's directory: {strategy}-{tied}, and {strategy}-then-{strategy} of tied models."""
+    """Directory of all runs: {strategy}-{tied}, and {strategy}-then-{strategy} of tied models."""
     out = tmp_path_factory.mktemp("runs")
     for tied, path in models.items():
-        go(run_of(path, "single", 1), out / "single" / str(tied), 0)
+        run_training(run_of(path, "single", 1), out / "single" / str(tied), 0)
     mp.spawn(_both, (models, out / "single", out), nprocs=2)
     run = run_of(models[True], "single", 1)
-    go(run, out / "single-then-single", 0, out / "single" / "True" / "step-2")
-    go(run, out / "fsdp-then-single", 0, out / "fsdp-True" / "step-2")
+    run_training(run, out / "single-then-single", 0, out / "single" / "True" / "step-2")
+    run_training(run, out / "fsdp-then-single", 0, out / "fsdp-True" / "step-2")
     return out
 
 
@@ -135,8 +135,8 @@ def test_two_ranks_equal_one(done: Path, strategy: str, tied: bool) -> None:
         ("single", "ddp"),
     ],
 )
-def test_a_checkpoint_goes_on(done: Path, before: str, after: str) -> None:
-    """Bitwise where nothing differs, to rounding where the ranks do."""
+def test_a_checkpoint_resumes(done: Path, before: str, after: str) -> None:
+    """Bitwise with the same strategy, up to rounding with another one."""
     first = done / "single" / "True" if before == "single" else done / f"{before}-True"
     tolerance = {"rtol": 0, "atol": 0} if before == after else {"rtol": 1e-3, "atol": 2e-5}
     again = weights(done / f"{before}-then-{after}" / "step-4")

@@ -1,4 +1,4 @@
-"""Fixtures that more than one test of the loss uses."""
+"""Fixtures shared by the tests of the loss."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from tests.otr.loss.losses import Inputs
 
 @pytest.fixture
 def chunks(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Sets how many rows of logits are in a chunk and in a tile of it."""
+    """A function that sets how many rows of logits a chunk and a tile have."""
 
     def set_rows(inputs: Inputs, chunk: int, tile: int) -> None:
         size, vocabulary = inputs.weight.element_size(), len(inputs.weight)

@@ -8,14 +8,14 @@ from otr.loss.kernels.rows import loss_and_gradient_ as triton_loss_and_gradient
 from otr.loss.rows import loss_and_gradient_
 from tests.assets.rows import OBJECTIVES, logits_and_targets
 
-# numpy, which the interpreter computes with, warns of the log of a masked block's 0.
+# The interpreter computes with numpy, which warns about the log of a masked block's 0.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 
 @pytest.mark.parametrize("softcap", [None, 5.0])
 @pytest.mark.parametrize("vocabulary", [1, 7, 100, 5000])
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
-def test_it_is_the_torch_backend(
+def test_the_triton_backend_equals_the_torch_backend(
     objective: Objective,
     vocabulary: int,
     softcap: float | None,
@@ -40,7 +40,7 @@ def test_in_bfloat16_each_entry_is_rounded_once() -> None:
     torch.testing.assert_close(ours, exact.bfloat16(), rtol=2**-7, atol=1e-7)
 
 
-def test_linear_token_loss_takes_it_by_name() -> None:
+def test_linear_token_loss_accepts_the_backend_by_name() -> None:
     hidden = torch.randn(5, 8, requires_grad=True)
     weight = torch.randn(90, 8)
     outputs = [

@@ -1,6 +1,6 @@
-"""What the tests of the loss share: objectives, logits, hidden states, and the ways to a gradient.
+"""Helpers of the loss tests: objectives, logits, hidden states, and several ways to a gradient.
 
-Shapes: T rows, V vocabulary, D width.
+Shapes: T positions, V vocabulary, D width.
 """
 
 import math
@@ -39,7 +39,7 @@ both = pytest.mark.parametrize("function", [token_loss, through_linear])
 
 
 class Elsewhere:
-    """A generator of a device that this machine need not have."""
+    """Stands for a generator on another device, which this machine need not have."""
 
     device = torch.device("cuda:1")
 
@@ -56,7 +56,7 @@ def gradient(logits: Tensor, target: Tensor, objective: Objective, seed: int = 0
 
 
 def by_rows(logits: Tensor, target: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
-    """Figures and gradient as `linear_token_loss` forms them."""
+    """Return figures and gradient as `linear_token_loss` computes them."""
     z, position = logits.detach().clone(), torch.arange(len(logits))
     return loss_and_gradient_(z, target, position, objective, draw_seed(generator())), z
 
@@ -83,7 +83,7 @@ class Inputs:
         return linear_token_loss(self.hidden, self.weight, self.target, objective, **more)
 
     def full(self, objective: Objective, change: Callable = lambda z: z) -> LossOutput:
-        """The loss on all logits at once."""
+        """Return the loss computed from all logits at once."""
         logits = change(self.hidden @ self.weight.T)
         return token_loss(logits, self.target, objective, generator=generator())
 

@@ -1,11 +1,9 @@
-"""The losses by their definitions in float64, a row and a draw at a time, apart from otr's maths.
+"""Reference implementation of the losses: their definitions in float64, one draw at a time.
 
-In: logits [T, V], targets, an objective, draws. Out: the loss of each row, its gradient [T, V].
-Of otr it takes the uniforms and the way from a uniform to a token, so that draws can be the same.
+It shares with otr only the uniforms and the mapping from a uniform to a token, so that both use the
+same draws. Every loss is a sum of -weight * log p(token) with constant weights, its `terms`.
 
-Every loss is a sum of -weight * log p(token) with weights that are held constant: its `terms`.
-
-Shapes: T rows, V vocabulary, K draws.
+Shapes: T positions, V vocabulary, K draws.
 """
 
 from typing import NamedTuple
@@ -14,13 +12,22 @@ import torch
 from torch import Tensor
 
 from otr import IGNORE_INDEX, Objective
-from otr.loss.draws import HIT, WHICH_BLOCK, WHICH_ENTRY, draw_each, draw_seed, row_keys, uniforms
+from otr.loss.draws import (
+    HIT,
+    WHICH_BLOCK,
+    WHICH_ENTRY,
+    RowKeys,
+    draw_each,
+    draw_seed,
+    row_keys,
+    uniforms,
+)
 
 Terms = list[list[tuple[int, float]]]
 
 
 class Draws(NamedTuple):
-    """Whether each draw is the target, and which other token it is where not."""
+    """Whether each draw is the target, and the token that it is otherwise."""
 
     hit_TK: Tensor
     miss_TK: Tensor
@@ -31,13 +38,14 @@ def generator(number: int = 0) -> torch.Generator:
 
 
 def draws(logits_TV: Tensor, target_T: Tensor, o: Objective, number: int = 0) -> Draws:
-    """The draws that a loss makes with ``generator(number)``."""
+    """Return the draws that a loss makes with ``generator(number)``."""
     q_TV = torch.softmax(logits_TV.detach().double() / o.temperature, -1)
     y_T1 = target_T.clamp(min=0)[:, None]
     seed, position_T = draw_seed(generator(number)), torch.arange(len(target_T))
     low_T, high_T = row_keys(seed, position_T)
+    keys = RowKeys(low_T[:, None], high_T[:, None])
     hit, block, entry = (
-        uniforms((low_T[:, None], high_T[:, None]), torch.arange(o.num_samples), word=word)
+        uniforms(keys, torch.arange(o.num_samples), word=word)
         for word in (HIT, WHICH_BLOCK, WHICH_ENTRY)
     )
     miss_TK = draw_each(q_TV.scatter(1, y_T1, 0), block, entry)
@@ -45,7 +53,7 @@ def draws(logits_TV: Tensor, target_T: Tensor, o: Objective, number: int = 0) ->
 
 
 def terms(logits_TV: Tensor, target_T: Tensor, o: Objective, drawn: Draws | None = None) -> Terms:
-    """(token, weight) of each row's loss; none where the row is not scored."""
+    """Return (token, weight) pairs of each position's loss; none if it is not scored."""
     logits_TV = logits_TV.detach().double()
     every_p = torch.softmax(logits_TV, -1).tolist()
     every_q = torch.softmax(logits_TV / o.temperature, -1).tolist()
@@ -72,7 +80,7 @@ def terms(logits_TV: Tensor, target_T: Tensor, o: Objective, drawn: Draws | None
 
 
 def loss(logits_TV: Tensor, rows: Terms) -> Tensor:
-    """[T]: the sum of -weight * log p(token)."""
+    """Return the sum of -weight * log p(token), [T]."""
     logp = torch.log_softmax(logits_TV.detach().double(), -1).tolist()
     return torch.tensor(
         [-sum(w * logp[t][a] for a, w in row if w) for t, row in enumerate(rows)],
@@ -81,7 +89,7 @@ def loss(logits_TV: Tensor, rows: Terms) -> Tensor:
 
 
 def gradient(logits_TV: Tensor, rows: Terms) -> Tensor:
-    """[T, V]: the sum of weight * (p - e_token)."""
+    """Return the sum of weight * (p - e_token), [T, V]."""
     p_TV = torch.softmax(logits_TV.detach().double(), -1)
     total = torch.empty_like(p_TV)
     for t, row in enumerate(rows):
@@ -94,9 +102,10 @@ def gradient(logits_TV: Tensor, rows: Terms) -> Tensor:
 
 
 def magnitude(logits_TV: Tensor, rows: Terms) -> tuple[Tensor, Tensor]:
-    """[T] and [T, V]: loss and gradient with all that is summed made positive.
+    """Return loss [T] and gradient [T, V] with all summands made positive.
 
-    What cancels in the sums is in it, so the rounding of any way to form them is a share of it.
+    Terms that cancel in the sums count here, so the rounding of any way to compute the sums is
+    proportional to this.
     """
     positive = [[(a, abs(weight)) for a, weight in row] for row in rows]
     p_TV = torch.softmax(logits_TV.detach().double(), -1)

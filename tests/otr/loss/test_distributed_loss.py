@@ -1,6 +1,6 @@
-"""Sharded and replicated over two ranks, the loss has the gradients of one process.
+"""Sharded or replicated over two ranks, the loss has the gradients of one process.
 
-A rank's loss is multiplied by world / global count, as the ranks' gradients are averaged.
+Each rank's loss is multiplied by world / global count, since gradients are averaged over ranks.
 """
 
 from collections.abc import Callable
@@ -39,7 +39,7 @@ class Net(nn.Module):
 
 
 def inputs(empty_rank: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Token ids, targets (none in the second half if `empty_rank`) and positions."""
+    """Return token ids, targets (none in the second half if `empty_rank`) and positions."""
     numbers = torch.Generator().manual_seed(1)
     ids, target = (torch.randint(V, (T,), generator=numbers) for _ in range(2))
     target[1] = IGNORE_INDEX
@@ -56,7 +56,7 @@ def sharded(net: Net) -> nn.Module:
 
 
 def sharded_head(net: Net) -> nn.Module:
-    """The head's own hooks do not run: its weight and bias reach the loss as DTensors."""
+    """Shard the head too: without its own hooks, weight and bias reach the loss as DTensors."""
     from torch.distributed.fsdp import fully_shard
 
     fully_shard(net.head)
@@ -85,7 +85,7 @@ def gradients(net: nn.Module, rank: int, world: int, empty_rank: bool) -> Gradie
 
 
 def dtensor_gradients(rank: int, empty_rank: bool) -> Gradients:
-    """Nothing but a weight that is sharded by hand."""
+    """Return the gradients of a head that is sharded by hand, without FSDP."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Shard, distribute_tensor
 
@@ -111,7 +111,7 @@ def run_rank(rank: int, directory: Path) -> None:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Gradients]]:
-    """Of each rank."""
+    """Gradients on each rank, by way of sharding."""
     directory = tmp_path_factory.mktemp("ranks")
     mp.spawn(run_rank, (directory,), nprocs=WORLD)
     return [torch.load(directory / f"rank-{r}.pt", weights_only=True) for r in range(WORLD)]

@@ -1,4 +1,4 @@
-"""The draws: unbiased, of the variance that is claimed, and the same however rows are batched."""
+"""Draws are unbiased, have the stated variance, and do not depend on batching."""
 
 import math
 
@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from otr import IGNORE_INDEX, Objective
-from otr.loss.draws import draw_each, row_keys, uniforms
+from otr.loss.draws import RowKeys, draw_each, row_keys, uniforms
 from tests.otr.loss import oracle
 from tests.otr.loss.losses import HALF, SAMPLED, both, gradient, rows
 from tests.otr.loss.oracle import generator
 
 
 def many_gradients(logits_V: Tensor, target: int, objective: Objective, count: int) -> Tensor:
-    """[count, V]: independent draws of the gradient of one row."""
+    """Return independent samples of one position's gradient, [count, V]."""
     logits = logits_V.detach().expand(count, -1).clone().requires_grad_()
     return gradient(logits, torch.full((count,), target), objective)
 
@@ -29,10 +29,12 @@ def expectation(logits_V: Tensor, target: int, objective: Objective) -> Tensor:
 @pytest.mark.parametrize("beta", [-1.0, -0.1, 0.5, 1.0])
 @pytest.mark.parametrize("num_samples", [1, 7, 256])
 @pytest.mark.parametrize("estimator", ["sampled", "half"])
-def test_unbiased(estimator: str, num_samples: int, beta: float, kappa: float) -> None:
+def test_the_gradient_is_unbiased(
+    estimator: str, num_samples: int, beta: float, kappa: float
+) -> None:
     objective = Objective("otr", num_samples, beta, 1.0, kappa, estimator)
     (logits, *_), target = rows(1, 70, seed=1, spread=0.5)[0].detach(), 3
-    logits[target] = 2.5  # hits and misses are both many
+    logits[target] = 2.5  # makes both hits and misses frequent
     made = many_gradients(logits, target, objective, 40_000 // num_samples)
     error = made.mean(0) - expectation(logits, target, objective)
     standard_error = made.std(0) / math.sqrt(len(made))
@@ -76,7 +78,7 @@ def test_draws_follow_the_position_not_the_batch(function, objective: Objective)
 
 
 def test_uniforms_are_uniform_and_unrelated() -> None:
-    keys = tuple(key[:, None] for key in row_keys(7, torch.arange(2000)))
+    keys = RowKeys(*(key[:, None] for key in row_keys(7, torch.arange(2000))))
     draws = uniforms(keys, torch.arange(64), word=0)
     assert draws.min() >= 0 and draws.max() < 1
     counts = torch.histc(draws, 64, 0, 1)

@@ -1,4 +1,4 @@
-"""`linear_token_loss`: its gradients by definition and in all that a model does around it."""
+"""`linear_token_loss` has the defined gradients, also inside of a model."""
 
 import math
 from collections.abc import Callable
@@ -26,15 +26,15 @@ from tests.otr.loss.oracle import generator
 @pytest.mark.parametrize("beta", [-1.0, -0.1, 0.0, 0.5, 1.0])
 @every_count
 def test_otr_equals_the_oracle(estimator, num_samples, beta, kappa, chunks) -> None:
-    equals_the_oracle(Objective("otr", num_samples, beta, 2.0, kappa, estimator), chunks)
+    assert_equals_the_oracle(Objective("otr", num_samples, beta, 2.0, kappa, estimator), chunks)
 
 
 @every_objective
 def test_every_objective_equals_the_oracle(objective: Objective, chunks) -> None:
-    equals_the_oracle(objective, chunks)
+    assert_equals_the_oracle(objective, chunks)
 
 
-def equals_the_oracle(objective: Objective, chunks: Callable[..., None]) -> None:
+def assert_equals_the_oracle(objective: Objective, chunks: Callable[..., None]) -> None:
     x = Inputs()
     chunks(x, 4, 3)
     bias = torch.randn(29, dtype=torch.float64, generator=generator(1)).requires_grad_()
@@ -48,7 +48,7 @@ def equals_the_oracle(objective: Objective, chunks: Callable[..., None]) -> None
 
 
 @every_objective
-def test_finite_differences_with_draws_and_policy_held(objective: Objective) -> None:
+def test_finite_differences_with_draws_and_policy_held_constant(objective: Objective) -> None:
     x = Inputs(t=5, v=7, d=3)
 
     def logits() -> Tensor:
@@ -60,14 +60,14 @@ def test_finite_differences_with_draws_and_policy_held(objective: Objective) -> 
     for moved, got in zip(
         (x.hidden, x.weight), x.gradients(x.loss(objective).loss_sum), strict=True
     ):
-        entries = moved.detach().view(-1)  # shares memory: moves what logits() reads
+        entries = moved.detach().view(-1)  # shares memory with the tensor that logits() reads
         for i in range(len(entries)):
-            kept = entries[i].item()
+            original = entries[i].item()
             sums = []
             for sign in (1, -1):
-                entries[i] = kept + sign * step
+                entries[i] = original + sign * step
                 sums.append(oracle.loss(logits(), held).sum().item())
-            entries[i] = kept
+            entries[i] = original
             slope = (sums[0] - sums[1]) / (2 * step)
             assert got.flatten()[i].item() == pytest.approx(slope, abs=1e-8)
 
@@ -120,7 +120,7 @@ def test_autocast_is_bf16_products_of_float32_weights(objective: Objective, chun
         assert (got - precise).abs().max() > 1e-6  # it did round
 
 
-def test_the_losss_own_gradient_multiplies_ours() -> None:
+def test_an_outer_gradient_scales_the_gradients() -> None:
     x = Inputs(dtype=torch.bfloat16)
     one = x.gradients(x.loss(SFT).loss_sum)
     many = x.gradients(x.loss(SFT).loss_sum * (1 / 3))
@@ -175,7 +175,7 @@ def test_gradient_checkpointing_of_the_body_gives_the_same(objective: Objective)
     torch.testing.assert_close(*(loss_and_gradients(net) for net in nets), rtol=0, atol=0)
 
 
-def test_a_masked_token_is_never_trained_towards_and_an_error_as_a_target(chunks) -> None:
+def test_a_masked_token_gets_no_gradient_and_is_an_error_as_a_target(chunks) -> None:
     x = Inputs(dtype=torch.float32)
     chunks(x, 4, 3)
     x.target[[0, 9]] = torch.tensor([4, 5])

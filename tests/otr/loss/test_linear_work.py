@@ -1,17 +1,17 @@
-"""`linear_token_loss` holds no tensor of all logits and does only the work that is wanted."""
+"""`linear_token_loss` holds no tensor of all logits and does only the necessary work."""
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from otr import Objective, linear_token_loss
+from otr._compat import TorchDispatchMode
 from otr.loss import rows
 from tests.otr.loss.losses import MANY, SAMPLED, Elsewhere, Inputs
 
 
 class Operations(TorchDispatchMode):
-    """The operations that run, and the shapes and sizes of what they return."""
+    """Records matrix products, and the largest storage that any operation returns."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ def test_draws_from_a_small_vocabulary_need_no_large_scratch() -> None:
     assert ran.largest <= rows.TILE_BYTES
 
 
-def test_only_the_wanted_products_run(chunks) -> None:
+def test_only_the_necessary_products_run(chunks) -> None:
     for frozen, wanted in (
         ((), {"logits": 3, "hidden": 3, "weight": 3}),
         (("weight",), {"logits": 3, "hidden": 3}),

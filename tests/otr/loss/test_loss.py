@@ -1,7 +1,7 @@
-"""The loss against its definition in float64.
+"""The losses equal their definitions in float64.
 
-What `token_loss` and `linear_token_loss` share is tested on both: with the unit matrix for a weight
-the hidden states of the second are the logits.
+Common behavior of `token_loss` and `linear_token_loss` is tested on both: with the identity matrix
+as weight, the hidden states are the logits.
 """
 
 import math
@@ -29,7 +29,7 @@ from tests.otr.loss.losses import (
 from tests.otr.loss.oracle import generator
 
 
-def equals_the_oracle(by, objective: Objective) -> None:
+def assert_equals_the_oracle(by, objective: Objective) -> None:
     logits, target = rows(5, 11)
     drawn = oracle.draws(logits, target, objective)
     terms = oracle.terms(logits, target, objective, drawn)
@@ -49,18 +49,18 @@ def equals_the_oracle(by, objective: Objective) -> None:
 @every_count
 @pytest.mark.parametrize("by", [by_token_loss, by_rows])
 def test_otr_is_the_sum_over_its_draws(by, estimator, num_samples, beta, kappa) -> None:
-    equals_the_oracle(by, Objective("otr", num_samples, beta, 2.0, kappa, estimator))
+    assert_equals_the_oracle(by, Objective("otr", num_samples, beta, 2.0, kappa, estimator))
 
 
 @pytest.mark.parametrize("by", [by_token_loss, by_rows])
 @every_objective
 def test_every_objective_is_its_definition(by, objective: Objective) -> None:
-    equals_the_oracle(by, objective)
+    assert_equals_the_oracle(by, objective)
 
 
 @both
-def test_worked_by_hand(function) -> None:
-    """p = (1/4, 3/4) and the target the first: p - e_y = (-3/4, 3/4)."""
+def test_values_computed_by_hand(function) -> None:
+    """p = (1/4, 3/4) and the target is the first token: p - e_y = (-3/4, 3/4)."""
     for objective, loss, slope in (
         (SFT, math.log(4), 0.75),
         (DFT, math.log(4) / 4, 0.75 / 4),
@@ -80,7 +80,7 @@ def test_worked_by_hand(function) -> None:
 
 @every_objective
 @both
-def test_sums_are_over_the_scored_rows(function, objective: Objective) -> None:
+def test_sums_are_over_the_scored_positions(function, objective: Objective) -> None:
     logits, target = rows(6, 11)
     target[[0, 4]] = IGNORE_INDEX
     out = function(logits, target, objective, generator=generator())
@@ -112,11 +112,11 @@ def test_finite_differences_with_draws_and_policy_held(objective: Objective) -> 
     held = oracle.terms(logits, target, objective, drawn)
     got = gradient(logits, target, objective)
     step = 1e-5
-    for place in torch.cartesian_prod(torch.arange(3), torch.arange(7)).tolist():
+    for index in torch.cartesian_prod(torch.arange(3), torch.arange(7)).tolist():
         move = torch.zeros_like(logits)
-        move[tuple(place)] = step
+        move[tuple(index)] = step
         up, down = (oracle.loss(logits.detach() + sign * move, held).sum() for sign in (1, -1))
-        assert got[tuple(place)].item() == pytest.approx((up - down).item() / (2 * step), abs=1e-9)
+        assert got[tuple(index)].item() == pytest.approx((up - down).item() / (2 * step), abs=1e-9)
 
 
 def test_at_kappa_1_and_beta_1_the_expectation_is_zero() -> None:
@@ -134,7 +134,7 @@ def test_at_kappa_1_the_expectation_is_a_multiple_of_dft() -> None:
 
 @every_objective
 @both
-def test_a_shift_of_a_rows_logits_changes_nothing(function, objective: Objective) -> None:
+def test_a_constant_added_to_the_logits_changes_nothing(function, objective: Objective) -> None:
     logits, target = rows(5, 11)
     shift = torch.tensor([[300.0], [-70.0], [1.5], [0.0], [-1e4]], dtype=torch.float64)
     made = []

@@ -1,4 +1,4 @@
-"""Extreme, empty and wrong input: a finite loss, or an error that names what is wrong."""
+"""Extreme, empty and wrong input gives a finite loss, or an error that names the problem."""
 
 import math
 
@@ -38,7 +38,7 @@ LOGIT = st.sampled_from([0.0, 1.5, -3.0, 1e4, -1e4, -math.inf])
 )
 @hypothesis.settings(max_examples=150, deadline=None, derandomize=True)
 def test_extremes_stay_finite(made: list, objective: Objective, kappa: float, dtype) -> None:
-    """Any shape, masked entries, a vocabulary of one; the target itself is never masked."""
+    """Any shape, masked entries, a vocabulary of one; targets are never masked."""
     o = Objective(objective.name, 7, temperature=kappa, estimator=objective.estimator)
     logits = torch.tensor([z for z, _ in made])
     target = torch.tensor([y for _, y in made])
@@ -62,7 +62,7 @@ def test_nan_is_an_error_that_names_the_row(function, objective: Objective, valu
     logits, target = rows(9, 5)
     target[[1, 4]] = IGNORE_INDEX
     bad = logits.detach().clone()
-    bad[4] = value  # not scored: not looked at
+    bad[4] = value  # not scored, so not checked
     assert torch.isfinite(function(bad, target, objective).loss_sum)
     bad[6] = value
     bad[8] = value
@@ -82,7 +82,9 @@ def test_a_masked_target_is_an_error_that_names_the_row(objective: Objective) ->
 @pytest.mark.parametrize("target", [torch.full((3,), IGNORE_INDEX), torch.empty(0).long()])
 @every_objective
 @both
-def test_no_rows_give_a_zero_that_can_go_backward(function, objective, target: Tensor) -> None:
+def test_without_scored_positions_the_loss_is_zero_and_can_go_backward(
+    function, objective, target: Tensor
+) -> None:
     logits = torch.randn(len(target), 5, requires_grad=True)
     out = function(logits, target, objective)
     out.loss_sum.backward()
@@ -108,7 +110,7 @@ def test_no_rows_give_a_zero_that_can_go_backward(function, objective, target: T
         ({"reward_scale": math.inf}, "reward_scale is inf: use a finite number"),
     ],
 )
-def test_bad_objectives(change: dict, words: str) -> None:
+def test_an_invalid_objective_is_refused(change: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Objective(**change)
 
@@ -137,7 +139,7 @@ def test_bad_objectives(change: dict, words: str) -> None:
     ],
 )
 @both
-def test_bad_arguments(function, change: dict, words: str) -> None:
+def test_invalid_arguments_are_refused(function, change: dict, words: str) -> None:
     good = {"logits": torch.zeros(4, 9), "target": torch.zeros(4).long()}
 
     def call(logits: Tensor, target: Tensor, **more) -> LossOutput:

@@ -1,4 +1,4 @@
-"""The documented `compute_loss_func` in transformers' and in TRL's trainer, two steps each."""
+"""The documented `compute_loss_func` works in the trainers of transformers and TRL."""
 
 import re
 from collections.abc import Callable
@@ -52,20 +52,22 @@ def adapter() -> Callable[..., Any]:
 
 
 def rows() -> list[dict[str, list[int]]]:
-    """All of them in every step, so that their order does not matter to the sum."""
+    """Return examples; every step has all of them, so that their order does not matter."""
     tokens = torch.randint(5, 250, (ROWS, LENGTH), generator=torch.Generator().manual_seed(1))
     return [{"input_ids": r.tolist(), "labels": [-100] * 6 + r.tolist()[6:]} for r in tokens]
 
 
 def collate(examples: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-    """In one order, so that a row's draws are those of its place."""
+    """Collate in a fixed order, which gives each example the same draws."""
     ordered = sorted(examples, key=lambda example: example["input_ids"])
     batch = {key: torch.tensor([e[key] for e in ordered]) for key in ("input_ids", "labels")}
     return {**batch, "attention_mask": torch.ones_like(batch["input_ids"])}
 
 
-def by_our_loss(model_dir: Path, objective: Objective, seed: int) -> dict[str, torch.Tensor]:
-    """The weights after the same steps of plain gradient descent on our own loss."""
+def weights_by_our_loss(
+    model_dir: Path, objective: Objective, seed: int
+) -> dict[str, torch.Tensor]:
+    """Return the weights after the same steps of gradient descent on our own loss."""
     batch = collate(rows())
     model = load_model(ModelConfig(str(model_dir)))
     generator = torch.Generator().manual_seed(seed)
@@ -94,7 +96,7 @@ OBJECTIVES = [Objective("sft"), Objective("dft"), Objective(num_samples=16)]
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: o.name)
 @pytest.mark.parametrize("kind", ["transformers", "trl"])
-def test_two_steps_of_another_trainer_are_ours(
+def test_two_steps_of_another_trainer_equal_ours(
     kind: str, objective: Objective, model_dir: Path, adapter: Callable[..., Any], tmp_path: Path
 ) -> None:
     set_seed(0)
@@ -120,5 +122,5 @@ def test_two_steps_of_another_trainer_are_ours(
     trainer.train()
     theirs = trainer.model.state_dict()
     start = load_model(config).state_dict()
-    for name, weight in by_our_loss(model_dir, objective, seed=5).items():
+    for name, weight in weights_by_our_loss(model_dir, objective, seed=5).items():
         torch.testing.assert_close(theirs[name] - start[name], weight - start[name])

@@ -1,4 +1,4 @@
-"""The Triton backend without a GPU: the mathematics of its kernels, in Triton's interpreter."""
+"""The mathematics of the Triton kernels, without a GPU in Triton's interpreter."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ from otr import Objective, linear_token_loss
 
 @pytest.mark.skipif(not find_spec("triton"), reason="triton is not installed")
 def test_the_kernels_in_the_interpreter() -> None:
-    """In a process of its own: Triton reads the variable when it is imported."""
+    """A process of its own is needed: Triton reads the variable at import."""
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", Path(__file__).with_name("interpreted.py")],
         env={**os.environ, "TRITON_INTERPRET": "1"},
@@ -25,7 +25,7 @@ def test_the_kernels_in_the_interpreter() -> None:
     assert " passed" in done.stdout
 
 
-def test_without_a_gpu_or_the_interpreter_it_is_refused() -> None:
+def test_triton_is_refused_without_a_gpu_or_the_interpreter() -> None:
     with pytest.raises(ValueError, match="backend 'triton' can't run on cpu: use 'torch'"):
         linear_token_loss(
             torch.zeros(1, 2), torch.zeros(3, 2), torch.zeros(1).long(), Objective("sft"),

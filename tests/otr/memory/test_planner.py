@@ -1,4 +1,4 @@
-"""What the planner foresees, held against measured steps; what it makes of too small devices."""
+"""The planner's estimates match measured steps; its suggestions fit on small devices."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -33,32 +33,34 @@ def with_memory(run: TrainConfig, **changes: Any) -> TrainConfig:
     ],
     ids=lambda case: case.name,
 )
-def test_a_measured_step(case: Case) -> None:
-    holds(case)
+def test_the_estimate_matches_a_measured_step(case: Case) -> None:
+    assert_matches(case)
 
 
 @pytest.mark.integration
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_a_measured_step_of_two_workers(strategy: str) -> None:
-    holds(Case(strategy, 4, 256, 4, 512, 8000, workers=2, strategy=strategy))
+def test_the_estimate_matches_a_measured_step_of_two_workers(strategy: str) -> None:
+    assert_matches(Case(strategy, 4, 256, 4, 512, 8000, workers=2, strategy=strategy))
 
 
-def holds(case: Case) -> None:
+def assert_matches(case: Case) -> None:
     real = measured(case)
-    assert real > 100 * MIB, "too little to be measured"
+    assert real > 100 * MIB, "too little memory to measure"
     assert planned(case) == pytest.approx(real, rel=0.15)
 
 
 @pytest.mark.parametrize("again", [False, True])
 @pytest.mark.parametrize("steps", [1, 2])
-def test_the_estimate_extrapolates_to_more_layers(run: TrainConfig, again: bool, steps: int) -> None:
+def test_the_estimate_extrapolates_to_more_layers(
+    run: TrainConfig, again: bool, steps: int
+) -> None:
     run = with_memory(replace(run, global_batch_size=16 * steps), gradient_checkpointing=again)
     architecture = planner.empty_model(run.model).config
     whole = max(fake_step.footprint(architecture, run), key=lambda part: part.total)
     assert plan(run, LARGE).device.total == pytest.approx(whole.total, rel=0.005)
 
 
-def test_the_parts(run: TrainConfig) -> None:
+def test_the_bytes_of_each_kind(run: TrainConfig) -> None:
     weights = sum(p.numel() for p in planner.empty_model(run.model).parameters())
     twice = plan(replace(run, global_batch_size=32), LARGE).device
     slack = 4096  # buffers, and the optimiser's step numbers
@@ -70,7 +72,7 @@ def test_the_parts(run: TrainConfig) -> None:
     assert adapters.gradients < twice.gradients / 4 and adapters.optimizer < twice.optimizer / 4
 
 
-def test_checkpointing_and_fewer_rows_take_less(run: TrainConfig) -> None:
+def test_checkpointing_and_fewer_rows_need_less(run: TrainConfig) -> None:
     whole = plan(run, LARGE).device.activations
     assert plan(with_memory(run, gradient_checkpointing=True), LARGE).device.activations < whole / 2
     assert plan(replace(run, micro_batch_size=1), LARGE).device.activations < whole / 3
@@ -83,14 +85,14 @@ def on(run: TrainConfig, strategy: str, **workers: Any) -> Plan:
     )
 
 
-def test_strategies(run: TrainConfig) -> None:
+def test_the_memory_of_each_strategy(run: TrainConfig) -> None:
     run = replace(run, micro_batch_size=4)
     alone, ddp = (
         on(replace(run, global_batch_size=4), "single").device,
         on(run, "ddp", count=4).device,
     )
     trained = alone.parameters
-    # One pass a step on four workers, whose gradients are not there yet where most is in use.
+    # One pass per step on four workers: at the peak there are no gradients yet, only DDP's buckets.
     assert ddp.gradients == pytest.approx(trained, rel=0.01) and ddp.optimizer == alone.optimizer
     shared = on(run, "fsdp", count=4)
     assert shared.device.optimizer == pytest.approx(alone.optimizer / 4, rel=0.01)
@@ -100,10 +102,10 @@ def test_strategies(run: TrainConfig) -> None:
     assert host.host_bytes == pytest.approx(4 * trained / 4, rel=0.01)
 
 
-def test_what_is_suggested(run: TrainConfig) -> None:
+def test_suggestions_are_the_cheapest_that_fit(run: TrainConfig) -> None:
     need = plan(run, LARGE).device.total
     assert suggest(run, 2 * need)[0] == run  # type: ignore[index]
-    changed, found = suggest(run, need)  # type: ignore[misc]  # no room to spare
+    changed, found = suggest(run, need)  # type: ignore[misc]  # without headroom
     assert changed.memory.gradient_checkpointing and changed.micro_batch_size == 16 and found.fits
     checkpointed = plan(changed, LARGE).device.total
     changed, found = suggest(run, checkpointed)  # type: ignore[misc]
@@ -112,7 +114,7 @@ def test_what_is_suggested(run: TrainConfig) -> None:
     assert suggest(run, MIB) is None
 
 
-def test_shared_where_a_whole_model_is_too_much(run: TrainConfig) -> None:
+def test_sharding_is_suggested_if_a_whole_model_is_too_large(run: TrainConfig) -> None:
     run = replace(run, workers=Workers(4, gpus=1), micro_batch_size=4)
     ddp = with_memory(run, strategy="ddp", gradient_checkpointing=True)
     least = plan(replace(ddp, micro_batch_size=1), LARGE).device.total
@@ -120,7 +122,7 @@ def test_shared_where_a_whole_model_is_too_much(run: TrainConfig) -> None:
     assert changed.memory.strategy == "fsdp"
 
 
-def test_auto(run: TrainConfig) -> None:
+def test_the_strategy_auto(run: TrainConfig) -> None:
     weights = sum(p.numel() for p in planner.empty_model(run.model).parameters())
     one, four = (replace(run, micro_batch_size=4, workers=Workers(n, gpus=1)) for n in (1, 4))
     assert resolve_strategy(one, 32 * weights) == "single"
@@ -128,20 +130,24 @@ def test_auto(run: TrainConfig) -> None:
     assert resolve_strategy(four, 32 * weights) == "ddp"
     assert resolve_strategy(four, 16 * weights) == "fsdp"
     assert resolve_strategy(four, 4 * weights) == "fsdp_offload"
-    assert resolve_strategy(replace(one, workers=Workers()), 1) == "single", "a CPU has no other"
-    assert resolve_strategy(replace(four, memory=MemoryConfig("ddp")), 1) == "ddp", "as asked for"
+    assert resolve_strategy(replace(one, workers=Workers()), 1) == "single", (
+        "the only strategy of one CPU worker"
+    )
+    assert resolve_strategy(replace(four, memory=MemoryConfig("ddp")), 1) == "ddp", "as configured"
 
 
-def test_a_step_that_depends_on_contents(run: TrainConfig, monkeypatch: Any) -> None:
+def test_a_step_that_depends_on_contents_cannot_be_counted(
+    run: TrainConfig, monkeypatch: Any
+) -> None:
     def fail(*_: Any, **__: Any) -> None:
-        raise RuntimeError("what this does is in the data")
+        raise RuntimeError("depends on the data")
 
     monkeypatch.setattr(planner, "footprint", fail)
     planner._counted_once.cache_clear()
-    with pytest.raises(NotImplementedError, match="qwen3 model cannot be counted: what this does"):
+    with pytest.raises(NotImplementedError, match="qwen3 model cannot be counted: depends on"):
         plan(run, LARGE)
 
 
-def test_no_model(tmp_path: Path, run: TrainConfig) -> None:
+def test_a_missing_model_is_an_error(tmp_path: Path, run: TrainConfig) -> None:
     with pytest.raises(ValueError, match="no model config at"):
         plan(replace(run, model=ModelConfig(str(tmp_path))), LARGE)

@@ -1,4 +1,4 @@
-"""No tensor of all tokens by the vocabulary is ever made: in a step, a snapshot or a validation."""
+"""No step, snapshot or evaluation makes a tensor of all tokens by the vocabulary."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 from otr import ModelConfig, Objective
+from otr._compat import TorchDispatchMode, tree_leaves
 from otr.loop import policy
 from otr.loop.loop import train
 from otr.loss import fused
@@ -17,17 +16,17 @@ from otr.models.load import load_model
 from tests.assets.tiny import make_tiny_model
 from tests.otr.runs import batches, config
 
-VOCABULARY, ROWS = 8192, 16  # ROWS of logits at a time
+VOCABULARY, ROWS = 8192, 16  # ROWS of logits at once
 
 
 class Largest(TorchDispatchMode):
-    """Entries of the largest tensor that any operation gives."""
+    """Records the number of entries of the largest tensor that any operation returns."""
 
     entries = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        sizes = [t.numel() for t in tree_iter(out) if isinstance(t, torch.Tensor)]
+        sizes = [t.numel() for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
         self.entries = max([self.entries, *sizes])
         return out
 
@@ -47,6 +46,6 @@ def test_the_largest_tensor_of_a_run(
     run = replace(run, data=replace(run.data, validation=("held out",)))
     with Largest() as largest:
         train(model, [batch], run, lambda *_: None, validation=[batch])
-    assert weight <= largest.entries, "the head's gradient was not even seen"
+    assert weight <= largest.entries, "the head's gradient was not recorded"
     assert largest.entries < scored * VOCABULARY / 2
     assert largest.entries <= max(weight, ROWS * VOCABULARY)

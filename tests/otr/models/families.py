@@ -1,7 +1,6 @@
-"""Toy models of the families that people train, each as a directory, and the same made-up rows.
+"""Toy models of common families and packed rows of made-up examples, for tests of all families.
 
-In: a family's name, whether its head is tied. Out: a directory for `load_model`; a batch of packed
-rows with padding; what the model itself, by eager attention, computes of each example on its own.
+`alone` computes the reference: each example on its own, with the model's eager attention.
 """
 
 from pathlib import Path
@@ -51,7 +50,7 @@ FAMILIES: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
 
 
 def toy(config: PretrainedConfig) -> PreTrainedModel:
-    """With weights large enough that every part of the model matters."""
+    """Build a model with weights large enough that every part of it matters."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config)
@@ -71,14 +70,14 @@ def make_family(directory: Path, name: str, tied: bool = True) -> Path:
 
 
 def packed_rows() -> dict[str, Tensor]:
-    """Nine examples in rows that end with padding."""
+    """Return nine examples in packed rows that end with padding."""
     batch = {name: torch.from_numpy(column) for name, column in pack(examples(9), LENGTH).items()}
     assert (batch["segment_ids"] == 0).any() and batch["segment_ids"].max() > 1
     return batch
 
 
 def alone(model: PreTrainedModel, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """The examples' logits, one after another, and the sum of their targets' cross-entropy."""
+    """Return the examples' logits in order, and the summed cross-entropy of their targets."""
     logits, loss = [], torch.zeros(())
     for ids_S, mask_S, segment_S in zip(
         batch["input_ids"], batch["loss_mask"], batch["segment_ids"], strict=True

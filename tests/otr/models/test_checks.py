@@ -1,4 +1,4 @@
-"""The two looks at a model before a run: models that must fail do, the others pass unchanged."""
+"""The two checks of a model before a run: supported models pass, others fail."""
 
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from otr import LoraConfig, ModelConfig, load_model
+from otr._compat import attention_name
 from otr.models.attention import PACKED, Lengths, packed_attention
 from otr.models.checks import check_head, check_packing
 from otr.models.lora import add_adapters
@@ -31,14 +32,16 @@ def loaded(directory: Path, kind: type[Any], **more: Any) -> PreTrainedModel:
 
 @pytest.mark.parametrize("adapters", [False, True], ids=["plain", "lora"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_good_model_passes_and_stays_as_it_is(name: str, adapters: bool, tmp_path: Path) -> None:
+def test_a_supported_model_passes_and_stays_unchanged(
+    name: str, adapters: bool, tmp_path: Path
+) -> None:
     model = load_model(ModelConfig(str(make_family(tmp_path, name)))).train()
     model = add_adapters(model, LoraConfig(rank=2)) if adapters else model
     before = torch.random.get_rng_state()
     check_head(model)
     check_packing(model)
     inside = without_adapters(model)
-    assert inside.training and inside.config._attn_implementation == PACKED
+    assert inside.training and attention_name(inside.config) == PACKED
     assert getattr(inside.config, "sliding_window", None) in (WINDOW, None)
     assert all(p.grad is None for p in model.parameters())
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -46,46 +49,48 @@ def test_a_good_model_passes_and_stays_as_it_is(name: str, adapters: bool, tmp_p
 
 @pytest.mark.integration
 def test_flex_attention_keeps_examples_apart(tmp_path: Path) -> None:
-    """It is compiled, which takes most of a minute; sdpa and eager are compared to it elsewhere."""
+    """Compiling it takes most of a minute; test_families.py compares sdpa and eager."""
     check_packing(
         load_model(ModelConfig(str(make_family(tmp_path, "qwen3")), attention="flex_attention"))
     )
 
 
-def test_logits_that_are_more_than_the_heads(tmp_path: Path) -> None:
+def test_logits_that_the_model_changes_after_the_head(tmp_path: Path) -> None:
     model = loaded(tmp_path, RecurrentGemmaConfig, logits_soft_cap=2.0)
-    with pytest.raises(ValueError, match=r"type recurrent_gemma are not supported: .* not those of the head"):
+    with pytest.raises(
+        ValueError, match=r"type recurrent_gemma are not supported: .* not those of the head"
+    ):
         check_head(model)
 
 
 @pytest.mark.parametrize("kind", [FalconMambaConfig, Lfm2Config, GptOssConfig])
-def test_layers_that_see_the_example_before(kind: type[Any], tmp_path: Path) -> None:
+def test_layers_that_see_the_previous_example(kind: type[Any], tmp_path: Path) -> None:
     more = {"layer_types": ["conv", "full_attention"]} if kind is Lfm2Config else {}
     model = loaded(tmp_path, kind, **more)
     with pytest.raises(ValueError, match=rf"type {kind.model_type} are not supported: .*off by"):
         check_packing(model)
 
 
-def test_sinks_that_our_attention_leaves_out(tmp_path: Path) -> None:
+def test_attention_sinks_that_packed_attention_omits(tmp_path: Path) -> None:
     model = loaded(tmp_path, GptOssConfig)
     model.set_attn_implementation(PACKED)
     with pytest.raises(ValueError, match="off by"):
         check_packing(model)
 
 
-def test_a_window_that_only_the_mask_knows(tmp_path: Path) -> None:
-    """It is shorter than the probe's examples only because the probe makes it so."""
+def test_a_sliding_window_that_only_the_mask_implements(tmp_path: Path) -> None:
+    """The check shrinks the window; as configured it is longer than the check's examples."""
     window = {"sliding_window": 40, "use_sliding_window": True, "max_window_layers": 2}
     model = loaded(tmp_path, Qwen2MoeConfig, **window, num_experts=2, num_experts_per_tok=1)
     assert "sliding_attention" in model.config.layer_types
-    assert model.config._attn_implementation == PACKED
+    assert attention_name(model.config) == PACKED
     with pytest.raises(ValueError, match=r"qwen2_moe .* use --train.model.attention sdpa"):
         check_packing(model)
     assert model.config.sliding_window == 40
     check_packing(load_model(ModelConfig(str(tmp_path), attention="sdpa")))
 
 
-def test_an_attention_over_all_examples(tmp_path: Path) -> None:
+def test_an_attention_across_examples(tmp_path: Path) -> None:
     model = loaded(tmp_path, Qwen3Config)
 
     def leaking(module: Any, *qkvm: Any, lengths: Any = None, **more: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Packed examples, whatever the attention and the family, are each on its own; gradients too."""
+"""Packed examples are computed as if alone, with any attention and family; gradients too."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from otr import ModelConfig, Objective, load_model
+from otr._compat import attention_name
 from otr.loop.policy import Policy
 from otr.models.architecture import max_positions
 from otr.models.attention import PACKED
@@ -31,17 +32,17 @@ def slopes(loss: Tensor, model: PreTrainedModel) -> dict[str, Tensor]:
     return dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))
 
 
-def assert_as_alone(config: ModelConfig, attention: str) -> None:
-    """Logits, loss and gradients are those of each example on its own by eager attention."""
-    batch, wanted_by = packed_rows(), load_model(replace(config, attention="eager"))
-    wanted, wanted_loss = alone(wanted_by, batch)
+def assert_computed_as_alone(config: ModelConfig, attention: str) -> None:
+    """Check logits, loss and gradients against each example on its own with eager attention."""
+    batch, reference = packed_rows(), load_model(replace(config, attention="eager"))
+    wanted, wanted_loss = alone(reference, batch)
     model = load_model(config)
-    assert model.config._attn_implementation == attention
+    assert attention_name(model.config) == attention
     found = head(model).logits(hidden_states(model, batch["input_ids"], batch["segment_ids"]))
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5 * wanted.abs().max().item())
     loss = Policy(model, SFT)(batch, 0, 0).loss_sum
     torch.testing.assert_close(loss, wanted_loss)
-    wanted_slopes = slopes(wanted_loss, wanted_by)
+    wanted_slopes = slopes(wanted_loss, reference)
     for name, slope in slopes(loss, model).items():
         most = wanted_slopes[name].abs().max().item()
         assert most > 0 or "k_proj.bias" in name, name
@@ -49,24 +50,24 @@ def assert_as_alone(config: ModelConfig, attention: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "tied"), KINDS, ids=str)
-def test_without_padding(name: str, tied: bool, tmp_path: Path) -> None:
-    assert_as_alone(ModelConfig(str(make_family(tmp_path, name, tied))), PACKED)
+def test_packed_attention_without_padding(name: str, tied: bool, tmp_path: Path) -> None:
+    assert_computed_as_alone(ModelConfig(str(make_family(tmp_path, name, tied))), PACKED)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_on_padded_rows(name: str, attention: str, tmp_path: Path) -> None:
+def test_attention_on_padded_rows(name: str, attention: str, tmp_path: Path) -> None:
     config = ModelConfig(str(make_family(tmp_path, name)), attention=attention)
     if (name, attention) == ("gemma2", "sdpa"):
         with pytest.raises(ValueError, match="does not support"):
             load_model(config)
     else:
-        assert_as_alone(config, attention)
+        assert_computed_as_alone(config, attention)
 
 
 @pytest.mark.parametrize("name", ["qwen2", "mistral", "gemma2"])
 def test_the_window_is_narrower_than_the_examples(name: str, tmp_path: Path) -> None:
-    """Else the tests above say nothing about it."""
+    """Otherwise the tests above would not test the window."""
     narrow, batch = load_model(ModelConfig(str(make_family(tmp_path, name)))), packed_rows()
     wide = load_model(ModelConfig(str(tmp_path)))
     for holder in (wide.config, *wide.modules()):
@@ -78,24 +79,24 @@ def test_the_window_is_narrower_than_the_examples(name: str, tmp_path: Path) -> 
 
 PADDED: list[tuple[PretrainedConfig, str]] = [
     (StableLmConfig(**SIZE), "sdpa"),  # its own attention classes
-    (NemotronConfig(**SIZE), "sdpa"),  # keeps keywords from its attention
+    (NemotronConfig(**SIZE), "sdpa"),  # does not pass keywords to its attention
     (GptOssConfig(**SIZE, num_local_experts=2, num_experts_per_tok=1), "eager"),  # sinks
 ]
 
 
 @pytest.mark.parametrize(("kind", "attention"), PADDED, ids=lambda k: getattr(k, "model_type", k))
-def test_a_model_that_can_not_take_ours_gets_padded_rows(
+def test_a_model_without_support_for_packed_attention_gets_padded_rows(
     kind: PretrainedConfig, attention: str, tmp_path: Path
 ) -> None:
     toy(kind).save_pretrained(tmp_path)
     config = ModelConfig(str(tmp_path))
-    if kind.model_type == "gpt_oss":  # whose packed rows transformers gets wrong
-        assert load_model(config).config._attn_implementation == attention
+    if kind.model_type == "gpt_oss":  # transformers computes its packed rows wrongly
+        assert attention_name(load_model(config).config) == attention
     else:
-        assert_as_alone(config, attention)
+        assert_computed_as_alone(config, attention)
 
 
-def test_rows_without_a_token_still_pass_all_weights(tmp_path: Path) -> None:
+def test_rows_without_tokens_still_pass_through_all_weights(tmp_path: Path) -> None:
     model = load_model(ModelConfig(str(make_family(tmp_path, "qwen3"))))
     empty = {name: torch.zeros_like(column) for name, column in packed_rows().items()}
     loss = Policy(model, SFT)(empty, 0, 0).loss_sum
@@ -112,10 +113,10 @@ def test_the_empty_model_is_the_model_without_weights(
     shapes = {n: (p.shape, p.dtype) for n, p in model.named_parameters()}
     assert {n: (p.shape, p.dtype) for n, p in empty.named_parameters()} == shapes
     assert {p.device.type for p in (*empty.parameters(), *empty.buffers())} == {"meta"}
-    assert empty.config._attn_implementation == PACKED
+    assert attention_name(empty.config) == PACKED
 
 
-def test_the_longest_example(tmp_path: Path) -> None:
+def test_the_length_of_the_longest_example(tmp_path: Path) -> None:
     def most(**change: object) -> int | None:
         kind, _ = FAMILIES["qwen3"]
         kind(**SIZE | change).save_pretrained(tmp_path)
@@ -133,7 +134,7 @@ def test_the_longest_example(tmp_path: Path) -> None:
         max_positions(ModelConfig("nowhere/x"))
 
 
-def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
+def test_missing_weights_are_named(tmp_path: Path) -> None:
     make_family(tmp_path, "qwen3")
     config = load_model(ModelConfig(str(tmp_path))).config
     config.num_hidden_layers, config.layer_types = 3, ["full_attention"] * 3

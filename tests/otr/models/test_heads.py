@@ -1,4 +1,4 @@
-"""What a model's config does to its logits is what `head` says, so that the loss sees the same."""
+"""`head` describes what a model's config does to its logits, so that the loss does the same."""
 
 from typing import Any
 
@@ -42,7 +42,7 @@ MODELS: list[tuple[type[PreTrainedModel], Any]] = [
 
 
 @pytest.mark.parametrize(("kind", "config"), MODELS, ids=lambda m: getattr(m, "__name__", ""))
-def test_the_loss_is_that_of_the_models_own_logits(
+def test_the_loss_equals_that_of_the_models_own_logits(
     kind: type[PreTrainedModel], config: Any
 ) -> None:
     torch.manual_seed(0)
@@ -52,20 +52,20 @@ def test_the_loss_is_that_of_the_models_own_logits(
     ids_BS = torch.randint(3, 61, (2, 12))
     logits_BSV = model(ids_BS, use_cache=False).logits
     hidden_BSD = hidden_states(model, ids_BS, torch.ones_like(ids_BS)).unflatten(0, ids_BS.shape)
-    its = head(model)
-    torch.testing.assert_close(its.logits(hidden_BSD), logits_BSV)
+    lm_head = head(model)
+    torch.testing.assert_close(lm_head.logits(hidden_BSD), logits_BSV)
     ours = linear_token_loss(
         hidden_BSD[:, :-1].flatten(0, 1),
-        its.weight,
+        lm_head.weight,
         ids_BS[:, 1:].flatten(),
         Objective("sft"),
-        bias=its.bias,
-        logit_scale=its.logit_scale,
-        softcap=its.softcap,
+        bias=lm_head.bias,
+        logit_scale=lm_head.logit_scale,
+        softcap=lm_head.softcap,
     )
     plain = token_loss(logits_BSV[:, :-1].flatten(0, 1), ids_BS[:, 1:].flatten(), Objective("sft"))
     torch.testing.assert_close(ours.loss_sum, plain.loss_sum)
-    # With respect to the last layer, so that a tied embedding does not come in another way.
+    # With respect to the last layer, since a tied embedding has a second gradient.
     last = next(iter(model.base_model.layers[-1].parameters()))
     [slope] = torch.autograd.grad(ours.loss_sum, last)
     [wanted] = torch.autograd.grad(plain.loss_sum, last)

@@ -1,4 +1,4 @@
-"""Adapters: what trains, by which gradient, and that a saved or merged one is the same model."""
+"""Only adapters train, with the right gradient; saved and merged ones are the same model."""
 
 import copy
 from pathlib import Path
@@ -55,7 +55,7 @@ def trained(base: ModelConfig, config: LoraConfig = LORA, steps: int = 5) -> Pef
     return model
 
 
-def test_only_adapters_train_and_they_do(base: ModelConfig) -> None:
+def test_only_adapters_train(base: ModelConfig) -> None:
     start = load_model(base)
     before, weights = loss(start).item(), dict(start.named_parameters())
     model = trained(base, steps=20)
@@ -75,7 +75,7 @@ def test_only_adapters_train_and_they_do(base: ModelConfig) -> None:
 
 
 def test_the_gradient_is_the_weights_through_the_other_matrix(base: ModelConfig) -> None:
-    """Of W + (alpha / rank) B A: dB = (alpha / rank) dW A^T, and as B is 0 at first, dA = 0."""
+    """For W + (alpha / rank) B A: dB = (alpha / rank) dW A^T; dA = 0, since B starts at 0."""
     plain = load_model(base)
     loss(plain).backward()
     model = add_adapters(load_model(base), LORA)
@@ -98,7 +98,9 @@ def test_gradients_survive_checkpointing(base: ModelConfig) -> None:
     torch.testing.assert_close(*slopes)
 
 
-def test_a_seed_makes_the_same_adapters_and_leaves_the_stream(base: ModelConfig) -> None:
+def test_a_seed_makes_the_same_adapters_and_leaves_the_global_random_state(
+    base: ModelConfig,
+) -> None:
     before = torch.random.get_rng_state()
     one, same, other = (
         adapter_state(add_adapters(load_model(base), LORA, seed=seed)) for seed in (1, 1, 2)
@@ -108,7 +110,7 @@ def test_a_seed_makes_the_same_adapters_and_leaves_the_stream(base: ModelConfig)
     assert not all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_saved_loaded_and_merged_it_is_the_same_model(base: ModelConfig, tmp_path: Path) -> None:
+def test_a_saved_and_a_merged_adapter_are_the_same_model(base: ModelConfig, tmp_path: Path) -> None:
     model = trained(base)
     wanted = log_probs(model)
     assert (wanted - log_probs(load_model(base))).abs().max() > 0.1
@@ -126,8 +128,8 @@ def test_saved_loaded_and_merged_it_is_the_same_model(base: ModelConfig, tmp_pat
     assert {name: p.shape for name, p in full.named_parameters()} == shapes
 
 
-def test_the_state_may_come_from_elsewhere(base: ModelConfig) -> None:
-    """As under FSDP, where it is gathered first, without what is frozen."""
+def test_the_adapters_state_may_be_gathered_first(base: ModelConfig) -> None:
+    """Under FSDP it is gathered without the frozen weights."""
     model = trained(base, steps=1)
     gathered = {n: t.clone() for n, t in model.state_dict().items() if ".lora_" in n}
     found, wanted = adapter_state(model, gathered), adapter_state(model)
@@ -154,7 +156,7 @@ def test_targets_choose_layers(base: ModelConfig) -> None:
         ("proj", "no linear layer"),
     ],
 )
-def test_a_target_that_can_not_be(base: ModelConfig, target: str, message: str) -> None:
+def test_an_invalid_target_is_refused(base: ModelConfig, target: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         add_adapters(load_model(base), LoraConfig(rank=2, targets=("q_proj", target)))
 
@@ -167,7 +169,7 @@ def test_an_empty_model_gets_empty_adapters(base: ModelConfig) -> None:
     assert {p.device.type for p in empty.parameters()} == {"meta"}
 
 
-def test_an_adapter_of_another_model(base: ModelConfig, tmp_path: Path) -> None:
+def test_an_adapter_of_another_model_is_refused(base: ModelConfig, tmp_path: Path) -> None:
     model = trained(base, steps=1)
     state = adapter_state(model)
     fewer = {name: t for name, t in state.items() if "layers.1." not in name}
@@ -180,14 +182,14 @@ def test_an_adapter_of_another_model(base: ModelConfig, tmp_path: Path) -> None:
         load_adapters(tmp_path / "0", base)
 
 
-def test_an_adapter_is_no_model(base: ModelConfig, tmp_path: Path) -> None:
+def test_an_adapter_is_refused_as_a_model(base: ModelConfig, tmp_path: Path) -> None:
     model = add_adapters(load_model(base), LORA)
     write_adapter(tmp_path, model, adapter_state(model))
     with pytest.raises(ValueError, match=r"holds a LoRA adapter: .*`otr merge"):
         load_model(ModelConfig(str(tmp_path)))
 
 
-def test_a_merge_that_is_not_finite(base: ModelConfig) -> None:
+def test_a_merge_that_is_not_finite_is_refused(base: ModelConfig) -> None:
     model = copy.deepcopy(trained(base, steps=1))
     layer = model.get_base_model().get_submodule(LAYER)
     layer.lora_B["default"].weight.data[0, 0] = float("nan")

@@ -25,7 +25,7 @@ _NO_LINKS = "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"
 _SECONDS, _UPLOAD_SECONDS = "10", "120"  # a store may take long to file an artifact
 _PAUSES = (0.5, 1.0, 2.0, 5.0)  # seconds between tries; the last one repeats
 _LATE_SECONDS = 1.0  # for a store that answers again to finish what it received before
-_MAX_TRIES = 100  # of a request that fails in a store that answers; some 15 minutes
+_MAX_TRIES = 100  # of a request that fails while the store answers; some 15 minutes
 _MAX_BATCH = 100  # reports per call
 _MAX_WAITING = 10_000  # requests in memory
 _MAX_REASON = 160  # characters
@@ -44,7 +44,7 @@ class Delivery:
     """The requests of one run.
 
     Args:
-        store: whose methods are called in the background.
+        store: its methods are called in the background.
         service: names the store in messages.
         log: file to which a line per refused request is appended.
     """
@@ -99,7 +99,7 @@ class Delivery:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        if self._unavailable_since is None:  # otherwise a request may hang: it ends with us
+        if self._unavailable_since is None:  # otherwise a request may hang until the process ends
             self._thread.join()
         return waiting
 

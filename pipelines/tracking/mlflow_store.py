@@ -90,8 +90,7 @@ class Store:
                 if report.step not in known.get(key, ()):
                     metric = Metric(key, value, report.time, report.step)
                     missing.setdefault((key, report.step), metric)
-        for written in self._log_metrics(trial, missing.values()):
-            known.setdefault(written.key, set()).add(written.step)
+        self._log_metrics(trial, missing.values())
 
     def reconcile(
         self, trial: str, params: Mapping[str, Any], history: Sequence[Report], time: int
@@ -115,7 +114,7 @@ class Store:
 
         latest = self._client.get_run(self._run_id(trial)).data.metrics
         new = [Metric(k, value, time, 0) for k, value in scores.items() if latest.get(k) != value]
-        list(self._log_metrics(trial, new))
+        self._log_metrics(trial, new)
 
     def tag(self, trial: str, key: str, value: str) -> None:
         """Set a tag of a run."""
@@ -203,12 +202,12 @@ class Store:
             }
         return self._steps[trial]
 
-    def _log_metrics(self, trial: str, metrics: "Iterable[Metric]") -> "Iterator[Metric]":
-        """Write metrics; yield those that the store has taken."""
-        run_id = self._run_id(trial)
+    def _log_metrics(self, trial: str, metrics: "Iterable[Metric]") -> None:
+        run_id, known = self._run_id(trial), self._steps.get(trial, {})
         for some in _batches(metrics, _MAX_METRICS):
             self._client.log_batch(run_id, metrics=some)
-            yield from some
+            for metric in some:  # remembered at once: the next batch may fail
+                known.setdefault(metric.key, set()).add(metric.step)
 
     def _run_id(self, trial: str) -> str:
         if trial not in self.run_ids:

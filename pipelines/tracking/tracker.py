@@ -132,7 +132,7 @@ class Tracker:
 
     def log(self, trial: str, metrics: Mapping[str, float], step: int = 0) -> None:
         """Write the metrics of a step, for the live curves."""
-        self._delivery.put(self._store.log, trial, Report(step, _now(), metrics))
+        self._delivery.put(self._store.log, trial, _report(step, metrics, _now()))
 
     def reconcile(
         self,
@@ -148,7 +148,7 @@ class Tracker:
             history: step and metrics of every report, in order.
         """
         now = _now()
-        reports = [Report(step, now, metrics) for step, metrics in history]
+        reports = [_report(step, metrics, now) for step, metrics in history]
         self._delivery.put(self._store.reconcile, trial, dict(params), reports, now)
 
     def log_scores(self, trial: str, scores: Iterable[TaskScore]) -> None:
@@ -185,6 +185,10 @@ class Tracker:
     def register(self, trial: str, checkpoint: Path) -> None:
         """Register a trial's checkpoint as the newest version of the sweep's model, once."""
         self._delivery.put(self._store.register, trial, checkpoint.absolute())
+
+
+def _report(step: int, metrics: Mapping[str, float], time: int) -> Report:
+    return Report(step, time, {_metric_name(name): value for name, value in metrics.items()})
 
 
 def _metric_name(name: str) -> str:

@@ -17,7 +17,12 @@ from pipelines.config.presets import PRESETS
 from pipelines.runtime import console
 from pipelines.tracking.mlflow_store import SWEEP, Store
 from pipelines.tracking.tracker import Tracker, check_store, store_uri
-from pipelines.tracking.trial_callbacks import TrialRecorder, finalize_trial
+from pipelines.tracking.trial_callbacks import (
+    TrialRecorder,
+    finalize_trial,
+    report_metrics,
+    trial_params,
+)
 from tests.assets.mlflow_server import Server, StoredRun, stored_runs
 from tests.assets.newcomer import REPOSITORY
 from tuning.space import Trial
@@ -26,7 +31,7 @@ from tuning.sweep import TrialResult
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 TRAIN = PRESETS["debug"]().train
 TRIAL = Trial("sft", {"objective.name": "sft"}, 0)
-HISTORY = [{"step": n, "nll": 2.0 / n, "checkpoint_path": "x"} for n in (1, 2, 3, 4)]
+HISTORY = [{"step": n, "nll": 2.0 / n, "at@n": n, "checkpoint_path": "x"} for n in (1, 2, 3, 4)]
 
 
 @pytest.fixture(params=["sqlite", "server"])
@@ -88,6 +93,7 @@ def check_content(uri: str) -> dict[str, StoredRun]:
     assert trial.tags["status"] == "finished" and trial.tags["checkpoint"].endswith("step-000004")
     assert trial.metrics["nll"] == [(n, 2.0 / n) for n in (1, 2, 3, 4)]
     assert {key: values for key, values in trial.metrics.items() if key != "nll"} == {
+        "at_at_n": [(n, n) for n in (1, 2, 3, 4)],
         "score/gsm8k_at_2": [(0, 0.5)],
         "score/gsm8k_at_2_low": [(0, 0.4)],
         "score/gsm8k_at_2_high": [(0, 0.6)],
@@ -107,14 +113,14 @@ def test_a_command_that_is_interrupted_and_repeated(uri: str, tmp_path: Path) ->
         tracker.start_trial(TRIAL.name, {"arm": "sft"})
         ids.append(tracker.run_id(TRIAL.name))
         for step in (1, 2, 3, 2):
-            tracker.log(TRIAL.name, {"nll": 2.0 / step}, step)
+            tracker.log(TRIAL.name, {"nll": 2.0 / step, "at@n": step}, step)
         raise KeyboardInterrupt
 
     def resume(tracker: Tracker) -> None:
         tracker.start_trial(TRIAL.name, {"arm": "another value"})
         ids.append(tracker.run_id(TRIAL.name))
         for step in (2, 3, 4):
-            tracker.log(TRIAL.name, {"nll": 2.0 / step}, step)
+            tracker.log(TRIAL.name, {"nll": 2.0 / step, "at@n": step}, step)
 
     with pytest.raises(KeyboardInterrupt):
         command(uri, tmp_path, begin)
@@ -137,28 +143,18 @@ def test_a_command_that_is_interrupted_and_repeated(uri: str, tmp_path: Path) ->
         ]
 
 
-def test_a_deleted_store_is_rebuilt_by_the_same_command(tmp_path: Path) -> None:
-    uri = store_uri(str(tmp_path))
+def test_an_empty_store_is_filled_by_the_same_command(tmp_path: Path) -> None:
+    """The store has been deleted, or another one is given."""
+    used, empty = store_uri(str(tmp_path / "used")), store_uri(str(tmp_path / "empty"))
 
     def live(tracker: Tracker) -> None:
-        tracker.start_trial(TRIAL.name, {"arm": "sft"})
+        tracker.start_trial(TRIAL.name, trial_params(TRAIN, TRIAL))
         for report in HISTORY:
-            tracker.log(TRIAL.name, {"nll": report["nll"]}, int(report["step"]))
+            tracker.log(TRIAL.name, report_metrics(report), int(report["step"]))
 
-    command(uri, tmp_path, live)
-    before = check_content(uri)
-    (tmp_path / "mlflow.db").rename(tmp_path / "deleted.db")
-    script = """
-import sys
-from pathlib import Path
-from tests.integration.test_tracking import command
-command(sys.argv[1], Path(sys.argv[2]), lambda tracker: None)
-"""
-    words = [sys.executable, "-c", script, uri, str(tmp_path)]  # MLflow caches stores by address
-    subprocess.run(words, cwd=REPOSITORY, check=True)
-    moved = store_uri(str(tmp_path)).replace("mlflow.db", "rebuilt.db")
-    (tmp_path / "mlflow.db").rename(tmp_path / "rebuilt.db")
-    assert check_content(moved) == before
+    command(used, tmp_path, live)
+    command(empty, tmp_path, lambda tracker: None)
+    assert check_content(empty) == check_content(used)
 
 
 def test_history_that_the_store_lacks_is_filled_in(tmp_path: Path) -> None:
@@ -259,14 +255,6 @@ def test_a_store_of_plain_files_is_refused(uri: str) -> None:
 
 def test_a_password_is_not_shown() -> None:
     assert check_store("https://me:secret@host/a").startswith("https://host/a ")
-
-
-def test_a_failed_sweep_is_recorded_as_failed(tmp_path: Path) -> None:
-    uri = store_uri(str(tmp_path))
-    tracker = Tracker(uri, "sweep", "1", tmp_path)
-    with pytest.raises(RuntimeError), tracker.run({}, {}):
-        raise RuntimeError
-    assert stored_runs(uri)["sweep"].status == "FAILED"
 
 
 def test_a_run_whose_creation_was_answered_too_late_is_found(

@@ -14,7 +14,7 @@ from typing import Any
 
 from otr.files import write_text
 from pipelines.report import differences, leaderboard, plots, tables
-from pipelines.report.leaderboard import BASE, Entry, rank_arms, retained_benchmarks
+from pipelines.report.leaderboard import BASE, Entry, group_by_arm, rank_arms, retained_benchmarks
 from pipelines.report.plot_style import dark_css_colors, with_css_colors
 from pipelines.report.tables import Cell, Overlaps, ScoreCell, Table
 from pipelines.stages.contamination import LONGEST, SHORTEST
@@ -219,34 +219,33 @@ def _scores(entries: Sequence[Entry], benchmarks: Sequence[str]) -> str:
         for title, each in folded.items()
         if each.rows
     )
-    legend = "".join(f"<li>{html.escape(line)}</li>" for line in _legend(entries, table))
+    legend = "".join(
+        f"<li>{html.escape(line)}</li>" for line in _legend(entries, benchmarks, table)
+    )
     return f"{html_table(table)}<ul class=legend>{legend}</ul>{details}"
 
 
-def _legend(entries: Sequence[Entry], table: Table) -> list[str]:
-    """Return what the marks and columns of the score table mean, one sentence or two each."""
-    cells = [cell for row in table.rows for cell in row]
-    scores = [cell for cell in cells if isinstance(cell, ScoreCell)]
-    texts = " ".join(cell for cell in cells if isinstance(cell, str))
+def _legend(entries: Sequence[Entry], benchmarks: Sequence[str], table: Table) -> list[str]:
+    """Return what the marks and columns of the score table mean, one line each."""
     lines = [differences.legend(entries)]
-    if any(cell.bold for cell in scores):
+    if any(isinstance(cell, ScoreCell) and cell.bold for row in table.rows for cell in row):
         lines.append(
             "Bold: the highest score of a column and those not significantly different from it; "
             "no bold if no arm stands out."
         )
-    if any(title.startswith("retained-") for title in table.columns):
+    if retained_benchmarks(benchmarks):
         lines.append(
-            "target-*: the skill to learn. retained-*: skills that the model had before training."
+            f"{benchmarks[0]}: the skill to learn. {', '.join(retained_benchmarks(benchmarks))}: "
+            "skills that the model had before training."
         )
-    if " of " in texts:
-        lines.append("seeds, 1 of 2: the other trials were stopped early or failed.")
-    if "OTR" in texts:
+    if any(0 < arm.num_scored < len(arm.entries) for arm in group_by_arm(entries)):
+        lines.append("Seeds, 1 of 2: the other trials were stopped early or failed.")
+    if any(e.objective and e.objective["name"] == "otr" for e in entries):
         lines.append(
             "K: samples per token. β: reward of a sample that is not the target token. κ: "
             "temperature of the sampling."
         )
-    lines.append("tokens/s: training speed of one trial.")
-    return [line for line in lines if line]
+    return [*filter(None, lines), "Tokens/s: training speed of one trial."]
 
 
 def _overlap(overlaps: Overlaps) -> str:

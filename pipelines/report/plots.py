@@ -23,7 +23,7 @@ from pipelines.report.plot_style import (
     render_svg,
 )
 
-WIDTH = 10.3  # inches of a figure that fills the page
+_WIDTH = 10.3  # inches of a figure that fills the page
 _SYMBOLS = {"num_samples": "K", "mismatch_reward": "β", "temperature": "κ", "reward_scale": "s"}
 _DASHES = ("-", ":", "-.", "--")
 _CURVES = (
@@ -74,7 +74,7 @@ def scores(entries: Sequence[Entry], benchmarks: Sequence[str]) -> str:
             grid.flat[last].set_xlabel("correct (%)")
             grid.flat[last].tick_params(labelbottom=True)
 
-    return render_svg(draw, WIDTH, lines * (0.9 + 0.27 * len(arms)))
+    return render_svg(draw, _WIDTH, lines * (0.9 + 0.27 * len(arms)))
 
 
 def trade_off(entries: Sequence[Entry], target: str, retained: Sequence[str]) -> str:
@@ -158,7 +158,7 @@ def scores_by_setting(
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4)
 
-    return render_svg(draw, WIDTH, 3.9 + 0.2 * (len(series) // 4))
+    return render_svg(draw, _WIDTH, 3.9 + 0.2 * (len(series) // 4))
 
 
 def arms_at_best_rate(entries: Sequence[Entry], metric: str) -> list[Arm]:
@@ -210,7 +210,7 @@ def curves(entries: Sequence[Entry], target: str) -> str:
         unique = dict(zip(labels, handles, strict=True))
         figure.legend(unique.values(), unique, loc="outside lower center", ncols=5)
 
-    return render_svg(draw, WIDTH, 2.9 * -(-len(panels) // 2) + 0.4)
+    return render_svg(draw, _WIDTH, 2.9 * -(-len(panels) // 2) + 0.4)
 
 
 @dataclass

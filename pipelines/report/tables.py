@@ -95,7 +95,7 @@ def detailed_score_table(arms: Sequence[Arm], benchmarks: Sequence[str]) -> Tabl
         ]
         for arm in arms
     ]
-    means = ["mean of retained-*"] if len(retained) > 1 else []
+    means = ["mean of retained"] if len(retained) > 1 else []
     columns = ["arm", "objective", "learning rate", "seeds", *benchmarks, *means, "tokens/s"]
     return Table(columns, rows)
 

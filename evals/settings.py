@@ -11,16 +11,16 @@ class EngineSettings:
     """How vLLM runs.
 
     Attributes:
-        dtype: data type of weights and activations: "float32", "bfloat16" or "float16".
-        max_model_len: maximum number of tokens of a prompt and its answer together.
-        num_replicas: number of engines; prompts are distributed among them. 0: one per GPU (or
-            share of a GPU, see gpus) that is free when the engine starts, and one on the CPU.
-        gpus: GPUs per replica. Values below 1 share a GPU among replicas; 0 runs on the CPU.
+        dtype: Data type of weights and activations: float32, bfloat16 or float16.
+        max_model_len: Maximum number of tokens of a prompt and its answer together.
+        num_replicas: Number of engines (replicas); prompts are distributed among them. 0: as many
+            as fit on the free GPUs when the engine starts, or one on the CPU.
+        gpus: GPUs per replica. A fraction lets replicas share a GPU; 0 runs on the CPU.
         threads: CPU threads per replica; used only without a GPU.
-        kv_cache_gib: memory per replica for the KV cache, in GiB.
-        concurrency: maximum number of requests in flight, over all replicas.
-        port: port of the OpenAI-compatible endpoint, on 127.0.0.1 of the head node.
-        log_dir: directory for the logs of vLLM and Ray Serve.
+        kv_cache_gib: Memory per replica for the KV cache, in GiB.
+        concurrency: Maximum number of requests in flight, over all replicas.
+        port: Port of the OpenAI-compatible endpoint, on 127.0.0.1 of the head node.
+        log_dir: Directory for the logs of vLLM and Ray Serve.
     """
 
     dtype: str = "float32"

@@ -34,9 +34,8 @@ class ModelConfig:
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Off by default: the code is not sandboxed."""
     attention: str = "auto"
-    """Attention implementation. ``auto``: packed attention without padding if the model supports
-    it. ``sdpa``, ``flash_attention_2``, ``flex_attention``, ``eager``: transformers' own, on padded
-    rows."""
+    """Attention implementation. `auto`: packed attention without padding if the model supports it.
+    `sdpa`, `flash_attention_2`, `flex_attention`, `eager`: transformers' own, on padded rows."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class LoraConfig:
     alpha: float = 32.0
     """Scale of the adapters: an adapter's product is multiplied by alpha / rank."""
     targets: tuple[str, ...] = ()
-    """Linear layers that get an adapter, by the ends of their names, such as ``q_proj``. Empty: all
+    """Linear layers that get an adapter, by the ends of their names, such as `q_proj`. Empty: all
     linear layers except the head."""
 
     def __post_init__(self) -> None:
@@ -63,9 +62,9 @@ class MemoryConfig:
     """How a run fits into memory; nothing here changes what is learned."""
 
     strategy: Literal["auto", "single", "ddp", "fsdp", "fsdp_offload"] = "auto"
-    """How workers share the model. ``single``: one worker. ``ddp``: the whole model on each worker.
-    ``fsdp``: a shard of it on each worker, fetched layer by layer (FSDP2). ``fsdp_offload``: the
-    shards in host memory. ``auto``: the first that should fit."""
+    """How workers share the model. `single`: one worker. `ddp`: the whole model on each worker.
+    `fsdp`: a shard of it on each worker, gathered layer by layer (FSDP2). `fsdp_offload`: the same,
+    with the shards in host memory. `auto`: the first of these that should fit."""
     gradient_checkpointing: bool = False
     """Recompute each layer's activations in the backward pass instead of storing them: less memory,
     more time."""
@@ -79,19 +78,20 @@ class DataConfig:
     """The training and validation examples, and how they are packed."""
 
     paths: tuple[str, ...]
-    """Training data: JSONL or Parquet files (plain, gz, zst), glob patterns or directories, or
-    ``hf:NAME`` for a Hugging Face data set."""
+    """Training data: JSONL or Parquet files (plain, gz, zst), glob patterns, directories,
+    object-store URLs, or `hf:NAME[:CONFIG]` for a Hugging Face data set."""
     columns: dict[str, str] = field(default_factory=dict)
-    """Column names of the data that differ from ours, as our name to theirs. Ours are messages, or
-    prompt and completion, or instruction, input and output."""
+    """Columns of the data whose names differ from otr's: otr's name to the name in the data. otr
+    reads messages, or prompt and completion, or instruction, input and output."""
     validation: tuple[str, ...] = ()
-    """Validation data, in the same forms as data.paths. Never trained on. Empty: no evaluation."""
+    """Validation data, in the same forms as the training data. Never trained on. Empty: no
+    evaluation."""
     split: str = "train"
-    """Split of each Hugging Face data set."""
+    """Split to read of each Hugging Face data set."""
     sequence_length: int = 1024
     """Tokens per packed row. A longer example is rejected, not cut."""
     max_rejected: float = 0.05
-    """Largest share of examples that may be unusable, 0 to 1; the run fails above it."""
+    """Largest share of records that may be rejected as unusable, 0 to 1; above it the run fails."""
     skip_bad: bool = False
     """Skip and count what would otherwise end the run: unreadable files, and steps whose loss or
     gradient is not finite."""
@@ -114,7 +114,7 @@ class OptimConfig:
     warmup_steps: int = 10
     """Optimizer steps of the linear warm-up. 0: none."""
     final_lr: float = 0.1
-    """Learning rate at the end of the cosine decay, as a share of optim.lr, 0 to 1."""
+    """Learning rate at the end of the cosine decay, as a share of the peak, 0 to 1."""
     weight_decay: float = 0.0
     """AdamW's weight decay. Applies to matrices, not to norms and biases."""
     max_grad_norm: float = 1.0
@@ -138,9 +138,9 @@ class Workers:
     """The processes that train one model together."""
 
     count: int = 1
-    """Number of workers."""
+    """Number of worker processes that train one model together."""
     cpus: float = 1
-    """CPUs per worker; also its number of threads."""
+    """CPU cores per worker; also its number of threads."""
     gpus: float = 0
     """GPUs per worker. 0 trains on the CPU."""
 
@@ -170,16 +170,17 @@ class TrainConfig:
     global_batch_size: int = 32
     """Packed rows per optimizer step, over all workers and accumulated micro-batches."""
     micro_batch_size: int = 32
-    """Packed rows per forward pass of one worker. Fewer need less memory; the step stays the
-    same."""
+    """Packed rows per forward pass of one worker. Fewer rows need less memory and leave the
+    optimizer step unchanged."""
     log_interval: int = 10
     """Optimizer steps between reports of metrics."""
     eval_interval: int = 50
-    """Optimizer steps between evaluations on data.validation. The last step always evaluates."""
+    """Optimizer steps between evaluations on the validation data. The last step always
+    evaluates."""
     checkpoint_interval: int = 0
     """Optimizer steps between checkpoints. 0: only after the last step."""
     seed: int = 0
-    """Seed of the data order, the draws of the objective and dropout."""
+    """Seed of the data order, of the tokens that the objective samples, and of dropout."""
 
     def __post_init__(self) -> None:
         if self.max_steps < 1:

@@ -9,14 +9,14 @@ class SearchSettings:
     """How the trials are scheduled."""
 
     scheduler: Literal["none", "asha"] = "none"
-    """asha stops the worse trials early."""
+    """`asha` stops the worse trials early; `none` runs every trial to the end."""
     metric: str = "val_exact"
-    """Metric that asha compares, by its name in the training reports; less is better for names that
-    end in loss or nll."""
+    """Metric that asha compares, such as val_exact, val_nll or val_token_accuracy. Lower is better
+    for names that end in loss or nll, higher for all others."""
     grace_steps: int = 100
-    """Steps that every trial may take before asha can stop it."""
+    """Optimizer steps that every trial takes before asha can stop it."""
     max_concurrent: int = 0
-    """Most trials at once; 0: as many as fit on the cluster."""
+    """Maximum number of trials at once; 0: as many as fit on the cluster."""
 
     def __post_init__(self) -> None:
         if self.scheduler not in ("none", "asha"):

@@ -19,10 +19,10 @@ class Objective:
 
     With p = softmax(z), q = softmax(z / kappa) held constant, target y and K draws a_k from q:
 
-    - ``sft``: -log p(y), gradient p - e_y.
-    - ``dft``: -p(y) log p(y) with p(y) held constant, gradient p(y) (p - e_y); arXiv:2508.05629.
-    - ``otr``: -(1/K) sum_k R(a_k) log p(a_k), R = scale * (1 if a == y else beta);
-      arXiv:2509.26313. Its expectation over the draws (``estimator="expected"``) has the gradient
+    - `sft`: -log p(y), gradient p - e_y.
+    - `dft`: -p(y) log p(y) with p(y) held constant, gradient p(y) (p - e_y); arXiv:2508.05629.
+    - `otr`: -(1/K) sum_k R(a_k) log p(a_k), R = scale * (1 if a == y else beta);
+      arXiv:2509.26313. Its expectation over the draws (`estimator="expected"`) has the gradient
       scale * [(1 - beta) q(y) (p - e_y) + beta (p - q)].
 
     At kappa = 1 the expectation is DFT times scale * (1 - beta): K then changes only the variance,
@@ -33,22 +33,24 @@ class Objective:
     """
 
     name: Literal["otr", "sft", "dft"] = "otr"
-    """``otr``: one-token rollout. ``sft``: cross-entropy. ``dft``: cross-entropy weighted by the
-    target's probability. The other settings apply to ``otr`` only."""
+    """`otr`: one-token rollout. `sft`: supervised fine-tuning, cross-entropy. `dft`: dynamic
+    fine-tuning, cross-entropy weighted by the target's probability. The other settings apply to
+    `otr` only."""
     num_samples: int = 256
-    """K, number of draws per token."""
+    """K, the number of tokens drawn per position."""
     mismatch_reward: float = -0.1
-    """beta, reward of a draw that is not the target; the target's reward is 1. Negative values push
-    probability away from the drawn tokens."""
+    """beta, the reward of a drawn token that is not the target; the target's reward is 1. Negative
+    values push probability away from the drawn tokens."""
     reward_scale: float = 1.0
-    """Factor of all rewards. AdamW normalizes gradients, so it changes little unless they are
+    """Factor of all rewards. AdamW normalizes gradients, so this changes little unless they are
     clipped."""
     temperature: float = 1.3
-    """kappa, temperature of the distribution q that is drawn from; at 1 it is the model's own."""
+    """kappa, the temperature of the distribution q from which tokens are drawn; at 1, q is the
+    model's own."""
     estimator: Literal["sampled", "half", "expected"] = "sampled"
-    """How the sum over k is estimated. ``sampled``: K draws. ``expected``: its expectation, without
-    draws. ``half``: the target's part in expectation, and K draws among the other tokens for the
-    rest; unbiased like ``sampled``, with lower variance."""
+    """How the loss of a token is computed. `sampled`: from K drawn tokens, as in the paper.
+    `expected`: its expectation, without draws. `half`: the target's part in expectation, the rest
+    from K draws among the other tokens; unbiased like `sampled`, with lower variance."""
 
     def __post_init__(self) -> None:
         if self.name not in ("otr", "sft", "dft"):

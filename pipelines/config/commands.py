@@ -22,17 +22,18 @@ class _StartingPoint:
     preset: Annotated[
         PresetName | None, arg(metavar="{builtin,study,debug}", help_behavior_hint="")
     ] = None
-    """Preset to start from; by default builtin. The defaults below are those of builtin."""
+    """Preset to start from, by default builtin, whose values are the defaults shown here."""
     config: Annotated[str, arg(metavar="FILE", help_behavior_hint="")] = ""
-    """Start from the run.json of an earlier run, or from a recipe (a .toml file)."""
+    """Start from the run.json of an earlier run, or from a recipe: options in a .toml file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _SweepOptions(_StartingPoint):
-    arms: tuple[str, ...] = ()
-    """Run only these arms of the preset; empty: all."""
-    seeds: tuple[int, ...] = ()
-    """Seeds of each arm, one trial per seed; empty: those of the preset."""
+    arms: Annotated[tuple[str, ...], arg(help_behavior_hint="(default: all)")] = ()
+    """Run only these arms of the preset. An arm sets an objective and a learning rate; an option
+    that is given here wins over what an arm sets."""
+    seeds: Annotated[tuple[int, ...], arg(help_behavior_hint="(default: those of the preset)")] = ()
+    """Seeds of each arm, one trial per seed."""
     options: Annotated[dict[str, Any], _options()]
 
     def load(self) -> SweepConfig:
@@ -64,7 +65,8 @@ class Train(_StartingPoint):
     dry_run: Flag = False
     """Print the configuration and one example with its trained tokens marked; write nothing."""
     serve_check: bool = True
-    """At the end, check that vLLM predicts the same as transformers from the checkpoint."""
+    """At the end, check that vLLM and transformers compute the same log-probabilities from the
+    checkpoint."""
     options: Annotated[dict[str, Any], _options("name", "output", "train", "engine")]
 
     def load(self) -> SweepConfig:
@@ -74,11 +76,14 @@ class Train(_StartingPoint):
 
 @dataclass(frozen=True, kw_only=True)
 class Score(_StartingPoint):
-    """Score a model on benchmarks; answers that are stored already are not generated again."""
+    """Score a model on benchmarks.
+
+    The same command resumes an interrupted run: stored answers are not generated again.
+    """
 
     module: ClassVar[str] = "score_checkpoint"
     model: Annotated[Positional[str], arg(metavar="MODEL")]
-    """Hugging Face directory or hub name."""
+    """Hugging Face checkpoint directory, or the name of a model on the hub."""
     options: Annotated[
         dict[str, Any],
         _options("name", "benchmarks", "benchmark_dir", "max_items", "output", "engine"),
@@ -92,17 +97,17 @@ class Score(_StartingPoint):
 
 @dataclass(frozen=True, kw_only=True)
 class Show:
-    """Show the answers behind the scores of a run; without --task, a table of what is stored."""
+    """Show the answers behind the scores of a run; without --task, a table of what was scored."""
 
     module: ClassVar[str] = "show_scores"
     run: Annotated[Positional[str], arg(metavar="RUN")]
-    """Name of a run below --output, or its directory."""
-    task: str = ""
+    """Name of a run in --output, or the directory of a run."""
+    task: Annotated[str, arg(metavar="NAME", help_behavior_hint="")] = ""
     """Benchmark whose answers to show."""
-    trial: str = ""
-    """Name of a trial, or base; empty: all."""
-    item: str = ""
-    """Id of an item; empty: all."""
+    trial: Annotated[str, arg(metavar="NAME", help_behavior_hint="(default: all)")] = ""
+    """Trial whose answers to show; `base` is the base model."""
+    item: Annotated[str, arg(metavar="ID", help_behavior_hint="(default: all)")] = ""
+    """Item of the benchmark whose answers to show."""
     wrong: Flag = False
     """Show only wrong answers."""
     right: Flag = False
@@ -115,15 +120,15 @@ class Show:
 
 @dataclass(frozen=True, kw_only=True)
 class Merge:
-    """Merge a LoRA adapter into its model and write the full model."""
+    """Merge a LoRA adapter into its base model and write the full model."""
 
     module: ClassVar[str] = "merge_adapter"
     checkpoint: Annotated[Positional[str], arg(metavar="CHECKPOINT")]
-    """Directory with adapter_model.safetensors and adapter_config.json."""
+    """LoRA checkpoint: a directory with adapter_model.safetensors and adapter_config.json."""
     out: Annotated[Positional[str], arg(metavar="OUT")]
-    """Directory to write; must not exist."""
+    """Directory to write the full model to; it must not exist."""
     trust_remote_code: Flag = False
-    """Run code that comes with the model."""
+    """Run Python code that comes with the model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,13 +139,13 @@ class Doctor(_SweepOptions):
     """
 
     module: ClassVar[str] = "doctor"
-    cluster: str = ""
-    """Cluster file to check, with the hosts that it names, instead of a sweep."""
+    cluster: Annotated[str, arg(metavar="FILE", help_behavior_hint="")] = ""
+    """Check this cluster file and the hosts that it names, instead of a sweep."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ui:
-    """Open the MLflow UI on the runs."""
+    """Start the MLflow UI, which shows the metrics of all runs."""
 
     module: ClassVar[str] = "ui"
     output: str = "runs"

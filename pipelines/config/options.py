@@ -31,6 +31,21 @@ SHORT = {
 }
 """Short spellings of options, by dotted key."""
 _NOT_OPTIONS = {"trials", "engine.log_dir"}  # set by the commands
+_DEFAULT_IN_WORDS = {
+    "name": "the preset or command, with a fingerprint of the options",
+    "benchmark_dir": "empty",
+    "train.data.columns": "no columns are renamed",
+    "train.lora.targets": "all but the head",
+}
+"""What the help shows instead of a default."""
+_OTHER_DEFAULT = {
+    "train.data.validation": "with --data: none",
+    "train.data.sequence_length": f"with --data: {DataConfig.sequence_length}",
+    "train.optim.lr": f"with --model: {OptimConfig.lr:g}",
+    "train.workers.gpus": "where there is a GPU: 1",
+    "engine.gpus": "where there is a GPU: 1",
+}
+"""What the help shows after a default: when `load_config` uses another one."""
 
 
 class UsageError(ValueError):
@@ -121,10 +136,9 @@ def _options_type(kind: type, defaults: Any, prefix: str, names: Sequence[str] =
 
 
 def _shown(key: str, default: Any) -> str:
-    if key == "name":
-        return "the preset or command, with a fingerprint of the options"
     words = default if isinstance(default, tuple | dict) else [default]
-    return " ".join(map(str, words)) or "none"
+    shown = _DEFAULT_IN_WORDS.get(key) or " ".join(map(str, words)) or "none"
+    return f"{shown}; {_OTHER_DEFAULT[key]}" if key in _OTHER_DEFAULT else shown
 
 
 def _pairs(words: Sequence[str]) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """`SweepConfig`, and the presets: functions that return one.
 
-Paths and benchmarks that begin with ``builtin:`` stand for files that `pipelines.builtin.corpus`
+Paths and benchmarks that begin with `builtin:` stand for files that `pipelines.builtin.corpus`
 writes when they are first needed.
 """
 
@@ -40,7 +40,7 @@ class SweepConfig:
     """A sweep: what to train, in which arms, and how to score the results."""
 
     name: str
-    """Name of the run and of its directory below `output`; the same name again resumes the run."""
+    """Name of the run and of its directory in --output; the same name again resumes the run."""
     train: TrainConfig
     """The settings that all trials share."""
     trials: tuple[Trial, ...]
@@ -48,16 +48,17 @@ class SweepConfig:
     search: SearchSettings = field(default_factory=SearchSettings)
     engine: EngineSettings = field(default_factory=EngineSettings)
     benchmarks: tuple[str, ...] = ()
-    """Names of benchmarks: ``gsm8k``; ``gsm8k-base`` for a base model; ``gsm8k@16`` for the mean of
-    16 answers; ``file:PATH.jsonl``, ``class:MODULE:CLASS`` or ``builtin:NAME``. The first is the
-    target: it ranks the arms. Those whose name does not begin with target- measure what the model
-    retains."""
+    """Names of benchmarks: `gsm8k`; `gsm8k-base` for a base model; `gsm8k@16` for the mean of 16
+    answers; `file:PATH.jsonl`, `class:MODULE:CLASS` or `builtin:NAME`. The first is the target: it
+    ranks the arms. The others measure what the model retains, unless their name begins with
+    target-."""
     benchmark_dir: str = ""
-    """Directory of the published benchmark files; empty: $OTR_BENCHMARKS."""
+    """Directory of the published benchmark files. Empty: the directory that $OTR_BENCHMARKS names,
+    or else files from the Hugging Face hub."""
     max_items: int = 0
-    """Items per benchmark, spread evenly over it; 0: all."""
+    """Number of items of each benchmark to use, spread evenly over it; 0: all."""
     output: str = "runs"
-    """Directory of the runs, the MLflow store and the built-in files."""
+    """Directory in which the runs, the MLflow store and the built-in files are written."""
 
     def __post_init__(self) -> None:
         if not self.name or set(self.name) & set("/\\ "):

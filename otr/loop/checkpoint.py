@@ -173,7 +173,9 @@ class Snapshot:
         """
         if self.probe is None:
             return
-        from otr.loop.policy import reloaded_nll  # imports this module's package in a circle
+        from otr.loop.policy import (
+            reloaded_nll,  # imports transformers' models, which takes seconds
+        )
 
         nll = reloaded_nll(directory, self.model, self.probe.batch)
         if not abs(nll - self.probe.nll) <= self.probe.tolerance:
@@ -254,7 +256,7 @@ def saved_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, 
     Of tied weights this is the first; of a model with adapters, the adapters alone.
     """
     if hasattr(model, "peft_config"):
-        from otr.models.lora import adapter_state  # imports peft, which other runs do not need
+        from otr.models.lora import adapter_state
 
         return adapter_state(model, weights)
     first: dict[int, str] = {}

@@ -205,7 +205,7 @@ def _backend(backend: str | None, device: torch.device) -> Backend:
     if backend == "triton" and not triton:
         raise ValueError(f"backend 'triton' can't run on {device}: use 'torch', or install triton")
     if backend == "triton" or (backend is None and triton and device.type == "cuda"):
-        from otr.loss.kernels.rows import loss_and_gradient_ as triton_backend
+        from otr.loss.kernels.rows import loss_and_gradient_ as triton_backend  # triton is optional
 
         return triton_backend
     return loss_and_gradient_

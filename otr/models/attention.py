@@ -11,17 +11,17 @@ E number of examples plus one.
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from otr._compat import attention_name
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 PACKED = "otr_packed"
 _PROBE = "otr_probe"
@@ -53,9 +53,6 @@ def no_mask(device: torch.device) -> Tensor:
 
 def register() -> None:
     """Make PACKED known to transformers; repeated calls are harmless."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
-
     AttentionInterface.register(PACKED, packed_attention)
     AttentionMaskInterface.register(PACKED, sdpa_mask)
 
@@ -64,12 +61,11 @@ class _AttentionReached(Exception):
     """Ends a forward pass at the first layer's attention; holds the `lengths` that arrived."""
 
 
-def passes_lengths(model: "PreTrainedModel") -> bool:
+def passes_lengths(model: PreTrainedModel) -> bool:
     """Return whether the `lengths` passed to a model reach its attention; needs no weights.
 
     This runs a forward pass up to the first attention.
     """
-    from transformers import AttentionInterface
 
     def probe(*_: Any, lengths: Lengths | None = None, **__: Any) -> None:
         raise _AttentionReached(lengths)
@@ -128,8 +124,6 @@ def packed_attention(  # noqa: PLR0913 - transformers' signature
         more: passed on to SDPA.
     """
     if lengths is None:
-        from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, softcap=softcap, **more
         )
@@ -175,7 +169,7 @@ def _flash(
     scale: float | None,
     window: int | None,
 ) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn
+    from torch.nn.attention.varlen import varlen_attn  # imports torch._dynamo, which takes seconds
 
     ends = lengths.ends
     longest = max(lengths.values)

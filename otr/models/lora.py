@@ -5,6 +5,8 @@ adapter_config.json, which names the base model) or merged into the weights of a
 
 Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685, section 4:
 W + (alpha / rank) B A, where A starts random and B starts at zero.
+
+Modules that may not need adapters import this one inside functions, since peft is slow to import.
 """
 
 import warnings
@@ -12,22 +14,24 @@ from collections.abc import Mapping
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
+import peft
 import torch
+from peft import PeftModel
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D  # GPT-2's linear layers
 
 from otr.config import LoraConfig, ModelConfig
 from otr.models.load import load_model
 
-if TYPE_CHECKING:
-    from peft import PeftModel
-    from transformers import PreTrainedModel
-
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 
 
-def add_adapters(model: "PreTrainedModel", config: LoraConfig, *, seed: int = 0) -> "PeftModel":
+def add_adapters(model: PreTrainedModel, config: LoraConfig, *, seed: int = 0) -> PeftModel:
     """Add an adapter to every linear layer that `config` names, and freeze all other weights.
 
     Args:
@@ -41,8 +45,6 @@ def add_adapters(model: "PreTrainedModel", config: LoraConfig, *, seed: int = 0)
     Raises:
         ValueError: a target is not a linear layer, or is the head.
     """
-    import peft
-
     assert config.rank > 0
     _check_targets(model, config.targets)
     settings = peft.LoraConfig(
@@ -73,9 +75,7 @@ def adapter_state(
         weights: the model's state dict, if it is not `model.state_dict()`, as under FSDP; frozen
             weights may be missing.
     """
-    from peft import get_peft_model_state_dict
-
-    return get_peft_model_state_dict(model, weights, save_embedding_layers=False)
+    return peft.get_peft_model_state_dict(model, weights, save_embedding_layers=False)
 
 
 def write_adapter(directory: str | Path, model: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -86,13 +86,11 @@ def write_adapter(directory: str | Path, model: nn.Module, state: Mapping[str, T
         model: a result of `add_adapters`, used for its config.
         state: the tensors of `adapter_state` on the CPU.
     """
-    from safetensors.torch import save_file
-
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.contiguous() for name, tensor in state.items()}
     save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
-    settings = cast("PeftModel", model).peft_config["default"]
+    settings = cast(PeftModel, model).peft_config["default"]
     replace(settings, inference_mode=True).save_pretrained(str(directory))
 
 
@@ -102,12 +100,10 @@ def base_path(directory: str | Path) -> str:
     Raises:
         ValueError: the directory holds no adapter, or the adapter does not name its base model.
     """
-    from peft import LoraConfig as Settings
-
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (Path(directory) / name).is_file():
             raise ValueError(f"no LoRA adapter in {str(directory)!r}: there is no {name}")
-    path = Settings.from_pretrained(str(directory)).base_model_name_or_path
+    path = peft.LoraConfig.from_pretrained(str(directory)).base_model_name_or_path
     if not path:
         raise ValueError(
             f"the adapter in {str(directory)!r} does not name its base model: "
@@ -116,7 +112,7 @@ def base_path(directory: str | Path) -> str:
     return path
 
 
-def load_adapters(directory: str | Path, base: ModelConfig) -> "PeftModel":
+def load_adapters(directory: str | Path, base: ModelConfig) -> PeftModel:
     """Load a base model with an adapter, ready to continue training.
 
     Args:
@@ -126,9 +122,6 @@ def load_adapters(directory: str | Path, base: ModelConfig) -> "PeftModel":
     Raises:
         ValueError: there is no adapter, or it does not fit the base model.
     """
-    from peft import PeftModel
-    from safetensors import safe_open
-
     base_path(directory)
     misfit = f"the adapter in {str(directory)!r} does not fit the model at {base.path!r}"
     model = load_model(base)
@@ -145,7 +138,7 @@ def load_adapters(directory: str | Path, base: ModelConfig) -> "PeftModel":
     return adapted
 
 
-def merge_adapters(model: "PeftModel") -> "PreTrainedModel":
+def merge_adapters(model: PeftModel) -> PreTrainedModel:
     """Add the adapters' products to the weights; `model` must not be used afterwards.
 
     Returns:
@@ -157,9 +150,7 @@ def merge_adapters(model: "PeftModel") -> "PreTrainedModel":
     return model.merge_and_unload(safe_merge=True)
 
 
-def _check_targets(model: "PreTrainedModel", targets: tuple[str, ...]) -> None:
-    from transformers.pytorch_utils import Conv1D  # GPT-2's linear layers
-
+def _check_targets(model: PreTrainedModel, targets: tuple[str, ...]) -> None:
     head = model.get_output_embeddings()
     linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
     for target in targets:

@@ -173,9 +173,8 @@ class Snapshot:
         """
         if self.probe is None:
             return
-        from otr.loop.policy import (
-            reloaded_nll,  # imports transformers' models, which takes seconds
-        )
+        # Imports transformers' models, which takes seconds that readers of checkpoints can save.
+        from otr.loop.policy import reloaded_nll
 
         nll = reloaded_nll(directory, self.model, self.probe.batch)
         if not abs(nll - self.probe.nll) <= self.probe.tolerance:

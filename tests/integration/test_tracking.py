@@ -79,6 +79,7 @@ def command(uri: str, directory: Path, live: Callable[[Tracker], None]) -> None:
         tracker.set_description("The winner is sft.")
         tracker.register(TRIAL.name, checkpoint)
         outcome.ok = True
+    assert not (directory / "logs" / "driver.log").exists(), "MLflow refused something"
 
 
 def check_content(uri: str) -> dict[str, StoredRun]:

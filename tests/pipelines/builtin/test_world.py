@@ -86,5 +86,5 @@ def test_files_share_no_prompt_except_target_train(tmp_path: Path) -> None:
 
 
 def test_unknown_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no built-in file builtin:trian: did you mean 'builtin:tr"):
+    with pytest.raises(ValueError, match="no built-in file builtin:trian: did you mean 'builtin"):
         corpus.resolve_path("builtin:trian", tmp_path)

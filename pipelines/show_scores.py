@@ -18,8 +18,8 @@ if __name__ == "__main__" and not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from evals.records import read_answers
+from otr.hints import did_you_mean
 from pipelines.config.options import UsageError
-from pipelines.hints import did_you_mean
 from pipelines.runtime import console
 
 if TYPE_CHECKING:

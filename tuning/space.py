@@ -9,10 +9,10 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any
 
 from otr.config import TrainConfig
+from otr.hints import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,7 @@ def _replaced(config: Any, overrides: Mapping[str, Any], prefix: str) -> Any:
     for key, value in overrides.items():
         head, _, rest = key.partition(".")
         if head not in known or (rest and not dataclasses.is_dataclass(getattr(config, head))):
-            near = get_close_matches(head, known, n=1)
-            hint = f"did you mean {prefix + near[0]!r}?" if near else f"use one of {known}"
+            hint = did_you_mean(prefix + head, [prefix + name for name in known])
             raise ValueError(f"unknown option {prefix + key!r}: {hint}")
         if rest:
             inner.setdefault(head, {})[rest] = value

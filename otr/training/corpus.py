@@ -14,13 +14,13 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from itertools import groupby, islice, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from otr.config import DataConfig, ModelConfig
+from otr.hints import did_you_mean
 from otr.training import packed_cache
 from otr.training.audit import Audit, batch_audit
 from otr.training.sources import SourceChunk, UnreadableSource, list_chunks, read_records
@@ -281,9 +281,10 @@ def _check_columns(config: DataConfig, records: Iterable[Any]) -> None:
             (theirs, [*existing], "column of the corpus"),
         ):
             if name not in names:
-                near = get_close_matches(name, names, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
-                raise ValueError(f"--columns {ours}={theirs}: {name!r} is not a {what}; {hint}")
+                raise ValueError(
+                    f"--columns {ours}={theirs}: {name!r} is not a {what} "
+                    f"({', '.join(names)}): {did_you_mean(name, names)}"
+                )
     mapped = set(config.columns) | set(existing)
     if existing and not any(mapped.issuperset({*form} - {"input"}) for form in FORMS):
         raise ValueError(

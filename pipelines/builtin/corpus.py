@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from otr.files import write_text
+from otr.hints import did_you_mean
 from pipelines.builtin.world import SKILLS, Item, items
-from pipelines.hints import did_you_mean
 
 PREFIX = "builtin:"
 TARGET = "chain"

@@ -15,8 +15,8 @@ from typing import Any
 import jsonschema
 import yaml
 
+from otr.hints import did_you_mean
 from pipelines._compat import cluster_schema
-from pipelines.hints import did_you_mean
 
 Cluster = Mapping[str, Any]
 """The content of a cluster file."""

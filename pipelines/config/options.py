@@ -15,10 +15,10 @@ import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
 from otr.config import DataConfig, OptimConfig
+from otr.hints import did_you_mean
 from pipelines.config.presets import PRESETS, PresetName, SweepConfig
 from pipelines.config.recipe import Recipe, flatten, read_recipe
 from pipelines.config.run_json import fingerprint, read_run
-from pipelines.hints import did_you_mean
 from tuning.space import Trial, with_overrides
 
 SHORT = {

@@ -20,9 +20,9 @@ from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from otr.hints import did_you_mean
 from pipelines.config.presets import PresetName, SweepConfig
 from pipelines.config.run_json import typed
-from pipelines.hints import did_you_mean
 
 
 @dataclass(frozen=True)

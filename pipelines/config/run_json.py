@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from otr.config import RENAMED
+from otr.hints import did_you_mean
 from pipelines.config.presets import SweepConfig
-from pipelines.hints import did_you_mean
 
 
 def fingerprint(config: SweepConfig) -> str:

@@ -51,7 +51,7 @@ def test_values_that_depend_on_each_other_change_together() -> None:
 @pytest.mark.parametrize(
     ("key", "hint"),
     [
-        ("optim.learning_rate", "use one of"),
+        ("optim.learning_rate", r"did you mean 'optim\."),
         ("objektive.name", "did you mean 'objective'"),
         ("optim.warmup", "did you mean 'optim.warmup_steps'"),
         ("max_steps.x", "unknown option 'max_steps.x'"),

@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -153,7 +154,19 @@ def test_a_repeated_command_fills_an_empty_mlflow_store(
     assert done.returncode == 0, done.stderr
     assert {p: p.stat().st_mtime_ns for p in output.rglob("model.safetensors")} == trained
     filled = stored_runs(f"sqlite:///{tmp_path / 'empty.db'}")
-    assert filled == stored_runs(f"sqlite:///{output / 'mlflow.db'}")
+    first = stored_runs(f"sqlite:///{output / 'mlflow.db'}")
+    assert filled.keys() == first.keys()
+    for name, stored in filled.items():
+        assert replace(stored, metrics={}) == replace(first[name], metrics={})
+        assert stored.metrics.keys() == first[name].metrics.keys()
+        scores = [key for key in stored.metrics if key.startswith("score/")]
+        assert [stored.metrics[k] for k in scores] == [first[name].metrics[k] for k in scores]
+    for name in TRIALS:  # Tune may lack reports of the seconds before the driver was killed
+        history = (output / "debug" / "trials" / name / "result.json").read_text().splitlines()
+        steps = sorted({json.loads(report)["step"] for report in history})
+        nll = filled[name].metrics["nll"]
+        assert [step for step, _ in nll] == steps and steps[-1] == 6
+        assert set(nll) <= set(first[name].metrics["nll"])
 
 
 def test_a_trial_that_fails(tmp_path: Path) -> None:

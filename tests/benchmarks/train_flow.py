@@ -99,7 +99,7 @@ def ray_data(job: Figures) -> Figures:
     from otr import DataConfig, ModelConfig
     from otr.training.corpus import packed_dataset
 
-    ray.init(num_cpus=job["processes"], log_to_driver=False, logging_level="ERROR")
+    ray.init(address="local", num_cpus=job["processes"], log_to_driver=False, logging_level="ERROR")
     data = DataConfig((f"{job['directory']}/plain",), sequence_length=job["sequence_length"])
     start, tokens, rows = time.perf_counter(), 0, 0
     for batch in packed_dataset(data, ModelConfig(BASE)).iter_batches(batch_size=1024):
@@ -149,7 +149,9 @@ def fit(job: Figures) -> Figures:
     from otr import DataConfig, ModelConfig, TrainConfig
     from otr.training.driver import fit
 
-    ray.init(num_cpus=job["processes"] + 1, log_to_driver=False, logging_level="ERROR")
+    ray.init(
+        address="local", num_cpus=job["processes"] + 1, log_to_driver=False, logging_level="ERROR"
+    )
     config = TrainConfig(
         model=ModelConfig(BASE),
         data=DataConfig((f"{job['directory']}/plain",), sequence_length=job["sequence_length"]),

@@ -14,8 +14,9 @@ def ray_cluster() -> Iterator[None]:
     """Four logical CPUs on this machine, or the cluster at RAY_ADDRESS."""
     import ray
 
-    here = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": 4}
-    ray.init(**here, log_to_driver=False, logging_level="ERROR")
+    # A cluster that was killed leaves its address in a file, which ray.init would follow.
+    local = {} if os.environ.get("RAY_ADDRESS") else {"address": "local", "num_cpus": 4}
+    ray.init(**local, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
 

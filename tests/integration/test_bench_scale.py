@@ -58,7 +58,7 @@ def test_trials_are_the_same_each_time() -> None:
     assert trials == chosen(100) and len({trial.name for trial in trials}) == 100
     assert len({trial.arm for trial in trials}) == 50
     assert {trial.name for trial in trials} < {trial.name for trial in chosen(1000)}
-    with pytest.raises(ValueError, match="5000 trials are asked for"):
+    with pytest.raises(ValueError, match="5000 trials were asked for"):
         chosen(5000)
 
 

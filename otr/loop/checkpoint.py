@@ -33,10 +33,36 @@ if TYPE_CHECKING:
 TRAINER = "trainer"
 STATE = "state.json"
 OPTIMIZER = "optimizer"
+UNVERIFIED = "unverified.json"
+
+ALLOWED = {"float32": 2**-9, "bfloat16": 2.0}
+"""Largest accepted difference of a saved model's NLL from that of the model in training, as a share
+of what bfloat16 rounding in other places changes; by the precision that both compute in. Float32
+rounds 2^16 times as finely; a factor of 2^7 is left for sums in another order.
+"""
+FLOOR = 2**-16
+"""Difference in nats that is always accepted: how float32 rounds a logit of 128 to 256."""
 
 
 class DamagedCheckpoint(ValueError):
     """A checkpoint in which a file is missing or differs from what was written."""
+
+
+class UnverifiedCheckpoint(Exception):
+    """A checkpoint that was written, but whose model is not found to be the one in training.
+
+    Args:
+        directory: path or URI that it was written to.
+        reason: what differs.
+    """
+
+    def __init__(self, directory: str, reason: str) -> None:
+        super().__init__(directory, reason)  # what pickle gives back
+        self.directory, self.reason = directory, reason
+
+    def __str__(self) -> str:
+        """Return one line that names the directory and what differs."""
+        return f"the last checkpoint is kept as {self.directory}, but not trusted: {self.reason}"
 
 
 def checkpoint_name(step: int) -> str:
@@ -82,10 +108,10 @@ class Probe:
     """A batch that a saved model must predict as the model in training does."""
 
     batch: Mapping[str, Tensor]
-    nll: float
-    """Summed NLL of the batch under the model in training."""
-    tolerance: float
-    """Largest accepted difference of the saved model's summed NLL."""
+    nll_T: Tensor
+    """NLL of each target token under the model in training."""
+    dtype: str
+    """Precision that `nll_T` was computed in, as in `ModelConfig.dtype`."""
 
 
 @dataclass
@@ -117,7 +143,8 @@ class Snapshot:
     ) -> Path:
         """Write the checkpoint atomically: the directory appears complete or not at all.
 
-        Every rank calls this.
+        Every rank calls this. A checkpoint that fails its probe is written to `unverified-NAME`
+        beside the directory, with the reason in UNVERIFIED.
 
         Args:
             directory: the checkpoint directory; replaced if it exists.
@@ -130,15 +157,15 @@ class Snapshot:
             The directory.
 
         Raises:
-            OSError: the checkpoint could not be written, or failed its probe; nothing is left of
-                it.
+            OSError: the checkpoint could not be written; nothing is left of it.
+            UnverifiedCheckpoint: the checkpoint failed its probe, on every rank.
         """
         directory = Path(directory)
         rank, world = (
             (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
         )
         scratch = directory.with_name(f".{directory.name}")
-        first = rank == 0 or not shared
+        first, unlike = rank == 0 or not shared, ""
         try:
             with _os_errors():
                 if first:
@@ -152,7 +179,12 @@ class Snapshot:
                     write_json(scratch / TRAINER / STATE, state)
                     if run is not None:
                         write_json(scratch / "run.json", run)
-                    self._check_export(scratch)
+                    unlike = self._check_export(scratch)
+                    if unlike:
+                        write_json(scratch / UNVERIFIED, {"step": self.step, "reason": unlike})
+                unlike = _from_first_rank(unlike, group)
+                if unlike:
+                    directory = directory.with_name(f"unverified-{directory.name}")
                 checksums = _checksums(scratch, _own_files(scratch, rank))
                 write_json(scratch / TRAINER / f"files-{rank}.json", checksums)
                 _barrier(group)
@@ -163,25 +195,39 @@ class Snapshot:
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)
             raise
+        if unlike:
+            raise UnverifiedCheckpoint(str(directory), unlike)
         return directory
 
-    def _check_export(self, directory: Path) -> None:
+    def _check_export(self, directory: Path) -> str:
         """Load the written model as any user would, and compare its NLL with the probe's.
 
-        Raises:
-            OSError: the two differ.
+        Both compute in the same precision. The accepted difference is in proportion to what
+        rounding changes in this very model.
+
+        Returns:
+            What differs; empty if nothing does.
         """
         if self.probe is None:
-            return
+            return ""
         # Imports transformers' models, which takes seconds that readers of checkpoints can save.
         from otr.loop.policy import reloaded_nll
 
-        nll = reloaded_nll(directory, self.model, self.probe.batch)
-        if not abs(nll - self.probe.nll) <= self.probe.tolerance:
-            raise OSError(
-                f"the checkpoint of step {self.step} was discarded: the written model has NLL "
-                f"{nll:.6g}, the model in training {self.probe.nll:.6g}"
-            )
+        probe = self.probe
+        try:
+            reloaded = reloaded_nll(directory, self.model, probe.batch)
+        except Exception as error:  # whatever it is, it must not cost the weights
+            return f"it can't be loaded again: {' '.join(str(error).split())}"
+        saved_T = reloaded.bfloat16_T if probe.dtype == "bfloat16" else reloaded.float32_T
+        difference = _mean_difference(saved_T, probe.nll_T)
+        rounding = _mean_difference(reloaded.autocast_T, reloaded.bfloat16_T)
+        allowed = FLOOR + ALLOWED[probe.dtype] * rounding
+        if difference <= allowed:
+            return ""
+        return (
+            f"its NLL differs from that of the model in training by {difference:.3g} nats per "
+            f"token in {probe.dtype} (rounding explains {allowed:.3g})"
+        )
 
 
 def save_checkpoint(
@@ -315,6 +361,18 @@ def _os_errors() -> Iterator[None]:
         raise OSError(str(first)) from first
     except (RuntimeError, SafetensorError) as error:  # raised on a full disk
         raise OSError(str(error)) from error
+
+
+def _mean_difference(one_T: Tensor, other_T: Tensor) -> float:
+    return float((one_T - other_T).abs().sum()) / max(1, len(one_T))
+
+
+def _from_first_rank(text: str, group: dist.ProcessGroup | None) -> str:
+    """Return rank 0's text on every rank."""
+    texts = [text]
+    if group is not None:
+        dist.broadcast_object_list(texts, group_src=0, group=group)
+    return texts[0]
 
 
 def _barrier(group: dist.ProcessGroup | None) -> None:

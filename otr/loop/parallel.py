@@ -101,7 +101,7 @@ def _sharded(policy: Policy, config: TrainConfig) -> nn.Module:
     for layer in layers:
         fully_shard(layer, **shared)
     fully_shard(policy, **shared)
-    register_fsdp_forward_method(policy, "score")
+    register_fsdp_forward_method(policy, "predict")
     policy.to_empty(device="cpu" if offload else device)
     policy.model.tie_weights()
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, cpu_offload=offload)
@@ -132,6 +132,16 @@ def unwrap(policy: nn.Module) -> Policy:
     inner = policy.module if isinstance(policy, DistributedDataParallel) else policy
     assert isinstance(inner, Policy)
     return inner
+
+
+def precisest_dtype(policy: nn.Module, config: TrainConfig) -> str:
+    """Return the most precise `ModelConfig.dtype` that the policy can compute in without training.
+
+    The weights are float32, so it is float32, unless FSDP gathers them in bfloat16 or the attention
+    has no float32.
+    """
+    flash = config.model.attention.startswith("flash")
+    return config.model.dtype if flash or isinstance(policy, FSDPModule) else "float32"
 
 
 def clip_gradients(policy: nn.Module, max_norm: float) -> float:

@@ -5,11 +5,12 @@ D width, T target tokens, V vocabulary.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
@@ -23,11 +24,32 @@ from otr.models.parts import head, hidden_states
 Batch = Mapping[str, Tensor]
 """A packed batch: `input_ids`, `loss_mask` and `segment_ids`, [B, S] each (see `otr.data`)."""
 
-SCORED_AT_ONCE = 1024  # target tokens whose logits `Policy.score` holds at the same time
+SCORED_AT_ONCE = 1024  # target tokens whose logits `Policy.predict` holds at the same time
 
 
-def reloaded_nll(directory: Path, model: PreTrainedModel, batch: Batch) -> float:
-    """Return a batch's summed NLL under the model saved in `directory`, loaded on the CPU.
+class Predictions(NamedTuple):
+    """How a model predicts the target tokens of a batch."""
+
+    nll_T: Float[Tensor, " T"]
+    """In nats, float32."""
+    right_T: Bool[Tensor, " T"]
+    """Whether the target is the most likely token."""
+
+
+@dataclass(frozen=True)
+class ReloadedNll:
+    """NLL of each target token of a batch under a saved model, in the precisions of training."""
+
+    float32_T: Float[Tensor, " T"]
+    autocast_T: Float[Tensor, " T"]
+    """Under autocast to bfloat16."""
+    bfloat16_T: Float[Tensor, " T"]
+    """Under autocast with weights in bfloat16, as FSDP2 computes. The rounded weights are the same,
+    so the difference from `autocast_T` is what rounding in other places changes."""
+
+
+def reloaded_nll(directory: Path, model: PreTrainedModel, batch: Batch) -> ReloadedNll:
+    """Compute a batch's NLL under the model saved in `directory`, loaded on the CPU.
 
     Args:
         directory: a Hugging Face checkpoint directory.
@@ -43,8 +65,14 @@ def reloaded_nll(directory: Path, model: PreTrainedModel, batch: Batch) -> float
         reloaded = cast(PreTrainedModel, load_adapters(directory, replace(source, path=base)))
     else:
         reloaded = load_model(source)
+    policy = Policy(reloaded.eval(), Objective("sft"))
     with torch.no_grad():
-        return float(Policy(reloaded.eval(), Objective("sft")).score(batch)[0])
+        float32_T = policy.predict(batch).nll_T
+        with torch.autocast("cpu", torch.bfloat16):
+            autocast_T = policy.predict(batch).nll_T
+            for parameter in policy.parameters():
+                parameter.data = parameter.data.bfloat16()
+            return ReloadedNll(float32_T, autocast_T, policy.predict(batch).nll_T)
 
 
 class Policy(nn.Module):
@@ -108,24 +136,38 @@ class Policy(nn.Module):
             num_tokens = (target_BS[real_BS] != IGNORE_INDEX).sum()
             return LossOutput(nan, num_tokens, *[nan.detach()] * 4)
 
+    def predict(self, batch: Batch) -> Predictions:
+        """Return the NLL of each target token of a batch, and whether it is the most likely one."""
+        scored_BS = _scored(batch)
+        hidden_ND = hidden_states(self.model, batch["input_ids"], batch["segment_ids"])
+        hidden_TD = hidden_ND[scored_BS[batch["segment_ids"] > 0]]
+        target_T = batch["input_ids"][:, 1:][scored_BS[:, :-1]].long()
+        nll_T, right_T = (
+            torch.zeros_like(target_T, dtype=torch.float),
+            torch.zeros_like(target_T, dtype=torch.bool),
+        )
+        for part in torch.arange(len(target_T), device=target_T.device).split(SCORED_AT_ONCE):
+            logits_TV = head(self.model).logits(hidden_TD[part])
+            nll_T[part] = cross_entropy(logits_TV, target_T[part], reduction="none")
+            right_T[part] = logits_TV.argmax(-1) == target_T[part]
+        return Predictions(nll_T, right_T)
+
     def score(self, batch: Batch) -> Tensor:
         """Return [summed NLL, correct tokens, tokens, correct examples, examples] of a batch."""
-        real_BS = batch["segment_ids"] > 0
-        scored_BS = torch.zeros_like(real_BS)
-        scored_BS[:, :-1] = batch["loss_mask"][:, 1:]
-        hidden_ND = hidden_states(self.model, batch["input_ids"], batch["segment_ids"])
-        hidden_TD = hidden_ND[scored_BS[real_BS]]
-        target_T = batch["input_ids"][:, 1:][scored_BS[:, :-1]].long()
-        row_BS = torch.arange(len(real_BS), device=real_BS.device)[:, None].expand_as(real_BS)
-        key_BS = row_BS * real_BS.shape[1] + batch["segment_ids"]
+        nll_T, right_T = self.predict(batch)
+        scored_BS = _scored(batch)
+        row_BS = torch.arange(len(scored_BS), device=scored_BS.device)[:, None]
+        key_BS = row_BS * scored_BS.shape[1] + batch["segment_ids"]
         examples, example_T = key_BS[scored_BS].unique(return_inverse=True)
-        wrong = torch.zeros(len(examples), device=hidden_TD.device)
-        nll = hidden_TD.new_zeros((), dtype=torch.double)
-        for part in torch.arange(len(target_T), device=wrong.device).split(SCORED_AT_ONCE):
-            logits_TV = head(self.model).logits(hidden_TD[part])
-            nll += cross_entropy(logits_TV, target_T[part], reduction="sum")
-            wrong_T = (logits_TV.argmax(-1) != target_T[part]).float()
-            wrong.index_add_(0, example_T[part], wrong_T)
-        right = len(target_T) - wrong.sum()
-        counts = [nll, right, len(target_T), (wrong == 0).sum(), len(examples)]
-        return torch.stack([torch.as_tensor(c, device=wrong.device).double() for c in counts])
+        wrong = torch.zeros(len(examples), device=nll_T.device)
+        wrong.index_add_(0, example_T, (~right_T).float())
+        numbers = [len(right_T), (wrong == 0).sum(), len(examples)]
+        sums = [nll_T.double().sum(), right_T.sum(), *numbers]
+        return torch.stack([torch.as_tensor(s, device=wrong.device).double() for s in sums])
+
+
+def _scored(batch: Batch) -> Bool[Tensor, "B S"]:
+    """Return the positions whose next token is a target token."""
+    scored_BS = torch.zeros_like(batch["segment_ids"], dtype=torch.bool)
+    scored_BS[:, :-1] = batch["loss_mask"][:, 1:]
+    return scored_BS

@@ -31,6 +31,7 @@ from otr.loop.checkpoint import (
     TRAINER,
     DamagedCheckpoint,
     Snapshot,
+    UnverifiedCheckpoint,
     check_checkpoint,
     checkpoint_name,
 )
@@ -258,7 +259,12 @@ class CheckpointStore:
             else:
                 with TemporaryDirectory() as scratch:
                     copy = f"{scratch}/{name}"
-                    snapshot.write(copy, tokenizer, run=run, group=self.group, shared=False)
+                    try:
+                        snapshot.write(copy, tokenizer, run=run, group=self.group, shared=False)
+                    except UnverifiedCheckpoint as error:
+                        target = f"{self.root}/{Path(error.directory).name}"
+                        self._upload(error.directory, target)
+                        raise UnverifiedCheckpoint(target, error.reason) from None
                     self._upload(copy, target)
         finally:
             self.write_seconds = monotonic() - start

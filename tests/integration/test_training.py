@@ -22,7 +22,7 @@ from otr import (
     TrainConfig,
     Workers,
 )
-from otr.loop.checkpoint import load_checkpoint
+from otr.loop.checkpoint import check_checkpoint, load_checkpoint
 from otr.models.tokenizer import load_tokenizer
 from otr.training import checkpoint_store, driver
 from otr.training.driver import fit, worker_error
@@ -226,6 +226,39 @@ def test_an_error_in_a_worker_ends_the_run_at_once_with_its_reason(
     with pytest.raises(ray.train.TrainingFailedError) as error:
         fit(long, storage=str(tmp_path), name="long")
     assert "has 1024 positions: give --train.data.sequence-length 1024" in worker_error(error.value)
+
+
+def test_a_checkpoint_that_fails_its_check_is_kept_and_the_run_is_not_retried(
+    ray_cluster: None, tmp_path: Path, paths: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def with_wrong_probe(job: Any) -> None:  # runs in the worker
+        from otr.loop import loop
+        from otr.training.worker import train_loop
+
+        original = loop._probe
+
+        def probe(*arguments: Any) -> Any:
+            measured = original(*arguments)
+            return replace(measured, nll_T=measured.nll_T + 1)
+
+        loop._probe = probe
+        train_loop(job)
+
+    attempts = Mock(wraps=driver._trainer)
+    monkeypatch.setattr(driver, "_trainer", attempts)
+    monkeypatch.setattr(driver, "train_loop", with_wrong_probe)
+    with pytest.raises(ray.train.TrainingFailedError) as error:
+        fit(config(*paths), storage=str(tmp_path), name="run")
+    kept = tmp_path / "run" / "unverified-step-000006"
+    line = worker_error(error.value)
+    assert line.startswith(
+        f"the last checkpoint is kept as {kept}, but not trusted: its NLL differs"
+    )
+    assert attempts.call_count == 1
+    check_checkpoint(kept)
+    assert weights(kept).isfinite().all()
+    assert checkpoint_store.list_checkpoints(str(kept.parent))[-1] == "step-000004"
+    assert checkpoint_store.recover(str(kept.parent)) == ("step-000004", [])
 
 
 def test_rows_of_a_step_that_overflows_are_saved(

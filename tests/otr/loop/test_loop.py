@@ -1,6 +1,8 @@
 """Packing, accumulation and several ranks change nothing; bad steps and short data are handled."""
 
 import copy
+import json
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import torch.multiprocessing as mp
 
 from otr import MemoryConfig, ModelConfig, Objective, OptimConfig, TrainConfig, Workers
 from otr.data import pack
+from otr.loop.checkpoint import UNVERIFIED, Snapshot, UnverifiedCheckpoint, check_checkpoint
 from otr.loop.evaluate import evaluate
 from otr.loop.loop import BadStep, Hooks, train
 from otr.loop.policy import Policy
@@ -224,17 +227,94 @@ def test_bad_steps_can_be_skipped_and_are_counted(untied: Path) -> None:
     assert not torch.equal(weights(model), before)
 
 
-def test_a_checkpoint_that_differs_from_the_trained_model_is_discarded(
+def last_snapshots(run: TrainConfig) -> tuple[Snapshot, dict[str, torch.Tensor]]:
+    """Return the last step's snapshot of a run, and the weights two steps before."""
+    before: dict[str, torch.Tensor] = {}
+    taken: list[Snapshot] = []
+
+    def report(metrics: dict[str, float], snapshot: Snapshot | None) -> None:
+        if snapshot is not None and not before:
+            before.update({name: tensor.clone() for name, tensor in snapshot.weights.items()})
+        if snapshot is not None:
+            taken.append(snapshot)
+
+    train(load_model(run.model), batches(run.max_steps), run, report)
+    return taken[-1], before
+
+
+def with_dtype(run: TrainConfig, dtype: str) -> TrainConfig:
+    return replace(run, model=replace(run.model, dtype=dtype))
+
+
+DOWN = "model.layers.1.mlp.down_proj.weight"
+
+
+def scaled(weights: dict[str, torch.Tensor], before: dict[str, torch.Tensor]) -> None:
+    weights[DOWN].mul_(1.02)
+
+
+def swapped(weights: dict[str, torch.Tensor], before: dict[str, torch.Tensor]) -> None:
+    other = weights[DOWN.replace("1", "0")]
+    first = other.clone()
+    other.copy_(weights[DOWN])
+    weights[DOWN].copy_(first)
+
+
+def outdated(weights: dict[str, torch.Tensor], before: dict[str, torch.Tensor]) -> None:
+    weights.update(before)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_only_a_checkpoint_of_the_trained_model_is_accepted(
+    model_dir: Path, tmp_path: Path, dtype: str
+) -> None:
+    run = config(model_dir, Objective("sft"), 4, checkpoint_interval=2)
+    run = replace(with_dtype(run, dtype), optim=OptimConfig(lr=1e-4, warmup_steps=0))
+    snapshot, before = last_snapshots(run)
+    assert snapshot.probe.dtype == "float32"
+    tokenizer, right = load_tokenizer(run.model), dict(snapshot.weights)
+    for fault in (scaled, swapped, outdated):
+        snapshot.weights = {name: tensor.clone() for name, tensor in right.items()}
+        fault(snapshot.weights, before)
+        with pytest.raises(UnverifiedCheckpoint, match=r"NLL differs .* per token in float32"):
+            snapshot.write(tmp_path / fault.__name__, tokenizer)
+    snapshot.weights = right
+    snapshot.probe.nll_T.add_(torch.randn(len(snapshot.probe.nll_T)), alpha=1e-5)  # another order
+    snapshot.write(tmp_path / "right", tokenizer)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"right", *(f"unverified-{name}" for name in ("scaled", "swapped", "outdated"))}
+
+
+def test_a_checkpoint_that_fails_its_check_is_kept_beside_with_the_reason(
     model_dir: Path, tmp_path: Path
 ) -> None:
-    run, taken = config(model_dir, Objective("sft"), 1), []
-    train(load_model(run.model), batches(1), run, lambda _, snapshot: taken.append(snapshot))
-    [snapshot] = taken
-    snapshot.write(tmp_path / "right", load_tokenizer(run.model))
-    snapshot.weights["model.embed_tokens.weight"].mul_(1.5)
-    with pytest.raises(OSError, match=r"step 1 was discarded: .* has NLL .* in training .*"):
-        snapshot.write(tmp_path / "wrong", load_tokenizer(run.model))
-    assert [path.name for path in tmp_path.iterdir()] == ["right"]
+    run = config(model_dir, Objective("sft"), 1)
+    snapshot, _ = last_snapshots(run)
+    scaled(snapshot.weights, {})
+    with pytest.raises(UnverifiedCheckpoint) as raised:
+        snapshot.write(tmp_path / "step-000001", load_tokenizer(run.model))
+    [kept] = tmp_path.iterdir()
+    error = pickle.loads(pickle.dumps(raised.value))  # as Ray sends it
+    assert str(error).startswith(f"the last checkpoint is kept as {kept}, but not trusted: its NLL")
+    assert "\n" not in str(error) and kept.name == "unverified-step-000001"
+    assert json.loads((kept / UNVERIFIED).read_text()) == {"step": 1, "reason": error.reason}
+    check_checkpoint(kept)
+    torch.testing.assert_close(
+        load_model(ModelConfig(str(kept))).get_parameter(DOWN), snapshot.weights[DOWN]
+    )
+
+
+def test_weights_stay_if_they_cannot_be_loaded_again(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError("no memory\nat all")
+
+    snapshot, _ = last_snapshots(config(model_dir, Objective("sft"), 1))
+    monkeypatch.setattr("otr.loop.policy.load_model", fail)
+    with pytest.raises(UnverifiedCheckpoint, match="can't be loaded again: no memory at all"):
+        snapshot.write(tmp_path / "step", load_tokenizer(ModelConfig(str(model_dir))))
+    check_checkpoint(tmp_path / "unverified-step")
 
 
 def test_data_that_ends_early_is_an_error(model_dir: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 import torch.multiprocessing as mp
 
 from otr import MemoryConfig, ModelConfig, Objective, TrainConfig, Workers
-from otr.loop.checkpoint import Snapshot, check_checkpoint
+from otr.loop.checkpoint import Snapshot, UnverifiedCheckpoint, check_checkpoint
 from otr.loop.loop import train
 from otr.models.load import load_model
 from otr.models.tokenizer import load_tokenizer
@@ -100,6 +100,41 @@ def done(models: dict[bool, Path], tmp_path_factory: pytest.TempPathFactory) -> 
     run_training(run, out / "single-then-single", 0, out / "single" / "True" / "step-2")
     run_training(run, out / "fsdp-then-single", 0, out / "fsdp-True" / "step-2")
     return out
+
+
+def _in_bfloat16(rank: int, model: Path, out: Path) -> None:
+    """Train on two ranks; write the last snapshot as it is, and with a wrong weight."""
+    join_ranks(rank, out)
+    group = torch.distributed.new_group(backend="gloo")
+    tokenizer = load_tokenizer(ModelConfig(str(model)))
+    for strategy in ("ddp", "fsdp"):
+        run = replace(run_of(model, strategy, 2), checkpoint_interval=0)
+        run = replace(run, model=replace(run.model, dtype="bfloat16"))
+        taken: list[Snapshot] = []
+        train(
+            load_model(run.model),
+            share(0, rank, 2),
+            run,
+            lambda _, snapshot, taken=taken: taken.append(snapshot) if snapshot else None,
+        )
+        [snapshot] = taken
+        assert snapshot.probe is not None
+        assert snapshot.probe.dtype == ("bfloat16" if strategy == "fsdp" else "float32")
+        snapshot.write(out / f"{strategy}-right", tokenizer, group=group)
+        if snapshot.weights is not None:
+            snapshot.weights["model.layers.1.mlp.down_proj.weight"].mul_(1.5)
+        with pytest.raises(UnverifiedCheckpoint, match=f"{strategy}-wrong, but not trusted: its"):
+            snapshot.write(out / f"{strategy}-wrong", tokenizer, group=group)
+
+
+def test_the_written_model_is_checked_in_bfloat16_on_two_ranks(
+    models: dict[bool, Path], tmp_path: Path
+) -> None:
+    mp.spawn(_in_bfloat16, (models[True], tmp_path), nprocs=2)
+    for strategy in ("ddp", "fsdp"):
+        check_checkpoint(tmp_path / f"{strategy}-right")
+        check_checkpoint(tmp_path / f"unverified-{strategy}-wrong")  # complete, with both lists
+        assert not (tmp_path / f"{strategy}-wrong").exists()
 
 
 def weights(directory: Path) -> torch.Tensor:

@@ -7,9 +7,30 @@ from pathlib import Path
 import fsspec
 import pytest
 from fsspec.spec import AbstractFileSystem
+from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
-from otr.loop.checkpoint import STATE, TRAINER, checkpoint_name
-from otr.training.checkpoint_store import best_checkpoint, delete_old, list_checkpoints, recover
+from otr import Objective
+from otr.loop.checkpoint import (
+    STATE,
+    TRAINER,
+    UNVERIFIED,
+    UnverifiedCheckpoint,
+    check_checkpoint,
+    checkpoint_name,
+)
+from otr.loop.loop import train
+from otr.models.load import load_model
+from otr.models.tokenizer import load_tokenizer
+from otr.training import _compat
+from otr.training.checkpoint_store import (
+    CheckpointStore,
+    best_checkpoint,
+    delete_old,
+    list_checkpoints,
+    recover,
+)
+from tests.assets.tiny import make_tiny_model
+from tests.otr.runs import batches, config
 
 
 @pytest.fixture
@@ -52,6 +73,25 @@ def test_a_run_without_a_complete_checkpoint_starts_anew(store: AbstractFileSyst
     save(store, "step-000002", b"")
     newest, [note] = recover("memory://run")
     assert newest is None and "step-000002/model.safetensors is not as it was written" in note
+
+
+def test_an_unverified_checkpoint_is_uploaded_beside_and_not_resumed_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bucket").mkdir()
+    remote = SubTreeFileSystem(str(tmp_path / "bucket"), LocalFileSystem())
+    monkeypatch.setattr(_compat, "run_storage", lambda: (remote, "run"))
+    run, taken = config(make_tiny_model(tmp_path / "model"), Objective("sft"), 1), []
+    train(load_model(run.model), batches(1), run, lambda _, snapshot: taken.append(snapshot))
+    [snapshot] = taken
+    snapshot.weights["model.norm.weight"].mul_(1.1)
+    store = CheckpointStore("unused", None)
+    with pytest.raises(UnverifiedCheckpoint, match="kept as run/unverified-step-000001, but"):
+        store._write(snapshot, load_tokenizer(run.model), None, None, "step-000001")
+    [kept] = (tmp_path / "bucket" / "run").iterdir()
+    check_checkpoint(kept)
+    assert (kept / UNVERIFIED).is_file()
+    assert recover(str(kept.parent)) == (None, []) and kept.exists()
 
 
 def save_state(fs: AbstractFileSystem, step: int, nll: float | None = None, ranks: int = 1) -> None:

@@ -99,11 +99,9 @@ def test_half_a_swap_is_detected(engine, checkpoints, method, monkeypatch):
 def test_nothing_is_generated_after_a_failed_verification_until_a_valid_swap(
     engine, checkpoints, monkeypatch
 ):
-    original = probe.reference_logprobs
+    original = probe.reference
     with monkeypatch.context() as patch:
-        patch.setattr(
-            probe, "reference_logprobs", lambda path, *more: original(checkpoints[3], *more)
-        )
+        patch.setattr(probe, "reference", lambda path, *more: original(checkpoints[3], *more))
         with pytest.raises(RuntimeError, match="does not serve"):
             engine.swap(checkpoints[2])
     with pytest.raises(RuntimeError, match="not verified"):

@@ -1,36 +1,110 @@
 """The probe: accepted and rejected log-probabilities, and its error messages. Replica counts."""
 
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
+from transformers import AttentionInterface, AutoModelForCausalLM
 
 from evals.serving import deployment, probe
 from evals.settings import EngineSettings
 from tests.assets.tiny import make_tiny_model
 
 
-def test_small_differences_pass_and_large_or_missing_ones_fail():
-    right = [-1.0] * 99
-    assert probe.check_logprobs([[*right, -1.0005]], [[*right, -1.0]], "float32", "it") < 1e-3
-    for served, true in ((-1.002, -1.0), (math.nan, -1.0), (-1.0, math.nan)):
-        with pytest.raises(RuntimeError, match="does not serve it"):
-            probe.check_logprobs([[served]], [[true]], "float32", "it")
-    with pytest.raises(RuntimeError, match="instead of"):
-        probe.check_logprobs([[-1.0]], [[-1.0, -2.0]], "float32", "it")
+def served_by(
+    directory: Path, rows: list[list[int]], dtype: str = "float32", *, tf32: bool = False, **scale
+) -> list[list[float]]:
+    """Compute log-probs as an engine would: weights and activations in `dtype`, other kernels.
+
+    Args:
+        directory: a model directory.
+        rows: token sequences.
+        dtype: data type.
+        tf32: round the inputs of attention's products to 10 bits, as TF32 does.
+        scale: factors of the down projections, `layer_0=1.5`.
+    """
+
+    def rounded(x: torch.Tensor) -> torch.Tensor:
+        bits = x.contiguous().view(torch.int32)
+        return ((bits + 0x1000) & ~0x1FFF).view(torch.float32) if tf32 else x
+
+    def attention(module, query, key, value, attention_mask, *, scaling, **more):
+        groups = query.shape[1] // key.shape[1]
+        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+        scores = rounded(query) @ rounded(key).transpose(2, 3) * scaling
+        future = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+        weights = scores.masked_fill(future, -torch.inf).softmax(-1)
+        return (rounded(weights) @ rounded(value)).transpose(1, 2), None
+
+    AttentionInterface.register("engine", attention)
+    model = AutoModelForCausalLM.from_pretrained(
+        directory, dtype=getattr(torch, dtype), attn_implementation="engine"
+    ).eval()
+    with torch.no_grad():
+        for layer, factor in scale.items():
+            model.model.layers[int(layer[-1])].mlp.down_proj.weight.mul_(factor)
+    return [probe._logprobs(model, row) for row in rows]
 
 
-def test_in_bfloat16_rounding_passes_and_a_nearby_checkpoint_fails():
-    true = [-1.0] * 100
-    rounded = [*true[1:], -1.6]
-    assert probe.check_logprobs([rounded], [true], "bfloat16", "it") == pytest.approx(0.6)
-    with pytest.raises(RuntimeError, match=r"on average 0\.2 nats"):
-        probe.check_logprobs([[-1.2] * 100], [true], "bfloat16", "it")
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("model"))
 
 
-def test_reference_is_a_distribution_over_next_tokens(tmp_path):
-    model = make_tiny_model(tmp_path)
+@pytest.fixture(scope="module")
+def rows(model) -> list[list[int]]:
+    return probe.sequences(model, 256)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_other_kernels_are_accepted_and_other_weights_are_not(model, rows, dtype, tmp_path):
+    expected = probe.reference(model, rows, dtype)
+    found = probe.check_logprobs(served_by(model, rows, dtype), expected, dtype, "it")
+    assert found.mean <= expected.allowed(dtype).mean
+    scaled = served_by(model, rows, dtype, layer_1=1.001 if dtype == "float32" else 1.5)
+    other = served_by(make_tiny_model(tmp_path, seed=1), rows, dtype)
+    for wrong in (scaled, other):
+        with pytest.raises(probe.NotServedError, match="does not serve it"):
+            probe.check_logprobs(wrong, expected, dtype, "it")
+
+
+def test_the_tolerance_is_that_of_the_model(model, rows):
+    """A difference that rounding explains in one model is a fault in a more exact one."""
+    expected = probe.reference(model, rows, "bfloat16")
+    shifted = [[value + 1.9 * expected.rounding.mean for value in r] for r in expected.logprobs]
+    probe.check_logprobs(shifted, expected, "bfloat16", "it")
+    half = replace(expected, rounding=probe.Difference(*(x / 2 for x in expected.rounding)))
+    with pytest.raises(probe.NotServedError, match="on average"):
+        probe.check_logprobs(shifted, half, "bfloat16", "it")
+
+
+def test_float32_by_tf32_is_refused_with_the_remedy(model, rows):
+    """Its scores would be stored as float32's, but are not those of another machine's."""
+    expected = probe.reference(model, rows, "float32")
+    with pytest.raises(probe.NotServedError, match=r"TRITON_F32_DEFAULT=ieee .* bfloat16; not"):
+        probe.check_logprobs(served_by(model, rows, tf32=True), expected, "float32", "it")
+    with pytest.raises(probe.NotServedError) as error:
+        probe.check_logprobs(served_by(model, rows, layer_1=2.0), expected, "float32", "it")
+    assert "TRITON" not in str(error.value)
+
+
+def test_missing_values_and_an_overflow_are_refused():
+    exact = probe.Difference(0.1, 0.01)
+    for served, true in ((math.nan, -1.0), (-1.0, math.nan), (-math.inf, -1.0)):
+        with pytest.raises(probe.NotServedError, match="does not serve it"):
+            probe.check_logprobs([[served]], probe.Reference([[true]], exact), "float16", "it")
+    with pytest.raises(probe.NotServedError, match="instead of"):
+        probe.check_logprobs([[-1.0]], probe.Reference([[-1.0, -2.0]], exact), "float32", "it")
+    overflow = probe.Reference([[-1.0]], probe.Difference(math.inf, math.inf))
+    with pytest.raises(probe.NotServedError, match=r"overflows in float16: give --engine\.dtype"):
+        probe.check_logprobs([[-1.0]], overflow, "float16", "it")
+
+
+def test_reference_is_a_distribution_over_next_tokens(model):
     rows = [[5, 6, token] for token in range(259)]
-    last = [values[-1] for values in probe.reference_logprobs(model, rows)]
+    last = [values[-1] for values in probe.reference(model, rows, "float32").logprobs]
     assert math.fsum(map(math.exp, last)) == pytest.approx(1, abs=1e-5)
 
 

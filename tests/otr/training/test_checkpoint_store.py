@@ -8,6 +8,7 @@ import fsspec
 import pytest
 from fsspec.spec import AbstractFileSystem
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
+from ray.train import WorkerGroupError
 
 from otr import Objective
 from otr.loop.checkpoint import (
@@ -21,7 +22,7 @@ from otr.loop.checkpoint import (
 from otr.loop.loop import train
 from otr.models.load import load_model
 from otr.models.tokenizer import load_tokenizer
-from otr.training import _compat
+from otr.training import _compat, driver
 from otr.training.checkpoint_store import (
     CheckpointStore,
     best_checkpoint,
@@ -29,6 +30,7 @@ from otr.training.checkpoint_store import (
     list_checkpoints,
     recover,
 )
+from otr.training.driver import worker_error
 from tests.assets.tiny import make_tiny_model
 from tests.otr.runs import batches, config
 
@@ -92,6 +94,13 @@ def test_an_unverified_checkpoint_is_uploaded_beside_and_not_resumed_from(
     check_checkpoint(kept)
     assert (kept / UNVERIFIED).is_file()
     assert recover(str(kept.parent)) == (None, []) and kept.exists()
+
+
+def test_a_run_whose_checkpoint_is_unverified_is_not_retried() -> None:
+    failure = UnverifiedCheckpoint("run/unverified-step-000006", "its NLL differs")
+    error = WorkerGroupError("a worker failed", {0: failure})
+    assert not driver._is_retryable(error)
+    assert worker_error(error) == str(failure)
 
 
 def save_state(fs: AbstractFileSystem, step: int, nll: float | None = None, ranks: int = 1) -> None:

@@ -98,3 +98,24 @@ def renamed_arguments(**new_names: str) -> Callable[[F], F]:
         return call  # type: ignore[return-value]
 
     return decorate
+
+
+def renamed_names(module: str, **new_names: str) -> Callable[[str], Any]:
+    """Let names of a module also be imported by their old spellings.
+
+    Args:
+        module: the module's `__name__`.
+        new_names: the new name of each old one.
+
+    Returns:
+        The module's `__getattr__`.
+    """
+
+    def getattr_of_module(old: str) -> Any:
+        if old not in new_names:
+            raise AttributeError(f"module {module!r} has no attribute {old!r}")
+        new = new_names[old]
+        warnings.warn(f"{module}.{old} is now {new}", DeprecationWarning, stacklevel=2)
+        return getattr(sys.modules[module], new)
+
+    return getattr_of_module

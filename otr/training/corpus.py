@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from otr._deprecated import renamed_names
 from otr.config import DataConfig, ModelConfig
 from otr.hints import did_you_mean
 from otr.training import packed_cache
@@ -301,3 +302,6 @@ def _rendered(
         (str(tokenizer.decode([token for token, _ in pairs])), trained)
         for trained, pairs in stretches
     ]
+
+
+__getattr__ = renamed_names(__name__, inspect="inspect_corpus")

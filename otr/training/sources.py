@@ -23,6 +23,7 @@ import fsspec
 import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
+from otr._deprecated import renamed_names
 from otr.config import DataConfig
 from otr.loop.identity import sampled_digest
 
@@ -256,3 +257,6 @@ def _hub_shard(chunk: SourceChunk) -> Iterator[dict[str, Any]]:
         yield from dataset.shard(num_shards=chunk.end, index=chunk.start)
     except Exception as error:  # any of the client's types, see `_hub_dataset`
         raise ValueError(f"shard {chunk.start} of {chunk.end}: {error}") from error
+
+
+__getattr__ = renamed_names(__name__, pieces="list_chunks", rows="read_records")

@@ -73,3 +73,19 @@ def test_new_names_do_not_warn(recwarn: pytest.WarningsRecorder) -> None:
     replace(CONFIG, global_batch_size=64)
     import_module("otr.loss.objective")
     assert not [warning for warning in recwarn if warning.category is DeprecationWarning]
+
+
+@pytest.mark.parametrize(
+    ("module", "old", "new"),
+    [
+        ("otr.training.corpus", "inspect", "inspect_corpus"),
+        ("otr.training.sources", "pieces", "list_chunks"),
+        ("otr.training.sources", "rows", "read_records"),
+    ],
+)
+def test_an_old_name_is_the_new_one(module: str, old: str, new: str) -> None:
+    found = import_module(module)
+    with pytest.warns(DeprecationWarning, match=f"{old} is now {new}"):
+        assert getattr(found, old) is getattr(found, new)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        found.nothing  # noqa: B018

@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 from ray import tune
 from ray.tune.callback import CallbackList
-from ray.tune.logger import JsonLoggerCallback
 from ray.tune.result import AUTO_RESULT_KEYS
 from ray.tune.schedulers import TrialScheduler
 
@@ -24,6 +23,7 @@ from otr.training.driver import worker_error
 from tuning import _compat
 from tuning.concurrency import ElasticVariantGenerator
 from tuning.ended_trials import MoveEndedTrials
+from tuning.report_log import ReportLog
 from tuning.schedulers import Asha, Fifo
 from tuning.settings import SearchSettings
 from tuning.space import Trial, check_names, config_of
@@ -43,8 +43,7 @@ class TrialResult:
     status: Status
     """"stopped" means stopped early by the scheduler."""
     history: list[dict[str, Any]]
-    """Every report, in order: step, loss, nll, ..., checkpoint_path where a checkpoint was written.
-    Tune saves reports every ten seconds, so a killed sweep may lack the last ones."""
+    """Every report, in order: step, loss, nll, ..., checkpoint_path if a checkpoint was written."""
     checkpoint: str | None
     """The last checkpoint, a Hugging Face directory."""
     error: str | None
@@ -95,7 +94,7 @@ def run(  # noqa: PLR0913 - the objects of a sweep are few and independent; most
     exists = tune.Tuner.can_restore(directory)
     if exists and not resume:
         raise ValueError(f"{directory} holds a sweep already: resume it, or use another name")
-    all_callbacks = UnsavedCallbacks([JsonLoggerCallback(), MoveEndedTrials(), *callbacks])
+    all_callbacks = UnsavedCallbacks([ReportLog(), MoveEndedTrials(), *callbacks])
     trainable = tune.with_resources(
         tune.with_parameters(run_trial, config=config, directory=directory, stop_file=stop_file),
         DRIVER_RESOURCES,

@@ -161,12 +161,9 @@ def test_a_repeated_command_fills_an_empty_mlflow_store(
         assert stored.metrics.keys() == first[name].metrics.keys()
         scores = [key for key in stored.metrics if key.startswith("score/")]
         assert [stored.metrics[k] for k in scores] == [first[name].metrics[k] for k in scores]
-    for name in TRIALS:  # Tune may lack reports of the seconds before the driver was killed
-        history = (output / "debug" / "trials" / name / "result.json").read_text().splitlines()
-        steps = sorted({json.loads(report)["step"] for report in history})
-        nll = filled[name].metrics["nll"]
-        assert [step for step, _ in nll] == steps and steps[-1] == 6
-        assert set(nll) <= set(first[name].metrics["nll"])
+    for name in TRIALS:  # the driver was killed; speeds of repeated steps differ
+        assert [step for step, _ in filled[name].metrics["nll"]] == [1, 2, 4, 6]
+        assert filled[name].metrics["nll"] == first[name].metrics["nll"]
 
 
 def test_a_trial_that_fails(tmp_path: Path) -> None:

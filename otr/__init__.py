@@ -3,10 +3,10 @@
 This package needs only torch and transformers; its subpackage `otr.training` also needs Ray.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from otr import _deprecated
+from otr._lazy import lazy_names
 from otr.config import (
     DataConfig,
     LoraConfig,
@@ -53,10 +53,5 @@ _HOMES = {
     "save_checkpoint": "otr.loop.checkpoint",
     "token_loss": "otr.loss.functional",
 }
-
-
-def __getattr__(name: str) -> Any:
-    """Import torch only on first use: every process of a run imports this package."""
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
-    raise AttributeError(f"module 'otr' has no attribute {name!r}")
+# These import torch, which takes seconds, and every process of a run imports this package.
+__getattr__ = lazy_names(__name__, _HOMES)

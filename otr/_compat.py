@@ -4,9 +4,10 @@ Each entry gives its reason and its upstream source; tests/otr/test_compat.py fa
 or behaves differently. Nothing is imported before it is used.
 """
 
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from otr._lazy import lazy_names
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,13 +30,7 @@ _MODULES = {
     "tree_leaves": "torch.utils._pytree",
     "tree_map_with_path": "torch.utils._pytree",
 }
-
-
-def __getattr__(name: str) -> Any:
-    """Import a private name when it is first used."""
-    if name in _MODULES:
-        return getattr(import_module(_MODULES[name]), name)
-    raise AttributeError(f"module 'otr._compat' has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, _MODULES)
 
 
 def storage_key(tensor: "Tensor") -> int:

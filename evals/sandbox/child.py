@@ -25,7 +25,7 @@ UNAUDITED = ("memmove", "memset", "cast", "_cast", "_memmove_addr", "_memset_add
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the server prepares once for all programs.
+    """Everything that the server prepares once for all programs.
 
     Attributes:
         libc: the C library.

@@ -44,7 +44,7 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True)
 class Reference:
-    """What transformers computes for some token sequences."""
+    """Log-probabilities of some token sequences by transformers, and their rounding error."""
 
     logprobs: list[list[float]]
     """log p(token | preceding tokens) for each token but the first, in nats."""

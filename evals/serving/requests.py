@@ -46,7 +46,7 @@ class Response(NamedTuple):
 
 
 class SampleKey(NamedTuple):
-    """Which sample a completion is: the index of its prompt (or item) and the sample's number."""
+    """Key of a completion: the index of its prompt (or item) and the number of its sample."""
 
     item: int
     sample: int

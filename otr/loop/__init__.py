@@ -1,16 +1,11 @@
 """The training loop and its parts: policy, parallelism, checkpoints, evaluation, run identity."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from otr._lazy import lazy_names
 
 if TYPE_CHECKING:
     from otr.loop.loop import BadStep, Hooks, train
 
 __all__ = ["BadStep", "Hooks", "train"]
-
-
-def __getattr__(name: str) -> Any:
-    """Import torch only when the loop is first used."""
-    if name in __all__:
-        return getattr(import_module("otr.loop.loop"), name)
-    raise AttributeError(f"module 'otr.loop' has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, dict.fromkeys(__all__, "otr.loop.loop"))  # imports torch

@@ -77,7 +77,7 @@ class Hooks:
 
 @dataclass(frozen=True)
 class _Run:
-    """What every step of a run uses."""
+    """The parts of a run that every step uses."""
 
     policy: nn.Module
     optimizer: torch.optim.Optimizer

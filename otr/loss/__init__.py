@@ -4,19 +4,15 @@ Read `objective` (the mathematics), `functional` (the public losses), `fused` (t
 chunk by chunk), `rows` and `draws` (a chunk in torch), then `kernels` (a chunk in Triton).
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from otr._lazy import lazy_names
 from otr.loss.objective import IGNORE_INDEX, LossOutput, Objective
 
 if TYPE_CHECKING:
     from otr.loss.functional import linear_token_loss, token_loss
 
 __all__ = ["IGNORE_INDEX", "LossOutput", "Objective", "linear_token_loss", "token_loss"]
-
-
-def __getattr__(name: str) -> Any:
-    """Import torch only when a loss is first used: configurations need the objective alone."""
-    if name in ("linear_token_loss", "token_loss"):
-        return getattr(import_module("otr.loss.functional"), name)
-    raise AttributeError(f"module 'otr.loss' has no attribute {name!r}")
+# These import torch, and configurations need the objective alone.
+_LOSSES = ("linear_token_loss", "token_loss")
+__getattr__ = lazy_names(__name__, dict.fromkeys(_LOSSES, "otr.loss.functional"))

@@ -162,7 +162,7 @@ def scores_by_setting(
 
 
 def arms_at_best_rate(entries: Sequence[Entry], metric: str) -> list[Arm]:
-    """Of the arms that differ only in the learning rate, return the one with the best `metric`.
+    """Return one arm per objective: the one whose learning rate has the best `metric`.
 
     Only finished trials count: a stopped trial was validated at an earlier step.
     """

@@ -97,6 +97,7 @@ class Benchmark:
             there is none. Equal strings count as one vote in maj@n. None if answers can't be
             voted on, as with code.
         average: "items", or "harmonic over subjects" (of `Item.meta["subject"]`).
+        notes: what was chosen for this benchmark, each in a few words.
         style: "chat" sends `Item.prompt` as a user turn; "completion" lets the model continue
             `Item.completion` as it is.
     """
@@ -111,6 +112,7 @@ class Benchmark:
     extract: Callable[[Item, str], str] | None = None
     average: str = "items"
     style: str = "chat"
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         assert self.average in ("items", "harmonic over subjects"), self.average

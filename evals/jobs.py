@@ -68,7 +68,7 @@ def make_jobs(
     """Make one job per benchmark for the model in `model_dir`.
 
     Raises:
-        ValueError: as `prompts.check`.
+        ValueError: as `prompts.make_prompts`, or two benchmarks have the same name.
     """
     prompts.check_names(benchmarks)
     tokenizer = prompts.load_tokenizer(model_dir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Sequence
@@ -33,18 +34,42 @@ class Prompts:
     stop_token_ids: list[int]
 
 
-def check(model_dir: str | Path, benchmarks: Sequence[Benchmark], settings: EngineSettings) -> None:
-    """Check that prompts of all benchmarks can be made for the model in `model_dir`.
+def fit_context(
+    model_dir: str | Path,
+    benchmarks: Sequence[Benchmark],
+    settings: EngineSettings,
+    positions: int | None,
+) -> EngineSettings:
+    """Check that prompts of all benchmarks can be made, and choose the context length.
+
+    Args:
+        model_dir: directory with the model's tokenizer.
+        benchmarks: the benchmarks.
+        settings: settings of the engine. If `max_model_len` is 0, it becomes the largest sum of a
+            benchmark's longest prompt and longest answer.
+        positions: the longest context of the model in tokens; None if there is no limit.
 
     Raises:
-        ValueError: they can't: two benchmarks have the same name, one has no items or an id twice,
-            the model has no tokenizer or chat template, or a prompt is too long.
+        ValueError: two benchmarks have the same name, one has no items or an id twice, the model
+            has no tokenizer or chat template, a prompt is too long, or the model's context is too
+            short for a benchmark's answers.
     """
     check_names(benchmarks)
     path = Path(model_dir).absolute()
     tokenizer = load_tokenizer(path)
+    needed = [1]
     for benchmark in benchmarks:
-        make_prompts(tokenizer, path, benchmark, settings)
+        prompts = make_prompts(tokenizer, path, benchmark, settings)
+        longest, new = max(map(len, prompts.token_ids)), benchmark.decoding.max_tokens
+        if positions and not settings.max_model_len and longest + new > positions:
+            raise ValueError(
+                f"benchmark {benchmark.name!r}: its longest prompt has {longest} tokens and its "
+                f"answers have up to {new}, but the model has {positions} positions: leave the "
+                f"benchmark out, or set engine.max_model_len to {positions}, which cuts off (and "
+                "counts) longer answers"
+            )
+        needed.append(longest + new)
+    return dataclasses.replace(settings, max_model_len=settings.max_model_len or max(needed))
 
 
 def check_names(benchmarks: Sequence[Benchmark]) -> None:
@@ -110,9 +135,9 @@ def _check_template(tokenizer: Any, model_dir: Path, benchmark: Benchmark) -> No
 
 
 def _check_lengths(benchmark: Benchmark, ids: Sequence[Sequence[int]], max_model_len: int) -> None:
-    """Check that every prompt leaves at least one token for the answer."""
+    """Check that every prompt leaves at least one token for the answer; 0 is no limit."""
     lengths = [len(each) for each in ids]
-    too_long = sum(length >= max_model_len for length in lengths)
+    too_long = sum(length >= max_model_len > 0 for length in lengths)
     if too_long:
         longest, new = max(lengths), benchmark.decoding.max_tokens
         item = benchmark.items[lengths.index(longest)].id

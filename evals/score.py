@@ -68,7 +68,7 @@ def score(
         One score per benchmark, in order.
 
     Raises:
-        ValueError: as `evals.prompts.check`, or the weights do not fit the engine.
+        ValueError: as `evals.jobs.make_jobs`, or the weights do not fit the engine.
         RuntimeError: the engine failed, or does not serve the weights in `model_dir`.
     """
     path = Path(model_dir).absolute()

@@ -12,7 +12,9 @@ class EngineSettings:
 
     Attributes:
         dtype: Data type of weights and activations: float32, bfloat16 or float16.
-        max_model_len: Maximum number of tokens of a prompt and its answer together.
+        max_model_len: Maximum number of tokens of a prompt and its answer together; longer answers
+            are cut off, counted, and usually wrong. 0: the longest prompt of the benchmarks and the
+            longest answer that they allow.
         num_replicas: Number of engines (replicas); prompts are distributed among them. 0: as many
             as fit on the free GPUs when the engine starts, or one on the CPU.
         gpus: GPUs per replica. A fraction lets replicas share a GPU; 0 runs on the CPU.
@@ -24,7 +26,7 @@ class EngineSettings:
     """
 
     dtype: str = "float32"
-    max_model_len: int = 1024
+    max_model_len: int = 0
     num_replicas: int = 0
     gpus: float = 0
     threads: int = 1
@@ -36,7 +38,12 @@ class EngineSettings:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}")
-        lowest = {"max_model_len": 32, "num_replicas": 0, "threads": 1, "concurrency": 1, "port": 1}
+        if self.max_model_len and self.max_model_len < 32:
+            raise ValueError(
+                f"max_model_len is {self.max_model_len!r}; it must be 0 (taken from the "
+                "benchmarks) or at least 32"
+            )
+        lowest = {"num_replicas": 0, "threads": 1, "concurrency": 1, "port": 1}
         for name, low in lowest.items():
             if getattr(self, name) < low:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be at least {low}")

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 CONFIG_FILE = "adapter_config.json"
+MAX_ADAPTERS = 32
+"""How many adapters are served together; each takes memory of the engine."""
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # values of vLLM's max_lora_rank
 # Settings of peft that vLLM ignores, with the value that switches them off.
 _UNSUPPORTED: dict[str, Any] = {

@@ -143,10 +143,12 @@ def check_can_start(settings: EngineSettings) -> None:
     """Check what the engine needs before it starts.
 
     Raises:
-        ValueError: the Ray cluster has too few CPUs or GPUs, Serve already runs there, or the port
-            is in use.
+        ValueError: the context length is not chosen yet, the Ray cluster has too few CPUs or GPUs,
+            Serve already runs there, or the port is in use.
         RuntimeError: Ray is not initialized.
     """
+    if not settings.max_model_len:
+        raise ValueError("max_model_len is 0: let evals.prompts.fit_context choose it, or set it")
     if not ray.is_initialized():
         raise RuntimeError("the engine runs in a Ray cluster: call ray.init() first")
     if serve.status().proxies:

@@ -70,6 +70,8 @@ def load(
 
 def _load_builtin(name: str, samples: str, directory: Path | None) -> Benchmark:
     task = name.removesuffix("-base")
+    if Path(name).is_file():
+        raise ValueError(f'"{name}" is a file: give "file:{name}" to use it as a benchmark')
     if task not in names():
         suffix = name[len(task) :] + (f"@{samples}" if samples else "")
         near = nearest_name(task, names())
@@ -118,4 +120,5 @@ def _thin(benchmark: Benchmark, max_items: int | None) -> Benchmark:
     if max_items is None or max_items >= count:
         return benchmark
     items = tuple(benchmark.items[index * count // max_items] for index in range(max_items))
-    return dataclasses.replace(benchmark, items=items)
+    notes = (f"{max_items} of {count:,} items", *benchmark.notes)
+    return dataclasses.replace(benchmark, items=items, notes=notes)

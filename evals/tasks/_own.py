@@ -5,12 +5,14 @@ It takes its name from the file unless "#name" gives one. Fields of each line:
     prompt   the user turn; if it is the head of a Python function, an answer may continue it
     answer   the reference answer; optional if there are tests
     tests    Python source text; optional
-    grader   "math", "code", "exact" or "choice"; default "code" if there are tests, else "exact"
+    grader   "math", "code", "exact" or "choice"; default "code" if there are tests, else "exact",
+             or "math" if every answer of the file is a number and no line names a grader
     id       unique in the file; default the number of the object, from 1
     domain   "mathematics", "code", "reasoning" or "other"; default by the grader
 """
 
 import ast
+import math
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +33,12 @@ def load(address: str) -> Benchmark:
     if "/" in name:
         raise ValueError(f'"file:{address}": the name after "#" must not contain "/"')
     path = Path(path_text)
-    rows = enumerate(read_jsonl(path, {"prompt": str}), start=1)
-    items = tuple(_item(row, f"{path}, row {number}") for number, row in rows)
+    rows = list(read_jsonl(path, {"prompt": str}))
+    notes: tuple[str, ...] = ()
+    if all(_is_number(row.get("answer")) and not row.keys() & {"grader", "tests"} for row in rows):
+        rows = [{**row, "grader": "math"} for row in rows]
+        notes = ('graded as "math", since every answer is a number',)
+    items = tuple(_item(row, f"{path}, row {number}") for number, row in enumerate(rows, start=1))
     domains = {item.meta["domain"] for item in items}
     return Benchmark(
         name=name or path.stem,
@@ -43,6 +49,7 @@ def load(address: str) -> Benchmark:
         metric="accuracy",
         source=str(path),
         extract=None if "code" in {item.meta["grader"] for item in items} else extract,
+        notes=notes if items else (),
     )
 
 
@@ -85,6 +92,15 @@ def _item(row: dict[str, Any], location: str) -> Item:
     if grader == "code" and _is_function_head(row["prompt"]):
         meta["code_prompt"] = row["prompt"]
     return Item(str(row["id"]), row["prompt"], str(row["answer"]), row.get("tests", ""), meta)
+
+
+def _is_number(answer: Any) -> bool:
+    if isinstance(answer, bool):
+        return False
+    try:
+        return math.isfinite(float(str(answer).strip().replace(",", "")))
+    except ValueError:
+        return False
 
 
 def _is_function_head(prompt: str) -> bool:

@@ -64,7 +64,9 @@ def scene(max_items: int, names: tuple[str, ...] = corpus.BENCHMARKS) -> Iterato
         base = Path(corpus.resolve_path("builtin:base", folder))
         checkpoints = [_copy(base, folder / f"checkpoint-{n}", 1 - 1e-3 * n) for n in range(4)]
         files = [corpus.resolve_path(f"builtin:{name}", folder) for name in names]
-        settings = EngineSettings(port=free_port(), log_dir=str(folder / "logs"))
+        settings = EngineSettings(
+            port=free_port(), max_model_len=1024, log_dir=str(folder / "logs")
+        )
         ray.init(
             address="local",
             num_cpus=2,

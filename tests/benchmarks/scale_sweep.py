@@ -95,7 +95,7 @@ def sweep_config(root: Path, trials: Sequence[Trial]) -> SweepConfig:
         ),
         trials=tuple(trials),
         search=SearchSettings("asha", grace_steps=GRACE_STEPS),
-        engine=EngineSettings(port=free_port()),
+        engine=EngineSettings(port=free_port(), max_model_len=1024),
         benchmarks=tuple(f"file:{root / name}.jsonl" for name in BENCHMARKS),
         output=str(root / "runs"),
     )

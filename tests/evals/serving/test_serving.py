@@ -81,7 +81,7 @@ def test_adapters_of_another_model_and_other_directories_are_rejected(tmp_path):
 
 
 def test_hints_on_memory_errors_name_the_setting():
-    settings = EngineSettings(kv_cache_gib=3)
+    settings = EngineSettings(kv_cache_gib=3, max_model_len=1024)
     assert root_error(LOG) == TOO_MUCH
     assert "lower kv_cache_gib (now 3), max_model_len (now 1024)" in start_failure_hint(
         TOO_MUCH, settings

@@ -45,6 +45,28 @@ def test_domain_follows_the_grader(tmp_path) -> None:
     assert tasks.load(_file(tmp_path, *rows)).items[1].answer == "7"
 
 
+def test_numbers_are_graded_as_mathematics_unless_a_grader_is_named(tmp_path) -> None:
+    rows = [{"prompt": "p", "answer": "1,041"}, {"prompt": "q", "answer": -0.5}]
+    benchmark = tasks.load(_file(tmp_path, *rows))
+    assert grade_all(benchmark, [(benchmark.items[0], "That makes 1041 in all.")]) == [True]
+    assert benchmark.notes == ('graded as "math", since every answer is a number',)
+    for more in ({"prompt": "r", "answer": "Paris"}, {**rows[0], "grader": "exact"}):
+        mixed = tasks.load(_file(tmp_path, *rows, more))
+        assert mixed.items[0].meta["grader"] == "exact" and mixed.notes == ()
+
+
+def test_a_part_of_the_items_is_noted(tmp_path) -> None:
+    name = _file(tmp_path, *({"prompt": f"{n}", "answer": "yes"} for n in range(7)))
+    assert tasks.load(name, max_items=3).notes == ("3 of 7 items",)
+    assert tasks.load(name, max_items=7).notes == ()
+
+
+def test_a_file_without_its_prefix_is_recognised(tmp_path) -> None:
+    path = _file(tmp_path, {"prompt": "p", "answer": "a"}).removeprefix("file:")
+    with pytest.raises(ValueError, match=f'is a file: give "file:{path}"'):
+        tasks.load(path)
+
+
 CAPITALS = """
 from evals.benchmark import Decoding, Item
 

@@ -6,8 +6,12 @@ Ray or MLflow takes seconds.
 """
 
 import json
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +62,29 @@ def parse_autoscaler_status(text: str) -> AutoscalerStatus | None:
     )
 
 
+def hub_errors() -> tuple[type[Exception], ...]:
+    """Return the errors of the Hugging Face hub's client, those of its HTTP library included.
+
+    That library differs between versions (requests, httpx, httpx2), and an error of a connection is
+    not always an OSError. Upstream: `huggingface_hub.errors.HTTPError`, huggingface_hub 2.4.
+    """
+    from huggingface_hub.errors import HTTPError
+
+    return OSError, ValueError, HTTPError
+
+
+def read_hub_from_cache() -> None:
+    """Let this process, and those that it starts, read models of the hub from the cache alone.
+
+    The variable is read at import, so it comes too late here. Upstream:
+    `huggingface_hub.constants.HF_HUB_OFFLINE`, huggingface_hub 2.4.
+    """
+    from huggingface_hub import constants
+
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    constants.HF_HUB_OFFLINE = True
+
+
 def internal_kv_get(key: str) -> bytes | None:
     """Read a key of the connected cluster's internal key-value store.
 
@@ -67,6 +94,45 @@ def internal_kv_get(key: str) -> bytes | None:
     from ray.experimental.internal_kv import _internal_kv_get
 
     return _internal_kv_get(key)
+
+
+@contextmanager
+def own_sessions() -> Iterator[None]:
+    """Give each process of a local Ray that starts during the body a session of its own.
+
+    Signals to a process group (of Ctrl-C, `timeout`, a batch system) would end Ray before the run
+    can save. Ray itself did so until it needed SIGINT for its drivers
+    (https://github.com/ray-project/ray/pull/6008). Its processes still end with this one, since the
+    kernel ends them; on other systems than Linux a reaper kills the process group instead, so there
+    they stay in it. Upstream: `ray._private.services.ConsolePopen`, which starts each process, and
+    `ray._private.utils.detect_fate_sharing_support_linux`, Ray 2.60.
+    """
+    from ray._private import services, utils
+
+    popen = services.ConsolePopen
+    if utils.detect_fate_sharing_support_linux():
+        services.ConsolePopen = partial(popen, start_new_session=True)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = popen
+
+
+@contextmanager
+def our_signal_handlers() -> Iterator[None]:
+    """Keep this process's handler of SIGTERM while Ray starts in it.
+
+    Ray's would exit at once, which leaves Serve running on a cluster. Upstream:
+    `ray._private.utils.set_sigterm_handler`, which `ray.init` calls, Ray 2.60.
+    """
+    from ray._private import utils
+
+    set_handler = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = set_handler
 
 
 def session_log_dir() -> Path | None:

@@ -58,12 +58,18 @@ def sweep(config: SweepConfig) -> int:
     """
     prepared = prepare(config)
     directory = prepared.directory
+    run_directory.check_free(directory)
     preflight.require(prepared)
-    score.check_prompts(prepared.model_dir, prepared.benchmarks, config.engine)
+    score.check_prompts(prepared)
     record = run_directory.open_run(config, directory)
+    terminal.print_choices(config, prepared.benchmarks)
     tracker = Tracker(store_uri(config.output), config.name, record["id"], directory)
     params, tags = run_directory.mlflow_params(config), run_directory.mlflow_tags(record)
-    with run_directory.log_errors(directory), tracker.run(params, tags) as outcome:
+    with (
+        run_directory.hold(directory),
+        run_directory.log_errors(directory),
+        tracker.run(params, tags) as outcome,
+    ):
         entries, overlaps = _train_and_score(prepared, tracker)
         benchmarks = list(entries[0].scores)
         entries = differences.with_differences(entries, benchmarks)
@@ -74,9 +80,11 @@ def sweep(config: SweepConfig) -> int:
         _print_next_steps(config, directory, winner)
         more = [directory / name for name in (run_directory.RUN_FILE, contamination.FILE)]
         tracker.log_artifacts([*files, *more])
-        tracker.set_description(differences.verdict(entries, benchmarks[0]))
-        if winner is not None and winner.checkpoint is not None:
-            tracker.register(winner.trial, Path(winner.checkpoint))
+        verdict = differences.verdict(entries, benchmarks[0])
+        tracker.set_description(verdict)
+        won = differences.winning_arm(entries, benchmarks[0]) is not None
+        if won and winner is not None and winner.checkpoint is not None:
+            tracker.register(winner.trial, Path(winner.checkpoint), verdict)
         outcome.ok = all(entry.status != "failed" for entry in entries)
     return 0 if outcome.ok else 1
 
@@ -102,11 +110,11 @@ def _train_and_score(prepared: PreparedRun, tracker: Tracker) -> tuple[list[Entr
     needs = autoscaling.sweep_needs(config)
     with (
         cluster.ray_session(directory / "logs", cluster.logical_cpus(config), *needs),
-        Scorer(prepared.benchmarks, config.engine, directory) as scorer,
+        Scorer(prepared.benchmarks, prepared.engine, directory) as scorer,
     ):
         overlaps = contamination.compare(config.train.data, prepared.benchmarks, directory)
         fits = engine_fits(
-            [*configs.values()], config.search.max_concurrent, config.engine, free_resources()
+            [*configs.values()], config.search.max_concurrent, prepared.engine, free_resources()
         )
         with (
             autoscaling.scale_up_for_trials(config),
@@ -163,7 +171,7 @@ def _print_next_steps(config: SweepConfig, directory: Path, winner: Entry | None
     next_steps.print_next_steps(
         ("open the report", next_steps.browser_command(directory / "report.html")),
         ("see every metric of every trial", command("ui", "--output", config.output)),
-        ("score a checkpoint", command("score_checkpoint", best)),
+        ("score a checkpoint", next_steps.score_command(best, config)),
         ("read the answers", command("show_scores", directory)),
     )
 

@@ -1,7 +1,7 @@
-"""Score a Hugging Face directory, or a model on the hub, on benchmarks.
+"""Score a Hugging Face directory, a LoRA adapter or a model on the hub on benchmarks.
 
-It prints a table and writes `<output>/<name>/scores.json`, with every answer in `scores/`. Answers
-that are stored already are not generated again.
+It prints a table and writes `<output>/<name>/scores.json`, with every answer in `scores/`, and a
+run in MLflow. Answers that are stored already are not generated again.
 
     python pipelines/score_checkpoint.py DIRECTORY --benchmarks gsm8k --benchmark-dir benchmarks
 """
@@ -18,15 +18,18 @@ if __name__ == "__main__" and not __package__:  # run as a file
 from evals.benchmark import Benchmark, TaskScore
 from otr.files import write_json
 from pipelines.checks import preflight
-from pipelines.config.prepared import prepare
+from pipelines.config.prepared import prepare_to_score
+from pipelines.report import terminal
 from pipelines.report.leaderboard import percent
 from pipelines.runtime import autoscaling, cluster, console, next_steps, run_directory
 from pipelines.stages import score
+from pipelines.tracking.mlflow_store import SWEEP
+from pipelines.tracking.tracker import Tracker, store_uri
 
 if TYPE_CHECKING:
     from pipelines.config.commands import Score
 
-_TRAINING_CHECKS = ("data", "trials", "disk", "MLflow store", "training", "memory", "devices")
+_TRAINING_CHECKS = ("data", "trials", "disk", "training", "memory", "devices")
 
 
 def run(command: "Score") -> int:
@@ -36,19 +39,31 @@ def run(command: "Score") -> int:
         ValueError: an option or a check failed.
     """
     config = command.load()
-    prepared = prepare(config)
-    directory, benchmarks, engine = prepared.directory, prepared.benchmarks, config.engine
-    score.check_prompts(prepared.model_dir, benchmarks, engine)
+    prepared = prepare_to_score(config)
+    directory, benchmarks = prepared.directory, prepared.benchmarks
+    run_directory.check_free(directory)
+    score.check_prompts(prepared)
     preflight.require(prepared, skip=_irrelevant_checks(benchmarks))
-    run_directory.open_run(config, directory)
+    record = run_directory.open_run(config, directory)
+    tracker = Tracker(store_uri(config.output), config.name, record["id"], directory)
+    params, tags = run_directory.score_params(config), run_directory.mlflow_tags(record)
+    terminal.print_benchmarks(benchmarks)
     needs = autoscaling.engine_bundles(config)
     with (
+        run_directory.hold(directory),
         run_directory.log_errors(directory),
+        tracker.run(params, tags) as outcome,
         cluster.ray_session(directory / "logs", cluster.logical_cpus(config), needs),
-        score.Scorer(benchmarks, engine, directory) as scorer,
+        score.Scorer(benchmarks, prepared.engine, directory) as scorer,
     ):
-        (scores,) = score.score_models({"model": prepared.model_dir}, scorer).values()
-    write_json(directory / "scores.json", [asdict(each) for each in scores])
+        if prepared.adapter:
+            scorer.serve_adapters({"base": prepared.model_dir, "model": prepared.adapter})
+        models = {"model": prepared.adapter or prepared.model_dir}
+        (scores,) = score.score_models(models, scorer).values()
+        write_json(directory / "scores.json", [asdict(each) for each in scores])
+        tracker.log_scores(SWEEP, scores)
+        tracker.log_artifacts([directory / run_directory.RUN_FILE, directory / "scores.json"])
+        outcome.ok = True
     _print_table(scores)
     console.say(f"answers: {next_steps.display_path(directory / 'scores')}")
     show = next_steps.pipeline_command("show_scores", directory)
@@ -64,11 +79,18 @@ def _irrelevant_checks(benchmarks: Sequence[Benchmark]) -> list[str]:
 
 def _print_table(scores: Sequence[TaskScore]) -> None:
     lines = [
-        [s.task, metric, percent(values), str(s.num_examples)]
+        [s.task, metric, percent(values), str(s.num_examples), _cut_off(s)]
         for s in scores
         for metric, values in {s.metric: (s.value, s.low, s.high), **s.also}.items()
     ]
-    console.table(("benchmark", "metric", "% [95 % interval]", "items"), lines)
+    columns = ("benchmark", "metric", "% [95 % interval]", "items", "answers cut off")
+    console.table(columns, lines)
+
+
+def _cut_off(score: TaskScore) -> str:
+    """Return how many of the answers were cut off at the length limit."""
+    answers = score.num_examples * score.settings["num_samples"]
+    return f"{score.settings['num_truncated']} of {answers}"
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def run(command: "Train") -> int:
         with prepare_temporarily(config) as prepared:
             terminal.print_dry_run(config, prepared.config)
     else:
-        _report(_train(config, check_served=command.serve_check), config.output)
+        _report(_train(config, check_served=command.serve_check), config)
     return 0
 
 
@@ -48,11 +48,17 @@ def _train(config: SweepConfig, *, check_served: bool) -> "TrialResult":
     """Train the configuration's only trial; return its result, which has a checkpoint."""
     prepared = prepare(config)
     directory = prepared.directory
+    run_directory.check_free(directory)
     preflight.require(prepared, skip=("benchmarks", "engine", "port"))
     record = run_directory.open_run(config, directory)
+    terminal.print_choices(config)
     tracker = Tracker(store_uri(config.output), config.name, record["id"], directory)
     params, tags = run_directory.mlflow_params(config), run_directory.mlflow_tags(record)
-    with run_directory.log_errors(directory), tracker.run(params, tags) as outcome:
+    with (
+        run_directory.hold(directory),
+        run_directory.log_errors(directory),
+        tracker.run(params, tags) as outcome,
+    ):
         needs = trial_resources(config.train.workers)
         with cluster.ray_session(directory / "logs", cluster.logical_cpus(config), needs):
             (result,) = train(prepared, tracker)
@@ -64,7 +70,7 @@ def _train(config: SweepConfig, *, check_served: bool) -> "TrialResult":
     return result
 
 
-def _report(result: "TrialResult", output: str) -> None:
+def _report(result: "TrialResult", config: SweepConfig) -> None:
     """Print the last metrics, the checkpoints and what to do next."""
     from otr.training.checkpoint_store import best_checkpoint  # importing Ray Train takes seconds
 
@@ -76,8 +82,8 @@ def _report(result: "TrialResult", output: str) -> None:
         lowest = next_steps.display_path(checkpoint.with_name(str(name)))
         console.say(f"checkpoint with the lowest val_nll: {lowest}")
     next_steps.print_next_steps(
-        ("score it", next_steps.pipeline_command("score_checkpoint", checkpoint)),
-        ("see its metrics", next_steps.pipeline_command("ui", "--output", output)),
+        ("score it", next_steps.score_command(checkpoint, config)),
+        ("see its metrics", next_steps.pipeline_command("ui", "--output", config.output)),
     )
 
 

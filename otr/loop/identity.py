@@ -100,7 +100,7 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], directory: str
         )
 
 
-def flatten(config: TrainConfig) -> dict[str, Any]:
+def flatten(config: Any) -> dict[str, Any]:
     """Return every setting of a config by its dotted key; tuples become lists."""
 
     def leaves(value: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

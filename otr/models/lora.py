@@ -9,6 +9,7 @@ W + (alpha / rank) B A, where A starts random and B starts at zero.
 Modules that may not need adapters import this one inside functions, since peft is slow to import.
 """
 
+import functools
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
@@ -26,7 +27,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D  # GPT-2's linear layers
 
 from otr.config import LoraConfig, ModelConfig
-from otr.models.load import load_model
+from otr.models.load import empty_model, load_model
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 
@@ -63,6 +64,17 @@ def add_adapters(model: PreTrainedModel, config: LoraConfig, *, seed: int = 0) -
     if path and Path(path).is_dir():
         settings.base_model_name_or_path = str(Path(path).absolute())
     return adapted
+
+
+@functools.lru_cache
+def count_adapter_weights(model: ModelConfig, config: LoraConfig) -> int:
+    """Return the number of weights in the adapters of a model; reads its config alone.
+
+    Raises:
+        ValueError: the model's config cannot be loaded, or as `add_adapters`.
+    """
+    adapted = add_adapters(empty_model(model), config)
+    return sum(p.numel() for p in adapted.parameters() if p.requires_grad)
 
 
 def adapter_state(

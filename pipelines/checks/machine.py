@@ -2,13 +2,16 @@
 
 import json
 import math
+import operator
 import os
 import shutil
 import struct
 from contextlib import suppress
 from pathlib import Path
 
+from evals.serving.adapters import MAX_ADAPTERS
 from otr.config import TrainConfig, Workers
+from pipelines import _compat
 from pipelines.config.presets import SweepConfig
 from pipelines.runtime.versions import installed_versions
 from tuning.space import Trial, config_of
@@ -46,30 +49,59 @@ def check_disk(config: SweepConfig) -> str:
         directory = directory.parent
     if not os.access(directory, os.W_OK):
         raise ValueError(f"{directory} can't be written to: give another --output")
-    parameters = count_parameters(config.train.model.path)
-    # One more, since a checkpoint is written before an older one is removed.
-    count = 1 + sum(_checkpoints_of(config.train, trial) for trial in config.trials)
-    needed = _BASE_BYTES + count * _CHECKPOINT_BYTES_PER_PARAMETER * (parameters or 0)
-    needed = max(0, needed - _bytes_of_checkpoints(config))
+    trials = _bytes_of_trials(config)
+    needed = max(0, _BASE_BYTES + (trials or 0) - _bytes_of_checkpoints(config))
     free = shutil.disk_usage(directory).free
-    need = f"about {needed / GIB:.1f} GiB" if parameters else "unknown"
+    need = f"about {needed / GIB:.1f} GiB" if trials else "unknown"
     text = f"{free / GIB:.1f} GiB free at {directory}, needed: {need}"
     if free < needed:
         raise ValueError(f"too little disk space: {text}; give another --output or fewer trials")
     return text
 
 
-def _checkpoints_of(train: TrainConfig, trial: Trial) -> int:
-    """Return how many checkpoints a trial retains: the last two and the best; adapters count as 1.
+def _bytes_of_trials(config: SweepConfig) -> int | None:
+    """Return what the trials write: their checkpoints, and models that are merged to be scored.
 
-    An invalid trial is left to `preflight.check_trials`.
+    None if the size of the model is unknown.
     """
+    parameters = count_parameters(config.train.model.path)
+    configs = [_config_of(config.train, trial) for trial in config.trials]
+    trained = [_trained_weights(each, parameters) for each in configs]
+    if parameters is None or None in trained:
+        return None
+    sizes = [count * _CHECKPOINT_BYTES_PER_PARAMETER for count in trained if count is not None]
+    # One more, since a checkpoint is written before an older one is removed.
+    total = max(sizes) + sum(map(operator.mul, sizes, map(_checkpoints_of, configs)))
+    adapters = sum(each.lora.rank > 0 for each in configs)
+    if adapters < len(configs) or adapters > MAX_ADAPTERS:  # not served together: merged
+        total += adapters * 4 * parameters
+    return total
+
+
+def _config_of(train: TrainConfig, trial: Trial) -> TrainConfig:
+    """Return a trial's configuration; an invalid trial is left to `preflight.check_trials`."""
     with suppress(ValueError):
-        train = config_of(train, trial)
+        return config_of(train, trial)
+    return train
+
+
+def _checkpoints_of(train: TrainConfig) -> int:
+    """Return how many checkpoints a trial retains: the last two and the best."""
     saves = (
         math.ceil(train.max_steps / train.checkpoint_interval) if train.checkpoint_interval else 1
     )
-    return 1 if train.lora.rank else min(saves, 3 if train.data.validation else 2)
+    return min(saves, 3 if train.data.validation else 2)
+
+
+def _trained_weights(train: TrainConfig, parameters: int | None) -> int | None:
+    """Return the number of weights in a checkpoint; None if model or adapters can't be made."""
+    if not train.lora.rank:
+        return parameters
+    from otr.models.lora import count_adapter_weights  # takes seconds
+
+    with suppress(ValueError):  # `checks.model` reports it
+        return count_adapter_weights(train.model, train.lora)
+    return None
 
 
 def _bytes_of_checkpoints(config: SweepConfig) -> int:
@@ -95,12 +127,11 @@ def count_parameters(model: str) -> int | None:
 
 
 def _count_parameters_on_hub(model: str) -> int | None:
-    from httpx import HTTPError
     from huggingface_hub import model_info
 
     try:
         weights = model_info(model, timeout=10).safetensors
-    except (OSError, ValueError, HTTPError):  # offline or unknown: the model check reports that
+    except _compat.hub_errors():  # offline or unknown: the model check reports that
         return None
     return weights.total if weights else None
 

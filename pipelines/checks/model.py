@@ -1,8 +1,12 @@
 """Check that a model can be trained and scored as configured; reads its config, not its weights."""
 
+import math
 from pathlib import Path
 
-from otr.config import ModelConfig, TrainConfig
+from evals.settings import EngineSettings
+from otr.config import ModelConfig
+from pipelines.checks.machine import GIB
+from pipelines.config.prepared import PreparedRun
 from pipelines.config.presets import SweepConfig
 
 # Imports are inside the functions: each check loads no more of transformers than it needs, which
@@ -52,21 +56,25 @@ def check_training(config: SweepConfig) -> str:
     if train.model.attention != "auto":
         found.append(f"attention {_check_attention(train.model)}")
     if train.lora.rank:
-        found.append(f"{_count_adapter_weights(train)} trained weights in adapters")
+        from otr.models.lora import count_adapter_weights
+
+        trained = count_adapter_weights(train.model, train.lora)
+        found.append(f"{trained} trained weights in adapters")
     if train.memory.strategy.startswith("fsdp"):
         found.append(f"sharded by {_count_layers(train.model)} layers")
     return ", ".join(found)
 
 
-def check_engine(config: SweepConfig) -> str:
-    """Check that the engine can load the model with the configured context length.
+def check_engine(run: PreparedRun) -> str:
+    """Check that the engine can load the model with a context that fits the benchmarks.
 
     Raises:
-        ValueError: the context is longer than the model's, or the model needs code of its own.
+        ValueError: the context is longer than the model's or too short for a benchmark, its KV
+            cache is too small, or the model needs code of its own.
     """
     from otr.models.architecture import max_positions
 
-    model, length = config.train.model, config.engine.max_model_len
+    model, length = run.config.train.model, run.config.engine.max_model_len
     if model.trust_remote_code:
         raise ValueError(
             "--train.model.trust-remote-code is set, but scoring never runs code that comes with a "
@@ -79,19 +87,33 @@ def check_engine(config: SweepConfig) -> str:
             f"--engine.max-model-len is {length}, but {model.path!r} has {positions} positions: "
             f"give --engine.max-model-len {positions} or less"
         )
-    return f"context length {length}{_limit(positions)}, {config.engine.dtype}"
+    engine = run.engine
+    _check_kv_cache(model, engine)
+    return f"context length {engine.max_model_len}{_limit(positions)}, {engine.dtype}"
+
+
+def _check_kv_cache(model: ModelConfig, engine: EngineSettings) -> None:
+    """Check that the KV cache holds one sequence; only of models with plain attention layers."""
+    from otr.models.architecture import load_architecture
+
+    text = load_architecture(model).get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or getattr(text, "num_attention_heads", 0)
+    plain = {*(getattr(text, "layer_types", None) or ["full_attention"])} == {"full_attention"}
+    if not heads or not plain or hasattr(text, "kv_lora_rank"):
+        return
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    per_token = 2 * text.num_hidden_layers * heads * size * (4 if engine.dtype == "float32" else 2)
+    needed = per_token * engine.max_model_len / GIB
+    if needed > engine.kv_cache_gib:
+        raise ValueError(
+            f"--engine.kv-cache-gib is {engine.kv_cache_gib:g}, but one sequence of "
+            f"{engine.max_model_len} tokens takes {needed:.2f} GiB of KV cache in {engine.dtype}: "
+            f"give --engine.kv-cache-gib {math.ceil(needed)} or a smaller --engine.max-model-len"
+        )
 
 
 def _limit(positions: int | None) -> str:
     return f" of at most {positions}" if positions else ", no limit by the model"
-
-
-def _count_adapter_weights(train: TrainConfig) -> int:
-    from otr.models.load import empty_model
-    from otr.models.lora import add_adapters
-
-    adapters = add_adapters(empty_model(train.model), train.lora)
-    return sum(p.numel() for p in adapters.parameters() if p.requires_grad)
 
 
 def _count_layers(model: ModelConfig) -> int:

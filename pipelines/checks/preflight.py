@@ -48,7 +48,7 @@ def check(run: PreparedRun, *, with_ray: bool, skip: Collection[str] = ()) -> It
         "benchmarks": partial(check_benchmarks, run),
         "model": partial(model.check_model, config),
         "training": partial(model.check_training, config),
-        "engine": partial(model.check_engine, config),
+        "engine": partial(model.check_engine, run),
         "data": partial(check_data, config),
     }
     if with_ray:
@@ -57,7 +57,10 @@ def check(run: PreparedRun, *, with_ray: bool, skip: Collection[str] = ()) -> It
 
         checks["Ray"] = partial(ray_cluster.check_ray_address, config)
         checks["memory"] = partial(memory.check_memory, config)
-    needs = {"memory": frozenset({"devices", "model", "training", "Ray"})}
+    needs = {
+        "engine": frozenset({"benchmarks", "model"}),
+        "memory": frozenset({"devices", "model", "training", "Ray"}),
+    }
     return run_checks(
         Check(name, call, needs.get(name, frozenset()))
         for name, call in checks.items()

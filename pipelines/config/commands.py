@@ -83,7 +83,7 @@ class Score(_StartingPoint):
 
     module: ClassVar[str] = "score_checkpoint"
     model: Annotated[Positional[str], arg(metavar="MODEL")]
-    """Hugging Face checkpoint directory, or the name of a model on the hub."""
+    """Hugging Face checkpoint directory, LoRA adapter, or the name of a model on the hub."""
     options: Annotated[
         dict[str, Any],
         _options("name", "benchmarks", "benchmark_dir", "max_items", "output", "engine"),

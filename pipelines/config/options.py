@@ -14,6 +14,7 @@ import docstring_parser
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
+from evals.settings import EngineSettings
 from otr.config import DataConfig, OptimConfig
 from otr.hints import did_you_mean
 from pipelines.config.presets import PRESETS, PresetName, SweepConfig
@@ -30,6 +31,8 @@ SHORT = {
     "train.workers.count": "--workers",
 }
 """Short spellings of options, by dotted key."""
+LORA_LR = 1e-4
+"""Default learning rate of adapters, which need a higher one than the whole model."""
 _NOT_OPTIONS = {"trials", "engine.log_dir"}  # set by the commands
 _DEFAULT_IN_WORDS = {
     "name": "the preset or command, with a fingerprint of the options",
@@ -41,8 +44,9 @@ _DEFAULT_IN_WORDS = {
 _OTHER_DEFAULT = {
     "train.data.validation": "with --data: none",
     "train.data.sequence_length": f"with --data: {DataConfig.sequence_length}",
-    "train.optim.lr": f"with --model: {OptimConfig.lr:g}",
+    "train.optim.lr": f"with --model: {OptimConfig.lr:g}, with LoRA too: {LORA_LR:g}",
     "train.workers.gpus": "where there is a GPU: 1",
+    "engine.max_model_len": "with other benchmarks: 0",
     "engine.gpus": "where there is a GPU: 1",
 }
 """What the help shows after a default: when `load_config` uses another one."""
@@ -200,7 +204,7 @@ def _settings(trial: Trial) -> str:
 
 
 def _without_preset_values(config: SweepConfig, given: Mapping[str, Any]) -> SweepConfig:
-    """Drop what a preset sets for its own corpus or model if another one was given."""
+    """Drop what a preset sets for its own corpus, model or benchmarks if others were given."""
     changes: dict[str, Any] = {}
     if "train.data.paths" in given:
         changes |= {"data.validation": (), "data.sequence_length": DataConfig.sequence_length}
@@ -211,11 +215,15 @@ def _without_preset_values(config: SweepConfig, given: Mapping[str, Any]) -> Swe
             for t in trials
         )
         if len(set(map(_settings, trials))) == len(trials):
-            changes["optim.lr"] = OptimConfig.lr
+            changes["optim.lr"] = LORA_LR if config.train.lora.rank else OptimConfig.lr
         else:  # the preset searches learning rates
             trials = config.trials
     changes = {key: value for key, value in changes.items() if f"train.{key}" not in given}
-    return replace(config, trials=trials, train=with_overrides(config.train, changes))
+    engine = config.engine
+    if "benchmarks" in given and "engine.max_model_len" not in given:
+        engine = replace(engine, max_model_len=EngineSettings.max_model_len)
+    train = with_overrides(config.train, changes)
+    return replace(config, trials=trials, train=train, engine=engine)
 
 
 def _on_gpu(config: SweepConfig, given: Mapping[str, Any]) -> SweepConfig:

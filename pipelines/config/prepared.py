@@ -4,6 +4,8 @@
 the Hugging Face hub is downloaded at the first use, once.
 """
 
+import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,11 +13,18 @@ from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from evals import tasks
+from evals import prompts, tasks
 from evals.benchmark import Benchmark
+from evals.serving.adapters import CONFIG_FILE
+from evals.settings import EngineSettings
+from otr.config import ModelConfig
 from otr.training.sources import absolute_path
+from pipelines import _compat
 from pipelines.builtin import corpus
 from pipelines.config.presets import SweepConfig
+
+_HUB_SECONDS = 5.0
+_WEIGHT_FILES = ["*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.onnx", "*.h5", "*.msgpack"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +33,8 @@ class PreparedRun:
 
     config: SweepConfig
     """The configuration with absolute paths and without ``builtin:`` names."""
+    adapter: Path | None = None
+    """LoRA adapter of the base model, to be scored with it."""
 
     @property
     def directory(self) -> Path:
@@ -40,6 +51,21 @@ class PreparedRun:
         ]
 
     @cached_property
+    def engine(self) -> EngineSettings:
+        """The engine's settings with the context length that the benchmarks need.
+
+        A ValueError if a benchmark does not fit the model: see `evals.prompts.fit_context`.
+        """
+        from otr.models.architecture import max_positions  # imports transformers
+
+        model = self.config.train.model
+        tokenizer_dir = model_dir = local_model(model.path, weights=False)
+        if self.adapter and (self.adapter / "tokenizer_config.json").is_file():
+            tokenizer_dir = self.adapter
+        positions = max_positions(replace(model, path=str(model_dir)))
+        return prompts.fit_context(tokenizer_dir, self.benchmarks, self.config.engine, positions)
+
+    @cached_property
     def model_dir(self) -> Path:
         """The base model's directory; a ValueError if the model is not available."""
         return local_model(self.config.train.model.path)
@@ -53,7 +79,7 @@ def prepare(config: SweepConfig, builtin_files: Path | None = None) -> PreparedR
         builtin_files: directory for the built-in files; by default one below `config.output`.
 
     Raises:
-        ValueError: an unknown ``builtin:`` name.
+        ValueError: an unknown ``builtin:`` name, or a model directory that does not exist.
     """
     folder = builtin_files or corpus.builtin_dir(config.output)
 
@@ -66,6 +92,8 @@ def prepare(config: SweepConfig, builtin_files: Path | None = None) -> PreparedR
 
     data, model = config.train.data, config.train.model
     path = resolve(model.path)
+    if not Path(path).is_dir():
+        _check_hub(model.path)
     return PreparedRun(
         replace(
             config,
@@ -84,6 +112,27 @@ def prepare(config: SweepConfig, builtin_files: Path | None = None) -> PreparedR
     )
 
 
+def prepare_to_score(config: SweepConfig) -> PreparedRun:
+    """Prepare a run as `prepare` does; the model may also be a LoRA adapter.
+
+    Raises:
+        ValueError: see `prepare`, or the adapter's base model is missing.
+    """
+    directory = Path(config.train.model.path).absolute()
+    if not (directory / CONFIG_FILE).is_file():
+        return prepare(config)
+    from otr.models.lora import base_path  # imports torch
+
+    base = ModelConfig(base_path(directory))
+    if Path(base.path).is_absolute() and not Path(base.path).is_dir():
+        raise ValueError(
+            f"the base model of the adapter in {directory} is not at {base.path}: set "
+            f"base_model_name_or_path in {CONFIG_FILE} to its directory"
+        )
+    of_base = replace(config, train=replace(config.train, model=base))
+    return replace(prepare(of_base), adapter=directory)
+
+
 @contextmanager
 def prepare_temporarily(config: SweepConfig) -> Iterator[PreparedRun]:
     """Prepare a run for a command that leaves nothing behind: built-in files are deleted after."""
@@ -91,8 +140,35 @@ def prepare_temporarily(config: SweepConfig) -> Iterator[PreparedRun]:
         yield prepare(config, Path(folder))
 
 
-def local_model(path: str) -> Path:
+def _check_hub(model: str) -> None:
+    """Read models from the cache alone, from now on, if the Hugging Face hub does not answer.
+
+    Raises:
+        ValueError: `model` can only be a directory, and there is none.
+    """
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", model) or Path(model).exists():
+        raise ValueError(f"no model {model!r}: there is no such directory")
+    from huggingface_hub import is_offline_mode, model_info
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        if not is_offline_mode():
+            model_info(model, timeout=_HUB_SECONDS)
+    except HfHubHTTPError:  # an answer: whether there is such a model is seen later
+        return
+    except _compat.hub_errors() as error:
+        _compat.read_hub_from_cache()
+        reason = str(error).strip().partition("\n")[0]
+        note = f"the Hugging Face hub does not answer ({reason}): using the local cache"
+        print(note, file=sys.stderr)
+
+
+def local_model(path: str, *, weights: bool = True) -> Path:
     """Return a model's directory; download a model on the Hugging Face hub to the local cache.
+
+    Args:
+        path: a directory, or the name of a model on the hub.
+        weights: also download the weights.
 
     Raises:
         ValueError: `path` is neither a directory nor a model on the hub.
@@ -100,12 +176,11 @@ def local_model(path: str) -> Path:
     if Path(path).is_dir():
         return Path(path).absolute()
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        return Path(snapshot_download(path))
-    except (OSError, HfHubHTTPError, HFValidationError) as error:
-        reason = str(error).strip().split("\n")[0]
+        return Path(snapshot_download(path, ignore_patterns=None if weights else _WEIGHT_FILES))
+    except _compat.hub_errors() as error:
+        reason = str(error).strip().partition("\n")[0]
         raise ValueError(
             f"no model {path!r}: not a directory, and not on the Hugging Face hub ({reason})"
         ) from error

@@ -88,6 +88,8 @@ def builtin() -> SweepConfig:
             eval_interval=40,
         ),
         trials=_arms(_OBJECTIVES, seeds=(0, 1)),
+        # Answers end far below; the identity of their stored scores has this length.
+        engine=EngineSettings(max_model_len=1024),
         benchmarks=tuple(f"builtin:{name}" for name in BENCHMARKS),
         max_items=100,
     )

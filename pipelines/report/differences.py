@@ -149,6 +149,16 @@ def verdict(entries: Sequence[Entry], target: str) -> str:
     )
 
 
+def winning_arm(entries: Sequence[Entry], target: str) -> Arm | None:
+    """Return the arm that `verdict` says wins, None if there is no clear winner."""
+    ranked = [arm for arm in rank_arms(entries, target) if arm.score(target)]
+    best = next((arm for arm in ranked if arm.name != BASE), None)
+    if best is None:
+        return None
+    tests = [compare_arms(best, arm, target) for arm in ranked if arm is not best]
+    return best if tests and all(d is not None and _is_better(d) for d in tests) else None
+
+
 def best_and_ties(arms: Sequence[Arm], benchmark: str) -> set[str]:
     """Return the names of the arms to highlight on a benchmark.
 

@@ -245,6 +245,7 @@ def _legend(entries: Sequence[Entry], benchmarks: Sequence[str], table: Table) -
             "K: samples per token. β: reward of a sample that is not the target token. κ: "
             "temperature of the sampling."
         )
+    lines += [f"{line}." for line in tables.incomplete_answers(entries, benchmarks)]
     return [*filter(None, lines), "Tokens/s: training speed of one trial."]
 
 

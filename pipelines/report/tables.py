@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from evals.statistics.estimates import Interval
@@ -18,6 +19,8 @@ from pipelines.stages.contamination import Overlap
 
 Overlaps = Mapping[str, Overlap]
 """By benchmark, the items that occur in the training corpus."""
+_INCOMPLETE = {"num_truncated": "cut off at the length limit", "num_timeouts": "timed out"}
+_MAX_ARMS = 8  # in a line
 _SPACE = "\N{NO-BREAK SPACE}"  # between a symbol and its value
 
 
@@ -148,6 +151,28 @@ def trial_table(entries: Sequence[Entry], benchmarks: Sequence[str]) -> Table:
     return Table(columns, rows)
 
 
+def incomplete_answers(entries: Sequence[Entry], benchmarks: Sequence[str]) -> list[str]:
+    """Return a line per benchmark and cause with the answers per arm that are not complete.
+
+    Such answers usually count as wrong, so a score beside a large number says little.
+    """
+    lines = []
+    for benchmark, (key, cause) in product(benchmarks, _INCOMPLETE.items()):
+        counts = []
+        for arm in rank_arms(entries, benchmark):
+            scores = [e.scores[benchmark] for e in arm.entries if benchmark in e.scores]
+            count = sum(score["settings"].get(key, 0) for score in scores)
+            total = sum(s["num_examples"] * s["settings"].get("num_samples", 1) for s in scores)
+            if count:
+                counts.append((count / total, f"{arm.name} {count} of {total}"))
+        texts = [text for _, text in sorted(counts, key=lambda each: each[0], reverse=True)]
+        if more := len(texts) - _MAX_ARMS:
+            texts = [*texts[:_MAX_ARMS], *([f"{more} more arms"] if more > 0 else [])]
+        if texts:
+            lines.append(f"{benchmark}: answers {cause}: {', '.join(texts)}")
+    return lines
+
+
 def overlap_table(overlaps: Overlaps) -> Table:
     """Return, per benchmark, how many of its items occur in the training corpus."""
     rows = [
@@ -176,6 +201,7 @@ def markdown(entries: Sequence[Entry], benchmarks: Sequence[str], overlaps: Over
     metrics = other_metrics_table(entries, benchmarks)
     if metrics.rows:
         parts += ["Several answers per item", metrics.markdown()]
+    parts += incomplete_answers(entries, benchmarks)
     parts += [str(overlap) for overlap in overlaps.values()]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 

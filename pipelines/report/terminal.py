@@ -1,16 +1,16 @@
 """The terminal output of a run: the dry run before it, the score table after it."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 
+from evals.benchmark import Benchmark
 from pipelines.config.presets import SweepConfig
 from pipelines.report import differences, leaderboard, tables
 from pipelines.report.leaderboard import Entry
 from pipelines.report.tables import Overlaps
 from pipelines.runtime import console
-
-_MANY_TRUNCATED = 0.05  # share of the answers above which the summary mentions it
+from tuning.space import config_of
 
 
 def print_dry_run(config: SweepConfig, local: SweepConfig) -> None:
@@ -33,6 +33,26 @@ def print_dry_run(config: SweepConfig, local: SweepConfig) -> None:
     console.say("".join(f"[{text}]" if trained else text for text, trained in report.example))
 
 
+def print_choices(config: SweepConfig, benchmarks: Sequence[Benchmark] = ()) -> None:
+    """Print what is trained and how fast, and what it is scored on."""
+    train = config.train
+    rates = sorted({config_of(train, trial).optim.lr for trial in config.trials})
+    how = f"LoRA of rank {train.lora.rank}" if train.lora.rank else "all weights"
+    many = "learning rates" if len(rates) > 1 else "learning rate"
+    console.say(
+        f"trains {how} of {train.model.path}, {train.max_steps} steps, {many} "
+        f"{', '.join(f'{rate:g}' for rate in rates)}"
+    )
+    if benchmarks:
+        print_benchmarks(benchmarks)
+
+
+def print_benchmarks(benchmarks: Sequence[Benchmark]) -> None:
+    """Print the benchmarks, and for each how many of its items are used and how it is graded."""
+    texts = [", ".join([b.name, *(b.notes or [f"{len(b.items)} items"])]) for b in benchmarks]
+    console.say(f"scores on {'; '.join(texts)}")
+
+
 def print_summary(entries: Sequence[Entry], benchmarks: Sequence[str], overlaps: Overlaps) -> None:
     """Print the score table with its legend, what failed or was cut off, and the verdict."""
     table = tables.score_table(entries, benchmarks, overlaps)
@@ -41,25 +61,9 @@ def print_summary(entries: Sequence[Entry], benchmarks: Sequence[str], overlaps:
         console.say(legend)
     if unscored := sum(not arm.num_scored for arm in leaderboard.group_by_arm(entries)):
         console.say(f"{unscored} arms have no score: stopped early, or failed")
-    for line in _incomplete_answers(entries):
+    for line in tables.incomplete_answers(entries, benchmarks):
         console.say(line)
     for entry in entries:
         if entry.status == "failed":
             console.error(f"{entry.trial} failed: {entry.error}")
     console.say(differences.verdict(entries, benchmarks[0]))
-
-
-def _incomplete_answers(entries: Sequence[Entry]) -> Iterator[str]:
-    """Yield a line per benchmark on which answers timed out or many were truncated."""
-    for name in dict.fromkeys(name for entry in entries for name in entry.scores):
-        scores = [entry.scores[name] for entry in entries if name in entry.scores]
-        truncated, late = (
-            sum(score["settings"].get(key, 0) for score in scores)
-            for key in ("num_truncated", "num_timeouts")
-        )
-        total = sum(s["num_examples"] * s["settings"].get("num_samples", 1) for s in scores)
-        if late or truncated > _MANY_TRUNCATED * total:
-            yield (
-                f"{name}: {truncated} of {total} answers were cut off at the length limit, "
-                f"{late} timed out"
-            )

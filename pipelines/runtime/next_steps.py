@@ -1,11 +1,17 @@
 """The commands that a run suggests when it ends, as the user would type them."""
 
 import shlex
+import shutil
 import sys
 from pathlib import Path
+from typing import get_args
 
+from pipelines.config.commands import Command
+from pipelines.config.presets import SweepConfig, builtin
 from pipelines.runtime import console
 from pipelines.runtime.cluster import REPOSITORY
+
+_COMMANDS = {command.module: command.__name__.lower() for command in get_args(Command)}
 
 
 def print_next_steps(*steps: tuple[str, str]) -> None:
@@ -20,10 +26,27 @@ def print_next_steps(*steps: tuple[str, str]) -> None:
 
 
 def pipeline_command(name: str, *arguments: str | Path) -> str:
-    """Return the command line that runs `pipelines/NAME.py` from the current directory."""
+    """Return the command line that runs `pipelines/NAME.py` from the current directory.
+
+    It is `otr COMMAND` if the shell finds the `otr` of this environment.
+    """
     words = [display_path(a) if isinstance(a, Path) else a for a in arguments]
+    found = shutil.which("otr")
+    if found and Path(found).parent == Path(sys.executable).parent:
+        return shlex.join(["otr", _COMMANDS[name], *words])
     script = display_path(REPOSITORY / "pipelines" / f"{name}.py")
     return shlex.join([interpreter(), script, *words])
+
+
+def score_command(model: str | Path, config: SweepConfig) -> str:
+    """Return the command line that scores a model as a run does: output and benchmarks are kept."""
+    words, usual = [], builtin()
+    for name in ("output", "benchmark_dir", "max_items", "benchmarks"):
+        value = getattr(config, name)
+        if value != getattr(usual, name):
+            values = value if isinstance(value, tuple) else [value]
+            words += [f"--{name.replace('_', '-')}", *map(str, values)]
+    return pipeline_command("score_checkpoint", model, *words)
 
 
 def browser_command(page: Path) -> str:

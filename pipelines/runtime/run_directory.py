@@ -4,8 +4,11 @@ run.json holds {id, name, command, created, git_commit, versions, config}. `--co
 repeats the run.
 """
 
+import fcntl
 import json
+import os
 import shlex
+import socket
 import subprocess
 import sys
 import traceback
@@ -18,13 +21,14 @@ from typing import Any
 from uuid import uuid4
 
 from otr.files import write_json
+from otr.loop.identity import flatten
 from pipelines.config.presets import SweepConfig
-from pipelines.config.run_json import fingerprint, read_run
+from pipelines.config.run_json import NOT_RESULTS, fingerprint, read_run
 from pipelines.runtime import console, versions
 from pipelines.runtime.cluster import REPOSITORY
 from pipelines.runtime.next_steps import display_path, interpreter
 
-RUN_FILE = "run.json"
+RUN_FILE, LOCK_FILE = "run.json", "lock"
 
 
 def open_run(config: SweepConfig, directory: Path) -> dict[str, Any]:
@@ -35,10 +39,11 @@ def open_run(config: SweepConfig, directory: Path) -> dict[str, Any]:
     """
     path = directory / RUN_FILE
     if path.is_file():
-        if fingerprint(read_run(path)) != fingerprint(config):
+        before = read_run(path)
+        if fingerprint(before) != fingerprint(config):
             raise ValueError(
-                f"{directory} holds a run with other settings: choose another --name, or repeat "
-                f"the existing run with --config {path}"
+                f"{directory} holds a run with other settings ({_changes(before, config)}): choose "
+                f"another --name, or repeat the existing run with --config {path}"
             )
         console.say(f"continues {display_path(directory)}")
     else:
@@ -57,6 +62,55 @@ def open_run(config: SweepConfig, directory: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
+def _changes(before: SweepConfig, now: SweepConfig) -> str:
+    """Return the settings that differ, each with both values."""
+    old, new = ({k: repr(v) for k, v in flatten(each).items()} for each in (before, now))
+    changed = [
+        f"{key} was {old.get(key, 'unset'):.80}, is {new.get(key, 'unset'):.80}"
+        for key in {**old, **new}
+        if old.get(key) != new.get(key) and key.partition(".")[0] not in NOT_RESULTS
+    ]
+    return "; ".join(changed)
+
+
+@contextmanager
+def hold(directory: Path) -> Iterator[None]:
+    """Keep other processes out of the run's directory while the body runs.
+
+    The kernel releases the lock when the process ends, however it ends. Between hosts, flock works
+    on NFS version 4; where a file system has no locks, nothing is kept out.
+
+    Raises:
+        ValueError: another process holds the directory.
+    """
+    with (directory / LOCK_FILE).open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ValueError(
+                f"{display_path(directory)} is in use by {file.read() or 'another process'}: wait "
+                "for its end, or choose another --name"
+            ) from None
+        except OSError:
+            pass
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+def check_free(directory: Path) -> None:
+    """Check that no other process holds the run's directory.
+
+    Raises:
+        ValueError: one does; see `hold`.
+    """
+    if (directory / LOCK_FILE).exists():
+        with hold(directory):
+            pass
+
+
 def mlflow_params(config: SweepConfig) -> dict[str, Any]:
     """Return the parameters of the sweep's MLflow run."""
     return {
@@ -65,6 +119,16 @@ def mlflow_params(config: SweepConfig) -> dict[str, Any]:
         "benchmarks": ", ".join(config.benchmarks),
         "max_steps": config.train.max_steps,
         "trials": len(config.trials),
+    }
+
+
+def score_params(config: SweepConfig) -> dict[str, Any]:
+    """Return the parameters of the MLflow run of a model that is only scored."""
+    return {
+        "model": config.train.model.path,
+        "benchmarks": ", ".join(config.benchmarks),
+        "max_items": config.max_items,
+        "dtype": config.engine.dtype,
     }
 
 

@@ -12,31 +12,28 @@ from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING
 
-from evals import prompts
 from evals.benchmark import Benchmark, TaskScore
 from evals.files import digest
 from evals.score import Progress, score
 from evals.serving import adapters
 from evals.serving.requests import ServedModel
 from evals.settings import EngineSettings
+from pipelines.config.prepared import PreparedRun
 from pipelines.runtime import console
 from pipelines.stages.merge import merge
 
 if TYPE_CHECKING:
     from evals.serving.engine import Engine
 
-_MAX_ADAPTERS = 32  # served together; each takes memory of the engine
 
-
-def check_prompts(model_dir: Path, benchmarks: Sequence[Benchmark], engine: EngineSettings) -> None:
-    """Check that all benchmarks can be rendered for a model and fit the engine's context.
+def check_prompts(run: PreparedRun) -> None:
+    """Check that all benchmarks can be rendered for the model and fit the engine's context.
 
     Raises:
-        ValueError: see `evals.prompts.check`.
+        ValueError: see `evals.prompts.fit_context`.
     """
     with console.stage("check", "prompts") as stage:
-        prompts.check(model_dir, benchmarks, engine)
-        stage.say(f"prompts: all within {engine.max_model_len} tokens")
+        stage.say(f"prompts: at most {run.engine.max_model_len} tokens with their answers")
 
 
 class Scorer:
@@ -74,7 +71,8 @@ class Scorer:
         """
         base, *others = models.values()
         all_adapters = all((path / adapters.CONFIG_FILE).is_file() for path in others)
-        if self._engine is not None or not all_adapters or not 0 < len(others) <= _MAX_ADAPTERS:
+        few = 0 < len(others) <= adapters.MAX_ADAPTERS
+        if self._engine is not None or not all_adapters or not few:
             return
         try:
             adapters.check_all(others, base)

@@ -50,7 +50,7 @@ def _check(run: PreparedRun, checkpoint: Path) -> None:
     engine = replace(
         engine,
         num_replicas=1,
-        max_model_len=min(_LENGTH, engine.max_model_len, positions),
+        max_model_len=min(_LENGTH, engine.max_model_len or _LENGTH, positions),
         port=free_port(),  # nobody else asks this engine
     )
     with Scorer((), engine, run.directory) as scorer:

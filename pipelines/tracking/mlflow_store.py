@@ -135,7 +135,7 @@ class Store:
             else:
                 self._client.log_artifact(run_id, str(path), folder or None)
 
-    def register(self, trial: str, checkpoint: Path) -> None:
+    def register(self, trial: str, checkpoint: Path, description: str) -> None:
         """Register a checkpoint as the newest version of the sweep's model, once.
 
         A server accepts only a source among the run's artifacts, so the model is uploaded there.
@@ -157,7 +157,7 @@ class Store:
             for path in sorted(checkpoint.iterdir()):
                 if path.is_file():  # directories hold only what further training needs
                     self._client.log_artifact(run_id, str(path), checkpoint.name)
-        self._client.create_model_version(name, source, run_id)
+        self._client.create_model_version(name, source, run_id, description=description or None)
 
     @property
     def _client(self) -> Any:

@@ -107,7 +107,7 @@ class Tracker:
             outcome, patience = Outcome(), DRAIN_SECONDS
             try:
                 yield outcome
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, SystemExit):
                 patience = 0
                 raise
             finally:
@@ -182,9 +182,9 @@ class Tracker:
             self._store.log_artifacts, trial, [path.absolute() for path in paths], folder
         )
 
-    def register(self, trial: str, checkpoint: Path) -> None:
+    def register(self, trial: str, checkpoint: Path, description: str = "") -> None:
         """Register a trial's checkpoint as the newest version of the sweep's model, once."""
-        self._delivery.put(self._store.register, trial, checkpoint.absolute())
+        self._delivery.put(self._store.register, trial, checkpoint.absolute(), description)
 
 
 def _report(step: int, metrics: Mapping[str, float], time: int) -> Report:

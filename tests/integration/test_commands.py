@@ -9,6 +9,7 @@ import pytest
 
 from evals.records import read_answers
 from evals.settings import free_port
+from tests.assets.mlflow_server import stored_runs
 from tests.assets.newcomer import run
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
@@ -21,30 +22,37 @@ def said_by(words: list[str]) -> str:
     return done.stdout
 
 
-def test_train_on_a_file_and_score_what_comes_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rank", [0, 4], ids=["all weights", "lora"])
+def test_train_on_a_file_and_score_what_comes_out(tmp_path: Path, rank: int) -> None:
     rows = [{"question": f"What is {i} + 1?", "answer": str(i + 1)} for i in range(64)]
     data = tmp_path / "train.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     output = tmp_path / "runs"
     line = ["--data", str(data), "--columns", "prompt=question", "completion=answer"]
     line += ["--train.data.sequence-length", "256", "--max-steps", "2", "--output", str(output)]
+    line += ["--train.lora.rank", str(rank)]
     done = run([sys.executable, "pipelines/train_one.py", *line, "--name", "mine"])
     assert done.returncode == 0, done.stderr
     assert "✓ serve      vLLM and transformers predict the same" in done.stderr
     said = done.stdout
     checkpoint = output / "mine" / "trials" / "train-seed0" / "train" / "step-000002"
     assert str(checkpoint) in said and "step 2: nll " in said
-    assert (checkpoint / "model.safetensors").is_file()
+    weights = "adapter_model" if rank else "model"
+    assert (checkpoint / f"{weights}.safetensors").is_file()
     run_json = json.loads((output / "mine" / "run.json").read_text())
     assert run_json["config"]["train"]["max_steps"] == 2 and len(run_json["id"]) == 32
 
-    (score,) = (s for s in said.splitlines() if "score_checkpoint.py" in s)
+    (score,) = (s for s in said.splitlines() if "# score it" in s)
     words = shlex.split(score.partition("  # ")[0])
     options = ["--preset", "debug", "--max-items", "2", "--engine.port", str(free_port())]
-    said = said_by([*words, *options, "--output", str(output), "--name", "scored"])
+    assert words[-2:] == ["--output", str(output)]
+    said = said_by([*words, *options, "--name", "scored"])
     scores = json.loads((output / "scored" / "scores.json").read_text())
     assert [s["task"] for s in scores] == ["target-heldout", "retained-code"]
     for each in scores:
         assert each["task"] in said and each["num_examples"] == 2
         answers = output / "scored" / "scores" / "model" / f"{each['task']}.parquet"
         assert len(read_answers(answers)) == 2
+    stored = stored_runs(f"sqlite:///{output / 'mlflow.db'}")["scored"]
+    assert stored.status == "FINISHED" and stored.params["model"] == str(checkpoint)
+    assert stored.metrics["score/target-heldout"] == [(0, scores[0]["value"])]

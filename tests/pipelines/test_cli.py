@@ -6,17 +6,22 @@ import re
 import shlex
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from evals import tasks
+from evals.settings import free_port
 from pipelines import cli
 from pipelines.config.commands import Show, Train
 from pipelines.config.presets import PRESETS
+from pipelines.report import terminal
 from pipelines.runtime import next_steps, run_directory
 
 REPOSITORY = Path(__file__).parents[2]
@@ -101,8 +106,11 @@ def test_a_name_that_is_taken_by_another_run_is_refused(tmp_path: Path) -> None:
     config = replace(PRESETS["builtin"](), output=str(tmp_path))
     first = run_directory.open_run(config, tmp_path / "builtin")
     assert run_directory.open_run(config, tmp_path / "builtin") == first, "the same run resumes"
-    with pytest.raises(ValueError, match="holds a run with other settings"):
-        run_directory.open_run(replace(config, max_items=3), tmp_path / "builtin")
+    changes = r"settings \(train.optim.lr was 0.0003, is 0.1; max_items was 100, is 3\): choose"
+    train = replace(config.train, optim=replace(config.train.optim, lr=0.1))
+    changed = replace(config, max_items=3, train=train, output="elsewhere")
+    with pytest.raises(ValueError, match=changes):
+        run_directory.open_run(changed, tmp_path / "builtin")
 
 
 def test_a_run_has_an_id_that_no_other_run_has(tmp_path: Path) -> None:
@@ -128,7 +136,10 @@ def test_a_dry_run_shows_the_run_and_leaves_nothing(
     assert [*tmp_path.iterdir()] == []
 
 
-def test_the_next_commands_name_an_interpreter_that_exists(tmp_path: Path) -> None:
+def test_the_next_commands_name_an_interpreter_that_exists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
     page = tmp_path / "a page.html"
     score = shlex.split(next_steps.pipeline_command("score_checkpoint", tmp_path))
     assert Path(score[0]).absolute() == Path(sys.executable) and score[2] == str(tmp_path)
@@ -136,6 +147,82 @@ def test_the_next_commands_name_an_interpreter_that_exists(tmp_path: Path) -> No
     assert done.returncode == 0 and "--benchmarks" in done.stdout
     opened = shlex.split(next_steps.browser_command(page))
     assert opened[1:] == ["-m", "webbrowser", str(page)] and opened[0] == score[0]
+
+
+def test_the_next_commands_keep_output_and_benchmarks_and_use_otr_if_it_is_on_the_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("environment", "other"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "otr").touch(mode=0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "environment" / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path / "environment"))
+    config = replace(PRESETS["debug"](), output="out", benchmarks=("gsm8k", "mmlu"), max_items=100)
+    assert next_steps.score_command("model", config) == (
+        "otr score model --output out --benchmarks gsm8k mmlu"
+    )
+    assert next_steps.score_command("model", PRESETS["builtin"]()) == "otr score model"
+    assert next_steps.pipeline_command("show_scores", "run") == "otr show run"
+    monkeypatch.setenv("PATH", str(tmp_path / "other"))
+    assert "score_checkpoint.py" in next_steps.score_command("model", config)
+
+
+def test_what_is_trained_and_scored_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.jsonl").write_text('{"prompt": "1 + 1", "answer": 2}\n' * 3)
+    benchmark = tasks.load(f"file:{tmp_path / 'mine.jsonl'}", max_items=2)
+    config = cli.parse(["train", "--model", "org/m", "--train.lora.rank", "4"]).load()
+    terminal.print_choices(config, [benchmark])
+    said = capsys.readouterr().out
+    assert "trains LoRA of rank 4 of org/m, 120 steps, learning rate 0.0001" in said
+    graded = 'graded as "math", since every answer is a number'
+    assert f"scores on mine, 2 of 3 items, {graded}" in said
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from pipelines.runtime.run_directory import hold
+with hold(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_run_directory_has_one_process(tmp_path: Path) -> None:
+    run_directory.check_free(tmp_path)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+    message = rf"in use by process {holder.pid} on {socket.gethostname()}: wait .*another --name"
+    with pytest.raises(ValueError, match=message):
+        run_directory.check_free(tmp_path)
+    with pytest.raises(ValueError, match=message), run_directory.hold(tmp_path):
+        pass
+    holder.kill()
+    holder.wait()
+    with run_directory.hold(tmp_path):  # the kernel has released the lock
+        pass
+    run_directory.check_free(tmp_path)
+
+
+def test_the_ui_names_the_page_of_the_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    started: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda program, words: started.append(words))
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as store:
+        store.execute("CREATE TABLE experiments (experiment_id INTEGER, name TEXT)")
+        store.executemany("INSERT INTO experiments VALUES (?, ?)", [(0, "Default"), (7, "otr")])
+        store.commit()
+    port = free_port()
+    cli.main(["ui", "--output", str(tmp_path), "--port", str(port)])
+    said = capsys.readouterr().out
+    assert said == f"runs: http://127.0.0.1:{port}/#/experiments/7/runs\n"
+    assert started[0][-1] == str(port)
 
 
 def test_the_ui_needs_a_store_and_a_free_port(

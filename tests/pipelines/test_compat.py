@@ -8,6 +8,15 @@ import ray
 from pipelines import _compat
 
 
+def test_errors_of_the_hub_include_those_of_a_connection() -> None:
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import get_session
+
+    client = type(get_session()).__module__.partition(".")[0]
+    bases = [each.__module__.partition(".")[0] for each in HfHubHTTPError.__mro__]
+    assert client in bases and issubclass(HfHubHTTPError, _compat.hub_errors()[-1])
+
+
 def v1_report() -> str:
     """Return Ray's own text for one active node, one booting node and one failed launch."""
     from ray.autoscaler._private.autoscaler import AutoscalerSummary

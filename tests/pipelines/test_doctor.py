@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from evals.settings import free_port
+from otr.config import LoraConfig
+from otr.models.lora import count_adapter_weights
 from pipelines import cli
 from pipelines.checks import machine, preflight
 from pipelines.checks.findings import Finding
@@ -159,6 +161,22 @@ def test_disk_counts_each_trials_checkpoint(config: SweepConfig, model: Path) ->
     assert machine.count_parameters(str(model)) == count
 
 
+def test_disk_counts_adapters_by_their_own_size(config: SweepConfig) -> None:
+    def trials_bytes(**lora: Any) -> int:
+        train = replace(config.train, lora=LoraConfig(**lora))
+        return machine._bytes_of_trials(replace(config, train=train)) or 0
+
+    count = machine.count_parameters(config.train.model.path) or 0
+    q = 4 * (64 + 64)  # rank x (in + out), in each of two layers
+    weights = count_adapter_weights(config.train.model, LoraConfig(4, targets=("q_proj",)))
+    assert weights == 2 * q
+    assert trials_bytes() == 12 * count * 3, "two trials, and one checkpoint more"
+    assert trials_bytes(rank=4, targets=("q_proj",)) == 12 * 2 * q * 3
+    mixed = replace(config.trials[0], overrides={"lora.rank": 4})
+    found = machine._bytes_of_trials(replace(config, trials=(mixed, *config.trials[1:]))) or 0
+    assert 12 * 2 * count + 4 * count < found < 12 * 3 * count + 4 * count
+
+
 def test_disk_counts_a_model_on_the_hub_if_the_hub_answers(
     config: SweepConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,6 +201,23 @@ def test_an_engine_with_more_positions_than_the_model(config: SweepConfig, model
     bad = failed(replace(config, engine=engine))
     assert bad.check == "engine" and "--engine.max-model-len is 1025" in bad.text
     assert "1024 positions" in bad.text and "--engine.max-model-len 1024" in bad.text
+
+
+def test_a_benchmark_whose_answers_do_not_fit_the_model_or_the_cache(
+    config: SweepConfig, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    auto = replace(config, engine=replace(config.engine, max_model_len=0))
+    run = PreparedRun(auto)
+    longest = max(benchmark.decoding.max_tokens for benchmark in run.benchmarks)
+    found = {f.check: f for f in preflight.check(run, with_ray=False)}["engine"]
+    assert found.ok and longest < run.engine.max_model_len < 1024
+    assert found.text.startswith(f"context length {run.engine.max_model_len} of at most 1024")
+    monkeypatch.setattr("otr.models.architecture.max_positions", lambda model: longest)
+    bad = failed(auto)
+    assert bad.check == "engine" and f"the model has {longest} positions: leave the" in bad.text
+    monkeypatch.undo()
+    bad = failed(replace(auto, engine=replace(auto.engine, kv_cache_gib=1e-4)))
+    assert bad.check == "engine" and "give --engine.kv-cache-gib 1 or" in bad.text
 
 
 def test_a_stretched_rope_has_more_positions(
@@ -262,7 +297,23 @@ def test_a_ray_of_another_version(config: SweepConfig, monkeypatch: pytest.Monke
         raise RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.9.0\n")
 
     monkeypatch.setattr(ray, "init", refuse)
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
-    bad = failed(config, with_ray=True)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{listening.getsockname()[1]}")
+        bad = failed(config, with_ray=True)
     assert bad.check == "Ray" and "Ray: 2.9.0" in bad.text and ray.__version__ in bad.text
     assert "unset RAY_ADDRESS" in bad.text and "\n" not in bad.text
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "no.such.host:{}"])
+def test_a_cluster_that_is_gone(
+    config: SweepConfig, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    def hang(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("ray.init would try for minutes")
+
+    monkeypatch.setattr("ray.init", hang)
+    address = address.format(free_port())
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    bad = failed(config, with_ray=True)
+    assert bad.check == "Ray" and f"RAY_ADDRESS is {address}" in bad.text
+    assert "can't connect" in bad.text and "unset RAY_ADDRESS" in bad.text

@@ -26,7 +26,7 @@ def test_a_valid_configuration_is_described(config: SweepConfig) -> None:
 
 def test_preflight_includes_the_training_check(config: SweepConfig) -> None:
     wrong = with_train(config, data=replace(config.train.data, sequence_length=2048))
-    skip = ("port", "benchmarks", "data", "packages")
+    skip = ("port", "benchmarks", "engine", "data", "packages")
     bad = [f for f in preflight.check(PreparedRun(wrong), with_ray=False, skip=skip) if not f.ok]
     assert [f.check for f in bad] == ["training"]
     assert "sequence_length is 2048" in bad[0].text and "1024 positions" in bad[0].text

@@ -59,8 +59,17 @@ def test_another_model_drops_the_presets_learning_rates() -> None:
     assert {config_of(config.train, t).optim.lr for t in config.trials} == {OptimConfig.lr}
     given = load("--model m --train.optim.lr 2e-6")
     assert {config_of(given.train, t).optim.lr for t in given.trials} == {2e-6}
+    adapted = load("--model m --train.lora.rank 8")
+    assert {config_of(adapted.train, t).optim.lr for t in adapted.trials} == {1e-4}
     searched = load("--preset study --model m")
     assert searched.trials == PRESETS["study"]().trials
+
+
+def test_other_benchmarks_drop_the_presets_context_length() -> None:
+    assert load("").engine.max_model_len == load("score m").engine.max_model_len == 1024
+    assert load("score m --benchmarks gsm8k").engine.max_model_len == 0
+    given = load("score m --benchmarks gsm8k --engine.max-model-len 99")
+    assert given.engine.max_model_len == 99
 
 
 def test_a_gpu_is_used_by_default(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from evals.records import Verdicts
 from otr.loss.objective import Objective
 from pipelines.config.presets import PRESETS
 from pipelines.report import __main__ as rerender
-from pipelines.report import differences, leaderboard, page, plot_style, plots, tables
+from pipelines.report import differences, leaderboard, page, plot_style, plots, tables, terminal
 from pipelines.report.leaderboard import BASE, Arm, Entry
 from pipelines.stages.contamination import Overlap
 
@@ -102,6 +102,35 @@ def loaded(compared: list[Entry], tmp_path: Path) -> list[Entry]:
     """The entries after a round trip through leaderboard.json."""
     leaderboard.write(compared, tmp_path / "leaderboard.json")
     return leaderboard.read(tmp_path / "leaderboard.json")
+
+
+def test_answers_that_are_cut_off_are_counted_beside_the_scores(
+    entries: list[Entry], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tables.incomplete_answers(entries, BENCHMARKS) == []
+    entries[1].scores[BENCHMARKS[0]]["settings"] |= {"num_truncated": 3, "num_samples": 2}
+    entries[3].scores[BENCHMARKS[0]]["settings"] |= {"num_truncated": 7, "num_timeouts": 1}
+    cut = "target-heldout: answers cut off at the length limit: otr-k16 7 of 400, sft 3 of 600"
+    late = "target-heldout: answers timed out: otr-k16 1 of 400"
+    assert tables.incomplete_answers(entries, BENCHMARKS) == [cut, late]
+    terminal.print_summary(entries, BENCHMARKS, {})
+    page.write(entries, BENCHMARKS, RUN, tmp_path, {})
+    for shown in (capsys.readouterr().out, (tmp_path / "report.html").read_text()):
+        assert cut in shown
+    assert cut in (tmp_path / "table.md").read_text()
+
+
+def test_only_an_arm_that_beats_all_others_wins(entries: list[Entry]) -> None:
+    def winner(*arms: str) -> Arm | None:
+        some = [e for e in entries if e.arm in arms]
+        won = differences.winning_arm(some, BENCHMARKS[0])
+        assert (won is not None) == (" wins on " in differences.verdict(some, BENCHMARKS[0]))
+        return won
+
+    best = winner(BASE, "sft", "otr-k16")
+    assert best is not None and best.name == "otr-k16"
+    assert winner(BASE, "sft", "otr-k16", "otr-k256") is None, "the last two are level"
+    assert winner("sft") is None and winner(BASE) is None
 
 
 def test_more_seeds_do_not_shrink_the_uncertainty_of_the_items() -> None:

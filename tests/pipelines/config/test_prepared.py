@@ -1,0 +1,65 @@
+"""Names of models: directories, models in the cache, and a hub that does not answer."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines import cli
+from tests.assets.tiny import make_tiny_model
+
+REPOSITORY = Path(__file__).parents[3]
+
+
+def run(tmp_path: Path, *words: str, endpoint: str = "http://127.0.0.1:9") -> tuple[int, str]:
+    """Run `otr` with a hub that refuses connections; return exit code and stderr."""
+    environment = os.environ | {
+        "HF_HUB_OFFLINE": "0",
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_ENDPOINT": endpoint,
+        "PYTHONPATH": str(REPOSITORY),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.cli", *words],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("proxy", ["", "http://127.0.0.1:9"])
+def test_a_hub_that_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, proxy: str
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", proxy)
+    (tmp_path / "data.jsonl").write_text('{"prompt": "1 + 1", "completion": "2"}\n')
+    line = ["sweep", "--dry-run", "--model", "someone/tiny", "--data", "data.jsonl"]
+    code, said = run(tmp_path, *line)
+    assert code == 1 and "Traceback" not in said
+    assert "the Hugging Face hub does not answer" in said
+    assert said.count("error: ") == 1 and "'someone/tiny'" in said
+    code, said = run(tmp_path, "score", "someone/tiny", "--output", "runs")
+    assert code == 1 and "Traceback" not in said
+    assert "error: no model 'someone/tiny': not a directory, and not on" in said
+    cached = tmp_path / "hf/hub/models--someone--tiny"
+    make_tiny_model(cached / "snapshots" / "abc")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("abc")
+    code, said = run(tmp_path, *line)
+    assert code == 0, said
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/no/where", "a/b/c", "~/model", "model.bin"])
+def test_a_model_directory_that_does_not_exist(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.bin").touch()
+    assert cli.main(["score", name]) == 1
+    said = capsys.readouterr().err
+    assert f"error: no model {name!r}: there is no such directory" in said

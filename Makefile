@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --no-deps --disable-pip-version-check
 TORCH := 2.13.0
+MINOR := "import sys; print(*sys.version_info[:2])"
 FOUND := $(if $(wildcard $(VENV)/.ready),uses,made)
 
 .PHONY: setup sweep test test-quick test-faults test-cluster check docs
@@ -45,6 +46,10 @@ check: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 setup: $(VENV)/.ready
+ifeq ($(origin PYTHON),command line)
+	@test "$$($(PYTHON) -c $(MINOR))" = "$$($(BIN)/python -c $(MINOR))" || { echo "$(VENV) has another Python" \
+	    "than PYTHON=$(PYTHON): remove $(VENV), or leave PYTHON out" >&2; exit 1; }
+endif
 	@echo "$(FOUND) $(VENV): $$(cat $(VENV)/.ready)"
 
 $(VENV)/.ready: requirements.txt requirements-cpu.txt requirements-gpu.txt requirements-docs.txt pyproject.toml

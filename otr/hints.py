@@ -1,5 +1,7 @@
-"""Suggestions for misspelt names."""
+"""What an error message suggests: the nearest name, or what to do about a full disk."""
 
+import errno
+import os
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -8,3 +10,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return the end of an error message: "did you mean 'x'?", with the name nearest to `word`."""
     nearest = get_close_matches(word, list(known), n=1, cutoff=0)
     return f"did you mean {nearest[0]!r}?" if nearest else "there is none"
+
+
+def full_disk(error: str, path: str = "") -> str:
+    """Return what to do about an error of a full disk; empty for another error."""
+    if os.strerror(errno.ENOSPC) not in error:
+        return ""
+    where = f"the disk of {path}" if path else "the disk"
+    return f"{where} is full: free space and run the same command again, or give another --output"

@@ -27,7 +27,12 @@ def run(command: "Merge") -> int:
 
     with console.stage("merge", command.checkpoint):
         disable_progress_bar()
-        out = merge(command.checkpoint, command.out, trust_remote_code=command.trust_remote_code)
+        out = merge(
+            command.checkpoint,
+            command.out,
+            dtype=command.dtype,
+            trust_remote_code=command.trust_remote_code,
+        )
     console.say(f"model: {next_steps.display_path(out)}")
     next_steps.print_next_steps(("score it", next_steps.pipeline_command("score_checkpoint", out)))
     return 0

@@ -24,7 +24,13 @@ from otr.config import DataConfig, ModelConfig
 from otr.hints import did_you_mean
 from otr.training import packed_cache
 from otr.training.audit import Audit, batch_audit
-from otr.training.sources import SourceChunk, UnreadableSource, list_chunks, read_records
+from otr.training.sources import (
+    SourceChunk,
+    UnreadableSource,
+    first_malformed,
+    list_chunks,
+    read_records,
+)
 
 if TYPE_CHECKING:
     import ray.data
@@ -148,7 +154,11 @@ def inspect_corpus(config: DataConfig, model: ModelConfig, *, limit: int = 20_00
     done = _tokenized(read, config, model)
     audit = Audit(config.max_rejected, config.skip_bad)
     audit.add([batch_audit(len(read), done.rejected)])
-    audit.check()
+    try:
+        audit.check()
+    except ValueError as error:
+        where = first_malformed(list_chunks(config.paths, config.split))
+        raise ValueError(f"{error} ({where} is no JSON)" if where else str(error)) from None
     if not audit.records:
         raise ValueError(f"the corpus is empty: {', '.join(config.paths)} have no record")
     return CorpusReport(

@@ -120,6 +120,19 @@ def read_records(chunk: SourceChunk) -> Iterator[bytes]:
         ) from error
 
 
+def first_malformed(chunks: Iterable[SourceChunk]) -> str:
+    """Return file and number of the first line that is no JSON; empty if there is none."""
+    for path in dict.fromkeys(chunk.path for chunk in chunks if chunk.kind == "json"):
+        ends = suppress(OSError, EOFError, zlib.error, pa.ArrowException)
+        with ends, _open_decompressed(path) as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    json.loads(line.strip() or b"0")
+                except ValueError:  # also raised for bytes that are not UTF-8
+                    return f"{path.removeprefix('file://')}, line {number}"
+    return ""
+
+
 def _files(path: str, split: str) -> list[tuple[Any, str, str]]:
     """Return (file system, name, kind) of the files that a path, glob or directory names."""
     try:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
@@ -127,6 +127,8 @@ class Merge:
     """LoRA checkpoint: a directory with adapter_model.safetensors and adapter_config.json."""
     out: Annotated[Positional[str], arg(metavar="OUT")]
     """Directory to write the full model to; it must not exist."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Data type of the written weights. `auto`: that of the base model."""
     trust_remote_code: Flag = False
     """Run Python code that comes with the model."""
 

@@ -5,6 +5,7 @@ value, and over what the arms of a preset set.
 """
 
 import json
+import math
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
@@ -15,7 +16,7 @@ import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
 from evals.settings import EngineSettings
-from otr.config import DataConfig, OptimConfig
+from otr.config import DataConfig, OptimConfig, TrainConfig
 from otr.hints import did_you_mean
 from pipelines.config.presets import PRESETS, PresetName, SweepConfig
 from pipelines.config.recipe import Recipe, flatten, read_recipe
@@ -45,6 +46,7 @@ _OTHER_DEFAULT = {
     "train.data.validation": "with --data: none",
     "train.data.sequence_length": f"with --data: {DataConfig.sequence_length}",
     "train.optim.lr": f"with --model: {OptimConfig.lr:g}, with LoRA too: {LORA_LR:g}",
+    "train.micro_batch_size": "with other workers or batches: what divides them",
     "train.workers.gpus": "where there is a GPU: 1",
     "engine.max_model_len": "with other benchmarks: 0",
     "engine.gpus": "where there is a GPU: 1",
@@ -88,6 +90,7 @@ def load_config(
     if single and {trial.arm for trial in start.trials} != {single}:
         start, repeats = replace(start, name=single, trials=(Trial(single),)), False
     given = recipe.overrides | dict(flatten(options))
+    given |= _fitting_micro_batch(start.train, given)
     try:
         config = _with_choices(start, arms or recipe.arms, seeds or recipe.seeds)
         config = with_overrides(config, given)
@@ -224,6 +227,18 @@ def _without_preset_values(config: SweepConfig, given: Mapping[str, Any]) -> Swe
         engine = replace(engine, max_model_len=EngineSettings.max_model_len)
     train = with_overrides(config.train, changes)
     return replace(config, trials=trials, train=train, engine=engine)
+
+
+def _fitting_micro_batch(train: TrainConfig, given: Mapping[str, Any]) -> dict[str, int]:
+    """Return the micro batch size that fits other workers or batches, unless one was given."""
+    keys = {"train.workers.count": train.workers.count}
+    keys["train.global_batch_size"] = train.global_batch_size
+    if "train.micro_batch_size" in given or not given.keys() & keys:
+        return {}
+    workers, rows = (given.get(key, value) for key, value in keys.items())
+    if workers < 1 or rows < workers or rows % workers:
+        return {}  # `TrainConfig` says what is wrong
+    return {"train.micro_batch_size": math.gcd(train.micro_batch_size, rows // workers)}
 
 
 def _on_gpu(config: SweepConfig, given: Mapping[str, Any]) -> SweepConfig:

@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 from evals.benchmark import Benchmark
 from pipelines.config.presets import SweepConfig
+from pipelines.hints import full_disk
 from pipelines.report import differences, leaderboard, tables
 from pipelines.report.leaderboard import Entry
 from pipelines.report.tables import Overlaps
@@ -65,5 +66,6 @@ def print_summary(entries: Sequence[Entry], benchmarks: Sequence[str], overlaps:
         console.say(line)
     for entry in entries:
         if entry.status == "failed":
-            console.error(f"{entry.trial} failed: {entry.error}")
+            hint = full_disk(entry.error or "", entry.checkpoint or "")
+            console.error(f"{entry.trial} failed: {entry.error}{hint and f' ({hint})'}")
     console.say(differences.verdict(entries, benchmarks[0]))

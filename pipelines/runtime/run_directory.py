@@ -24,6 +24,7 @@ from otr.files import write_json
 from otr.loop.identity import flatten
 from pipelines.config.presets import SweepConfig
 from pipelines.config.run_json import NOT_RESULTS, fingerprint, read_run
+from pipelines.hints import full_disk
 from pipelines.runtime import console, versions
 from pipelines.runtime.cluster import REPOSITORY
 from pipelines.runtime.next_steps import display_path, interpreter
@@ -147,6 +148,8 @@ def log_errors(directory: Path) -> Iterator[None]:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a") as file:
             traceback.print_exception(error, file=file)
+        if hint := full_disk(str(error), str(directory)):
+            error.add_note(hint)
         error.add_note(f"traceback in {display_path(log)}")
         raise
 

@@ -4,7 +4,13 @@ import json
 from pathlib import Path
 
 
-def merge(checkpoint: str | Path, out: str | Path, *, trust_remote_code: bool = False) -> Path:
+def merge(
+    checkpoint: str | Path,
+    out: str | Path,
+    *,
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+) -> Path:
     """Write the full model of an adapter; return its directory.
 
     The directory appears only when it is complete. It holds the merged weights, the tokenizer and
@@ -13,12 +19,17 @@ def merge(checkpoint: str | Path, out: str | Path, *, trust_remote_code: bool = 
     Args:
         checkpoint: directory with adapter_model.safetensors and adapter_config.json.
         out: directory to write.
+        dtype: of the written weights: float32, bfloat16 or float16; "auto" is the base model's. The
+            weights are added in float32 in any case.
         trust_remote_code: run code that comes with the model.
 
     Raises:
         ValueError: there is no adapter, its base model is missing or does not fit, or `out` exists.
     """
-    from otr import ModelConfig, load_tokenizer, save_checkpoint  # imports torch
+    import torch  # takes seconds, as do the next lines
+
+    from otr import ModelConfig, load_tokenizer, save_checkpoint
+    from otr.models.architecture import load_architecture
     from otr.models.lora import base_path, load_adapters, merge_adapters
 
     checkpoint, out = Path(checkpoint), Path(out).absolute()
@@ -34,6 +45,8 @@ def merge(checkpoint: str | Path, out: str | Path, *, trust_remote_code: bool = 
     tokenizer = load_tokenizer(ModelConfig(tokenizer_dir, trust_remote_code=trust_remote_code))
     base_config = ModelConfig(base, trust_remote_code=trust_remote_code)
     model = merge_adapters(load_adapters(checkpoint, base_config))
+    kept = load_architecture(base_config).dtype if dtype == "auto" else getattr(torch, dtype)
+    torch.nn.Module.to(model, kept or torch.float32)
     run_file = checkpoint / "run.json"
     run = json.loads(run_file.read_text()) if run_file.is_file() else None
     return save_checkpoint(out, model, tokenizer, run=run)

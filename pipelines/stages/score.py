@@ -149,7 +149,7 @@ class Scorer:
         version = digest(model.glob("adapter_*"))[:12]  # the directory may get another adapter
         merged = self.directory / "merged" / f"{name}-{version}"
         if not merged.is_dir():
-            merge(model, merged)
+            merge(model, merged, dtype="float32")  # nothing of the adapter is rounded away
         return merged
 
 

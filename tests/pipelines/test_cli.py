@@ -1,5 +1,6 @@
 """The command line: dispatch, help, old spellings and errors."""
 
+import errno
 import json
 import os
 import re
@@ -180,6 +181,22 @@ def test_what_is_trained_and_scored_is_said(
     assert f"scores on mine, 2 of 3 items, {graded}" in said
 
 
+def test_a_full_disk_is_named_with_the_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pipelines import full_sweep
+
+    def fail(command: object) -> int:
+        with run_directory.log_errors(tmp_path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(full_sweep, "run", fail)
+    assert cli.main(["sweep"]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "No space left on device" in said
+    assert f"the disk of {tmp_path} is full: free space" in said and "another --output" in said
+
+
 HOLDER = """
 import sys, time
 from pathlib import Path
@@ -246,7 +263,7 @@ def test_the_ui_needs_a_store_and_a_free_port(
     ("error", "code", "message"),
     [
         (RuntimeError("the engine\nfell over"), 1, "RuntimeError: the engine fell over"),
-        (KeyboardInterrupt(), 130, "Interrupted. Run the same command again to resume."),
+        (KeyboardInterrupt(), 130, "stopped: run the same command again to resume"),
     ],
 )
 def test_an_unexpected_error_is_one_line_with_its_log(

@@ -103,6 +103,14 @@ def test_unknown_column(config: SweepConfig) -> None:
     assert bad.check == "data" and "qestion" in bad.text and "'question'" in bad.text
 
 
+def test_a_line_that_is_no_json_is_named(config: SweepConfig, tmp_path: Path) -> None:
+    path = tmp_path / "broken.jsonl"
+    good = '{"question": "1 + 1", "answer": "2"}'
+    path.write_text("\n".join([good, "", good, good[:-2], good]))
+    bad = failed(with_data(config, paths=(str(path),)))
+    assert bad.check == "data" and f"({path}, line 4 is no JSON)" in bad.text
+
+
 def test_validation_data_is_checked_too(config: SweepConfig, tmp_path: Path) -> None:
     bad = failed(with_data(config, validation=(str(tmp_path / "missing.jsonl"),)))
     assert bad.check == "data" and "missing.jsonl" in bad.text

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from otr import LoraConfig, ModelConfig, load_model, load_tokenizer
 from otr.models.lora import adapter_state, add_adapters, write_adapter
@@ -47,7 +49,7 @@ def test_the_directory_is_the_adapted_model(
     out = tmp_path / "new" / "full"
     assert cli.main(["merge", str(adapter), str(out)]) == 0
     said = capsys.readouterr().out
-    assert f"model: {out}" in said and "score_checkpoint.py" in said
+    assert f"model: {out}" in said and "# score it" in said
     config = ModelConfig(str(out))
     wanted = torch.load(tmp_path / "logits.pt", weights_only=True)
     torch.testing.assert_close(logits(load_model(config)), wanted, rtol=0, atol=1e-4)
@@ -56,6 +58,26 @@ def test_the_directory_is_the_adapted_model(
     assert not (out / "adapter_config.json").exists()
     assert json.loads((out / "run.json").read_text()) == {"note": "copied"}
     assert [p.name for p in out.parent.iterdir()] == ["full"]
+
+
+@pytest.mark.parametrize(
+    ("base", "options", "expected"),
+    [
+        ("bfloat16", [], torch.bfloat16),
+        ("bfloat16", ["--dtype", "float32"], torch.float32),
+        ("float32", [], torch.float32),
+    ],
+)
+def test_the_merged_model_has_the_data_type_of_its_base(
+    adapter: Path, tmp_path: Path, base: str, options: list[str], expected: torch.dtype
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=getattr(torch, base))
+    model.save_pretrained(tmp_path / "base")
+    assert cli.main(["merge", str(adapter), str(tmp_path / "full"), *options]) == 0
+    weights = load_file(tmp_path / "full" / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {expected}
+    config = json.loads((tmp_path / "full" / "config.json").read_text())
+    assert config["dtype"] == str(expected).removeprefix("torch.")
 
 
 def test_the_tokenizer_of_the_adapter_is_used(adapter: Path, tmp_path: Path) -> None:

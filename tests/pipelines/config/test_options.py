@@ -41,6 +41,16 @@ def test_short_options() -> None:
     assert config.train.workers.count == 2
 
 
+def test_the_micro_batch_follows_the_workers_unless_it_was_given() -> None:
+    assert load("").train.micro_batch_size == 8
+    assert load("--workers 8").train.micro_batch_size == 1
+    assert load("--workers 2 --train.global-batch-size 24").train.micro_batch_size == 4
+    with pytest.raises(UsageError, match=r"micro_batch_size x workers\.count = 8 x 2"):
+        load("--workers 2 --train.micro-batch-size 8")
+    with pytest.raises(UsageError, match="use a multiple of"):
+        load("--workers 3")
+
+
 def test_dotted_options_take_hyphens_and_underscores() -> None:
     for line in ("--train.max-steps 7", "--train.max_steps=7", "--max_steps=7"):
         assert load(line).train.max_steps == 7

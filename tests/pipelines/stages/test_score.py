@@ -78,7 +78,7 @@ def test_adapters_of_the_first_model_are_served_with_it(tmp_path, started, score
 def test_adapters_of_another_model_are_merged(tmp_path, started, scorer, monkeypatch) -> None:
     (tmp_path / "other").mkdir()
     made = models(tmp_path, str(tmp_path / "other"))
-    monkeypatch.setattr(stage, "merge", lambda path, out: out.mkdir(parents=True))
+    monkeypatch.setattr(stage, "merge", lambda path, out, dtype: out.mkdir(parents=True))
     with scorer:
         scorer.serve_adapters(made)
         for name, path in made.items():

@@ -111,11 +111,11 @@ def own_sessions() -> Iterator[None]:
 
     popen = services.ConsolePopen
     if utils.detect_fate_sharing_support_linux():
-        services.ConsolePopen = partial(popen, start_new_session=True)
+        services.ConsolePopen = partial(popen, start_new_session=True)  # type: ignore[misc, assignment]
     try:
         yield
     finally:
-        services.ConsolePopen = popen
+        services.ConsolePopen = popen  # type: ignore[misc]
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The command line: ``otr sweep | train | score | show | merge | doctor | ui``.
 
-Exit codes: 0; 1 if something failed; 2 for a wrong command line; 130 after Ctrl-C. An error is one
-line on stderr; its traceback is in the run's log.
+Exit codes: 0; 1 if something failed; 2 for a wrong command line; 130 after Ctrl-C, 143 after
+SIGTERM. An error is one line on stderr; its traceback is in the run's log.
 """
 
 import importlib
@@ -15,7 +15,7 @@ import tyro
 from otr.config import RENAMED
 from pipelines.config.commands import Command
 from pipelines.config.options import UsageError
-from pipelines.runtime import console
+from pipelines.runtime import console, stopping
 
 RENAMED_OPTIONS = {
     f"--train.{old}".replace("_", "-"): f"--train.{new}".replace("_", "-")
@@ -37,10 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     command = parse(words)
     try:
-        return importlib.import_module(f"pipelines.{command.module}").run(command)
-    except KeyboardInterrupt:
-        console.error("Interrupted. Run the same command again to resume.")
-        return 130
+        with stopping.exit_at_signal():
+            return importlib.import_module(f"pipelines.{command.module}").run(command)
+    except (KeyboardInterrupt, stopping.Stopped) as stop:
+        console.note("stopped: run the same command again to resume")
+        return stop.code if isinstance(stop, stopping.Stopped) else 130
     except Exception as error:
         return _report(error)
 

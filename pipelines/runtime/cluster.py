@@ -5,7 +5,7 @@ import logging
 import math
 import os
 import shutil
-import signal
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,13 +14,14 @@ from typing import Any
 import psutil
 import ray
 
-from pipelines._compat import session_log_dir
+from pipelines import _compat
 from pipelines.config.presets import SweepConfig
 from pipelines.runtime import autoscaling, console
-from pipelines.runtime.stopping import exit_at_sigterm
+from pipelines.runtime.stopping import exit_afterwards
 from tuning.resources import Bundle, total_resources, trial_resources
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+_CONNECT_SECONDS = 10.0
 _TRIAL_BYTES = 4 * 2**30  # memory of the processes of a small trial
 
 
@@ -41,21 +42,18 @@ def ray_session(logs: Path, cpus: int, *needs: Sequence[Bundle]) -> Iterator[Non
             not grow to what is needed.
     """
     address = os.environ.get("RAY_ADDRESS")
-    sigterm_handler = signal.getsignal(signal.SIGTERM)
     with _run_environment(), console.other_output_to(logs / "driver.log"):
         try:
-            connect(address, cpus)
+            with exit_afterwards():  # half a Ray can't be shut down
+                connect(address, cpus)
             os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
             _ray_logs_to(logs / "driver.log")
-            # The handler that ray.init installs would leave Serve running on a cluster.
-            exit_at_sigterm()
             if address:
                 autoscaling.wait_for_nodes(*needs)
             yield
         finally:
-            ray_logs = None if address else session_log_dir()
+            ray_logs = None if address else _compat.session_log_dir()
             _shut_down()
-            signal.signal(signal.SIGTERM, sigterm_handler or signal.SIG_DFL)
             if ray_logs is not None:
                 with suppress(OSError, shutil.Error):
                     shutil.copytree(ray_logs, logs / "ray", dirs_exist_ok=True)
@@ -69,22 +67,37 @@ def connect(address: str | None, cpus: int) -> None:
     """
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if not address:
-        ray.init(
-            address="local",
-            num_cpus=cpus,
-            include_dashboard=True,
-            dashboard_host="127.0.0.1",
-            **options,
-        )
+        with _compat.our_signal_handlers(), _compat.own_sessions():
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                include_dashboard=True,
+                dashboard_host="127.0.0.1",
+                **options,
+            )
         return
     try:
-        ray.init(address=address, **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+        _check_port(address)
+        with _compat.our_signal_handlers():
+            ray.init(address=address, **options)
+    except (OSError, RuntimeError, ValueError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ValueError(
             f"RAY_ADDRESS is {address}, but Ray {ray.__version__} can't connect to it "
             f"({' '.join(lines[:7])[:300]}): start that version there, or unset RAY_ADDRESS"
         ) from error
+
+
+def _check_port(address: str) -> None:
+    """Check that something listens at the address of a cluster; `ray.init` would try for minutes.
+
+    Raises:
+        OSError: nothing does.
+        ValueError: the port is no number.
+    """
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
 
 
 def _shut_down() -> None:

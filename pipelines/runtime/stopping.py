@@ -1,60 +1,146 @@
-"""Clean stop at SIGTERM, which a scheduler sends before it preempts a machine or ends a job.
+"""Clean stop at SIGTERM, which a scheduler sends to end a job, and at SIGINT, which Ctrl-C sends.
 
-While trials train, SIGTERM makes each save a checkpoint before the process exits; otherwise the
-process shuts down vLLM and Ray and exits. The exit code is 143 in both cases, and the same command
-resumes the run.
+While trials train, the first signal makes each save a checkpoint before the process exits;
+otherwise the process shuts down vLLM and Ray and exits. The exit code is 143 after SIGTERM and 130
+after SIGINT, and the same command resumes the run.
 """
 
 import os
 import signal
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from types import FrameType
+from typing import Any
 
-from pipelines.runtime import console
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+REPEAT_SECONDS = 1.0
+"""A signal that is repeated within this time counts once: `timeout` signals its command and then
+the command's process group, and a terminal signals a wrapper that may pass the signal on."""
 
-EXIT_CODE = 128 + signal.SIGTERM
 
+class Stopped(SystemExit):
+    """A signal asked the process to end; `code` is its exit code."""
 
-def exit_at_sigterm() -> None:
-    """Raise SystemExit at SIGTERM from now on, so that open contexts shut down what they started.
+    code: int
 
-    Shutting down takes a while; further SIGTERMs are ignored meanwhile.
-    """
-
-    def on_sigterm(signum: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        os.write(2, b"SIGTERM received: shutting down\n")
-        sys.exit(EXIT_CODE)
-
-    signal.signal(signal.SIGTERM, on_sigterm)
+    def __init__(self, signum: int) -> None:
+        super().__init__(128 + signum)
 
 
 @contextmanager
-def save_at_sigterm(stop_file: Path) -> Iterator[None]:
-    """Create `stop_file`, which makes the trials save and stop, at a SIGTERM during the body.
+def exit_at_signal() -> Iterator[None]:
+    """Raise Stopped at a signal during the body, so that open contexts end what they started.
 
-    A second SIGTERM raises SystemExit at once.
-
-    Raises:
-        SystemExit: SIGTERM was received; raised when the body has ended.
+    They take a while; further SIGTERMs are ignored meanwhile, and another SIGINT interrupts them.
     """
-    stop_file.unlink(missing_ok=True)
 
-    def on_sigterm(signum: int, frame: FrameType | None) -> None:
-        if stop_file.exists():
-            sys.exit(EXIT_CODE)
-        stop_file.touch()
-        # os.write, since the signal may interrupt a write of the console.
-        os.write(2, b"SIGTERM received: saving all trials; a second SIGTERM stops at once\n")
+    def on_signal(signum: int) -> None:
+        _print(signum, "shutting down")
+        raise _stop(signum)
 
-    before = signal.signal(signal.SIGTERM, on_sigterm)
+    before = _set_handlers(on_signal)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
-    if stop_file.exists():
-        console.note("stopped: run the same command again to resume")
-        sys.exit(EXIT_CODE)
+        _restore(before)
+
+
+@contextmanager
+def exit_afterwards() -> Iterator[None]:
+    """Raise Stopped when the body has ended, if a signal was received meanwhile."""
+    received: list[int] = []
+
+    def on_signal(signum: int) -> None:
+        if not received:
+            _print(signum, "shutting down as soon as Ray has started")
+        received.append(signum)
+
+    with _handlers(on_signal):
+        try:
+            yield
+        finally:
+            if received:
+                raise _stop(received[0])
+
+
+@contextmanager
+def save_at_signal(stop_file: Path) -> Iterator[None]:
+    """Create `stop_file`, which makes the trials save and stop, at a signal during the body.
+
+    A second signal raises Stopped at once.
+
+    Raises:
+        Stopped: a signal was received; raised when the body has ended.
+    """
+    stop_file.unlink(missing_ok=True)
+    received: list[int] = []
+
+    def on_signal(signum: int) -> None:
+        if received:
+            _print(signum, "stopping without another checkpoint")
+            raise _stop(signum)
+        received.append(signum)
+        stop_file.touch()
+        _print(signum, "saving all trials; a second one stops at once")
+
+    with _handlers(on_signal):
+        yield
+        if received:
+            raise _stop(received[0])
+
+
+@contextmanager
+def _handlers(on_signal: Callable[[int], None]) -> Iterator[None]:
+    """Handle signals with `on_signal` in the body; after Stopped the outer handlers stay off."""
+    before = _set_handlers(on_signal)
+    stopped = False
+    try:
+        yield
+    except Stopped:
+        stopped = True
+        raise
+    finally:
+        if not stopped:
+            _restore(before)
+
+
+def _set_handlers(on_signal: Callable[[int], None]) -> dict[signal.Signals, Any]:
+    """Handle signals with `on_signal`, repetitions left out; return the handlers before.
+
+    A signal that is ignored, as SIGINT is in a background process of a script, stays so.
+    """
+    handled: list[float] = []
+
+    def handler(signum: int, frame: FrameType | None) -> None:
+        if handled and monotonic() - handled[-1] < REPEAT_SECONDS:
+            return
+        handled.append(monotonic())
+        on_signal(signum)
+
+    heard = [signum for signum in SIGNALS if signal.getsignal(signum) != signal.SIG_IGN]
+    return {signum: signal.signal(signum, handler) for signum in heard}
+
+
+def _restore(handlers: dict[signal.Signals, Any]) -> None:
+    for signum, handler in handlers.items():
+        signal.signal(signum, handler)
+
+
+def _stop(signum: int) -> Stopped:
+    """Return the exception that ends the process; while it propagates, only SIGINT interrupts."""
+    stopped = monotonic()
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        if monotonic() - stopped > REPEAT_SECONDS:
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, interrupt)
+    return Stopped(signum)
+
+
+def _print(signum: int, text: str) -> None:
+    # os.write, since the signal may interrupt a write of the console.
+    os.write(2, f"{signal.Signals(signum).name} received: {text}\n".encode())

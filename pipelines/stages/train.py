@@ -7,7 +7,7 @@ import ray
 
 from pipelines.config.prepared import PreparedRun
 from pipelines.runtime import console
-from pipelines.runtime.stopping import save_at_sigterm
+from pipelines.runtime.stopping import save_at_signal
 from pipelines.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def train(
         callbacks: further callbacks of Ray Tune, called in this process.
 
     Raises:
-        SystemExit: SIGTERM was received; the trials have saved.
+        SystemExit: a signal asked to stop; the trials have saved.
     """
     # Imported here: Ray Tune and Train take seconds, which a failing check need not wait for.
     from pipelines.tracking.trial_callbacks import TrialRecorder, finalize_trial
@@ -40,7 +40,7 @@ def train(
         from pipelines.checks import ray_cluster
 
         ray_cluster.check_nodes(config)
-    with save_at_sigterm(stop_file), console.stage("train") as stage:
+    with save_at_signal(stop_file), console.stage("train") as stage:
         recorder = TrialRecorder(tracker, config.train, stage, len(config.trials))
         results = sweep.run(
             config.train,

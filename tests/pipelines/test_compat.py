@@ -1,11 +1,17 @@
 """Each private upstream interface still exists and behaves as `pipelines._compat` expects."""
 
+import os
+import signal
+import subprocess
+import sys
 import time
 
+import psutil
 import pytest
 import ray
 
 from pipelines import _compat
+from tests.assets.newcomer import REPOSITORY
 
 
 def test_errors_of_the_hub_include_those_of_a_connection() -> None:
@@ -78,8 +84,15 @@ def test_a_text_without_node_section_is_none() -> None:
 def test_interfaces_of_a_running_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert _compat.session_log_dir() is None
-    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    handler = signal.getsignal(signal.SIGTERM)
+    with _compat.own_sessions(), _compat.our_signal_handlers():
+        ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    assert signal.getsignal(signal.SIGTERM) is handler
+    family = psutil.Process().children(recursive=True)
+    sessions = {each.pid: os.getsid(each.pid) for each in family}
     try:
+        assert any("raylet" in each.name() for each in family)
+        assert os.getsid(0) not in sessions.values()
         logs = _compat.session_log_dir()
         assert logs is not None and [*logs.glob("raylet*")]
         deadline = time.monotonic() + 60
@@ -91,6 +104,36 @@ def test_interfaces_of_a_running_cluster(monkeypatch: pytest.MonkeyPatch) -> Non
         assert _compat.internal_kv_get("autoscaler_resource_request") is None
     finally:
         ray.shutdown()
+    assert not psutil.wait_procs(family, timeout=60)[1], "a process of Ray is left"
+
+
+STARTS_RAY = """
+import time, ray
+from pipelines import _compat
+with _compat.own_sessions():
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+print("started", flush=True)
+time.sleep(600)
+"""
+
+
+def test_processes_in_own_sessions_end_with_a_killed_driver(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The raylet's own agents end a minute later, with or without sessions: they seek the GCS."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with subprocess.Popen(
+        [sys.executable, "-c", STARTS_RAY],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd=REPOSITORY,
+        text=True,
+    ) as driver:
+        assert driver.stdout is not None and "started" in driver.stdout.read(len("started\n"))
+        family = psutil.Process(driver.pid).children()
+        driver.kill()
+    assert len(family) > 2
+    assert not psutil.wait_procs(family, timeout=60)[1], "a process of Ray is left"
 
 
 def test_cluster_schema_is_a_schema_of_cluster_files() -> None:

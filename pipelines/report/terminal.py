@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from evals.benchmark import Benchmark
+from otr.hints import full_disk
 from pipelines.config.presets import SweepConfig
-from pipelines.hints import full_disk
 from pipelines.report import differences, leaderboard, tables
 from pipelines.report.leaderboard import Entry
 from pipelines.report.tables import Overlaps

@@ -21,10 +21,10 @@ from typing import Any
 from uuid import uuid4
 
 from otr.files import write_json
+from otr.hints import full_disk
 from otr.loop.identity import flatten
 from pipelines.config.presets import SweepConfig
 from pipelines.config.run_json import NOT_RESULTS, fingerprint, read_run
-from pipelines.hints import full_disk
 from pipelines.runtime import console, versions
 from pipelines.runtime.cluster import REPOSITORY
 from pipelines.runtime.next_steps import display_path, interpreter

@@ -93,6 +93,11 @@ _MMLU = [
     {"question": "Which?", "subject": subject, "choices": list("wxyz"), "answer": answer}
     for subject, answer in (("anatomy", 0), ("machine_learning", 2), ("machine_learning", 3))
 ]
+_ARC = {
+    "question": "Which?",
+    "choices": {"text": list("wxyz"), "label": list("1234")},
+    "answerKey": "3",
+}
 _BBEH = {"task": "dyck languages", "input": "Close (", "mini": 0}
 _AIME = {"problem": "1 + 1?", "solution": "It is 2.", "url": "here"}
 
@@ -157,6 +162,7 @@ SETS: dict[str, dict[str, dict[str, Rows]]] = {
     "BBEH/bbeh": {
         "default": {"train": [{**_BBEH, "target": ")"}, *_three(_BBEH, "target", "] )", "))")]}
     },
+    "allenai/ai2_arc": {"ARC-Challenge": {"test": _three(_ARC, "id", *"012")}},
     "cais/mmlu": {"all": {"dev": _MMLU, "test": _MMLU}},
     "TIGER-Lab/MMLU-Pro": {
         "default": {

@@ -33,6 +33,8 @@ def test_without_a_folder_items_come_from_the_hub() -> None:
             if not style:
                 assert grade_all(benchmark, right) == [True] * len(right), name
                 assert not any(grade_all(benchmark, [(item, "") for item, _ in right]))
+    arc = tasks.load("arc_challenge").items[0]  # the third option, with the label "3"
+    assert (arc.answer, arc.prompt[-4:]) == ("C", "D. z") and "\nC. y\n" in arc.prompt
     with pytest.raises(ValueError, match=r"no bbh/cot_prompts/cot_prompts.json in the Hugging"):
         tasks.load("bbh-base")
 

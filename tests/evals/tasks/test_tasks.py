@@ -17,6 +17,7 @@ SIZES = {
     **{"amc23": 40, "aime24": 30, "aime25": 30},
     **{"humaneval": 164, "humaneval_plus": 164, "mbpp": 500, "mbpp_plus": 378},
     **{"mmlu": 14042, "mmlu_stem": 3018, "mmlu_pro": 12032, "supergpqa": 26529},
+    **{"arc_challenge": 1172},
     **{"bbh": 6511, "bbeh": 4520, "bbeh_mini": 460},
 }
 CLOSING = {"supergpqa": "Answer: %s", "bbeh": "The answer is: %s", "bbeh_mini": "The answer is: %s"}

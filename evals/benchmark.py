@@ -100,6 +100,10 @@ class Benchmark:
         notes: what was chosen for this benchmark, each in a few words.
         style: "chat" sends `Item.prompt` as a user turn; "completion" lets the model continue
             `Item.completion` as it is.
+        thinking: whether the chat template asks the model to think before it answers
+            (`enable_thinking`); None leaves it to the template.
+        fixed_limit: whether a person chose `Decoding.max_tokens`, which is then also the limit for
+            models that think.
     """
 
     name: str
@@ -113,6 +117,8 @@ class Benchmark:
     average: str = "items"
     style: str = "chat"
     notes: tuple[str, ...] = ()
+    thinking: bool | None = None
+    fixed_limit: bool = False
 
     def __post_init__(self) -> None:
         assert self.average in ("items", "harmonic over subjects"), self.average

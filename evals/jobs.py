@@ -94,6 +94,8 @@ def make_jobs(
             **dataclasses.asdict(benchmark.decoding),
             "stop": list(benchmark.decoding.stop),
         }
+        if benchmark.thinking is not None:  # not always: stored scores have no such key
+            identity["thinking"] = benchmark.thinking
         jobs.append(Job(benchmark, made, identity))
     return jobs
 

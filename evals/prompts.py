@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,10 @@ from evals.benchmark import Benchmark, check_items
 
 if TYPE_CHECKING:
     from evals.settings import EngineSettings
+
+
+THINKING_TOKENS = 8192
+"""Least limit of an answer, in tokens, if the model thinks first and the limit was not chosen."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,70 @@ def fit_context(
     return dataclasses.replace(settings, max_model_len=settings.max_model_len or max(needed))
 
 
+def fit_thinking(
+    model_dir: str | Path, benchmarks: Sequence[Benchmark], positions: int | None
+) -> list[Benchmark]:
+    """Give models that think before they answer room for it, and note whether they think.
+
+    Args:
+        model_dir: directory with the model's tokenizer.
+        benchmarks: the benchmarks. Those for base models stay as they are.
+        positions: the longest context of the model in tokens; None if there is no limit.
+
+    Returns:
+        The benchmarks in the same order.
+
+    Raises:
+        ValueError: as `load_tokenizer`, or a benchmark sets `thinking` and the chat template has no
+            such switch.
+    """
+    path = Path(model_dir).absolute()
+    if all(benchmark.style == "completion" for benchmark in benchmarks):
+        return [*benchmarks]
+    tokenizer = load_tokenizer(path)
+    return [_fit_thinking(tokenizer, path, benchmark, positions) for benchmark in benchmarks]
+
+
+def _fit_thinking(
+    tokenizer: Any, model_dir: Path, benchmark: Benchmark, positions: int | None
+) -> Benchmark:
+    if benchmark.style == "completion" or not tokenizer.chat_template:
+        return benchmark
+    thinks = _thinks(tokenizer, benchmark.thinking)
+    if benchmark.thinking is not None and thinks is not benchmark.thinking:
+        raise ValueError(
+            f"benchmark {benchmark.name!r}: the chat template in {model_dir} can't switch thinking "
+            f"{'on' if benchmark.thinking else 'off'} (enable_thinking): leave out the option"
+        )
+    if thinks is None:
+        return benchmark
+    decoding, note = benchmark.decoding, "without thinking"
+    if thinks:
+        limit = max(decoding.max_tokens, THINKING_TOKENS)
+        if positions:
+            longest = max(len(tokenizer.encode(item.prompt)) for item in benchmark.items)
+            # The template's own tokens: as many as it adds to an empty turn.
+            longest += len(tokenizer.encode(_render(tokenizer, "", benchmark.thinking)))
+            limit = max(decoding.max_tokens, min(limit, positions - longest))
+        if not benchmark.fixed_limit:
+            decoding = dataclasses.replace(decoding, max_tokens=limit)
+        note = f"thinking, up to {decoding.max_tokens:,} tokens per answer"
+    return dataclasses.replace(benchmark, decoding=decoding, notes=(*benchmark.notes, note))
+
+
+def _thinks(tokenizer: Any, wanted: bool | None) -> bool | None:
+    """Return whether the chat template makes the model think; None if it says nothing about it.
+
+    A template has a switch if its text differs with `enable_thinking` on and off. Otherwise the
+    model thinks if the text ends inside of `<think>`.
+    """
+    text, on, off = (_render(tokenizer, "Q", each) for each in (wanted, True, False))
+    if on != off:
+        return text == on
+    opened = text.rpartition("<think>")
+    return "</think>" not in opened[2] if opened[1] else None
+
+
 def check_names(benchmarks: Sequence[Benchmark]) -> None:
     """Check that names are unique: scores are stored under them.
 
@@ -99,7 +168,7 @@ def make_prompts(
     else:
         _check_template(tokenizer, model_dir, benchmark)
         texts = [item.prompt for item in benchmark.items]
-        rendered = [_render(tokenizer, text) for text in texts]
+        rendered = [_render(tokenizer, text, benchmark.thinking) for text in texts]
         prefix = []  # the chat template writes it
     ids = [prefix + tokenizer.encode(text, add_special_tokens=False) for text in rendered]
     _check_lengths(benchmark, ids, settings.max_model_len)
@@ -123,9 +192,9 @@ def load_tokenizer(model_dir: Path) -> Any:
 def _check_template(tokenizer: Any, model_dir: Path, benchmark: Benchmark) -> None:
     if tokenizer.chat_template:
         return
-    name, at, samples = benchmark.name.partition("@")
+    name = re.split("[@:]", benchmark.name)[0]
     known = tasks.base_names()
-    offer = f"with {f'{name}-base{at}{samples}'!r} in place of {benchmark.name!r}"
+    offer = f"with {name + '-base' + benchmark.name[len(name) :]!r} in place of {benchmark.name!r}"
     if name not in known:
         offer = f"with one of {', '.join(f'{each}-base' for each in known)}"
     raise ValueError(
@@ -149,9 +218,12 @@ def _check_lengths(benchmark: Benchmark, ids: Sequence[Sequence[int]], max_model
         )
 
 
-def _render(tokenizer: Any, prompt: str) -> str:
+def _render(tokenizer: Any, prompt: str, thinking: bool | None) -> str:
     turns = [{"role": "user", "content": prompt}]
-    return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    switch = {} if thinking is None else {"enable_thinking": thinking}
+    return tokenizer.apply_chat_template(
+        turns, tokenize=False, add_generation_prompt=True, **switch
+    )
 
 
 def _bos_prefix(tokenizer: Any) -> list[int]:

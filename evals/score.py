@@ -24,6 +24,7 @@ from evals.files import write_json
 from evals.grading.answers import grading_pool
 from evals.jobs import Job, make_jobs
 from evals.records import Journal, write_answers
+from evals.repetition import ends_in_loop
 from evals.serving.requests import Completion, OnCompletion, SampleKey, ServedModel
 from evals.statistics.estimates import interval, multi_sample_metrics
 
@@ -57,7 +58,7 @@ def score(
     Args:
         engine: returns the running engine, which is then swapped to `model_dir` if it serves
             another model. Called only if something has to be generated, so it can start the engine.
-        settings: settings of that engine.
+        settings: settings of that engine. If they leave the data type open, the engine is asked.
         model_dir: a Hugging Face directory.
         benchmarks: benchmarks with different names.
         results_dir: where scores are stored. A stored score for the same weights, prompts and
@@ -72,11 +73,14 @@ def score(
         RuntimeError: the engine failed, or does not serve the weights in `model_dir`.
     """
     path = Path(model_dir).absolute()
+    if settings.dtype == "auto":
+        settings = engine().settings
 
     def serving() -> ServedModel:
         served = engine()
-        same = dataclasses.replace(served.settings, num_replicas=settings.num_replicas) == settings
-        assert same, "scores would be stored under other settings"
+        for name in ("dtype", "max_model_len"):
+            same = getattr(served.settings, name) == getattr(settings, name)
+            assert same, f"scores would be stored under another {name}"
         if served.model_dir != path:
             served.swap(path)
         return served
@@ -202,6 +206,9 @@ def _task_score(job: Job, graded: _GradedSamples) -> TaskScore:
             "domain": benchmark.domain,
             "mean_tokens": sum(c.num_tokens for c in completions) / len(completions),
             "num_truncated": sum(c.finish_reason == "length" for c in completions),
+            "num_repeating": sum(
+                c.finish_reason == "length" and ends_in_loop(c.text) for c in completions
+            ),
             "num_timeouts": sum(c.finish_reason == "timeout" for c in completions),
         },
         also=multi_sample_metrics(graded.correct_IS, graded.extracted_IS, subjects=subjects),

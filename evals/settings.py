@@ -3,7 +3,7 @@
 import socket
 from dataclasses import dataclass
 
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -11,27 +11,31 @@ class EngineSettings:
     """How vLLM runs.
 
     Attributes:
-        dtype: Data type of weights and activations: float32, bfloat16 or float16.
+        dtype: Data type of weights and activations: float32, bfloat16, float16, or auto: the data
+            type in the model's config.json if the hardware computes fast in it, else float32.
         max_model_len: Maximum number of tokens of a prompt and its answer together; longer answers
             are cut off, counted, and usually wrong. 0: the longest prompt of the benchmarks and the
             longest answer that they allow.
         num_replicas: Number of engines (replicas); prompts are distributed among them. 0: as many
             as fit on the free GPUs when the engine starts, or one on the CPU.
         gpus: GPUs per replica. A fraction lets replicas share a GPU; 0 runs on the CPU.
-        threads: CPU threads per replica; used only without a GPU.
-        kv_cache_gib: Memory per replica for the KV cache, in GiB.
-        concurrency: Maximum number of requests in flight, over all replicas.
+        threads: CPU threads per replica; used only without a GPU. 0: all cores of this machine,
+            divided among the replicas.
+        kv_cache_gib: Memory per replica for the KV cache, in GiB. 0: on a GPU, what vLLM finds
+            free; on the CPU, enough for all requests at full length, if memory allows.
+        concurrency: Maximum number of requests in flight, over all replicas. 0: per replica, 256 on
+            a GPU and 64 on the CPU.
         port: Port of the OpenAI-compatible endpoint, on 127.0.0.1 of the head node.
         log_dir: Directory for the logs of vLLM and Ray Serve.
     """
 
-    dtype: str = "float32"
+    dtype: str = "auto"
     max_model_len: int = 0
     num_replicas: int = 0
     gpus: float = 0
-    threads: int = 1
-    kv_cache_gib: float = 1.0
-    concurrency: int = 64
+    threads: int = 0
+    kv_cache_gib: float = 0.0
+    concurrency: int = 0
     port: int = 8000
     log_dir: str = "runs/engine"
 
@@ -43,19 +47,23 @@ class EngineSettings:
                 f"max_model_len is {self.max_model_len!r}; it must be 0 (taken from the "
                 "benchmarks) or at least 32"
             )
-        lowest = {"num_replicas": 0, "threads": 1, "concurrency": 1, "port": 1}
-        for name, low in lowest.items():
-            if getattr(self, name) < low:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be at least {low}")
-        if self.kv_cache_gib <= 0:
-            raise ValueError(f"kv_cache_gib is {self.kv_cache_gib!r}; it must be positive")
-        if self.gpus < 0:
-            raise ValueError(f"gpus is {self.gpus!r}; it must be at least 0")
+        for name in ("num_replicas", "gpus", "threads", "kv_cache_gib", "concurrency"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be at least 0")
+        if self.port < 1:
+            raise ValueError(f"port is {self.port!r}; it must be at least 1")
 
     @property
     def least_replicas(self) -> int:
         """Number of replicas that must fit for the engine to start."""
         return max(1, self.num_replicas)
+
+    @property
+    def requests_per_replica(self) -> int:
+        """Number of requests that a replica works on at the same time."""
+        if not self.concurrency:
+            return 256 if self.gpus else 64
+        return max(1, self.concurrency // self.least_replicas)
 
 
 def check_port(port: int, option: str = "--engine.port") -> None:

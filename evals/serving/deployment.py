@@ -31,6 +31,7 @@ CPU_ENVIRONMENT = {
     "TORCH_COMPILE_DISABLE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
+_GPU_MEMORY_SHARE = 0.9
 GPU_RELEASE_S = 5.0  # Ray reports a GPU as free some time after the trial that used it has ended
 
 
@@ -100,7 +101,8 @@ def start_failure_hint(reason: str, settings: EngineSettings) -> str:
         reason: an error as `root_error` returns it.
         settings: the settings with which it occurred.
     """
-    cache = f"kv_cache_gib (now {settings.kv_cache_gib:g})"
+    size = f"{settings.kv_cache_gib:g}" if settings.kv_cache_gib else "what is free"
+    cache = f"kv_cache_gib (now {size})"
     length = f"max_model_len (now {settings.max_model_len})"
     if re.search(r"larger than the (available KV cache|maximum number of tokens)", reason):
         return f": the KV cache is too small; raise {cache} or lower {length}: {reason}"
@@ -178,7 +180,6 @@ def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
     arguments = {
         "dtype": settings.dtype,
         "max_model_len": settings.max_model_len,
-        "kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30),
         "enforce_eager": not settings.gpus,
         "worker_extension_cls": "evals.serving.worker_extension.SwapWeights",
         # Otherwise the model's own generation_config.json adds a repetition penalty or top-k to
@@ -186,6 +187,10 @@ def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
         "generation_config": "vllm",
         "use_tqdm_on_load": False,
     }
+    if settings.kv_cache_gib:
+        arguments["kv_cache_memory_bytes"] = int(settings.kv_cache_gib * 2**30)
+    else:  # vLLM measures what is free; replicas that share a GPU each get their part
+        arguments["gpu_memory_utilization"] = _GPU_MEMORY_SHARE * min(1, settings.gpus)
     if not settings.gpus:
         # On the CPU, vLLM 0.29's engine dies of a request with a seed whose prompt is split into
         # chunks: a generator there can't be set back ("CPU Generator does not use offset").

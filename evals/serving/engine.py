@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from evals import hardware
 from evals.serving import adapters, deployment, probe
 from evals.serving.replicas import Replicas
 from evals.serving.requests import Completion, ServedModel
@@ -52,20 +53,22 @@ class Engine(ServedModel):
 
         Args:
             model_dir: a Hugging Face directory.
-            settings: settings of vLLM.
+            settings: settings of vLLM; those left open are chosen by `evals.hardware.fit`.
             adapter_dirs: peft directories of LoRA adapters of that model, served with it; see
                 `adapter`.
             request_timeout_s: seconds until a request is given up and counted as "timeout".
 
         Raises:
             ValueError: before anything is started: `model_dir` is not a model directory, an adapter
-                can't be served, or as `evals.serving.deployment.check_can_start`.
+                can't be served, or as `evals.serving.deployment.check_can_start` or
+                `evals.hardware.fit`.
             RuntimeError: Ray is not initialized, or the engine failed to start.
         """
         path = probe.check_directory(model_dir)
         named = adapters.check_all(adapter_dirs, path)
         settings = deployment.with_num_replicas(settings)
         deployment.check_can_start(settings)
+        settings = hardware.fit(settings, path)
         deployment.quiet_driver()
         engine = cls(Replicas(settings, path, named, request_timeout_s), settings, path, named)
         try:

@@ -82,11 +82,12 @@ class Replicas:
                 failed after MAX_RESTARTS.
         """
         missing, model_dir = dict(requests), self._model_dir
+        in_flight = self._settings.requests_per_replica
         for attempt in itertools.count():
             limits = Limits(
                 self._timeout_s,
-                max(1, self._settings.concurrency // self._settings.num_replicas),
-                count_timeouts=attempt > 0 and len(missing) <= self._settings.concurrency,
+                in_flight,
+                count_timeouts=attempt > 0 and len(missing) <= in_flight * len(self._weights),
             )
             replicas = self._verified()
             if self._model_dir != model_dir:
@@ -168,7 +169,7 @@ class Replicas:
 
     def _verify(self, replica: Replica) -> None:
         """Compare a replica with transformers: its model and each adapter."""
-        limits = Limits(self._timeout_s, self._settings.concurrency)
+        limits = Limits(self._timeout_s, self._settings.requests_per_replica)
 
         def respond(requests: Sequence[Request], options: Mapping[str, Any]) -> list[Response]:
             numbered = dict(enumerate(requests))

@@ -13,13 +13,12 @@ import dataclasses
 import importlib
 import os
 import pkgutil
-import re
 from pathlib import Path
 from types import ModuleType
 
 from evals.benchmark import Benchmark, check_items
 from evals.hints import nearest_name
-from evals.tasks import _class, _own
+from evals.tasks import _class, _options, _own
 
 FOLDER_VARIABLE = "OTR_BENCHMARKS"
 _OWN = {"file": _own.load, "class": _class.load}
@@ -46,35 +45,38 @@ def load(
             "class:MODULE:CLASS" (see `_class`). After a built-in name, "-base" selects the prompt
             for base models, a text to continue, usually with worked examples. After any name, "@N"
             draws N answers per item at temperature 1 and top_p 1 instead of decoding greedily, and
-            reports their mean. Examples: "gsm8k", "aime24@16", "math500-base@4".
+            reports their mean; after that, ":KEY=VALUE,..." sets options (see `_options`), which
+            become part of the benchmark's name. Examples: "gsm8k", "aime24@16", "math500-base@4",
+            "gsm8k@16:temperature=0.7,max_tokens=2048", "gsm8k:thinking=true".
         directory: folder of the published files with one subfolder per benchmark, by default
             $OTR_BENCHMARKS. Without either, data sets come from the Hugging Face hub.
         max_items: use only this many items, evenly spread over all of them.
 
     Raises:
-        ValueError: the name is unknown or has no prompt for base models, a file is missing or
-            malformed (with line and field), there are no items, or max_items < 1.
+        ValueError: the name or an option is unknown, there is no prompt for base models, a file is
+            missing or malformed (with line and field), there are no items, or max_items < 1.
     """
     if max_items is not None and max_items < 1:
         raise ValueError(f"max_items is {max_items}; give at least 1, or none for all items")
-    plain, _, samples = name.rpartition("@") if re.search(r"@\d+$", name) else (name, "", "")
-    kind, _, address = plain.partition(":")
+    parts = _options.parse(name)
+    kind, _, address = parts.address.partition(":")
     if kind in _OWN and address:
         benchmark = _OWN[kind](address)
     else:
         folder = directory or os.environ.get(FOLDER_VARIABLE)
-        benchmark = _load_builtin(plain, samples, Path(folder) if folder else None)
+        benchmark = _load_builtin(parts, Path(folder) if folder else None)
     check_items(benchmark.items, name)
-    return _thin(_with_samples(benchmark, samples, name), max_items)
+    return _thin(_options.apply(benchmark, parts), max_items)
 
 
-def _load_builtin(name: str, samples: str, directory: Path | None) -> Benchmark:
+def _load_builtin(parts: _options.Name, directory: Path | None) -> Benchmark:
+    name = parts.address
     task = name.removesuffix("-base")
     if Path(name).is_file():
         raise ValueError(f'"{name}" is a file: give "file:{name}" to use it as a benchmark')
     if task not in names():
-        suffix = name[len(task) :] + (f"@{samples}" if samples else "")
-        near = nearest_name(task, names())
+        suffix = name[len(task) :] + parts.suffix
+        near = nearest_name(task.partition(":")[0], names())
         raise ValueError(
             f'unknown benchmark "{name}"; did you mean "{near}{suffix}"? '
             f'Known: {", ".join(names())}, and "file:PATH.jsonl" or "class:MODULE:CLASS" for your '
@@ -97,22 +99,6 @@ def _load_builtin(name: str, samples: str, directory: Path | None) -> Benchmark:
 
 def _module(task: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{task}")
-
-
-def _with_samples(benchmark: Benchmark, samples: str, name: str) -> Benchmark:
-    if not samples:
-        return benchmark
-    if int(samples) < 1:
-        raise ValueError(f'"{name}" asks for {samples} answers per item; give at least "@1"')
-    decoding = dataclasses.replace(
-        benchmark.decoding, num_samples=int(samples), temperature=1.0, top_p=1.0
-    )
-    return dataclasses.replace(
-        benchmark,
-        name=f"{benchmark.name}@{int(samples)}",
-        metric=f"avg@{int(samples)}",
-        decoding=decoding,
-    )
 
 
 def _thin(benchmark: Benchmark, max_items: int | None) -> Benchmark:

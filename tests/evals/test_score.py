@@ -30,7 +30,7 @@ class Calculator:
     """
 
     def __init__(self, model_dir: Path, lives: int = 1000) -> None:
-        self.settings = EngineSettings(max_model_len=1024)
+        self.settings = EngineSettings(dtype="float32", max_model_len=1024)
         self.model_dir = model_dir
         self.tokenizer = AutoTokenizer.from_pretrained(model_dir)
         self.lives = lives

@@ -34,6 +34,8 @@ def engine_settings(tmp_path_factory):
     from evals.settings import EngineSettings, free_port
 
     return EngineSettings(
+        dtype="float32",
+        threads=1,
         max_model_len=512,
         kv_cache_gib=0.25,
         port=free_port(),

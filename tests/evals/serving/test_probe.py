@@ -130,7 +130,9 @@ def test_errors_of_directory_and_architecture_name_the_cause(tmp_path):
         ("dtype", "int8"),
         ("num_replicas", -1),
         ("max_model_len", 8),
-        ("kv_cache_gib", 0),
+        ("kv_cache_gib", -1),
+        ("threads", -1),
+        ("port", 0),
         ("gpus", -1),
     ],
 )

@@ -1,0 +1,180 @@
+"""Settings of the engine that are chosen from the model and the machine: `fit`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from evals.settings import EngineSettings
+
+GIB = 2**30
+_FAST_BFLOAT16 = {"amx_bf16", "avx512_bf16", "bf16"}  # as /proc/cpuinfo names them; bf16: ARM
+_FAST_FLOAT16 = {"amx_fp16", "avx512_fp16", "asimdhp"}
+_FIRST_GPU_WITH_BFLOAT16 = (8, 0)
+_BLOCK_TOKENS = 128  # vLLM gives out the KV cache on the CPU in blocks of this many tokens
+_CACHE_SHARE = 0.5  # of the free memory; the rest is left to activations and other processes
+_UNKNOWN_CACHE_GIB = 1.0  # for models whose cache is no list of keys and values
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the choices depend on.
+
+    Attributes:
+        cores: CPU cores that this process may use.
+        free_gib: free memory of the host, in GiB.
+        fast_dtypes: the lower data types in which the CPU has instructions to multiply matrices.
+        capability: compute capability of the GPU; None if there is none here.
+    """
+
+    cores: int
+    free_gib: float
+    fast_dtypes: frozenset[str]
+    capability: tuple[int, int] | None = None
+
+    def is_fast(self, dtype: str, *, on_gpu: bool) -> bool:
+        """Return whether the CPU, or the GPU, computes fast in a data type."""
+        if dtype == "float32":
+            return True
+        if not on_gpu:
+            return dtype in self.fast_dtypes
+        lacks = self.capability is not None and self.capability < _FIRST_GPU_WITH_BFLOAT16
+        return not (dtype == "bfloat16" and lacks)
+
+
+def this_machine() -> Machine:
+    """Describe the machine that this process runs on."""
+    import psutil
+    import torch
+
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    # Two threads on one core share its units for matrices.
+    cores = min(available or 1, psutil.cpu_count(logical=False) or math.inf)
+    flags = _cpu_flags()
+    fast = {"bfloat16": _FAST_BFLOAT16 & flags, "float16": _FAST_FLOAT16 & flags}
+    return Machine(
+        cores=int(cores),
+        free_gib=psutil.virtual_memory().available / GIB,
+        fast_dtypes=frozenset(name for name, found in fast.items() if found),
+        capability=torch.cuda.get_device_capability() if torch.cuda.is_available() else None,
+    )
+
+
+def fit(
+    settings: EngineSettings, model_dir: str | Path, machine: Machine | None = None
+) -> EngineSettings:
+    """Choose the data type, the threads and the KV cache where the settings leave them open.
+
+    On a GPU the KV cache stays open: vLLM measures what is free when it starts.
+
+    Args:
+        settings: settings of the engine, with the context length; a setting that is not "auto" or 0
+            stays as it is.
+        model_dir: directory of the model (of the base model, for a LoRA adapter); only config.json
+            has to be there.
+        machine: the machine that the engine runs on; by default this one.
+
+    Raises:
+        ValueError: the hardware lacks the data type, or too little memory is free for the KV cache.
+    """
+    machine, on_gpu = machine or this_machine(), settings.gpus > 0
+    config = _text_config(Path(model_dir))
+    dtype = settings.dtype
+    if dtype == "auto":
+        stored = str(config.dtype or "").removeprefix("torch.")
+        known = stored in ("bfloat16", "float16")
+        dtype = stored if known and machine.is_fast(stored, on_gpu=on_gpu) else "float32"
+    elif on_gpu and not machine.is_fast(dtype, on_gpu=True):
+        raise ValueError(
+            f"--engine.dtype is {dtype}, which GPUs of compute capability "
+            f"{'.'.join(map(str, machine.capability or ()))} lack: give --engine.dtype float16 or "
+            "float32"
+        )
+    settings = dataclasses.replace(settings, dtype=dtype)
+    if on_gpu:
+        return settings
+    threads = settings.threads or max(1, machine.cores // settings.least_replicas)
+    cache = settings.kv_cache_gib or _cache_gib(settings, config, Path(model_dir), machine)
+    return dataclasses.replace(settings, threads=threads, kv_cache_gib=cache)
+
+
+def describe(settings: EngineSettings, machine: Machine | None = None) -> str:
+    """Describe settings that `fit` has returned, and whether their data type is a slow one."""
+    parts = [settings.dtype]
+    if not settings.gpus:
+        if not (machine or this_machine()).is_fast(settings.dtype, on_gpu=False):
+            parts[0] += " (slow: this CPU has no instructions for it; float32 is faster)"
+        parts.append(f"{settings.threads} thread{'s' if settings.threads > 1 else ''}")
+    if settings.kv_cache_gib:
+        parts.append(f"{settings.kv_cache_gib:.3g} GiB of KV cache")
+    return ", ".join([*parts, f"{settings.requests_per_replica} requests at once"])
+
+
+def cache_bytes_per_token(config: Any, dtype: str) -> int | None:
+    """Return the bytes of KV cache per token: 2 x layers x KV heads x head size x bytes a number.
+
+    Args:
+        config: the text config of a transformers model.
+        dtype: data type of the engine.
+
+    Returns:
+        None for a model with layers other than plain attention.
+    """
+    heads = getattr(config, "num_key_value_heads", None) or getattr(
+        config, "num_attention_heads", 0
+    )
+    plain = {*(getattr(config, "layer_types", None) or ["full_attention"])} == {"full_attention"}
+    if not heads or not plain or hasattr(config, "kv_lora_rank"):
+        return None
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * size * (4 if dtype == "float32" else 2)
+
+
+def _cache_gib(settings: EngineSettings, config: Any, model_dir: Path, machine: Machine) -> float:
+    """Return the size of the KV cache on the CPU: for all requests, as far as memory allows.
+
+    Raises:
+        ValueError: there is no memory for a single request.
+    """
+    per_token = cache_bytes_per_token(config, settings.dtype)
+    if per_token is None:
+        return _UNKNOWN_CACHE_GIB
+    blocks = math.ceil(settings.max_model_len / _BLOCK_TOKENS) + 1
+    one = blocks * _BLOCK_TOKENS * per_token / GIB
+    # On the CPU, vLLM holds the weights twice: as loaded, and packed for its kernels.
+    weights = 2 * sum(file.stat().st_size for file in model_dir.glob("*.safetensors")) / GIB
+    most = _CACHE_SHARE * (machine.free_gib / settings.least_replicas - weights)
+    if one > most:
+        raise ValueError(
+            f"one prompt with its answer, up to {settings.max_model_len} tokens, takes {one:.2f} "
+            f"GiB of KV cache in {settings.dtype}, but only {max(0.0, most):.2f} GiB of memory can "
+            "be given to it here: end other programs, give a smaller --engine.max-model-len, or "
+            "set --engine.kv-cache-gib"
+        )
+    return math.ceil(min(most, one * settings.requests_per_replica) * 100) / 100
+
+
+def _text_config(model_dir: Path) -> Any:
+    from transformers import AutoConfig  # takes seconds
+
+    config = AutoConfig.from_pretrained(os.fspath(model_dir), local_files_only=True)
+    return config.get_text_config()
+
+
+def _cpu_flags() -> set[str]:
+    """Return what /proc/cpuinfo lists as features of the CPU; empty where there is no such file."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.is_file():
+        return set()
+    lines = [line.partition(":") for line in cpuinfo.read_text().splitlines()]
+    return {
+        w
+        for name, _, words in lines
+        if name.strip() in ("flags", "Features")
+        for w in words.split()
+    }

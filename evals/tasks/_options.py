@@ -1,0 +1,123 @@
+"""Names of benchmarks with options: ADDRESS[@N][:KEY=VALUE,...], as in `gsm8k@16:temperature=0.7`.
+
+The options are what follows the last colon, if that has the form KEY=VALUE,... without "/", and the
+whole is not an existing file: "file:a:b=1.jsonl" is the file "a:b=1.jsonl" if there is one.
+
+    max_tokens   maximum number of tokens of an answer
+    temperature  0 takes the most likely token at each step
+    top_p        probability mass of the tokens to sample from
+    seed         of the samples
+    thinking     true or false: whether the chat template asks the model to think (enable_thinking)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from evals.benchmark import Benchmark
+from evals.hints import nearest_name
+
+_TRUTH = {"true": True, "false": False}
+_TYPES: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "max_tokens": ("an integer", int),
+    "temperature": ("a number", float),
+    "top_p": ("a number", float),
+    "seed": ("an integer", int),
+    "thinking": ("true or false", lambda text: _TRUTH[text.lower()]),
+}
+_OPTIONS = re.compile(r"\w+=[^/=,]*(,\w+=[^/=,]*)*")
+
+
+@dataclass(frozen=True)
+class Name:
+    """A benchmark's name in its parts.
+
+    Attributes:
+        address: the name without the other parts.
+        num_samples: the N of "@N"; 0 if there is none.
+        options: value of each option, in the order of this module's table.
+    """
+
+    address: str
+    num_samples: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def suffix(self) -> str:
+        """What follows the address, the same for every spelling of the same options."""
+        samples = f"@{self.num_samples}" if self.num_samples else ""
+        words = ",".join(f"{key}={_text(value)}" for key, value in self.options.items())
+        return samples + (f":{words}" if words else "")
+
+
+def parse(name: str) -> Name:
+    """Take a name apart.
+
+    Raises:
+        ValueError: an option is unknown, is given twice or has no such value, or N is 0.
+    """
+    rest, colon, words = name.rpartition(":")
+    if not colon or not _OPTIONS.fullmatch(words) or Path(name.removeprefix("file:")).is_file():
+        rest, words = name, ""
+    options = _parse_options(name, words) if words else {}
+    address, _, samples = rest.rpartition("@") if re.search(r"@\d+$", rest) else (rest, "", "")
+    if samples and int(samples) < 1:
+        raise ValueError(f'"{name}" asks for {samples} answers per item; give at least "@1"')
+    return Name(address, int(samples or 0), options)
+
+
+def apply(benchmark: Benchmark, name: Name) -> Benchmark:
+    """Return the benchmark with another decoding, and with the options in its name."""
+    changes = dict(name.options)
+    thinking = changes.pop("thinking", None)
+    if name.num_samples:
+        sampled = {"num_samples": name.num_samples, "temperature": 1.0, "top_p": 1.0}
+        changes = sampled | changes
+    if thinking is not None and benchmark.style == "completion":
+        raise ValueError(
+            f'"{benchmark.name}{name.suffix}": "thinking" is an option of chat templates, and '
+            "prompts for base models have none"
+        )
+    return dataclasses.replace(
+        benchmark,
+        name=benchmark.name + name.suffix,
+        metric=f"avg@{name.num_samples}" if name.num_samples else benchmark.metric,
+        decoding=dataclasses.replace(benchmark.decoding, **changes),
+        thinking=thinking,
+        fixed_limit="max_tokens" in changes,
+    )
+
+
+def _parse_options(name: str, words: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, _, text in (word.partition("=") for word in words.split(",")):
+        if key == "num_samples":
+            raise ValueError(f'"{name}": give the number of samples as "@{text}", not as an option')
+        if key not in _TYPES:
+            near, known = nearest_name(key, _TYPES), ", ".join(_TYPES)
+            raise ValueError(
+                f'"{name}" has the unknown option "{key}"; did you mean "{near}"? Known: {known}'
+            )
+        if key in found:
+            raise ValueError(f'"{name}" has the option "{key}" twice')
+        kind, convert = _TYPES[key]
+        try:
+            found[key] = convert(text)
+        except (ValueError, KeyError):
+            raise ValueError(f'"{name}": {key} is "{text}"; expected {kind}') from None
+    return {key: found[key] for key in _TYPES if key in found}
+
+
+def _text(value: Any) -> str:
+    return (
+        str(value).lower()
+        if isinstance(value, bool)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )

@@ -6,6 +6,8 @@ first five rows of the training set (its sampler first_n) and its rule "strict-m
 """
 
 import dataclasses
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from evals.benchmark import Benchmark, Decoding, Item
@@ -24,14 +26,42 @@ def load(directory: Path | None) -> Benchmark:
     shots = _hub.worked_examples(SHOTS, directory, FIELDS)[:5]
     examples = "".join(_asked(row["question"]) + f" {row['answer']}\n\n" for row in shots)
     items: list[Item] = []
-    for location, row in _hub.rows(SOURCE, directory, FIELDS):
-        if "####" not in row["answer"]:
-            raise ValueError(f'{location}: field "answer" has no "####" before its number')
-        answer = row["answer"].rpartition("####")[2].strip().replace(",", "")
-        completion = examples and examples + _asked(row["question"])
+    for row in _rows(SOURCE, directory):
+        completion = examples and examples + _asked(row.question)
         id = f"gsm8k/{len(items)}"
-        items.append(_mathematics.item(id, row["question"], answer, completion=completion))
+        items.append(_mathematics.item(id, row.question, row.number, completion=completion))
     return _mathematics.benchmark("gsm8k", items, "openai/grade-school-math@3101c7d")
+
+
+def training_examples(directory: Path | None) -> list[dict[str, str]]:
+    r"""Return the training set as {"prompt", "completion"}, in the form of the chat benchmark.
+
+    The completion is the reference solution without its calculator notes, such as "<<48/2=24>>";
+    it ends with the answer in `\boxed{}`, where "####" preceded it.
+    """
+    return [
+        {
+            "prompt": _mathematics.item("", row.question, row.number).prompt,
+            "completion": f"{row.reasoning}\nThe final answer is \\boxed{{{row.number}}}.",
+        }
+        for row in _rows(SHOTS, directory)
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    question: str
+    reasoning: str
+    number: str
+
+
+def _rows(source: _hub.Source, directory: Path | None) -> Iterator[_Row]:
+    for location, row in _hub.rows(source, directory, FIELDS):
+        reasoning, mark, number = row["answer"].rpartition("####")
+        if not mark:
+            raise ValueError(f'{location}: field "answer" has no "####" before its number')
+        reasoning = re.sub("<<.*?>>", "", reasoning).strip()
+        yield _Row(row["question"], reasoning, number.strip().replace(",", ""))
 
 
 def base(benchmark: Benchmark) -> Benchmark:

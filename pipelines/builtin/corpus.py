@@ -1,18 +1,24 @@
-"""The built-in corpora, benchmarks and base model: what ``builtin:NAME`` stands for as a path.
+"""The built-in corpora, benchmarks and models: what ``builtin:NAME`` stands for as a path.
 
 Corpora are JSONL of {"prompt", "completion"}; benchmarks are JSONL of {"id", "prompt", "answer",
-"domain", "grader", "tests"}. They are generated from `pipelines.builtin.world` on first use. The
-model is the directory `base` beside this file.
+"domain", "grader", "tests"}. They are generated from `pipelines.builtin.world` on first use, except
+gsm8k-train and gsm8k-validation, which are the training set of GSM8K. The model `base` is the
+directory beside this file; `smollm2` is made by `pipelines.builtin.smollm2`.
 """
 
 import hashlib
 import json
+import os
 import random
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
+from evals import tasks
+from evals.tasks import gsm8k
 from otr.files import write_text
 from otr.hints import did_you_mean
+from pipelines.builtin import smollm2
 from pipelines.builtin.world import SKILLS, Item, items
 
 PREFIX = "builtin:"
@@ -29,6 +35,7 @@ BENCHMARKS = (
 _MODEL = Path(__file__).parent / "base"
 _RETAINED = [skill for skill in SKILLS if skill != TARGET]
 _TRAIN, _VALIDATION, _QUESTIONS = 6000, 108, 200  # items of the target skill; of a benchmark
+_GSM8K = {"gsm8k-train": slice(-256), "gsm8k-validation": slice(-256, None)}
 _VALIDATION_EACH = _VALIDATION // len(_RETAINED)  # items of each retained skill
 
 
@@ -40,20 +47,21 @@ def builtin_dir(output: str) -> Path:
     """
     if Path(output).is_file():
         raise ValueError(f"output {output!r} is a file: give a directory")
-    sources = [Path(__file__), Path(__file__).with_name("world.py")]
+    sources = [Path(__file__), Path(__file__).with_name("world.py"), Path(gsm8k.__file__)]
     version = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
     return Path(output).absolute() / "builtin" / version[:12]
 
 
-def resolve_path(name: str, directory: Path) -> str:
+def resolve_path(name: str, directory: Path, benchmark_dir: str = "") -> str:
     """Return the path that ``builtin:NAME`` stands for; return any other name unchanged.
 
     Args:
         name: the name.
         directory: where built-in files are written; an existing file is reused.
+        benchmark_dir: folder of the published benchmark files, for GSM8K; see `evals.tasks.load`.
 
     Raises:
-        ValueError: there is no such built-in file, or the base model was never made.
+        ValueError: there is no such built-in file, or it can't be made here.
     """
     if not name.startswith(PREFIX):
         return name
@@ -65,14 +73,23 @@ def resolve_path(name: str, directory: Path) -> str:
                 "pipelines/builtin/base"
             )
         return str(_MODEL)
-    if name not in _FILES:
-        known = [f"{PREFIX}{file}" for file in (*_FILES, "base")]
+    if name == smollm2.NAME:
+        return str(smollm2.model_dir())
+    files = {**_FILES, **{each: partial(_gsm8k, each, benchmark_dir) for each in _GSM8K}}
+    if name not in files:
+        known = [f"{PREFIX}{file}" for file in (*files, "base", smollm2.NAME)]
         raise ValueError(f"no built-in file {PREFIX}{name}: {did_you_mean(PREFIX + name, known)}")
     path = directory / f"{name}.jsonl"
     if not path.is_file():
         directory.mkdir(parents=True, exist_ok=True)
-        write_text(path, "".join(json.dumps(record) + "\n" for record in _FILES[name]()))
+        write_text(path, "".join(json.dumps(record) + "\n" for record in files[name]()))
     return str(path)
+
+
+def _gsm8k(name: str, benchmark_dir: str) -> list[dict[str, str]]:
+    """Return the part of GSM8K's training set that has this name."""
+    folder = benchmark_dir or os.environ.get(tasks.FOLDER_VARIABLE)
+    return gsm8k.training_examples(Path(folder) if folder else None)[_GSM8K[name]]
 
 
 def _train() -> list[dict[str, str]]:

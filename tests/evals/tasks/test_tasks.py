@@ -1,6 +1,7 @@
 """Benchmarks by name: the published data, their graders, and error messages."""
 
 import contextlib
+import dataclasses
 import itertools
 import os
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from evals import tasks
 from evals.benchmark import Decoding
 from evals.grading import grade_all
-from evals.tasks import _plus, _plus_check
+from evals.tasks import _plus, _plus_check, gsm8k
 
 SIZES = {
     **{"gsm8k": 1319, "math500": 500, "olympiadbench": 675, "minerva_math": 272},
@@ -132,6 +133,18 @@ def test_base_rules_expect_the_form_of_the_worked_examples(benchmark_dir) -> Non
         for item in benchmark.items:
             assert benchmark.grade(item, right % item.answer)
             assert not benchmark.grade(item, wrong.replace("%s", item.answer))
+
+
+def test_training_examples_of_gsm8k_have_the_form_that_is_graded(benchmark_dir) -> None:
+    benchmark = tasks.load("gsm8k", benchmark_dir)
+    examples = gsm8k.training_examples(benchmark_dir)
+    assert len(examples) == 7473 and examples[0]["completion"].endswith("is \\boxed{72}.")
+    assert not {item.prompt for item in benchmark.items} & {each["prompt"] for each in examples}
+    assert not any("<<" in each["completion"] or "####" in each["completion"] for each in examples)
+    numbers = [row.number for row in gsm8k._rows(gsm8k.SHOTS, benchmark_dir)]
+    for number, each in list(zip(numbers, examples, strict=True))[::500]:
+        item = dataclasses.replace(benchmark.items[0], answer=number)
+        assert benchmark.grade(item, each["completion"])
 
 
 def test_faults_of_the_published_files_are_corrected(benchmark_dir) -> None:

@@ -85,6 +85,36 @@ def test_files_share_no_prompt_except_target_train(tmp_path: Path) -> None:
     assert len(set(every)) == len(every)
 
 
+@pytest.mark.parametrize("named", ["option", "variable"])
+def test_gsm8k_is_split_into_training_and_validation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    folder = tmp_path / "published"
+    (folder / "gsm8k").mkdir(parents=True)
+    rows = [
+        {"question": f"{n} + 0?", "answer": f"{n} + 0 = <<{n}+0={n}>>{n}\n#### {n}"}
+        for n in range(300)
+    ]
+    (folder / "gsm8k" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if named == "variable":
+        monkeypatch.setenv("OTR_BENCHMARKS", str(folder))
+    found = []
+    for part in ("train", "validation"):
+        option = str(folder) if named == "option" else ""
+        path = corpus.resolve_path(f"builtin:gsm8k-{part}", tmp_path / "files", option)
+        found.append([json.loads(line) for line in Path(path).read_text().splitlines()])
+    assert [len(part) for part in found] == [44, 256]
+    for n, example in enumerate([*found[0], *found[1]]):
+        assert example["prompt"].startswith(f"{n} + 0?\nPlease reason")
+        assert example["completion"] == f"{n} + 0 = {n}\nThe final answer is \\boxed{{{n}}}."
+
+
+def test_gsm8k_that_is_nowhere_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no file .*gsm8k/train.jsonl: set OTR_BENCHMARKS"):
+        corpus.resolve_path("builtin:gsm8k-train", tmp_path, str(tmp_path))
+    assert [*tmp_path.iterdir()] == []
+
+
 def test_unknown_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no built-in file builtin:trian: did you mean 'builtin"):
         corpus.resolve_path("builtin:trian", tmp_path)

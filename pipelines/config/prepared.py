@@ -84,10 +84,10 @@ def prepare(config: SweepConfig, builtin_files: Path | None = None) -> PreparedR
     folder = builtin_files or corpus.builtin_dir(config.output)
 
     def resolve(name: str) -> str:
-        return absolute_path(corpus.resolve_path(name, folder))
+        return absolute_path(corpus.resolve_path(name, folder, config.benchmark_dir))
 
     def resolve_benchmark(name: str) -> str:
-        path = corpus.resolve_path(name, folder)
+        path = corpus.resolve_path(name, folder, config.benchmark_dir)
         return name if path == name else f"file:{path}"
 
     data, model = config.train.data, config.train.model

@@ -14,7 +14,7 @@ from pipelines.builtin.corpus import BENCHMARKS
 from tuning.settings import SearchSettings
 from tuning.space import Trial, check_names, grid
 
-PresetName = Literal["builtin", "study", "debug"]
+PresetName = Literal["builtin", "gsm8k", "study", "debug"]
 
 LEARNING_RATES = {
     "sft": 5e-4,
@@ -25,6 +25,9 @@ LEARNING_RATES = {
 }
 """Learning rate of each arm of `builtin`: the best of 2e-4, 5e-4 and 1e-3 in trials of full length,
 or level with the best (LOG.md, 2026-11-24)."""
+
+GSM8K_LR = 5e-5
+"""Learning rate of all arms of `gsm8k`."""
 
 _OBJECTIVES: dict[str, dict[str, Any]] = {
     "sft": {"objective.name": "sft"},
@@ -95,6 +98,35 @@ def builtin() -> SweepConfig:
     )
 
 
+def gsm8k() -> SweepConfig:
+    """Fine-tune a real model, SmolLM2-135M-Instruct, on GSM8K; see what it learns and forgets.
+
+    One learning rate for all arms, not the best one of each: it was never searched.
+    """
+    return SweepConfig(
+        name="gsm8k",
+        train=TrainConfig(
+            model=ModelConfig("builtin:smollm2", dtype="bfloat16"),
+            data=DataConfig(
+                ("builtin:gsm8k-train",),
+                validation=("builtin:gsm8k-validation",),
+                sequence_length=512,
+            ),
+            optim=OptimConfig(lr=GSM8K_LR),
+            max_steps=150,
+            global_batch_size=4,
+            micro_batch_size=4,
+            eval_interval=75,
+            checkpoint_interval=75,
+        ),
+        trials=_arms(("sft", "dft", "otr-k256"), seeds=(0,), lr=GSM8K_LR),
+        # A model of this size often repeats itself up to the limit, which costs time.
+        engine=EngineSettings(dtype="bfloat16", max_model_len=1024),
+        benchmarks=("gsm8k", "mmlu", "bbh", "humaneval", "arc_challenge"),
+        max_items=100,
+    )
+
+
 def study() -> SweepConfig:
     """Search K, mismatch reward, temperature and learning rate under ASHA."""
     seeds, rates = (0, 1), {"optim.lr": [2e-4, 5e-4]}
@@ -129,16 +161,20 @@ def debug() -> SweepConfig:
     )
 
 
-def _arms(names: Iterable[str], seeds: Sequence[int]) -> tuple[Trial, ...]:
+def _arms(names: Iterable[str], seeds: Sequence[int], lr: float = 0) -> tuple[Trial, ...]:
+    """Return the trials of these arms at learning rate `lr`; 0: those of `builtin`."""
     return tuple(
         trial
         for name in names
-        for trial in grid(name, seeds, **_OBJECTIVES[name], **{"optim.lr": LEARNING_RATES[name]})
+        for trial in grid(
+            name, seeds, **_OBJECTIVES[name], **{"optim.lr": lr or LEARNING_RATES[name]}
+        )
     )
 
 
 PRESETS: dict[PresetName, Callable[[], SweepConfig]] = {
     "builtin": builtin,
+    "gsm8k": gsm8k,
     "study": study,
     "debug": debug,
 }

@@ -1,4 +1,4 @@
-# make setup | sweep | test | check | docs. A new machine needs python3.11 and make.
+# make setup | sweep | real | test | check | docs. A new machine needs python3.11 and make.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,10 +7,13 @@ TORCH := 2.13.0
 MINOR := "import sys; print(*sys.version_info[:2])"
 FOUND := $(if $(wildcard $(VENV)/.ready),uses,made)
 
-.PHONY: setup sweep test test-quick test-faults test-cluster check docs
+.PHONY: setup sweep real test test-quick test-faults test-cluster check docs
 .PHONY: bench-loss bench-train bench-eval bench-scale
 sweep: setup
 	@$(BIN)/python pipelines/full_sweep.py --preset builtin
+
+real: setup
+	@$(BIN)/python pipelines/full_sweep.py --preset gsm8k
 
 test: setup
 	@$(BIN)/python -m pytest

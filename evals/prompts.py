@@ -164,15 +164,20 @@ def make_prompts(
     check_items(benchmark.items, benchmark.name)
     if benchmark.style == "completion":
         rendered = texts = [item.completion for item in benchmark.items]
-        prefix = _bos_prefix(tokenizer)
     else:
         _check_template(tokenizer, model_dir, benchmark)
         texts = [item.prompt for item in benchmark.items]
         rendered = [_render(tokenizer, text, benchmark.thinking) for text in texts]
-        prefix = []  # the chat template writes it
-    ids = [prefix + tokenizer.encode(text, add_special_tokens=False) for text in rendered]
+    ids = encode(tokenizer, rendered, benchmark.style)
     _check_lengths(benchmark, ids, settings.max_model_len)
     return Prompts(texts, rendered, ids, _stop_token_ids(tokenizer, model_dir))
+
+
+def encode(tokenizer: Any, rendered: Sequence[str], style: str) -> list[list[int]]:
+    """Return the token ids of rendered prompts of a style, as the engine gets them."""
+    # The chat template writes the beginning-of-sequence token itself.
+    prefix = _bos_prefix(tokenizer) if style == "completion" else []
+    return [prefix + tokenizer.encode(text, add_special_tokens=False) for text in rendered]
 
 
 def load_tokenizer(model_dir: Path) -> Any:

@@ -88,9 +88,11 @@ def _print_table(scores: Sequence[TaskScore]) -> None:
 
 
 def _cut_off(score: TaskScore) -> str:
-    """Return how many of the answers were cut off at the length limit."""
+    """Return how many answers were cut off at the length limit, and how many of those in a loop."""
     answers = score.num_examples * score.settings["num_samples"]
-    return f"{score.settings['num_truncated']} of {answers}"
+    repeating = score.settings.get("num_repeating", 0)  # scores of older versions lack it
+    loops = f", {repeating} in a loop" if repeating else ""
+    return f"{score.settings['num_truncated']} of {answers}{loops}"
 
 
 if __name__ == "__main__":

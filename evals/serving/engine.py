@@ -56,7 +56,8 @@ class Engine(ServedModel):
             settings: settings of vLLM; those left open are chosen by `evals.hardware.fit`.
             adapter_dirs: peft directories of LoRA adapters of that model, served with it; see
                 `adapter`.
-            request_timeout_s: seconds until a request is given up and counted as "timeout".
+            request_timeout_s: seconds until a request is given up and counted as "timeout"; in
+                proportion more if answers may have more than 1,024 tokens.
 
         Raises:
             ValueError: before anything is started: `model_dir` is not a model directory, an adapter

@@ -26,6 +26,7 @@ from evals.settings import EngineSettings
 
 MAX_RESTARTS = 3  # of replicas, during one load or one call of `stream_responses`
 START_TIMEOUT_S = 600.0
+TIMEOUT_TOKENS = 1024  # answers that may be longer get proportionally more time
 
 
 class Replicas:
@@ -44,7 +45,7 @@ class Replicas:
             settings: settings of vLLM.
             base_dir: the directory that a restarted replica serves.
             adapters: name -> peft directory, loaded with that model.
-            timeout_s: seconds until a request is given up.
+            timeout_s: seconds until a request is given up, for up to TIMEOUT_TOKENS new tokens.
         """
         self._settings = settings
         self._base_dir = base_dir
@@ -83,9 +84,10 @@ class Replicas:
         """
         missing, model_dir = dict(requests), self._model_dir
         in_flight = self._settings.requests_per_replica
+        longest = max((request.max_tokens for request in requests.values()), default=0)
         for attempt in itertools.count():
             limits = Limits(
-                self._timeout_s,
+                self._timeout_s * max(1, longest / TIMEOUT_TOKENS),
                 in_flight,
                 count_timeouts=attempt > 0 and len(missing) <= in_flight * len(self._weights),
             )

@@ -11,6 +11,7 @@ from evals.statistics.estimates import (
     paired,
     paired_seeds,
     pass_at_k,
+    ratio_values,
     wilson,
 )
 
@@ -25,5 +26,6 @@ __all__ = [
     "paired",
     "paired_seeds",
     "pass_at_k",
+    "ratio_values",
     "wilson",
 ]

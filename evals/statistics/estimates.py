@@ -1,10 +1,10 @@
 """Means, intervals, paired tests and pass@k over the verdicts of one benchmark.
 
 Verdicts are arrays `[items, samples]` of 0 or 1, or of scores between. Averages lie in [0, 1],
-differences in [-1, 1]. Samples of one item are correlated, so items are the unit of resampling (the
-cluster bootstrap; Miller, "Adding error bars to evals", 2024, section 2.2). With `subjects`, one
-per item, the average is the harmonic mean over subjects instead of the mean over items, and items
-are resampled within their subject.
+differences in [-1, 1]; with `bounded=False`, values may be any numbers. Samples of one item are
+correlated, so items are the unit of resampling (the cluster bootstrap; Miller, "Adding error bars
+to evals", 2024, section 2.2). With `subjects`, one per item, the average is the harmonic mean over
+subjects instead of the mean over items, and items are resampled within their subject.
 
 Shapes: I items, S samples, R resamples, M seeds.
 """
@@ -46,24 +46,30 @@ class _SeedVariance(NamedTuple):
     freedom: int
 
 
-def interval(correct: ArrayLike, *, subjects: Sequence[str] = (), seed: int = 0) -> Interval:
+def interval(
+    correct: ArrayLike, *, subjects: Sequence[str] = (), bounded: bool = True, seed: int = 0
+) -> Interval:
     """Return the average with the percentile interval of a cluster bootstrap over items.
 
     If all items have the same mean (all right, all wrong, or a single item), the bootstrap interval
-    would have no width. The result is then Wilson's (1927) score interval for that many items.
+    would have no width. The result is then Wilson's (1927) score interval for that many items, if
+    values are bounded.
 
     Args:
         correct: `[items, samples]` or `[items]`, each in [0, 1].
         subjects: subject of each item, for the harmonic mean over subjects.
+        bounded: whether values lie in [0, 1]; otherwise they may be any finite numbers.
         seed: seed of the resampling.
 
     Raises:
-        ValueError: there are no items, or a value is outside [0, 1].
+        ValueError: there are no items, or a value is outside its range.
     """
-    per_item = _per_item(correct)
+    per_item = _per_item(correct, bounded)
     average = Average(subjects, len(per_item))
     mean = float(average.over_items(per_item))
     if np.ptp(per_item) < EQUAL:
+        if not bounded:
+            return Interval(mean, mean, mean)
         low, high = wilson(float(per_item[0]), len(per_item))
         return Interval(mean, min(low, mean), max(high, mean))
     low, high = quantiles(bootstrap(per_item[None], average, seed))
@@ -97,6 +103,7 @@ def paired_seeds(
     second: Sequence[ArrayLike],
     *,
     subjects: Sequence[str] = (),
+    bounded: bool = True,
     seed: int = 0,
 ) -> Difference:
     """Compare two ways of training on the same items, each with one or more seeds.
@@ -113,12 +120,13 @@ def paired_seeds(
         first: one entry per seed, each as in `paired`.
         second: the same; the number of seeds may differ.
         subjects: subject of each item, for the harmonic mean over subjects.
+        bounded: as in `interval`.
         seed: seed of the bootstrap and the permutations.
 
     Raises:
         ValueError: as in `paired`, or a side has no seed.
     """
-    sides = [_means_by_seed(side) for side in (first, second)]
+    sides = [_means_by_seed(side, bounded) for side in (first, second)]
     a, b = (side_MI.mean(axis=0) for side_MI in sides)
     if len(a) != len(b):
         raise ValueError(f"{len(a)} and {len(b)} items: a paired test needs the same items in both")
@@ -126,8 +134,10 @@ def paired_seeds(
     both = np.stack([a, b])
     mean = float(np.subtract(*average.over_items(both)))
     if np.ptp(a - b) < EQUAL:
-        reach = wilson(0.0, len(a))[1]
-        low, high, standard_error = max(-1.0, mean - reach), min(1.0, mean + reach), reach / Z
+        reach = wilson(0.0, len(a))[1] if bounded else 0.0
+        low, high, standard_error = mean - reach, mean + reach, reach / Z
+        if bounded:
+            low, high = max(-1.0, low), min(1.0, high)
     else:
         # Without subjects the difference of the averages is the average of the differences.
         means_R = bootstrap(both if subjects else (a - b)[None], average, seed)
@@ -139,11 +149,14 @@ def paired_seeds(
     return _add_seed_variance(found, standard_error, len(a), seed_variances)
 
 
-def interval_over_seeds(intervals: Sequence[Interval], num_items: int) -> Interval:
+def interval_over_seeds(
+    intervals: Sequence[Interval], num_items: int, *, bounded: bool = True
+) -> Interval:
     """Return the mean score of several seeds on the same items, with its interval.
 
     More seeds do not reduce the uncertainty from the items, so the interval starts from the mean
     half-widths of the seeds' intervals. The scatter between seeds is added as in `paired_seeds`.
+    Scores are not negative, and at most 1 if they are `bounded`.
     """
     means_M = np.array([each.mean for each in intervals])
     mean = float(means_M.mean())
@@ -151,7 +164,23 @@ def interval_over_seeds(intervals: Sequence[Interval], num_items: int) -> Interv
     found = Difference(mean, low, high, 0.0)
     standard_error = (high - low) / (2 * Z)
     widened = _add_seed_variance(found, standard_error, num_items, [_seed_variance(means_M)])
-    return Interval(mean, max(0.0, widened.low), min(1.0, widened.high))
+    high = min(1.0, widened.high) if bounded else widened.high
+    return Interval(mean, max(0.0, widened.low), high)
+
+
+def ratio_values(sums: ArrayLike, counts: ArrayLike) -> Values:
+    """Return one value per item whose mean is the ratio of the totals, sum(sums) / sum(counts).
+
+    The other functions then give the ratio's interval and test: the variance of the mean of these
+    values is that of the ratio by the delta method (Cochran, "Sampling techniques", 1977, 6.4).
+
+    Args:
+        sums: of a quantity over the parts of each item, such as the NLL of an example's tokens.
+        counts: number of parts of each item.
+    """
+    sums_I, counts_I = np.asarray(sums, np.float64), np.asarray(counts, np.float64)
+    ratio = sums_I.sum() / counts_I.sum()
+    return ratio + (sums_I - ratio * counts_I) / counts_I.mean()
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -233,20 +262,22 @@ def multi_sample_metrics(
     return {name: [*interval(each, subjects=subjects)] for name, each in scores.items()}
 
 
-def _per_item(correct: ArrayLike) -> Values:
+def _per_item(correct: ArrayLike, bounded: bool = True) -> Values:
     values = np.asarray(correct, dtype=np.float64)
     if values.ndim not in (1, 2) or values.size == 0:
         raise ValueError(f"verdicts of shape {values.shape}; expected [items, samples] or [items]")
-    if not (values.min() >= 0 and values.max() <= 1):
+    if not bounded and not np.isfinite(values).all():
+        raise ValueError("a value is not finite")
+    if bounded and not (values.min() >= 0 and values.max() <= 1):
         raise ValueError(f"verdicts from {values.min()} to {values.max()}; expected [0, 1]")
     return values if values.ndim == 1 else values.mean(axis=1)
 
 
-def _means_by_seed(side: Sequence[ArrayLike]) -> Values:
+def _means_by_seed(side: Sequence[ArrayLike], bounded: bool) -> Values:
     """Return the mean of each item for each seed, `[M, I]`."""
     if not side:
         raise ValueError("one side of the comparison has no seed; give at least one")
-    means = [_per_item(correct) for correct in side]
+    means = [_per_item(correct, bounded) for correct in side]
     if len({len(each) for each in means}) > 1:
         counts = [len(each) for each in means]
         raise ValueError(f"seeds with {counts} items; a comparison needs the same items")

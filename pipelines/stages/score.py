@@ -12,6 +12,7 @@ from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING
 
+from evals import hardware
 from evals.benchmark import Benchmark, TaskScore
 from evals.files import digest
 from evals.score import Progress, score
@@ -33,7 +34,11 @@ def check_prompts(run: PreparedRun) -> None:
         ValueError: see `evals.prompts.fit_context`.
     """
     with console.stage("check", "prompts") as stage:
-        stage.say(f"prompts: at most {run.engine.max_model_len} tokens with their answers")
+        engine = run.engine
+        stage.say(
+            f"engine: {hardware.describe(engine)}; prompts with their answers have at most "
+            f"{engine.max_model_len} tokens"
+        )
 
 
 class Scorer:

@@ -48,7 +48,10 @@ def engine_fits(
     totals = [total_resources(trial_resources(config.workers)) for config in configs]
     per_trial = {kind: max(total[kind] for total in totals) for kind in ("CPU", "GPU")}
     replicas = engine.least_replicas
-    needed = {"CPU": replicas, "GPU": replicas * engine.gpus}
+    # On the CPU, Ray counts one CPU per replica, but the engine would slow trials down with more
+    # threads than they leave free.
+    cpus = 1 if engine.gpus else max(1, engine.threads)
+    needed = {"CPU": replicas * cpus, "GPU": replicas * engine.gpus}
 
     def fits(unfinished: int) -> bool:
         running = min(unfinished, most)

@@ -65,7 +65,12 @@ def scene(max_items: int, names: tuple[str, ...] = corpus.BENCHMARKS) -> Iterato
         checkpoints = [_copy(base, folder / f"checkpoint-{n}", 1 - 1e-3 * n) for n in range(4)]
         files = [corpus.resolve_path(f"builtin:{name}", folder) for name in names]
         settings = EngineSettings(
-            port=free_port(), max_model_len=1024, log_dir=str(folder / "logs")
+            dtype="float32",
+            threads=1,
+            kv_cache_gib=1.0,
+            port=free_port(),
+            max_model_len=1024,
+            log_dir=str(folder / "logs"),
         )
         ray.init(
             address="local",

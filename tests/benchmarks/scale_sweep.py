@@ -95,7 +95,9 @@ def sweep_config(root: Path, trials: Sequence[Trial]) -> SweepConfig:
         ),
         trials=tuple(trials),
         search=SearchSettings("asha", grace_steps=GRACE_STEPS),
-        engine=EngineSettings(port=free_port(), max_model_len=1024),
+        engine=EngineSettings(
+            dtype="float32", threads=1, kv_cache_gib=1.0, port=free_port(), max_model_len=1024
+        ),
         benchmarks=tuple(f"file:{root / name}.jsonl" for name in BENCHMARKS),
         output=str(root / "runs"),
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from evals.benchmark import Benchmark, Decoding, Item
-from evals.prompts import fit_context, load_tokenizer, make_prompts
+from evals.prompts import fit_context, fit_thinking, load_tokenizer, make_prompts
 from evals.settings import EngineSettings
 from tests.assets.tiny import make_tiny_model
 
@@ -46,3 +46,62 @@ def test_a_model_that_is_too_short_for_a_benchmark(model: Path) -> None:
         fit_context(
             model, [benchmark("b", ["b" * 1000], 9)], replace(given, max_model_len=999), 1024
         )
+
+
+QWEN3 = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n"
+    "{% endif %}{% endif %}"
+)
+OFF_BY_DEFAULT = QWEN3.replace("enable_thinking is defined and ", "").replace(
+    "enable_thinking is false", "not enable_thinking"
+)
+ALWAYS = QWEN3.partition("{% if enable")[0] + "<think>\n{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "thinking", "limit", "note"),
+    [
+        (QWEN3, None, 8192, "thinking, up to 8,192 tokens per answer"),
+        (QWEN3, True, 8192, "thinking, up to 8,192 tokens per answer"),
+        (QWEN3, False, 300, "without thinking"),
+        (OFF_BY_DEFAULT, None, 300, "without thinking"),
+        (OFF_BY_DEFAULT, True, 8192, "thinking, up to 8,192 tokens per answer"),
+        (ALWAYS, None, 8192, "thinking, up to 8,192 tokens per answer"),
+        (None, None, 300, ""),
+    ],
+)
+def test_a_model_that_thinks_gets_room_for_it(
+    tmp_path: Path, template: str | None, thinking: bool | None, limit: int, note: str
+) -> None:
+    path = make_tiny_model(tmp_path / "model")
+    if template:
+        (path / "chat_template.jinja").write_text(template)
+    asked = replace(benchmark("b", ["a"], 300), thinking=thinking)
+    (fitted,) = fit_thinking(path, [asked], None)
+    assert fitted.decoding.max_tokens == limit and fitted.notes == ((note,) if note else ())
+    (prompt,) = make_prompts(load_tokenizer(path), path, fitted, EngineSettings()).rendered
+    assert ("</think>" in prompt) == (note == "without thinking")
+
+
+def test_the_room_for_thinking_is_limited(tmp_path: Path) -> None:
+    path = make_tiny_model(tmp_path / "model")
+    (path / "chat_template.jinja").write_text(QWEN3)
+    asked = benchmark("b", ["a" * 50], 300)
+    (fitted,) = fit_thinking(path, [asked], 1024)
+    assert 800 < fitted.decoding.max_tokens < 1024 - 50, "by the positions of the model"
+    assert fit_context(path, [fitted], EngineSettings(), 1024).max_model_len <= 1024
+    (given,) = fit_thinking(path, [replace(asked, fixed_limit=True)], None)
+    assert given.decoding.max_tokens == 300, "by a person"
+
+
+@pytest.mark.parametrize(("template", "thinking"), [(ALWAYS, False), (None, True), (None, False)])
+def test_thinking_that_can_not_be_switched(
+    tmp_path: Path, template: str | None, thinking: bool
+) -> None:
+    path = make_tiny_model(tmp_path / "model")
+    if template:
+        (path / "chat_template.jinja").write_text(template)
+    with pytest.raises(ValueError, match=r"'b': the chat template .* can't switch thinking"):
+        fit_thinking(path, [replace(benchmark("b", ["a"], 300), thinking=thinking)], None)

@@ -1,0 +1,85 @@
+"""Names of benchmarks with options."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from evals import tasks
+from evals.jobs import make_jobs
+from evals.settings import EngineSettings
+from evals.tasks import _options
+from tests.assets.tiny import make_tiny_model
+
+
+def write(path: Path) -> str:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"prompt": "p", "answer": "a"}) + "\n")
+    return f"file:{path}"
+
+
+@pytest.mark.parametrize(
+    ("name", "address", "suffix"),
+    [
+        ("gsm8k", "gsm8k", ""),
+        ("gsm8k@16", "gsm8k", "@16"),
+        ("gsm8k:max_tokens=512", "gsm8k", ":max_tokens=512"),
+        (
+            "gsm8k@16:top_p=0.950,temperature=0.7,max_tokens=2048",
+            "gsm8k",
+            "@16:max_tokens=2048,temperature=0.7,top_p=0.95",
+        ),
+        ("gsm8k-base:seed=3", "gsm8k-base", ":seed=3"),
+        ("gsm8k:thinking=True", "gsm8k", ":thinking=true"),
+        ("file:a.jsonl#b@2:max_tokens=9", "file:a.jsonl#b", "@2:max_tokens=9"),
+        ("file:a:b=1/c.jsonl", "file:a:b=1/c.jsonl", ""),
+        ("class:m:C:max_tokens=9", "class:m:C", ":max_tokens=9"),
+        ("class:m:C", "class:m:C", ""),
+    ],
+)
+def test_parts_of_a_name(name: str, address: str, suffix: str) -> None:
+    parts = _options.parse(name)
+    assert (parts.address, parts.suffix) == (address, suffix)
+    assert _options.parse(address + suffix) == parts
+
+
+def test_a_file_with_the_form_of_options_is_a_file(tmp_path: Path) -> None:
+    name = write(tmp_path / "mine:max_tokens=3")
+    assert tasks.load(name).decoding.max_tokens == 512
+    assert tasks.load(f"{name}:max_tokens=4").decoding.max_tokens == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("max_token=9", 'unknown option "max_token"; did you mean "max_tokens"'),
+        ("max_tokens=many", 'max_tokens is "many"; expected an integer'),
+        ("temperature=", 'temperature is ""; expected a number'),
+        ("thinking=yes", 'thinking is "yes"; expected true or false'),
+        ("seed=1,seed=2", '"seed" twice'),
+        ("num_samples=4", 'as "@4"'),
+        ("max_tokens=0", "max_tokens is 0; it must lie in"),
+        ("top_p=2", "top_p is 2.0; it must lie in"),
+    ],
+)
+def test_options_that_are_refused(tmp_path: Path, options: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tasks.load(f"{write(tmp_path / 'mine.jsonl')}:{options}")
+
+
+def test_options_change_decoding_name_and_identity(tmp_path: Path) -> None:
+    model, file = make_tiny_model(tmp_path / "model"), write(tmp_path / "mine.jsonl")
+    plain = tasks.load(file)
+    other = tasks.load(f"{file}@2:temperature=0.5")
+    assert (other.name, other.metric) == ("mine@2:temperature=0.5", "avg@2")
+    assert (other.decoding.num_samples, other.decoding.temperature) == (2, 0.5)
+    assert (other.decoding.top_p, other.decoding.max_tokens) == (1.0, 512)
+    settings = EngineSettings(dtype="float32", max_model_len=1024)
+    first, second = make_jobs(model, [plain, other], settings)
+    assert first.identity != second.identity
+    assert "thinking" not in first.identity, "stored scores of earlier versions have no such key"
+
+
+def test_prompts_for_base_models_have_no_thinking(benchmark_dir: Path) -> None:
+    with pytest.raises(ValueError, match="prompts for base models have none"):
+        tasks.load("gsm8k-base:thinking=true", benchmark_dir)

@@ -124,6 +124,11 @@ def logical_cpus(config: SweepConfig) -> int:
     return math.ceil(max(_concurrent_trials(config) * trial, config.engine.least_replicas + 1))
 
 
+def own_cores() -> float:
+    """Return the cores of this machine if Ray has no other one; infinity if it has."""
+    return math.inf if sum(node["Alive"] for node in ray.nodes()) > 1 else os.cpu_count() or 1
+
+
 def _concurrent_trials(config: SweepConfig) -> int:
     """Return how many trials this machine's cores and memory suffice for; at least one."""
     workers = config.train.workers

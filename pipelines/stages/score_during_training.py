@@ -5,6 +5,7 @@ missing, so an error here is left to it. The engine uses only resources that no 
 use.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from threading import Condition, Thread
@@ -27,6 +28,7 @@ def engine_fits(
     max_concurrent: int,
     engine: EngineSettings,
     free: Mapping[str, float],
+    cores: float = math.inf,
 ) -> EngineFits:
     """Return a function for whether the engine fits beside unfinished trials.
 
@@ -37,6 +39,7 @@ def engine_fits(
         max_concurrent: most trials at once; 0: as many as fit.
         engine: settings of the engine.
         free: resources that are free before the trials start.
+        cores: cores of this machine, if all runs on it: trials and engine share no core.
     """
     if any(config.lora.rank for config in configs):
         return lambda unfinished: False
@@ -48,13 +51,15 @@ def engine_fits(
     totals = [total_resources(trial_resources(config.workers)) for config in configs]
     per_trial = {kind: max(total[kind] for total in totals) for kind in ("CPU", "GPU")}
     replicas = engine.least_replicas
-    # On the CPU, Ray counts one CPU per replica, but the engine would slow trials down with more
-    # threads than they leave free.
-    cpus = 1 if engine.gpus else max(1, engine.threads)
-    needed = {"CPU": replicas * cpus, "GPU": replicas * engine.gpus}
+    needed = {"CPU": replicas, "GPU": replicas * engine.gpus}
+    # Ray counts one CPU per replica, however many threads it has.
+    threads = 0 if engine.gpus else replicas * engine.threads
+    busy = max(config.workers.count * config.workers.cpus for config in configs)
 
     def fits(unfinished: int) -> bool:
         running = min(unfinished, most)
+        if running and cores - running * busy < threads:
+            return False
         return all(free.get(k, 0) - running * per_trial[k] >= needed[k] for k in needed)
 
     return fits

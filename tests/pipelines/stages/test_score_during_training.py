@@ -45,6 +45,16 @@ def test_the_engine_leaves_enough_for_the_trials(
     assert fits(free)(unfinished) is expected
 
 
+def test_the_engine_takes_no_core_from_the_trials() -> None:
+    train = replace(debug().train, workers=Workers(cpus=1))
+    for threads, expected in ((4, [True, False, False]), (3, [True, True, False])):
+        engine = replace(debug().engine, threads=threads)
+        beside = engine_fits([train, train], 0, engine, {"CPU": 64}, cores=4)
+        assert [beside(unfinished) for unfinished in (0, 1, 2)] == expected
+    on_gpu = replace(engine, threads=4, gpus=1)
+    assert engine_fits([train], 0, on_gpu, {"CPU": 64, "GPU": 1}, cores=1)(1)
+
+
 def test_the_engine_gets_no_gpu_that_a_trial_needs() -> None:
     free = {"CPU": 64, "GPU": 2}
     both = fits(free, gpus=1, engine_gpus=1)

@@ -206,7 +206,7 @@ def _example(
         ids += piece
         mask += [True] * trained + [False] * (len(piece) - trained)
     if len(ids) > max_tokens:
-        return Rejected("over-long", f"{len(ids)} tokens, a packed row holds {max_tokens}")
+        return Rejected("over-long", f"{len(ids)} tokens, data.sequence_length is {max_tokens}")
     if not any(mask[1:]):
         return Rejected("untrained", "no assistant turn")
     return ids, mask
@@ -267,29 +267,44 @@ def pack(examples: Sequence[Example], sequence_length: int) -> dict[str, np.ndar
     Raises:
         ValueError: an example is longer than a packed row.
     """
-    left: dict[int, list[Example]] = {}
-    for example in reversed(examples):
-        left.setdefault(len(example[0]), []).append(example)
+    numbers = _rows([len(ids) for ids, _ in examples], sequence_length)
+    return _columns([[examples[number] for number in row] for row in numbers], sequence_length)
+
+
+def count_rows(lengths: Sequence[int], sequence_length: int) -> int:
+    """Return the number of packed rows that `pack` fills with examples of these lengths."""
+    return len(_rows(lengths, sequence_length))
+
+
+def _rows(lengths: Sequence[int], sequence_length: int) -> list[list[int]]:
+    """Return the numbers of the examples in each packed row.
+
+    Raises:
+        ValueError: an example is longer than a packed row.
+    """
+    left: dict[int, list[int]] = {}
+    for number in reversed(range(len(lengths))):
+        left.setdefault(lengths[number], []).append(number)
     if left and max(left) > sequence_length:
         raise ValueError(
             f"an example of {max(left)} tokens does not fit into packed rows of {sequence_length}"
         )
-    rows: list[list[Example]] = []
+    rows: list[list[int]] = []
     while left:
         longest = max(left)
         rows.append([_take(left, longest)])
         rows[-1] += [_take(left, length) for length in _fullest(left, sequence_length - longest)]
-    return _columns(rows, sequence_length)
+    return rows
 
 
-def _take(left: dict[int, list[Example]], length: int) -> Example:
+def _take(left: dict[int, list[int]], length: int) -> int:
     example = left[length].pop()
     if not left[length]:
         del left[length]
     return example
 
 
-def _fullest(left: Mapping[int, Sequence[Example]], capacity: int) -> list[int]:
+def _fullest(left: Mapping[int, Sequence[int]], capacity: int) -> list[int]:
     """Return lengths of examples with the largest sum that is at most `capacity`."""
     sums, within = 1, (1 << (capacity + 1)) - 1  # bit s: some examples have s tokens together
     added: list[tuple[int, int]] = []

@@ -15,6 +15,7 @@ if __name__ == "__main__" and not __package__:  # run as a file
 from pipelines.checks import preflight
 from pipelines.checks.findings import Finding
 from pipelines.config.prepared import prepare_temporarily
+from pipelines.report import terminal
 from pipelines.runtime import console
 
 if TYPE_CHECKING:
@@ -32,10 +33,12 @@ def run(command: "Doctor") -> int:
     with prepare_temporarily(command.load()) as prepared:
         findings = [*preflight.check(prepared, with_ray=True)]
         exit_code = _report(findings)
+        if all(finding.ok for finding in findings if finding.check in ("model", "data")):
+            terminal.print_chosen(prepared.decided.config)
         if any(finding.check == "memory" for finding in findings):
             from pipelines.checks import memory  # its imports take seconds
 
-            memory.print_memory(prepared.config.train)
+            memory.print_memory(prepared.decided.config.train)
     return exit_code
 
 

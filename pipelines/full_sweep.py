@@ -19,6 +19,7 @@ if __name__ == "__main__" and not __package__:  # run as a file
 from evals.benchmark import TaskScore
 from otr.config import TrainConfig
 from pipelines.checks import preflight
+from pipelines.config import defaults
 from pipelines.config.prepared import PreparedRun, prepare, prepare_temporarily
 from pipelines.config.presets import SweepConfig
 from pipelines.report import differences, leaderboard, page, terminal
@@ -46,7 +47,7 @@ def run(command: "Sweep") -> int:
     if not command.dry_run:
         return sweep(config)
     with prepare_temporarily(config) as prepared:
-        terminal.print_dry_run(config, prepared.config)
+        terminal.print_dry_run(config, prepared)
     return 0
 
 
@@ -59,10 +60,11 @@ def sweep(config: SweepConfig) -> int:
     prepared = prepare(config)
     directory = prepared.directory
     run_directory.check_free(directory)
-    preflight.require(prepared)
+    prepared = preflight.require(prepared)
+    config = defaults.with_choices(config, prepared.config)
     score.check_prompts(prepared)
     record = run_directory.open_run(config, directory)
-    terminal.print_choices(config, prepared.benchmarks)
+    terminal.print_choices(config, prepared.benchmarks, prepared.corpus)
     tracker = Tracker(store_uri(config.output), config.name, record["id"], directory)
     params, tags = run_directory.mlflow_params(config), run_directory.mlflow_tags(record)
     with (

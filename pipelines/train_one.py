@@ -14,6 +14,7 @@ if __name__ == "__main__" and not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipelines.checks import preflight
+from pipelines.config import defaults
 from pipelines.config.prepared import prepare, prepare_temporarily
 from pipelines.config.presets import SweepConfig
 from pipelines.report import terminal
@@ -38,7 +39,7 @@ def run(command: "Train") -> int:
     config = command.load()
     if command.dry_run:
         with prepare_temporarily(config) as prepared:
-            terminal.print_dry_run(config, prepared.config)
+            terminal.print_dry_run(config, prepared)
     else:
         _report(_train(config, check_served=command.serve_check), config)
     return 0
@@ -49,9 +50,10 @@ def _train(config: SweepConfig, *, check_served: bool) -> "TrialResult":
     prepared = prepare(config)
     directory = prepared.directory
     run_directory.check_free(directory)
-    preflight.require(prepared, skip=("benchmarks", "engine", "port"))
+    prepared = preflight.require(prepared, skip=("benchmarks", "engine", "port"))
+    config = defaults.with_choices(config, prepared.config)
     record = run_directory.open_run(config, directory)
-    terminal.print_choices(config)
+    terminal.print_choices(config, corpus=prepared.corpus)
     tracker = Tracker(store_uri(config.output), config.name, record["id"], directory)
     params, tags = run_directory.mlflow_params(config), run_directory.mlflow_tags(record)
     with (

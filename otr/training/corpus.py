@@ -14,7 +14,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby, islice, pairwise
+from itertools import chain, groupby, islice, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import ray.data
     from transformers import PreTrainedTokenizerBase
 
-    from otr.data import Tokenized
+    from otr.data import Example, Tokenized
 
 BATCH = 1000  # examples that are packed together
 MAX_TASKS = 256  # tasks that read a corpus
@@ -56,6 +56,10 @@ class CorpusReport:
     """Records that were read."""
     complete: bool
     """Whether that was the whole corpus."""
+    records: int | None
+    """Records of the whole corpus; None if they were not counted."""
+    lengths: list[list[int]]
+    """Tokens of each usable example, by the batches that are packed together."""
     rejected: dict[str, int]
     """Number of rejected records per cause."""
     samples: list[dict[str, str]]
@@ -64,6 +68,23 @@ class CorpusReport:
     trained_tokens: int
     example: list[tuple[str, bool]]
     """The first usable record as the model sees it: stretches of text, each trained or not."""
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest usable example."""
+        return max(max(batch, default=0) for batch in self.lengths)
+
+    def packed_rows(self, sequence_length: int) -> int | None:
+        """Return the number of packed rows of the whole corpus; None if its size is unknown.
+
+        The number is exact if all records were read; else it is estimated from those that were.
+        """
+        from otr.data import count_rows  # imports transformers, which takes seconds
+
+        if self.records is None:
+            return None
+        rows = sum(count_rows(batch, sequence_length) for batch in self.lengths)
+        return rows if self.complete else round(rows * self.records / self.rows)
 
 
 def packed_dataset(
@@ -136,40 +157,79 @@ def pack_locally(
     """Return the first `limit` records of `paths` as columns of N packed rows, [N, S] each."""
     from otr.data import pack  # imports transformers, which takes seconds
 
+    return pack(tokenize_locally(config, model, paths, limit=limit), config.sequence_length)
+
+
+def tokenize_locally(
+    config: DataConfig, model: ModelConfig, paths: Sequence[str], *, limit: int
+) -> "list[Example]":
+    """Return the usable examples among the first `limit` records of `paths`, in order."""
     texts = islice(_texts(list_chunks(paths, config.split), config.skip_bad), limit)
-    return pack(_tokenized(texts, config, model).examples, config.sequence_length)
+    return _tokenized(texts, config, model).examples
 
 
-def inspect_corpus(config: DataConfig, model: ModelConfig, *, limit: int = 20_000) -> CorpusReport:
+def inspect_corpus(
+    config: DataConfig, model: ModelConfig, *, limit: int = 20_000, count: bool = False
+) -> CorpusReport:
     """Read and tokenize up to `limit` records in this process, before anything expensive starts.
+
+    Args:
+        config: the corpus.
+        model: the model whose tokenizer is used.
+        limit: records to read and tokenize.
+        count: also count the records after these, if all files are local. They are read, not
+            tokenized.
 
     Raises:
         ValueError: a file is missing or broken, no record has the columns (the message names the
             nearest), no record can be used, or more are rejected than `config.max_rejected` allows.
     """
-    texts = _texts(list_chunks(config.paths, config.split), config.skip_bad)
-    read = list(islice(texts, limit))
-    complete = next(texts, None) is None
-    _check_columns(config, map(_parsed, read))
-    done = _tokenized(read, config, model)
+    chunks = list_chunks(config.paths, config.split)
+    batches = _text_batches(chunks, config.skip_bad)
+    read: list[list[Text]] = []
+    left = limit
+    for batch in batches:
+        read.append(batch[:left])
+        left -= len(batch)
+        if left <= 0:
+            break
+    rest = max(0, -left) + len(next(batches, ()))
+    _check_columns(config, map(_parsed, chain.from_iterable(read)))
     audit = Audit(config.max_rejected, config.skip_bad)
-    audit.add([batch_audit(len(read), done.rejected)])
+    examples, lengths, trained = [], [], 0
+    for texts in read:
+        done = _tokenized(texts, config, model)
+        audit.add([batch_audit(len(texts), done.rejected)])
+        examples += done.examples[:1]
+        lengths.append([len(ids) for ids, _ in done.examples])
+        trained += sum(sum(mask) for _, mask in done.examples)
     try:
         audit.check()
     except ValueError as error:
-        where = first_malformed(list_chunks(config.paths, config.split))
+        where = first_malformed(chunks)
         raise ValueError(f"{error} ({where} is no JSON)" if where else str(error)) from None
     if not audit.records:
         raise ValueError(f"the corpus is empty: {', '.join(config.paths)} have no record")
+    counted = not rest or (count and not any("://" in p or p[:3] == "hf:" for p in config.paths))
     return CorpusReport(
         rows=audit.records,
-        complete=complete,
+        complete=not rest,
+        records=audit.records + rest + sum(map(len, batches)) if counted else None,
+        lengths=lengths,
         rejected=dict(audit.rejected),
         samples=audit.samples,
-        tokens=sum(len(ids) for ids, _ in done.examples),
-        trained_tokens=sum(sum(mask) for _, mask in done.examples),
-        example=_rendered(done.examples[0], _tokenizer(model)),
+        tokens=sum(map(sum, lengths)),
+        trained_tokens=trained,
+        example=_rendered(examples[0], _tokenizer(model)),
     )
+
+
+def _text_batches(chunks: Sequence[SourceChunk], skip_bad: bool) -> Iterator[list[Text]]:
+    """Yield the records that are packed together: BATCH of a part of the corpus at a time."""
+    for part in _parts(chunks):
+        texts = _texts(part, skip_bad)
+        while batch := list(islice(texts, BATCH)):
+            yield batch
 
 
 def _parts(chunks: Sequence[SourceChunk]) -> list[Sequence[SourceChunk]]:

@@ -1,10 +1,12 @@
 """Check that a model can be trained and scored as configured; reads its config, not its weights."""
 
 import math
+import os
 from pathlib import Path
 
+from evals import hardware
 from evals.settings import EngineSettings
-from otr.config import ModelConfig
+from otr.config import ModelConfig, TrainConfig
 from pipelines.checks.machine import GIB
 from pipelines.config.prepared import PreparedRun
 from pipelines.config.presets import SweepConfig
@@ -43,14 +45,15 @@ def check_model(config: SweepConfig) -> str:
 
 
 def check_training(config: SweepConfig) -> str:
-    """Check sequence length, attention, adapters and FSDP against the model's architecture.
+    """Check precision, sequence length, attention, adapters and FSDP as configured.
 
     Raises:
-        ValueError: the model does not support one of them as configured.
+        ValueError: the model or this machine does not support one of them.
     """
     from otr.models.architecture import check_sequence_length
 
     train = config.train
+    _check_dtype(train)
     positions = check_sequence_length(train)
     found = [f"sequence length {train.data.sequence_length}{_limit(positions)}"]
     if train.model.attention != "auto":
@@ -65,12 +68,29 @@ def check_training(config: SweepConfig) -> str:
     return ", ".join(found)
 
 
+def _check_dtype(train: TrainConfig) -> None:
+    """Check that this machine computes in the precision of training; a cluster's is unknown.
+
+    Raises:
+        ValueError: it has no instructions for it.
+    """
+    on_gpu = train.workers.gpus > 0
+    if train.model.dtype == "float32" or os.environ.get("RAY_ADDRESS"):
+        return
+    if not hardware.this_machine().is_fast(train.model.dtype, on_gpu=on_gpu):
+        raise ValueError(
+            f"--train.model.dtype is {train.model.dtype}, but this {'GPU' if on_gpu else 'CPU'} "
+            "has no instructions for it and would be slow: give --train.model.dtype float32"
+        )
+
+
 def check_engine(run: PreparedRun) -> str:
     """Check that the engine can load the model with a context that fits the benchmarks.
 
     Raises:
         ValueError: the context is longer than the model's or too short for a benchmark, its KV
-            cache is too small, or the model needs code of its own.
+            cache is too small, the hardware lacks the data type, or the model needs code of its
+            own.
     """
     from otr.models.architecture import max_positions
 
@@ -89,7 +109,7 @@ def check_engine(run: PreparedRun) -> str:
         )
     engine = run.engine
     _check_kv_cache(model, engine)
-    return f"context length {engine.max_model_len}{_limit(positions)}, {engine.dtype}"
+    return f"context length {engine.max_model_len}{_limit(positions)}, {hardware.describe(engine)}"
 
 
 def _check_kv_cache(model: ModelConfig, engine: EngineSettings) -> None:
@@ -97,12 +117,9 @@ def _check_kv_cache(model: ModelConfig, engine: EngineSettings) -> None:
     from otr.models.architecture import load_architecture
 
     text = load_architecture(model).get_text_config()
-    heads = getattr(text, "num_key_value_heads", None) or getattr(text, "num_attention_heads", 0)
-    plain = {*(getattr(text, "layer_types", None) or ["full_attention"])} == {"full_attention"}
-    if not heads or not plain or hasattr(text, "kv_lora_rank"):
+    per_token = hardware.cache_bytes_per_token(text, engine.dtype)
+    if per_token is None or not engine.kv_cache_gib:
         return
-    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    per_token = 2 * text.num_hidden_layers * heads * size * (4 if engine.dtype == "float32" else 2)
     needed = per_token * engine.max_model_len / GIB
     if needed > engine.kv_cache_gib:
         raise ValueError(

@@ -15,8 +15,11 @@ from pipelines.config.presets import SweepConfig
 from pipelines.runtime import console
 
 
-def require(run: PreparedRun, *, skip: Collection[str] = ()) -> None:
+def require(run: PreparedRun, *, skip: Collection[str] = ()) -> PreparedRun:
     """Run all checks except those named in `skip`; stop at the first that fails.
+
+    Returns:
+        The run with a value for each option that was left open.
 
     Raises:
         ValueError: a check failed.
@@ -27,6 +30,7 @@ def require(run: PreparedRun, *, skip: Collection[str] = ()) -> None:
                 stage.say(finding.check)
                 raise ValueError(finding.text)
             stage.say(f"{finding.check}: {finding.text}")
+        return run.decided
 
 
 def check(run: PreparedRun, *, with_ray: bool, skip: Collection[str] = ()) -> Iterator[Finding]:
@@ -47,20 +51,23 @@ def check(run: PreparedRun, *, with_ray: bool, skip: Collection[str] = ()) -> It
         "MLflow store": partial(check_mlflow_store, config),
         "benchmarks": partial(check_benchmarks, run),
         "model": partial(model.check_model, config),
-        "training": partial(model.check_training, config),
-        "engine": partial(model.check_engine, run),
-        "data": partial(check_data, config),
+        "data": lambda: check_data(run.decided),  # chooses what was left open
+        "training": lambda: model.check_training(run.decided.config),
+        "engine": lambda: model.check_engine(run.decided),
     }
     if with_ray:
         # Imported here: Ray and the memory planner take seconds, and a run needs neither yet.
         from pipelines.checks import memory, ray_cluster
 
         checks["Ray"] = partial(ray_cluster.check_ray_address, config)
-        checks["memory"] = partial(memory.check_memory, config)
+        checks["memory"] = lambda: memory.check_memory(run.decided.config)
     needs = {
         "engine": frozenset({"benchmarks", "model"}),
         "memory": frozenset({"devices", "model", "training", "Ray"}),
     }
+    if config.chosen:
+        needs = {name: needs.get(name, frozenset()) | {"data"} for name in ("training", *needs)}
+        needs["data"] = frozenset({"model"})
     return run_checks(
         Check(name, call, needs.get(name, frozenset()))
         for name, call in checks.items()
@@ -109,15 +116,15 @@ def check_benchmarks(run: PreparedRun) -> str:
     Raises:
         ValueError: a benchmark is unknown or broken, or two have the same name.
     """
-    names = [benchmark.name for benchmark in run.benchmarks]
+    names = [benchmark.name for benchmark in run.loaded_benchmarks]
     if len(set(names)) < len(names):
         raise ValueError(
             f"two benchmarks have the same name: {', '.join(names)}; pass each once to --benchmarks"
         )
-    return ", ".join(f"{b.name} ({len(b.items)} items)" for b in run.benchmarks)
+    return ", ".join(f"{b.name} ({len(b.items)} items)" for b in run.loaded_benchmarks)
 
 
-def check_data(config: SweepConfig) -> str:
+def check_data(run: PreparedRun) -> str:
     """Check the first records of the training and validation data.
 
     Raises:
@@ -125,10 +132,9 @@ def check_data(config: SweepConfig) -> str:
     """
     from otr.training.corpus import inspect_corpus
 
-    data = config.train.data
-    report = inspect_corpus(data, config.train.model)
-    if data.validation:
-        inspect_corpus(replace(data, paths=data.validation), config.train.model)
+    report, train = run.corpus, run.config.train
+    if train.data.validation and not run.read:  # else it was read with the training data
+        inspect_corpus(replace(train.data, paths=train.data.validation), train.model)
     rejected = ", ".join(f"{n} {cause}" for cause, n in report.rejected.items()) or "none"
     return (
         f"{'' if report.complete else 'the first '}{report.rows} examples, {report.tokens} tokens, "

@@ -6,6 +6,7 @@ value, and over what the arms of a preset set.
 
 import json
 import math
+import re
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
@@ -18,6 +19,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from evals.settings import EngineSettings
 from otr.config import DataConfig, OptimConfig, TrainConfig
 from otr.hints import did_you_mean
+from pipelines.config import defaults
 from pipelines.config.presets import PRESETS, PresetName, SweepConfig
 from pipelines.config.recipe import Recipe, flatten, read_recipe
 from pipelines.config.run_json import fingerprint, read_run
@@ -34,24 +36,43 @@ SHORT = {
 """Short spellings of options, by dotted key."""
 LORA_LR = 1e-4
 """Default learning rate of adapters, which need a higher one than the whole model."""
-_NOT_OPTIONS = {"trials", "engine.log_dir"}  # set by the commands
+_NOT_OPTIONS = {"trials", "chosen", "engine.log_dir"}  # set by the commands
+_MODEL_LENGTH, _DATA_LENGTH = 40, 24  # of the parts of a run's name
+_SUFFIXES = r"(\.(jsonl?|ndjson|parquet|arrow|gz|zst))+$"
 _DEFAULT_IN_WORDS = {
-    "name": "the preset or command, with a fingerprint of the options",
+    "name": "model and data, or the preset or command, with a digest of the options",
+    "epochs": "1 with --data",
     "benchmark_dir": "empty",
     "train.data.columns": "no columns are renamed",
     "train.lora.targets": "all but the head",
 }
 """What the help shows instead of a default."""
 _OTHER_DEFAULT = {
+    "train.model.dtype": "with --model or --data: bfloat16 where the CPU or GPU has instructions "
+    "for it",
+    "train.workers.cpus": "with --model or --data: all cores, shared by the trials that run at "
+    "once; on a cluster 1",
     "train.data.validation": "with --data: none",
-    "train.data.sequence_length": f"with --data: {DataConfig.sequence_length}",
+    "train.data.sequence_length": "with --model or --data: what holds the longest example, from "
+    f"{defaults.SHORTEST} to {defaults.LONGEST}",
     "train.optim.lr": f"with --model: {OptimConfig.lr:g}, with LoRA too: {LORA_LR:g}",
-    "train.micro_batch_size": "with other workers or batches: what divides them",
+    "train.optim.warmup_steps": "with --data: at most a tenth of the steps",
+    "train.max_steps": "with --data: those of --epochs",
+    "train.global_batch_size": f"with --data: about {defaults.STEP_TOKENS} tokens per step, and "
+    f"{defaults.STEPS_PER_EPOCH} steps per epoch",
+    "train.micro_batch_size": "with --model or --data: what fits into free memory",
+    "train.log_interval": "with --data: at most a tenth of the steps",
+    "train.eval_interval": "with --data: at most a fifth of the steps",
+    "search.max_concurrent": "with --model or --data: as cores and memory allow",
     "train.workers.gpus": "where there is a GPU: 1",
+    "engine.dtype": "with --model or --data: as in training; of `otr score`: auto",
     "engine.max_model_len": "with other benchmarks: 0",
+    "engine.threads": "with another model or other benchmarks: 0",
+    "engine.kv_cache_gib": "with another model or other benchmarks: 0",
+    "engine.concurrency": "with another model or other benchmarks: 0",
     "engine.gpus": "where there is a GPU: 1",
 }
-"""What the help shows after a default: when `load_config` uses another one."""
+"""What the help shows after a default: when another one is used."""
 
 
 class UsageError(ValueError):
@@ -85,15 +106,21 @@ def load_config(
     if repeated and preset:
         raise UsageError("--preset and --config RUN.json exclude each other: give one of them")
     recipe = read_recipe(file) if file and not repeated else Recipe()
-    start = repeated or PRESETS[preset or recipe.preset]()
+    start = repeated or PRESETS[preset or recipe.preset or "builtin"]()
     repeats = repeated is not None
     if single and {trial.arm for trial in start.trials} != {single}:
         start, repeats = replace(start, name=single, trials=(Trial(single),)), False
-    given = recipe.overrides | dict(flatten(options))
-    given |= _fitting_micro_batch(start.train, given)
+    given = _given(recipe.overrides, dict(flatten(options)))
+    named = bool(preset or recipe.preset or repeated)
+    open_ = defaults.open_options(given, trials=len(start.trials), preset_named=named)
+    chosen = {key: why for key, why in start.chosen.items() if key not in given}
+    chosen |= {} if single == "score" else open_
+    epochs = 1.0 if "train.max_steps" in open_ else start.epochs
+    given_or_first = {"epochs": 0.0 if "train.max_steps" in given else epochs} | given
+    given_or_first |= _fitting_batch(start.train, given, open_)
     try:
         config = _with_choices(start, arms or recipe.arms, seeds or recipe.seeds)
-        config = with_overrides(config, given)
+        config = with_overrides(config, {**given_or_first, "chosen": chosen})
         if single:
             config = replace(config, trials=(Trial(single, seed=config.train.seed),))
         else:
@@ -101,12 +128,48 @@ def load_config(
         config = _without_preset_values(config, given)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    if repeated is None:
-        config = _on_gpu(config, given)
-    is_preset = repeated is None and fingerprint(config) == fingerprint(start)
+    same = fingerprint(config) == fingerprint(start) and config.chosen == start.chosen
+    is_preset = same and repeated is None
     if not ("name" in given or repeats or is_preset):
-        config = replace(config, name=f"{config.name}-{fingerprint(config)}")
-    return config
+        config = replace(config, name=_name(config, given, single))
+    return config if repeated else _on_gpu(config, given)
+
+
+def _given(recipe: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what was given; options win over a recipe.
+
+    Raises:
+        UsageError: both epochs and steps were given, or no usable number of epochs.
+    """
+    size = {"epochs", "train.max_steps"}
+    if any(size <= given.keys() for given in (recipe, options)):
+        raise UsageError("--epochs and --max-steps exclude each other: give one of them")
+    kept = {k: v for k, v in recipe.items() if k not in size or not size & options.keys()}
+    given = kept | dict(options)
+    if not given.get("epochs", 1.0) > 0:
+        raise UsageError(f"epochs is {given['epochs']}: use a number > 0, or give --max-steps")
+    return given
+
+
+def _name(config: SweepConfig, given: Mapping[str, Any], single: str) -> str:
+    """Return a name that the same command gets again: model and data, and a digest of the options.
+
+    Values that are chosen on this machine are not yet in the config, so they do not matter.
+    """
+    name, train = config.name, config.train
+    own = any(defaults.is_own(given, key) for key in ("train.model.path", "train.data.paths"))
+    if own and single != "score":
+        model, data = _in_name(train.model.path), _in_name(train.data.paths[0])
+        name = f"{model[:_MODEL_LENGTH] or 'model'}-{data[:_DATA_LENGTH] or 'data'}"
+    open_ = [*sorted(config.chosen), f"{config.epochs:g} epochs"] if config.chosen else []
+    return f"{name}-{fingerprint(config, *open_)}"
+
+
+def _in_name(path: str) -> str:
+    """Return the last part of a path or hub name in safe characters, without its suffixes."""
+    name, _, _ = path.removeprefix("hf:").removeprefix("builtin:").partition(":")
+    last = re.sub(_SUFFIXES, "", name.rstrip("/").rpartition("/")[2].lower())
+    return re.sub(r"[^a-z0-9._]+", "-", last).strip("-._")
 
 
 def options_type(*names: str) -> type:
@@ -218,27 +281,43 @@ def _without_preset_values(config: SweepConfig, given: Mapping[str, Any]) -> Swe
             for t in trials
         )
         if len(set(map(_settings, trials))) == len(trials):
-            changes["optim.lr"] = LORA_LR if config.train.lora.rank else OptimConfig.lr
+            rank = config.train.lora.rank
+            changes["optim.lr"] = LORA_LR if rank else OptimConfig.lr
+            why = "adapters are trained" if rank else "all weights are trained"
+            if "train.optim.lr" not in given and config.chosen:
+                config = replace(config, chosen=config.chosen | {"train.optim.lr": why})
         else:  # the preset searches learning rates
             trials = config.trials
     changes = {key: value for key, value in changes.items() if f"train.{key}" not in given}
-    engine = config.engine
-    if "benchmarks" in given and "engine.max_model_len" not in given:
-        engine = replace(engine, max_model_len=EngineSettings.max_model_len)
+    dropped = ["max_model_len"] if "benchmarks" in given else []
+    if given.keys() & {"benchmarks", "train.model.path"}:
+        dropped += ["dtype", "threads", "kv_cache_gib", "concurrency"]
+    open_ = {
+        name: getattr(EngineSettings, name) for name in dropped if f"engine.{name}" not in given
+    }
+    engine = replace(config.engine, **open_)
     train = with_overrides(config.train, changes)
     return replace(config, trials=trials, train=train, engine=engine)
 
 
-def _fitting_micro_batch(train: TrainConfig, given: Mapping[str, Any]) -> dict[str, int]:
-    """Return the micro batch size that fits other workers or batches, unless one was given."""
-    keys = {"train.workers.count": train.workers.count}
-    keys["train.global_batch_size"] = train.global_batch_size
+def _fitting_batch(
+    train: TrainConfig, given: Mapping[str, Any], open_: Mapping[str, str]
+) -> dict[str, int]:
+    """Return batch sizes that fit other workers or batches, where none were given."""
+    keys = {
+        "train.workers.count": train.workers.count,
+        "train.micro_batch_size": train.micro_batch_size,
+        "train.global_batch_size": train.global_batch_size,
+    }
+    workers, micro, rows = (given.get(key, value) for key, value in keys.items())
+    if "train.global_batch_size" in open_:  # until it is chosen
+        micro = micro if "train.micro_batch_size" in given else 1
+        return {"train.micro_batch_size": micro, "train.global_batch_size": micro * workers}
     if "train.micro_batch_size" in given or not given.keys() & keys:
         return {}
-    workers, rows = (given.get(key, value) for key, value in keys.items())
     if workers < 1 or rows < workers or rows % workers:
         return {}  # `TrainConfig` says what is wrong
-    return {"train.micro_batch_size": math.gcd(train.micro_batch_size, rows // workers)}
+    return {"train.micro_batch_size": math.gcd(micro, rows // workers)}
 
 
 def _on_gpu(config: SweepConfig, given: Mapping[str, Any]) -> SweepConfig:

@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
-from evals import prompts, tasks
+from evals import hardware, prompts, tasks
 from evals.benchmark import Benchmark
 from evals.serving.adapters import CONFIG_FILE
 from evals.settings import EngineSettings
@@ -21,7 +22,11 @@ from otr.config import ModelConfig
 from otr.training.sources import absolute_path
 from pipelines import _compat
 from pipelines.builtin import corpus
+from pipelines.config import defaults
 from pipelines.config.presets import SweepConfig
+
+if TYPE_CHECKING:
+    from otr.training.corpus import CorpusReport
 
 _HUB_SECONDS = 5.0
 _WEIGHT_FILES = ["*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.onnx", "*.h5", "*.msgpack"]
@@ -35,6 +40,23 @@ class PreparedRun:
     """The configuration with absolute paths and without ``builtin:`` names."""
     adapter: Path | None = None
     """LoRA adapter of the base model, to be scored with it."""
+    read: "CorpusReport | None" = None
+    """What the training data holds, if it was read already."""
+
+    @cached_property
+    def decided(self) -> "PreparedRun":
+        """This run with a value for each option that was left open.
+
+        A ValueError if model or data can't be read: see `defaults.decide`.
+        """
+        return defaults.decide(self)
+
+    @cached_property
+    def corpus(self) -> "CorpusReport":
+        """What the training data holds; a ValueError if it can't be used."""
+        from otr.training.corpus import inspect_corpus  # imports transformers
+
+        return self.read or inspect_corpus(self.config.train.data, self.config.train.model)
 
     @property
     def directory(self) -> Path:
@@ -42,8 +64,8 @@ class PreparedRun:
         return Path(self.config.output) / self.config.name
 
     @cached_property
-    def benchmarks(self) -> list[Benchmark]:
-        """The benchmarks; a ValueError if one is unknown, missing or broken."""
+    def loaded_benchmarks(self) -> list[Benchmark]:
+        """The benchmarks as published; a ValueError if one is unknown, missing or broken."""
         config = self.config
         return [
             tasks.load(name, config.benchmark_dir or None, max_items=config.max_items or None)
@@ -51,19 +73,40 @@ class PreparedRun:
         ]
 
     @cached_property
-    def engine(self) -> EngineSettings:
-        """The engine's settings with the context length that the benchmarks need.
+    def benchmarks(self) -> list[Benchmark]:
+        """The benchmarks with the limits of answers that suit the model.
 
-        A ValueError if a benchmark does not fit the model: see `evals.prompts.fit_context`.
+        A ValueError as for `loaded_benchmarks`, or if thinking can't be switched as asked.
         """
+        return prompts.fit_thinking(self._tokenizer_dir, self.loaded_benchmarks, self._positions)
+
+    @cached_property
+    def engine(self) -> EngineSettings:
+        """The engine's settings, with what they leave open chosen for benchmarks and machine.
+
+        A ValueError if a benchmark does not fit the model, or the model does not fit the machine:
+        see `evals.prompts.fit_context` and `evals.hardware.fit`.
+        """
+        with_context = prompts.fit_context(
+            self._tokenizer_dir, self.benchmarks, self.config.engine, self._positions
+        )
+        return hardware.fit(with_context, self._config_dir)
+
+    @cached_property
+    def _config_dir(self) -> Path:
+        return local_model(self.config.train.model.path, weights=False)
+
+    @cached_property
+    def _tokenizer_dir(self) -> Path:
+        if self.adapter and (self.adapter / "tokenizer_config.json").is_file():
+            return self.adapter
+        return self._config_dir
+
+    @cached_property
+    def _positions(self) -> int | None:
         from otr.models.architecture import max_positions  # imports transformers
 
-        model = self.config.train.model
-        tokenizer_dir = model_dir = local_model(model.path, weights=False)
-        if self.adapter and (self.adapter / "tokenizer_config.json").is_file():
-            tokenizer_dir = self.adapter
-        positions = max_positions(replace(model, path=str(model_dir)))
-        return prompts.fit_context(tokenizer_dir, self.benchmarks, self.config.engine, positions)
+        return max_positions(replace(self.config.train.model, path=str(self._config_dir)))
 
     @cached_property
     def model_dir(self) -> Path:
@@ -87,8 +130,9 @@ def prepare(config: SweepConfig, builtin_files: Path | None = None) -> PreparedR
         return absolute_path(corpus.resolve_path(name, folder, config.benchmark_dir))
 
     def resolve_benchmark(name: str) -> str:
-        path = corpus.resolve_path(name, folder, config.benchmark_dir)
-        return name if path == name else f"file:{path}"
+        parts = tasks.parse_name(name)
+        path = corpus.resolve_path(parts.address, folder, config.benchmark_dir)
+        return name if path == parts.address else f"file:{path}{parts.suffix}"
 
     data, model = config.train.data, config.train.model
     path = resolve(model.path)

@@ -4,6 +4,7 @@ Paths and benchmarks that begin with `builtin:` stand for files that `pipelines.
 writes when they are first needed.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -52,9 +53,9 @@ class SweepConfig:
     engine: EngineSettings = field(default_factory=EngineSettings)
     benchmarks: tuple[str, ...] = ()
     """Names of benchmarks: `gsm8k`; `gsm8k-base` for a base model; `gsm8k@16` for the mean of 16
-    answers; `file:PATH.jsonl`, `class:MODULE:CLASS` or `builtin:NAME`. The first is the target: it
-    ranks the arms. The others measure what the model retains, unless their name begins with
-    target-."""
+    answers; `gsm8k:max_tokens=512,temperature=0.7,top_p=0.95,thinking=true` with options;
+    `file:PATH.jsonl`, `class:MODULE:CLASS` or `builtin:NAME`. The first is the target: it ranks the
+    arms. The others measure what the model retains, unless their name begins with target-."""
     benchmark_dir: str = ""
     """Directory of the published benchmark files. Empty: the directory that $OTR_BENCHMARKS names,
     or else files from the Hugging Face hub."""
@@ -62,6 +63,11 @@ class SweepConfig:
     """Number of items of each benchmark to use, spread evenly over it; 0: all."""
     output: str = "runs"
     """Directory in which the runs, the MLflow store and the built-in files are written."""
+    epochs: float = 0.0
+    """Passes over the training data; decides train.max_steps. Give this or --max-steps."""
+    chosen: dict[str, str] = field(default_factory=dict)
+    """Options that were not given, and the reason for the value that was chosen for each; empty
+    until it is (see `pipelines.config.defaults`)."""
 
     def __post_init__(self) -> None:
         if not self.name or set(self.name) & set("/\\ "):
@@ -73,6 +79,8 @@ class SweepConfig:
             raise ValueError("no benchmark: name at least one to score the trials with")
         if self.max_items < 0:
             raise ValueError(f"max_items is {self.max_items}: use 0 (all) or more")
+        if not 0 <= self.epochs < math.inf:
+            raise ValueError(f"epochs is {self.epochs}: use a number > 0")
 
 
 def builtin() -> SweepConfig:
@@ -92,7 +100,9 @@ def builtin() -> SweepConfig:
         ),
         trials=_arms(_OBJECTIVES, seeds=(0, 1)),
         # Answers end far below; the identity of their stored scores has this length.
-        engine=EngineSettings(max_model_len=1024),
+        engine=EngineSettings(
+            dtype="float32", max_model_len=1024, threads=1, kv_cache_gib=1.0, concurrency=64
+        ),
         benchmarks=tuple(f"builtin:{name}" for name in BENCHMARKS),
         max_items=100,
     )

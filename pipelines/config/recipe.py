@@ -29,7 +29,7 @@ from pipelines.config.run_json import typed
 class Recipe:
     """The content of a recipe."""
 
-    preset: PresetName = "builtin"
+    preset: PresetName | None = None
     arms: tuple[str, ...] = ()
     """Names of the preset's arms to run; empty: all."""
     seeds: tuple[int, ...] = ()

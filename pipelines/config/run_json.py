@@ -13,13 +13,14 @@ from otr.config import RENAMED
 from otr.hints import did_you_mean
 from pipelines.config.presets import SweepConfig
 
-NOT_RESULTS = ("name", "output", "engine")
+NOT_RESULTS = ("name", "output", "engine", "epochs", "chosen")
 """Fields of a configuration that do not decide a run's results."""
 
 
-def fingerprint(config: SweepConfig) -> str:
-    """Return six hexadecimal digits that differ where the results of two runs would."""
-    relevant = {k: v for k, v in asdict(config).items() if k not in NOT_RESULTS}
+def fingerprint(config: SweepConfig, *more: str) -> str:
+    """Return six hexadecimal digits that differ where two runs' results, or `more`, may differ."""
+    relevant: Any = {k: v for k, v in asdict(config).items() if k not in NOT_RESULTS}
+    relevant = [relevant, *more] if more else relevant
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:6]
 
 

@@ -3,9 +3,12 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from evals.benchmark import Benchmark
 from otr.hints import full_disk
+from pipelines.config import defaults
+from pipelines.config.prepared import PreparedRun
 from pipelines.config.presets import SweepConfig
 from pipelines.report import differences, leaderboard, tables
 from pipelines.report.leaderboard import Entry
@@ -13,44 +16,75 @@ from pipelines.report.tables import Overlaps
 from pipelines.runtime import console
 from tuning.space import config_of
 
+if TYPE_CHECKING:
+    from otr.training.corpus import CorpusReport
 
-def print_dry_run(config: SweepConfig, local: SweepConfig) -> None:
+
+MANY_EPOCHS = 10
+"""More passes over the data than this are warned of: the examples are learned by heart."""
+
+
+def print_dry_run(config: SweepConfig, run: PreparedRun) -> None:
     """Print the resolved config, the trials and one example with its trained tokens marked.
 
     Args:
-        config: the config to print.
-        local: the same config with paths that exist on this machine.
+        config: the config to print, with paths as they were given.
+        run: the same config, prepared.
     """
-    from otr.training.corpus import inspect_corpus  # imports Ray Data, which takes a second
-
-    report = inspect_corpus(local.train.data, local.train.model)
+    run = run.decided
+    config, report = defaults.with_choices(config, run.config), run.corpus
     settings = asdict(config)
     trials = settings.pop("trials")
     console.say(json.dumps(settings, indent=2))
     for trial in trials:
         console.say(f"trial {trial['arm']}, seed {trial['seed']}: {json.dumps(trial['overrides'])}")
+    print_choices(config, corpus=report)
     console.say(f"{len(trials)} trials on {report.rows} examples, {report.tokens} tokens")
     console.say("one example; [trained tokens] are in brackets:")
     console.say("".join(f"[{text}]" if trained else text for text, trained in report.example))
 
 
-def print_choices(config: SweepConfig, benchmarks: Sequence[Benchmark] = ()) -> None:
-    """Print what is trained and how fast, and what it is scored on."""
+def print_choices(
+    config: SweepConfig,
+    benchmarks: Sequence[Benchmark] = (),
+    corpus: "CorpusReport | None" = None,
+) -> None:
+    """Print what is trained, how fast and how often, what was chosen, and what it is scored on."""
     train = config.train
     rates = sorted({config_of(train, trial).optim.lr for trial in config.trials})
     how = f"LoRA of rank {train.lora.rank}" if train.lora.rank else "all weights"
     many = "learning rates" if len(rates) > 1 else "learning rate"
+    rows = corpus.packed_rows(train.data.sequence_length) if corpus else None
+    epochs = train.max_steps * train.global_batch_size / rows if rows else 0.0
+    often = f" ({epochs:.3g} epochs of the data)" if epochs else ""
     console.say(
-        f"trains {how} of {train.model.path}, {train.max_steps} steps, {many} "
+        f"trains {how} of {train.model.path}, {train.max_steps} steps{often}, {many} "
         f"{', '.join(f'{rate:g}' for rate in rates)}"
     )
+    if epochs > MANY_EPOCHS:
+        console.note(
+            f"warning: {train.max_steps} steps are {epochs:,.0f} epochs: the model will learn the "
+            "examples by heart; give --epochs 3 or fewer --max-steps"
+        )
+    print_chosen(config)
     if benchmarks:
         print_benchmarks(benchmarks)
 
 
+def print_chosen(config: SweepConfig) -> None:
+    """Print each option that was not given, with the value that was chosen and the reason."""
+    if config.chosen:
+        columns = ("chosen, since not given", "", "")
+        console.table(columns, defaults.described(config))
+
+
 def print_benchmarks(benchmarks: Sequence[Benchmark]) -> None:
-    """Print the benchmarks, and for each how many of its items are used and how it is graded."""
-    texts = [", ".join([b.name, *(b.notes or [f"{len(b.items)} items"])]) for b in benchmarks]
+    """Print the benchmarks, and for each how many of its items are used and what was chosen."""
+    texts = []
+    for benchmark in benchmarks:
+        counted = any(note.endswith(" items") for note in benchmark.notes)
+        count = [] if counted else [f"{len(benchmark.items)} items"]
+        texts.append(", ".join([benchmark.name, *count, *benchmark.notes]))
     console.say(f"scores on {'; '.join(texts)}")
 
 

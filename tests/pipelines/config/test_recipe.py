@@ -39,7 +39,7 @@ def test_a_recipe_changes_a_preset(tmp_path: Path) -> None:
     assert config.train.data.validation == (), "as with --data"
     trained = config_of(config.train, config.trials[0])
     assert (trained.optim.lr, trained.objective.mismatch_reward) == (1e-5, 0), "wins over the arm"
-    assert config.name.startswith("debug-")
+    assert config.name.startswith("base-a-"), "after model and data"
 
 
 def test_options_win_over_a_recipe(tmp_path: Path) -> None:

@@ -143,7 +143,11 @@ def train(  # noqa: PLR0913 - four positional arguments, the rest are optional k
         saves = last or stop or (interval > 0 and step % interval == 0)
         if saves or step == 1 or step % config.log_interval == 0:
             seconds = time.perf_counter() - clock
-            metrics |= {"tokens_per_second": tokens / seconds, "data_wait": steps.wait / seconds}
+            metrics |= {
+                "tokens": tokens,  # since the last report
+                "tokens_per_second": tokens / seconds,
+                "data_wait": steps.wait / seconds,
+            }
             metrics |= {"skipped_steps": progress.skipped} if progress.skipped else {}
             # Decided by the config: a rank without validation rows takes part in the evaluation.
             if config.data.validation and (last or step % config.eval_interval == 0):

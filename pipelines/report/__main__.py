@@ -30,7 +30,7 @@ def rendered(directory: Path) -> str:
         stored = json.loads((directory / FILE).read_text())["benchmarks"]
         overlaps = {each["benchmark"]: Overlap(**each) for each in stored}
     drawn = page.figures(entries, benchmarks, run["config"]["search"]["metric"])
-    return page.render(entries, benchmarks, run, drawn, overlaps)
+    return page.render(entries, benchmarks, run, drawn, overlaps, directory)
 
 
 def main() -> None:

@@ -12,7 +12,16 @@ from typing import Any
 
 from evals.records import Verdicts
 from evals.statistics.estimates import Difference, holm, paired_seeds
-from pipelines.report.leaderboard import BASE, Arm, Entry, group_by_arm, percent, rank_arms
+from pipelines.report.leaderboard import (
+    BASE,
+    Arm,
+    Entry,
+    best_trial,
+    group_by_arm,
+    percent,
+    rank_arms,
+    retained_benchmarks,
+)
 
 SIGNIFICANCE_LEVEL = 0.05
 METHOD = (
@@ -157,6 +166,39 @@ def winning_arm(entries: Sequence[Entry], target: str) -> Arm | None:
         return None
     tests = [compare_arms(best, arm, target) for arm in ranked if arm is not best]
     return best if tests and all(d is not None and _is_better(d) for d in tests) else None
+
+
+def recommendation(entries: Sequence[Entry], benchmarks: Sequence[str]) -> str:
+    """Return which trial's model to use, or that none is clearly better than the base model.
+
+    Args:
+        entries: all trials and the base model.
+        benchmarks: names of the benchmarks, the target first.
+    """
+    target, best = benchmarks[0], best_trial(entries, benchmarks[0])
+    arms = {arm.name: arm for arm in group_by_arm(entries)}
+    if best is None:
+        return "There is no trained model to use."
+    highest = f"{best.trial}, the best trial of {best.arm}"
+    gain = compare_arms(arms[best.arm], arms[BASE], target) if BASE in arms else None
+    if gain is None:
+        return f"The highest score has {highest}. It was not compared with the base model."
+    if not _is_better(gain):
+        return (
+            f"No model is clearly better than the base model on {target}: keep the base model, or "
+            f"test with more seeds or items. The highest score has {highest}."
+        )
+    text = f"Use {highest}."
+    if winning_arm(entries, target) is None:
+        text += " It is significantly better than the base model, but no clear winner."
+    forgotten = [
+        name
+        for name in retained_benchmarks(benchmarks)
+        if (d := compare_arms(arms[BASE], arms[best.arm], name)) is not None and _is_better(d)
+    ]
+    if forgotten:
+        text += f" It has forgotten: significantly worse than base on {_listed(forgotten)}."
+    return text
 
 
 def best_and_ties(arms: Sequence[Arm], benchmark: str) -> set[str]:

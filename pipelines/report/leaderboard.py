@@ -41,6 +41,10 @@ class Entry:
     """By benchmark."""
     tokens_per_second: float | None = None
     """Median of the training reports."""
+    tokens: float | None = None
+    """Tokens that were trained on, including repeated steps."""
+    seconds: float | None = None
+    """Time of the trial, including its start, validation, checkpoints and repeated steps."""
     validation: dict[str, float] = field(default_factory=dict)
     """The last value of each val_ metric."""
     history: list[dict[str, float]] = field(default_factory=list)

@@ -7,13 +7,14 @@ import html
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import Any
 
 from otr.files import write_text
-from pipelines.report import differences, leaderboard, plots, tables
+from pipelines.report import answers, differences, leaderboard, plots, tables
 from pipelines.report.leaderboard import BASE, Entry, group_by_arm, rank_arms, retained_benchmarks
 from pipelines.report.plot_style import dark_css_colors, with_css_colors
 from pipelines.report.tables import Cell, Overlaps, ScoreCell, Table
@@ -55,7 +56,8 @@ def write(
         directory / name for name in ("report.html", "table.md", "figures", "leaderboard.json")
     )
     leaderboard.write(entries, board)
-    write_text(page, render(entries, benchmarks, run, drawn, overlaps))
+    run = {**run, "finished": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")}
+    write_text(page, render(entries, benchmarks, run, drawn, overlaps, directory))
     write_text(table, tables.markdown(entries, benchmarks, overlaps))
     folder.mkdir(exist_ok=True)
     for figure in drawn:
@@ -70,22 +72,31 @@ def render(
     run: Mapping[str, Any],
     drawn: Sequence[Figure],
     overlaps: Overlaps,
+    directory: Path,
 ) -> str:
-    """Return the report as HTML; see `write` for the arguments, `figures` for `drawn`."""
+    """Return the report as HTML; see `write` for the arguments, `figures` for `drawn`.
+
+    In `directory`, whose files are linked and quoted, nothing is written.
+    """
+    best = leaderboard.best_trial(entries, benchmarks[0])
     template = Template(files("pipelines.report").joinpath("report.html").read_text())
     return template.substitute(
         name=html.escape(run["name"]),
         dark_colors=dark_css_colors(),
         verdict=html.escape(differences.verdict(entries, benchmarks[0])),
+        use=_use(entries, benchmarks, directory),
         facts=_facts(entries, benchmarks, run),
         failures=_failures(entries),
         scores=_scores(entries, benchmarks),
+        examples=answers.examples_section(directory, best, benchmarks[0]),
+        benchmarks=_benchmarks(entries, benchmarks),
         overlap=_overlap(overlaps),
         figures="".join(map(_figure, drawn)),
         command=html.escape(run["command"]),
         versions=html.escape(", ".join(f"{k} {v}" for k, v in run["versions"].items())),
         config=html.escape(json.dumps(run["config"], indent=2)),
         trials=html_table(tables.trial_table(entries, benchmarks)),
+        files=answers.files_section(directory),
     )
 
 
@@ -181,13 +192,42 @@ def _facts(entries: Sequence[Entry], benchmarks: Sequence[str], run: Mapping[str
         f"of {train['data']['sequence_length']} tokens",
         "trials": f"{len(trials)} trials, {len({entry.arm for entry in trials})} arms",
         "benchmarks": f"{len(benchmarks)} benchmarks, {items} items each",
+        **_cost(trials, train["workers"]),
         "started": run["created"],
+        **({"finished": run["finished"]} if "finished" in run else {}),
         "code": f"commit {commit[:12]}{', with local changes' if changed else ''}",
     }
     return "".join(
         f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(str(v))}</dd></div>"
         for k, v in facts.items()
     )
+
+
+def _cost(trials: Sequence[Entry], workers: Mapping[str, Any]) -> dict[str, str]:
+    """Return the cost of training all trials; nothing if it is not known."""
+    seconds = sum(trial.seconds or 0 for trial in trials)
+    if not seconds:
+        return {}
+    device, each = ("GPU", workers["gpus"]) if workers["gpus"] else ("CPU core", workers["cpus"])
+    hours = seconds * workers["count"] * each / 3600
+    cost = {"training time": f"{seconds / 60:,.1f} minutes, {hours:,.2g} {device} hours"}
+    tokens = sum(trial.tokens or 0 for trial in trials)
+    return cost | ({"trained tokens": f"{tokens:,.0f}"} if tokens else {})
+
+
+def _use(entries: Sequence[Entry], benchmarks: Sequence[str], directory: Path) -> str:
+    """Return which model to use, with its directory."""
+    text = html.escape(differences.recommendation(entries, benchmarks))
+    best = leaderboard.best_trial(entries, benchmarks[0])
+    if best is None or best.checkpoint is None:
+        return text
+    link = answers.checkpoint_link(directory, best.checkpoint)
+    return f"{text}<br>Checkpoint of {html.escape(best.trial)}: {link}"
+
+
+def _benchmarks(entries: Sequence[Entry], benchmarks: Sequence[str]) -> str:
+    table = html_table(tables.benchmark_table(entries, benchmarks))
+    return f"<section><h2>Benchmarks</h2>{table}</section>"
 
 
 def _failures(entries: Sequence[Entry]) -> str:

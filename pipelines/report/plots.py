@@ -123,7 +123,8 @@ def scores_by_setting(
         metric: validation metric that selects among arms that differ only in the learning rate.
     """
     tuned = arms_at_best_rate(entries, metric)
-    sampled = [arm for arm in tuned if objective_kind(arm) == ("otr", "sampled")]
+    scored = [arm for arm in tuned if arm.score(benchmarks[0])]
+    sampled = [arm for arm in scored if objective_kind(arm) == ("otr", "sampled")]
     if len({a.first.objective[setting] for a in sampled if a.first.objective}) < 2:
         return ""
     controls = _best_per_kind([arm for arm in tuned if arm not in sampled], benchmarks[0])

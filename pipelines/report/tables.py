@@ -143,12 +143,36 @@ def trial_table(entries: Sequence[Entry], benchmarks: Sequence[str]) -> Table:
             _number(entry.seed),
             *(_score(Arm(entry.arm, (entry,)).score(name)) for name in benchmarks),
             _number(entry.tokens_per_second, ",.0f"),
+            _number(entry.tokens, ",.0f"),
+            _number(entry.seconds and entry.seconds / 60, ".1f"),
             entry.checkpoint or "-",
         ]
         for entry in entries
     ]
-    columns = ["trial", "status", "learning rate", "seed", *benchmarks, "tokens/s", "checkpoint"]
+    cost = ["tokens/s", "trained tokens", "minutes"]
+    columns = ["trial", "status", "learning rate", "seed", *benchmarks, *cost, "checkpoint"]
     return Table(columns, rows)
+
+
+def benchmark_table(entries: Sequence[Entry], benchmarks: Sequence[str]) -> Table:
+    """Return a row per benchmark: what it asks, how many items it has, how it is scored."""
+    retained, rows = retained_benchmarks(benchmarks), []
+    for name in benchmarks:
+        score = next(e.scores[name] for e in entries if name in e.scores)
+        settings = score["settings"]
+        source = settings.get("source", "-")
+        rows.append(
+            [
+                name,
+                settings.get("domain", "-"),
+                "retained" if name in retained else "to learn",
+                str(score["num_examples"]),
+                score["metric"],
+                f"at most {settings['max_tokens']} tokens" if "max_tokens" in settings else "-",
+                source.rpartition("/")[2] if source.endswith(".jsonl") else source,
+            ]
+        )
+    return Table(["benchmark", "domain", "skill", "items", "metric", "answers", "source"], rows)
 
 
 def incomplete_answers(entries: Sequence[Entry], benchmarks: Sequence[str]) -> list[str]:

@@ -74,6 +74,8 @@ def entry(arm: str, seed: int, target: float, retained: float, **changes: object
         "status": "finished",
         **results(dict(zip(BENCHMARKS, (target, target / 2, retained, retained), strict=True))),
         "tokens_per_second": 9000.0,
+        "tokens": 5000.0,
+        "seconds": 90.0,
         "validation": {"val_exact": target},
         "history": [
             {"step": s, "loss": 1 / s, "nll": 1 / s, "hit_rate": 0.5} for s in range(1, 12)
@@ -351,6 +353,10 @@ def test_figures_are_svg_or_empty_if_there_is_nothing_to_compare(entries: list[E
         assert ElementTree.fromstring(svg).tag.endswith("svg")
     empty = plots.scores_by_setting(entries, "mismatch_reward", "beta", BENCHMARKS, "val_exact")
     assert empty == ""
+    untested = replace(entries[-1], arm="untested", scores={}, verdicts={})
+    untested = replace(untested, objective={**untested.objective, "mismatch_reward": -1.0})
+    arguments = ("mismatch_reward", "beta", BENCHMARKS, "val_exact")
+    assert plots.scores_by_setting([*entries, untested], *arguments) == ""
     assert plots.trade_off(entries, BENCHMARKS[0], []) == ""
     assert plots.curves(entries[:1], BENCHMARKS[0]) == ""
 
@@ -375,14 +381,55 @@ def test_the_report_and_its_parts_are_files(compared: list[Entry], tmp_path: Pat
     assert (tmp_path / "table.md").read_text() == tables.markdown(compared, BENCHMARKS, {})
 
 
-def test_the_report_needs_no_other_file_and_escapes_what_it_shows(compared: list[Entry]) -> None:
+def test_the_report_says_which_model_to_use_and_what_it_cost(
+    compared: list[Entry], tmp_path: Path
+) -> None:
+    page.write(compared, BENCHMARKS, RUN, tmp_path, {})
+    report = (tmp_path / "report.html").read_text()
+    assert html.escape(differences.recommendation(compared, BENCHMARKS)) in report
+    assert "<code>/runs/otr-k256/1</code>" in report
+    assert "<dd>9.0 minutes, 0.15 CPU core hours</dd>" in report, "6 trials of 90 s on one core"
+    assert "<dd>30,000</dd>" in report and "<dt>finished</dt>" in report
+    unknown = [replace(each, seconds=None, tokens=None) for each in compared]
+    report = page.render(unknown, BENCHMARKS, RUN, [], {}, tmp_path)
+    assert "training time" not in report and "<dt>finished</dt>" not in report
+
+
+def test_each_benchmark_is_described_in_a_row(entries: list[Entry]) -> None:
+    settings = {"domain": "mathematics", "source": "/data/mine.jsonl", "max_tokens": 512}
+    entries[0].scores[BENCHMARKS[0]]["settings"] = settings
+    rows = tables.benchmark_table(entries, BENCHMARKS).rows
+    own = ["mathematics", "to learn", "200", "accuracy", "at most 512 tokens", "mine.jsonl"]
+    assert [name for name, *_ in rows] == BENCHMARKS and rows[0][1:] == own
+    assert rows[2][1:] == ["-", "retained", "200", "accuracy", "-", "-"], "an older leaderboard"
+
+
+def test_the_recommendation_follows_the_tests(entries: list[Entry]) -> None:
+    def said(*arms: str, base: float = 0.1) -> str:
+        values = {name: base if "t-h" in name else 0.9 for name in BENCHMARKS}
+        some = [base_entry(values), *(e for e in entries if e.arm in arms)]
+        return differences.recommendation(some, BENCHMARKS)
+
+    clear = said("sft", "otr-k16")
+    assert clear.startswith("Use otr-k16-seed1, the best trial of otr-k16.")
+    assert clear.endswith("worse than base on retained-code and retained-mathematics.")
+    assert "no clear winner" not in clear and "no clear winner" in said("otr-k16", "otr-k256")
+    assert said("otr-k16", base=0.9).startswith("No model is clearly better than the base model")
+    assert said() == "There is no trained model to use."
+    bare = [replace(each, verdicts={}) for each in entries]
+    assert "was not compared" in differences.recommendation(bare, BENCHMARKS)
+
+
+def test_the_report_needs_no_other_file_and_escapes_what_it_shows(
+    compared: list[Entry], tmp_path: Path
+) -> None:
     failed = entry(
         "sft", 2, 0, 0, status="failed", scores={}, error="<loss> is nan", checkpoint=None
     )
     entries = [*compared, replace(failed, differences={}, verdicts={})]
     overlaps = {BENCHMARKS[0]: Overlap(BENCHMARKS[0], 200, {"<item>": 3})}
     drawn = page.figures(entries, BENCHMARKS, "val_exact")
-    report = page.render(entries, BENCHMARKS, RUN, drawn, overlaps)
+    report = page.render(entries, BENCHMARKS, RUN, drawn, overlaps, tmp_path)
     assert not re.search(r"""(src|href)=["']?(http|//)|@import|<script|<link""", report)
     assert "a &amp; b" in report and "&lt;loss&gt; is nan" in report and "<loss>" not in report
     assert "1 (0%)" in report and "&lt;item&gt;" in report and "<item>" not in report

@@ -4,6 +4,7 @@ Each entry gives its reason and its upstream source; tests/otr/test_compat.py fa
 or behaves differently. Nothing is imported before it is used.
 """
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,29 @@ def shard_rank(path: Path) -> int:
     torch 2.13.
     """
     return int(path.name.split("_")[2])
+
+
+_LOST_PEER = re.compile(
+    "Connection (closed|reset|refused)|Broken pipe|[Tt]imed? ?out|ncclRemoteError|ncclSystemError"
+    "|ncclInProgress|communicator was aborted"
+)
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Return whether a process of the process group could not be reached any more.
+
+    Only errors of torch.distributed itself count. Its store has types for it. NCCL has one type for
+    all its errors, and gloo a plain RuntimeError that begins with its source file, so that their
+    text decides (torch/csrc/distributed/c10d/exception.h, third_party/gloo/gloo/transport/tcp,
+    torch 2.13).
+    """
+    import torch.distributed as dist
+
+    if isinstance(error, dist.DistNetworkError | dist.DistStoreError):
+        return True
+    gloo = type(error) is RuntimeError and re.match(r"\[\S*/gloo/transport/", str(error))
+    backend = isinstance(error, dist.DistBackendError)
+    return bool((gloo or backend) and _LOST_PEER.search(str(error)))
 
 
 def attention_name(config: "PretrainedConfig") -> str:

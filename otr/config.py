@@ -178,7 +178,14 @@ class TrainConfig:
     """Optimizer steps between evaluations on the validation data. The last step always
     evaluates."""
     checkpoint_interval: int = 0
-    """Optimizer steps between checkpoints. 0: only after the last step."""
+    """Optimizer steps between checkpoints. 0: no checkpoint by the number of steps. The last step
+    always writes one."""
+    checkpoint_minutes: float = 15
+    """Minutes between checkpoints, beside those by the number of steps. 0: no checkpoint by
+    time."""
+    save_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Data type of the weights (with LoRA: of the adapter) in the last checkpoint. `bfloat16`
+    halves their size, and training can't go on from it. Earlier checkpoints are float32."""
     seed: int = 0
     """Seed of the data order, of the tokens that the objective samples, and of dropout."""
 
@@ -197,6 +204,12 @@ class TrainConfig:
                 f"checkpoint_interval is {self.checkpoint_interval}: use 0 (only the last step) or "
                 "more"
             )
+        if not self.checkpoint_minutes >= 0:
+            raise ValueError(
+                f"checkpoint_minutes is {self.checkpoint_minutes}: use 0 (none by time) or more"
+            )
+        if self.save_dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"save_dtype is {self.save_dtype!r}: use 'float32' or 'bfloat16'")
         rows = self.micro_batch_size * self.workers.count
         if self.micro_batch_size < 1 or self.global_batch_size < 1 or self.global_batch_size % rows:
             each = self.global_batch_size // self.workers.count

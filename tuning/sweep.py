@@ -5,6 +5,7 @@ others.
 """
 
 import logging
+import math
 import os
 import pickle
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from ray.tune.schedulers import TrialScheduler
 
 from otr.config import TrainConfig
 from otr.training.checkpoint_store import list_checkpoints
-from otr.training.driver import worker_error
+from otr.training.driver import stored_max_steps, worker_error
 from tuning import _compat
 from tuning.concurrency import ElasticVariantGenerator
 from tuning.ended_trials import MoveEndedTrials
@@ -73,6 +74,7 @@ def run(  # noqa: PLR0913 - the objects of a sweep are few and independent; most
             trial as a dict {arm, overrides, seed}; `tune_trial.trial_id` stays the same on resume.
         resume: continue the sweep of this storage and name, or start it if there is none. Finished
             trials stay, interrupted ones resume from their last checkpoint, failed ones run again.
+            If `max_steps` is larger than before, all trials go on from their last checkpoints.
         stop_file: once this file exists, each trial saves and fails; `resume` continues it.
 
     Returns:
@@ -100,6 +102,8 @@ def run(  # noqa: PLR0913 - the objects of a sweep are few and independent; most
         DRIVER_RESOURCES,
     )
     tuner = _restore(trainable, trials, directory) if exists else None
+    if exists and any(_is_longer(f"{directory}/{n}/{RUN}", own) for n, own in configs.items()):
+        tuner = None  # Tune would leave finished trials as they are
     if tuner is None:
         tuner = tune.Tuner(
             trainable,
@@ -116,6 +120,11 @@ def run(  # noqa: PLR0913 - the objects of a sweep are few and independent; most
         _outcome(trial, results[trial.name], f"{directory}/{trial.name}", own.max_steps)
         for trial, own in zip(trials, configs.values(), strict=True)
     ]
+
+
+def _is_longer(directory: str, config: TrainConfig) -> bool:
+    """Return whether a trial has more steps than when it started."""
+    return (stored_max_steps(directory) or math.inf) < config.max_steps
 
 
 def _check_metric(config: TrainConfig, settings: SearchSettings) -> None:

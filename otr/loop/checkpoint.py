@@ -24,7 +24,7 @@ import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from otr._compat import shard_rank
+from otr._compat import is_lost_peer, shard_rank
 from otr.files import write_json
 
 if TYPE_CHECKING:
@@ -129,6 +129,11 @@ class Snapshot:
     """Other state to resume from, as JSON; becomes part of state.json."""
     probe: Probe | None = None
     """Check of the written model; None skips it."""
+    dtype: str = "float32"
+    """Data type that the weights are written in, as in `TrainConfig.save_dtype`."""
+    precision: str | None = None
+    """Precision of training, as in `ModelConfig.dtype`. The written config names it, so that
+    transformers and vLLM compute as the forward passes of training did. None: the model's dtype."""
     stall_seconds: float = 0.0
     """Seconds that this snapshot paused training, including the wait for the previous one."""
 
@@ -174,14 +179,18 @@ class Snapshot:
                 _barrier(group)
                 _write_optimizer(scratch / TRAINER / OPTIMIZER, self.optimizer, group)
                 if self.weights is not None:
-                    _write_model(scratch, self.model, self.weights, tokenizer)
+                    self._write_model(scratch, self.weights)
+                    tokenizer.save_pretrained(scratch)
                     state = {"step": self.step, "world": world, **self.trainer_state}
-                    write_json(scratch / TRAINER / STATE, state)
                     if run is not None:
                         write_json(scratch / "run.json", run)
                     unlike = self._check_export(scratch)
                     if unlike:
                         write_json(scratch / UNVERIFIED, {"step": self.step, "reason": unlike})
+                    elif self.dtype == "bfloat16":
+                        self._round_model(scratch, self.weights)
+                        state["dtype"] = self.dtype
+                    write_json(scratch / TRAINER / STATE, state)
                 unlike = _from_first_rank(unlike, group)
                 if unlike:
                     directory = directory.with_name(f"unverified-{directory.name}")
@@ -198,6 +207,27 @@ class Snapshot:
         if unlike:
             raise UnverifiedCheckpoint(str(directory), unlike)
         return directory
+
+    def _write_model(self, directory: Path, weights: dict[str, Tensor]) -> None:
+        if hasattr(self.model, "peft_config"):
+            from otr.models.lora import write_adapter
+
+            write_adapter(directory, self.model, weights)
+        else:
+            self.model.save_pretrained(directory, state_dict=weights)
+            if self.precision is not None:
+                path = directory / "config.json"
+                write_json(path, json.loads(path.read_text()) | {"dtype": self.precision})
+
+    def _round_model(self, directory: Path, weights: dict[str, Tensor]) -> None:
+        """Write the weights again, in bfloat16.
+
+        They are written after the check, which finds smaller differences than rounding makes.
+        """
+        for path in directory.glob("*.safetensors*"):  # there may be fewer of them now
+            path.unlink()
+        rounded = {n: w.bfloat16() if w.is_floating_point() else w for n, w in weights.items()}
+        self._write_model(directory, rounded)
 
     def _check_export(self, directory: Path) -> str:
         """Load the written model as any user would, and compare its NLL with the probe's.
@@ -310,21 +340,6 @@ def saved_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, 
     return {name: tensor for name, tensor in weights.items() if name not in tied}
 
 
-def _write_model(
-    directory: Path,
-    model: "PreTrainedModel",
-    weights: dict[str, Tensor],
-    tokenizer: "PreTrainedTokenizerBase",
-) -> None:
-    if hasattr(model, "peft_config"):
-        from otr.models.lora import write_adapter
-
-        write_adapter(directory, model, weights)
-    else:
-        model.save_pretrained(directory, state_dict=weights)
-    tokenizer.save_pretrained(directory)
-
-
 def _write_optimizer(
     directory: Path, optimizer: dict[str, Any], group: dist.ProcessGroup | None
 ) -> None:
@@ -353,13 +368,15 @@ def _checksums(directory: Path, paths: Iterable[Path]) -> dict[str, list[Any]]:
 
 @contextmanager
 def _os_errors() -> Iterator[None]:
-    """Turn the errors of all writers into OSError."""
+    """Turn the errors of all writers into OSError, but not the loss of another rank."""
     try:
         yield
     except dcp.CheckpointException as error:  # a BaseException: no caller would catch it
         first = next(iter(error.failures.values()))[0]
         raise OSError(str(first)) from first
     except (RuntimeError, SafetensorError) as error:  # raised on a full disk
+        if is_lost_peer(error):
+            raise
         raise OSError(str(error)) from error
 
 

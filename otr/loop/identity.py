@@ -5,6 +5,7 @@ fingerprints of the model's weights and of the corpus files, and is stored as JS
 """
 
 import hashlib
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -22,6 +23,8 @@ _FREE = (
     "log_interval",
     "eval_interval",
     "checkpoint_interval",
+    "checkpoint_minutes",
+    "save_dtype",
     "data.validation",
     "data.max_rejected",
     "data.skip_bad",
@@ -30,6 +33,8 @@ _FREE = (
     "model.attention",
 )
 """Dotted keys, or prefixes of them, that may change when a run resumes."""
+LENGTH = "max_steps"
+"""Dotted key of the length, which may grow."""
 
 
 def identity(config: TrainConfig, corpus: Sequence[Sequence[Any]]) -> dict[str, Any]:
@@ -73,7 +78,7 @@ def sampled_digest(path: str | Path, max_bytes: int) -> str:
 
 
 def check_same(before: Mapping[str, Any], now: Mapping[str, Any], directory: str) -> None:
-    """Compare a run's identity with the one it started with.
+    """Compare a run's identity with the one it started with; the run may have become longer.
 
     Args:
         before: the stored identity; may have keys from before they were renamed.
@@ -88,6 +93,7 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], directory: str
         (key, before.get(key), now.get(key))
         for key in {**before, **now}
         if before.get(key) != now.get(key)
+        and not (key == LENGTH and before.get(key, math.inf) < now.get(key, 0))
     ]
     if pairs:
         changes = "; ".join(

@@ -92,6 +92,8 @@ class _StepResult:
     tokens: float
     """Tokens of the step on all ranks, padding excluded."""
     stop: bool
+    saves: bool
+    """Whether rank 0's clock asks for a checkpoint."""
     skipped: bool = False
 
 
@@ -132,15 +134,17 @@ def train(  # noqa: PLR0913 - four positional arguments, the rest are optional k
     steps, staging = _StepBatches(batches, config, progress.step), Staging()
     policy.train()
     clock, tokens, stop = time.perf_counter(), 0.0, False
+    saved, seconds_between = time.monotonic(), 60 * config.checkpoint_minutes or math.inf
     while progress.step < config.max_steps and not stop:
         lr = learning_rate(config.optim, progress.step, config.max_steps)
-        result = _step(run, next(steps), progress.step, lr)
+        saves = time.monotonic() - saved >= seconds_between
+        result = _step(run, next(steps), progress.step, lr, saves=saves)
         progress = Progress(progress.step + 1, progress.skipped + result.skipped)
         step, stop, metrics = progress.step, result.stop, dict(result.metrics)
         tokens += result.tokens
         last = step == config.max_steps
         interval = config.checkpoint_interval
-        saves = last or stop or (interval > 0 and step % interval == 0)
+        saves = last or stop or result.saves or (interval > 0 and step % interval == 0)
         if saves or step == 1 or step % config.log_interval == 0:
             seconds = time.perf_counter() - clock
             metrics |= {
@@ -155,8 +159,10 @@ def train(  # noqa: PLR0913 - four positional arguments, the rest are optional k
             snapshot = None
             if saves:
                 snapshot = take_snapshot(policy, run.optimizer, staging, progress, run.hooks)
+                snapshot.precision, saved = config.model.dtype, time.monotonic()
             if snapshot is not None and last:
                 snapshot.probe = _probe(policy, steps.micro[0], config)
+                snapshot.dtype = config.save_dtype
             report({"step": step, "lr": lr, **metrics}, snapshot)
             clock, tokens, steps.wait = time.perf_counter(), 0.0, 0.0
 
@@ -203,17 +209,19 @@ def _probe(policy: nn.Module, batch: Batch, config: TrainConfig) -> Probe:
     return Probe(rows, nll_T, dtype)
 
 
-def _step(run: _Run, micro: Sequence[Batch], step: int, lr: float) -> _StepResult:
-    """Take the optimizer step after `step` others."""
+def _step(run: _Run, micro: Sequence[Batch], step: int, lr: float, *, saves: bool) -> _StepResult:
+    """Take the optimizer step after `step` others; `saves` counts on rank 0 alone."""
     config, policy, own = run.config, run.policy, parallel.unwrap(run.policy)
     device = own.device
     micro = [{k: v.to(device, non_blocking=True) for k, v in batch.items()} for batch in micro]
     marked = [(batch["loss_mask"][:, 1:], batch["segment_ids"] > 0) for batch in micro]
     numbers = [sum(mask.sum() for mask in masks) for masks in zip(*marked, strict=True)]
-    counts = [*map(float, numbers), float(run.hooks.should_stop())]
-    count, tokens, stop = parallel.sum_over_ranks(
+    flags = [run.hooks.should_stop(), saves and parallel.rank() == 0]
+    counts = [*map(float, numbers), *map(float, flags)]
+    count, tokens, *summed = parallel.sum_over_ranks(
         torch.tensor(counts, dtype=torch.float64, device=device)
     ).tolist()
+    stop, saves = (flag > 0 for flag in summed)
     if count == 0:
         raise ValueError(f"step {step + 1} has no token to predict: its packed rows are empty")
     seed = config.seed * 1_000_003 + step  # torch's CPU generators keep 32 bits of it
@@ -234,7 +242,7 @@ def _step(run: _Run, micro: Sequence[Batch], step: int, lr: float) -> _StepResul
         run.optimizer.zero_grad(set_to_none=True)
         rows = _bad_rows(policy, micro, config)
         _handle_bad_step(BadStep(step + 1, loss, grad_norm, rows, micro), run)
-        return _StepResult({}, tokens, stop > 0, skipped=True)
+        return _StepResult({}, tokens, stop, saves, skipped=True)
     for group in run.optimizer.param_groups:
         group["lr"] = lr
     run.optimizer.step()
@@ -247,7 +255,7 @@ def _step(run: _Run, micro: Sequence[Batch], step: int, lr: float) -> _StepResul
         "entropy": entropy,
         "grad_norm": grad_norm,
     }
-    return _StepResult(metrics, tokens, stop > 0)
+    return _StepResult(metrics, tokens, stop, saves)
 
 
 def _handle_bad_step(bad: BadStep, run: _Run) -> None:

@@ -7,10 +7,24 @@ Each entry says why it is needed and where upstream it comes from.
 from typing import Any
 
 import pyarrow.fs
-import ray.exceptions
 import ray.train
+from ray.exceptions import (
+    LocalRayletDiedError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayTaskError,
+    RpcError,
+    WorkerCrashedError,
+)
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
-from ray.train.v2._internal.exceptions import RayTrainError
+from ray.train.v2._internal.exceptions import (
+    WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
+    WorkerHealthCheckTimeoutError,
+)
 from ray.train.v2._internal.execution.context import get_train_context
 
 CHECKPOINT_LIST = CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
@@ -54,12 +68,31 @@ def run_storage() -> tuple[pyarrow.fs.FileSystem, str]:
     return storage.storage_filesystem, storage.experiment_fs_path
 
 
-def is_process_loss(failure: BaseException) -> bool:
-    """Return whether a worker's failure is the loss of a process, not an error raised by its code.
+_LOST = (
+    RayActorError,
+    WorkerCrashedError,
+    NodeDiedError,
+    LocalRayletDiedError,
+    OutOfMemoryError,  # Ray ends a process before the host runs out of memory
+    ObjectLostError,
+    RpcError,
+    WorkerHealthCheckTimeoutError,
+    WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
+)
+
+
+def is_process_loss(failure: BaseException | None) -> bool:
+    """Return whether a failure is the loss of a process or host, not an error raised by code.
 
     Ray Train reports both in `WorkerGroupError.worker_failures`, code errors unwrapped since
-    https://github.com/ray-project/ray/pull/61153; only Ray's own base classes tell them apart.
+    https://github.com/ray-project/ray/pull/61153; only their types tell them apart. Many of Ray's
+    error types are no losses, such as those of a disk that is full or of an exception that can't be
+    unpickled. Ray's tasks and Ray Train's health check wrap the error that counts.
     """
-    if isinstance(failure, ray.exceptions.RayTaskError):  # an error that a task's code raised
-        return False
-    return isinstance(failure, RayTrainError | ray.exceptions.RayError)
+    if isinstance(failure, WorkerHealthCheckFailedError):
+        return is_process_loss(failure.health_check_failure)
+    if isinstance(failure, RayTaskError):
+        return is_process_loss(failure.cause)
+    raised_at_start = isinstance(failure, RayActorError) and failure.actor_init_failed
+    return isinstance(failure, _LOST) and not raised_at_start

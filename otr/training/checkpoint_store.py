@@ -8,14 +8,15 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import takewhile
 from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Event
-from time import monotonic, sleep
+from time import monotonic, sleep, time
 from typing import TYPE_CHECKING, Any
 
 import fsspec
@@ -44,6 +45,16 @@ logger = logging.getLogger(__name__)
 
 UPLOAD_ATTEMPTS = 4
 RETAINED = 2  # newest checkpoints that stay; the best by validation stays too
+PROGRESS = "progress.json"
+
+
+@dataclass(frozen=True)
+class Position:
+    """A step of a run, and when it was reached."""
+
+    step: int
+    time: float
+    """Seconds since the epoch; 0 if it is not known."""
 
 
 def recover(directory: str) -> tuple[str | None, list[str]]:
@@ -97,6 +108,52 @@ def list_checkpoints(directory: str) -> list[str]:
         OSError: the storage can't be read.
     """
     return _checkpoints(*fsspec.core.url_to_fs(directory))
+
+
+def saved_position(directory: str, name: str | None) -> Position | None:
+    """Return the step and time of a checkpoint; None without one.
+
+    Raises:
+        OSError: the storage can't be read.
+    """
+    if name is None:
+        return None
+    fs, root = fsspec.core.url_to_fs(directory)
+    state = _state(fs, f"{root}/{name}")
+    return Position(state.get("step", 0), state.get("time", 0.0))
+
+
+def check_can_go_on(directory: str) -> None:
+    """Check that training can go on from the last checkpoint of a run that is to become longer.
+
+    Raises:
+        ValueError: the weights of the checkpoint are rounded.
+    """
+    fs, root = fsspec.core.url_to_fs(directory)
+    names = _checkpoints(fs, root)
+    dtypes = [_state(fs, f"{root}/{name}").get("dtype", "float32") for name in names]
+    if not names or dtypes[-1] == "float32":
+        return
+    last = f"{directory}/{names[-1]}"
+    remedy = f"start another run from it with --model {last}"
+    if fs.exists(f"{root}/{names[-1]}/adapter_config.json"):
+        remedy = f"start another run from OUT after `otr merge {last} OUT`"
+    if "float32" in dtypes:
+        whole = max(name for name, dtype in zip(names, dtypes, strict=True) if dtype == "float32")
+        remedy += f", or remove it to go on from {whole}"
+    raise ValueError(
+        f"{last} holds weights rounded to {dtypes[-1]} (--train.save-dtype), from which training "
+        f"can't go on: {remedy}"
+    )
+
+
+def last_report(directory: str) -> Position | None:
+    """Return the last report that a `CheckpointStore` has noted; None if there is none."""
+    try:
+        with fsspec.open(f"{directory}/{PROGRESS}", "r") as file:
+            return Position(**json.load(file))
+    except (OSError, ValueError, TypeError):  # it is for a message alone
+        return None
 
 
 def delete_old(directory: str) -> None:
@@ -204,6 +261,7 @@ class CheckpointStore:
 
     def report_resumed(self, name: str, metrics: dict[str, Any]) -> None:
         """Report the checkpoint that the run resumes from, so that Ray Train lists it again."""
+        self._note_progress(int(metrics["step"]))
         ray.train.report(
             metrics,
             checkpoint=Checkpoint(f"{self.root}/{name}", self.fs),
@@ -229,6 +287,7 @@ class CheckpointStore:
         """
         if snapshot is not None:
             self._written.clear()
+        self._note_progress(int(metrics["step"]))
         name = checkpoint_name(int(metrics["step"]))
         ray.train.report(
             metrics,
@@ -238,6 +297,12 @@ class CheckpointStore:
             checkpoint_upload_fn=partial(self._write, snapshot, tokenizer, run),
             delete_local_checkpoint_after_upload=False,  # it is the uploaded one
         )
+
+    def _note_progress(self, step: int) -> None:
+        """Note the last reported step: a run that is restarted says how much is computed again."""
+        if ray.train.get_context().get_world_rank() == 0:
+            with suppress(OSError), fsspec.open(f"{self.directory}/{PROGRESS}", "w") as file:
+                json.dump(asdict(Position(step, time())), file)
 
     def flush(self, seconds: float | None = None) -> None:
         """Wait until the last snapshot is written, at most `seconds`."""

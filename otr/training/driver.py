@@ -6,7 +6,7 @@ checkpoint. A checkpoint is a Hugging Face directory.
 
 import json
 import os
-import re
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -18,23 +18,18 @@ import ray.train
 from ray.train import FailureConfig, Result, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from otr._compat import is_lost_peer
 from otr.config import TrainConfig
-from otr.loop.identity import check_same, identity
+from otr.loop.identity import LENGTH, check_same, identity
 from otr.training import _compat
-from otr.training.checkpoint_store import recover
+from otr.training.checkpoint_store import check_can_go_on, last_report, recover, saved_position
+from otr.training.restarts import Preempted, Restart, loss, restart_text
 from otr.training.sources import absolute_path, corpus_identity
 from otr.training.worker import Job, stop_requested, train_loop
 
 RETRIES = 3
 START_TIMEOUT_SECONDS = 7 * 24 * 3600
-_LOST_PEER = re.compile(
-    "Connection (closed|reset) by peer|Broken pipe|NCCL|Socket Timeout|[Tt]imed out waiting"
-)
 IDENTITY = "identity.json"
-
-
-class Preempted(RuntimeError):
-    """The run saved and ended early because the host of a worker will be taken away."""
 
 
 def fit(
@@ -48,8 +43,12 @@ def fit(
 ) -> Result:
     """Train to `config.max_steps`, from the run's newest complete checkpoint if it has one.
 
+    A run may become longer: with a larger `max_steps` it goes on, and from there on the learning
+    rate follows the schedule of the new length.
+
     A run that loses a process or a host, or whose host will be taken away, is restarted, up to
-    RETRIES times without a new checkpoint. A run that raises an error is not. The last two
+    RETRIES times without a new checkpoint, and its first report then has a `restart` that says why
+    and what it cost. A run that raises an error is not (see `otr.training.restarts`). The last two
     checkpoints and the one with the lowest validation NLL stay; `Result.checkpoint` is the last,
     `otr.training.checkpoint_store.best_checkpoint` names the best.
 
@@ -63,61 +62,84 @@ def fit(
 
     Raises:
         ValueError: `storage` can't be written, or holds a run of this name with another model,
-            data or objective.
+            data or objective, or with more steps, or a shorter one whose weights were rounded.
         ray.train.TrainingFailedError: a worker failed; `worker_error` gives its own error.
+        RuntimeError: training ended before its last step and nobody had asked for it.
     """
     storage, config = absolute_path(storage), _with_absolute_paths(config)
     directory = f"{storage}/{name}"
-    _check_identity(config, directory)
+    longer = _check_identity(config, directory)
     _set_ray_train_environment()
     _compat.start_autoscaling_coordinator()
-    failures, previous, restarted = 0, None, ""
+    failures, restarts, previous, lost = 0, 0, None, ""
     while True:
         newest, notes = recover(directory)
+        notes += [longer] if longer and not restarts else []
         failures, previous = (failures if newest == previous else 0), newest
-        notes = [restarted, *notes] if restarted else notes
-        job = Job(config, directory, run, stop_file, newest, tuple(notes))
+        restart = None
+        if lost:
+            saved, reached = saved_position(directory, newest), last_report(directory)
+            restart = Restart(restarts, restart_text(lost, saved, reached, time.time()))
+        job = Job(config, directory, run, stop_file, newest, tuple(notes), restart)
         try:
             result = _trainer(job, storage, name, callbacks).fit()
-            finished = (result.metrics or {}).get("step", 0) >= config.max_steps
-            if finished or stop_requested(stop_file):
+            step = (result.metrics or {}).get("step", 0)
+            if step >= config.max_steps or stop_requested(stop_file):
                 return result
-            raise Preempted(f"{directory} ended early: the host of a worker will be taken away")
+            if not getattr(result, "return_value", False):  # of `train_loop`; Ray's types lack it
+                raise RuntimeError(f"{directory} ended at step {step} of {config.max_steps}")
+            raise Preempted(f"{directory} ended at step {step}: its host will be taken away")
         except (ray.train.TrainingFailedError, ray.exceptions.RayError, Preempted) as error:
-            failures += 1
-            if failures > RETRIES or not _is_retryable(error):
+            failures, restarts, lost = failures + 1, restarts + 1, loss(error)
+            if failures > RETRIES or not lost:
                 raise
-            restarted = f"restarted after: {worker_error(error)}"
 
 
 def worker_error(error: BaseException) -> str:
     """Return one line that says why a run failed: a worker's own error, if one raised it."""
     failures = list(getattr(error, "worker_failures", {}).values())
     # An error that a worker raised explains more than its peers' lost connections.
-    failures.sort(key=lambda failure: _LOST_PEER.search(str(failure)) is not None)
+    failures.sort(key=lambda failure: _compat.is_process_loss(failure) or is_lost_peer(failure))
     text = str(failures[0] if failures else error).strip()
     advice = ("Failed to apply UDF", "To change retry attempts")  # Ray Data's, after the reason
     lines = [line for line in text.splitlines() if not line.startswith(advice)]
     return lines[-1] if lines else type(error).__name__
 
 
-def _check_identity(config: TrainConfig, directory: str) -> None:
-    """Compare the run with the one that the directory holds; record it if there is none.
+def stored_max_steps(directory: str) -> int | None:
+    """Return the `max_steps` of the run that a directory holds; None if it holds none."""
+    fs, path = fsspec.core.url_to_fs(f"{directory}/{IDENTITY}")
+    return int(json.loads(fs.cat_file(path))[LENGTH]) if fs.exists(path) else None
+
+
+def _check_identity(config: TrainConfig, directory: str) -> str:
+    """Compare the run with the one that the directory holds; record it if it is new or longer.
+
+    Returns:
+        A note if the run has become longer; otherwise empty.
 
     Raises:
         ValueError: the directory holds another run, or can't be written.
     """
-    now = identity(config, corpus_identity(config.data))
+    now, note = identity(config, corpus_identity(config.data)), ""
     fs, path = fsspec.core.url_to_fs(f"{directory}/{IDENTITY}")
     if fs.exists(path):
-        check_same(json.loads(fs.cat_file(path)), now, directory)
-        return
+        before = json.loads(fs.cat_file(path))
+        check_same(before, now, directory)
+        if before[LENGTH] == config.max_steps:
+            return note
+        check_can_go_on(directory)
+        note = (
+            f"has {config.max_steps} steps instead of {before[LENGTH]}: from here on, the learning "
+            f"rate follows the cosine of {config.max_steps} steps"
+        )
     try:
         fs.makedirs(path.rpartition("/")[0], exist_ok=True)
         with fs.transaction, fs.open(path, "w") as file:  # atomic, also on an object store
             json.dump(now, file, indent=2)
     except OSError as error:
         raise ValueError(f"{directory} can't be written to ({error}): give another one") from error
+    return note
 
 
 def _set_ray_train_environment() -> None:
@@ -137,7 +159,7 @@ def _trainer(job: Job, storage: str, name: str, callbacks: Sequence[Any]) -> Tor
     # Ray leaves the GPUs visible to a worker that asks for none.
     hide_gpus = not workers.gpus and ray.cluster_resources().get("GPU", 0) > 0
     return TorchTrainer(
-        partial(train_loop, job),
+        partial(train_loop, job),  # type: ignore[arg-type]  # Ray's type returns None
         # gloo beside nccl: rows that are read and optimizer state that is saved are in host memory.
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if workers.gpus else None),
         scaling_config=ScalingConfig(
@@ -155,17 +177,6 @@ def _trainer(job: Job, storage: str, name: str, callbacks: Sequence[Any]) -> Tor
                 max_failures=0, max_preemption_failures=0, controller_failure_limit=0
             ),
         ),
-    )
-
-
-def _is_retryable(error: BaseException) -> bool:
-    """Return whether a run failed because a process or host was lost, not by an error of ours."""
-    failures = getattr(error, "worker_failures", None)
-    if not failures:
-        return not isinstance(getattr(error, "controller_failure", None), ValueError)
-    return any(
-        _compat.is_process_loss(failure) or _LOST_PEER.search(str(failure))
-        for failure in failures.values()
     )
 
 

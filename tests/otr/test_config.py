@@ -27,6 +27,8 @@ def test_workers_that_need_another_micro_batch_size(count: int, remedy: str) -> 
         ("", "log_interval", 0, "at least 1"),
         ("", "eval_interval", 0, "at least 1"),
         ("", "checkpoint_interval", -1, "use 0"),
+        ("", "checkpoint_minutes", -0.5, "use 0"),
+        ("", "save_dtype", "float16", "use 'float32' or 'bfloat16'"),
         ("", "global_batch_size", 0, "a multiple of"),
         ("", "global_batch_size", 33, "a multiple of .*, or micro_batch_size 1$"),
         ("", "micro_batch_size", -32, "a multiple of .*, or micro_batch_size 32$"),

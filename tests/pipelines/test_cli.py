@@ -19,6 +19,7 @@ import pytest
 
 from evals import tasks
 from evals.settings import free_port
+from otr.files import write_json
 from pipelines import cli
 from pipelines.config.commands import Show, Train
 from pipelines.config.presets import PRESETS
@@ -112,6 +113,41 @@ def test_a_name_that_is_taken_by_another_run_is_refused(tmp_path: Path) -> None:
     changed = replace(config, max_items=3, train=train, output="elsewhere")
     with pytest.raises(ValueError, match=changes):
         run_directory.open_run(changed, tmp_path / "builtin")
+
+
+def test_a_run_may_become_longer(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    config = replace(PRESETS["builtin"](), output=str(tmp_path))
+    directory = tmp_path / "builtin"
+    first = run_directory.open_run(config, directory)
+    longer = replace(config, train=replace(config.train, max_steps=240))
+    again = run_directory.open_run(longer, directory)
+    assert again["id"] == first["id"] and again["config"]["train"]["max_steps"] == 240
+    assert capsys.readouterr().out.splitlines()[-1].startswith("continues ")
+    with pytest.raises(ValueError, match=r"train\.max_steps was 240, is 120"):
+        run_directory.open_run(config, directory)
+    other = replace(longer, max_items=3, train=replace(longer.train, max_steps=360))
+    with pytest.raises(ValueError, match=r"train\.max_steps was 240, is 360; max_items was"):
+        run_directory.open_run(other, directory)
+    assert run_directory.open_run(longer, directory) == again
+
+
+def test_a_run_that_can_t_become_longer_stays_as_it_is(tmp_path: Path) -> None:
+    study = replace(PRESETS["study"](), output=str(tmp_path))
+    first = run_directory.open_run(study, tmp_path / "study")
+    with pytest.raises(ValueError, match="asha has stopped trials early: choose another --name"):
+        run_directory.open_run(
+            replace(study, train=replace(study.train, max_steps=240)), tmp_path / "study"
+        )
+    assert run_directory.open_run(study, tmp_path / "study") == first
+    config = replace(PRESETS["debug"](), output=str(tmp_path))
+    first = run_directory.open_run(config, tmp_path / "debug")
+    last = tmp_path / "debug" / "trials" / config.trials[0].name / "train" / "step-000006"
+    (last / "trainer").mkdir(parents=True)
+    write_json(last / "trainer" / "state.json", {"step": 6, "world": 1, "dtype": "bfloat16"})
+    longer = replace(config, train=replace(config.train, max_steps=12))
+    with pytest.raises(ValueError, match="step-000006 holds weights rounded to bfloat16"):
+        run_directory.open_run(longer, tmp_path / "debug")
+    assert run_directory.open_run(config, tmp_path / "debug") == first
 
 
 def test_a_run_has_an_id_that_no_other_run_has(tmp_path: Path) -> None:

@@ -170,6 +170,8 @@ def test_disk_counts_each_trials_checkpoint(config: SweepConfig, model: Path) ->
 
 
 def test_disk_counts_adapters_by_their_own_size(config: SweepConfig) -> None:
+    config = replace(config, train=replace(config.train, checkpoint_minutes=0))
+
     def trials_bytes(**lora: Any) -> int:
         train = replace(config.train, lora=LoraConfig(**lora))
         return machine._bytes_of_trials(replace(config, train=train)) or 0
@@ -183,6 +185,20 @@ def test_disk_counts_adapters_by_their_own_size(config: SweepConfig) -> None:
     mixed = replace(config.trials[0], overrides={"lora.rank": 4})
     found = machine._bytes_of_trials(replace(config, trials=(mixed, *config.trials[1:]))) or 0
     assert 12 * 2 * count + 4 * count < found < 12 * 3 * count + 4 * count
+
+
+def test_disk_counts_checkpoints_by_time_and_their_data_type(config: SweepConfig) -> None:
+    def trials_bytes(**changes: Any) -> int:
+        train = replace(config.train, **changes)
+        return machine._bytes_of_trials(replace(config, train=train)) or 0
+
+    count = machine.count_parameters(config.train.model.path) or 0
+    assert len(config.trials) == 2
+    once = trials_bytes(checkpoint_minutes=0)
+    assert once == 12 * count * 3
+    assert trials_bytes(checkpoint_minutes=0, save_dtype="bfloat16") == once - 2 * 2 * count
+    kept = 3 if config.train.data.validation else 2
+    assert trials_bytes(checkpoint_minutes=1) == 12 * count * (2 * kept + 1)
 
 
 def test_disk_counts_a_model_on_the_hub_if_the_hub_answers(

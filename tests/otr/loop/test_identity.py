@@ -25,7 +25,15 @@ def test_an_identity_equals_itself_after_json() -> None:
 def test_settings_that_do_not_change_the_outcome_may_change() -> None:
     data = replace(CONFIG.data, validation=("held-out.jsonl",), paths=("moved/data.jsonl",))
     changed = replace(CONFIG, workers=Workers(2), micro_batch_size=8, log_interval=1, data=data)
+    changed = replace(changed, checkpoint_minutes=0, save_dtype="bfloat16")
     check_same(stored(CONFIG), identity(changed, CORPUS), "run")
+
+
+def test_a_run_may_become_longer_but_not_shorter() -> None:
+    longer = replace(CONFIG, max_steps=CONFIG.max_steps + 1)
+    check_same(stored(CONFIG), identity(longer, CORPUS), "run")
+    with pytest.raises(ValueError, match=r"\(max_steps was 101, is 100\)"):
+        check_same(stored(longer), identity(CONFIG, CORPUS), "run")
 
 
 def test_other_settings_are_named_with_both_values() -> None:

@@ -9,14 +9,31 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as mp
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
-from otr import MemoryConfig, ModelConfig, Objective, OptimConfig, TrainConfig, Workers
+from otr import (
+    LoraConfig,
+    MemoryConfig,
+    ModelConfig,
+    Objective,
+    OptimConfig,
+    TrainConfig,
+    Workers,
+)
 from otr.data import pack
-from otr.loop.checkpoint import UNVERIFIED, Snapshot, UnverifiedCheckpoint, check_checkpoint
+from otr.loop.checkpoint import (
+    UNVERIFIED,
+    Snapshot,
+    UnverifiedCheckpoint,
+    check_checkpoint,
+    load_checkpoint,
+)
 from otr.loop.evaluate import evaluate
 from otr.loop.loop import BadStep, Hooks, train
 from otr.loop.policy import Policy
 from otr.models.load import load_model
+from otr.models.lora import add_adapters
 from otr.models.parts import decoder_layers, head, hidden_states
 from otr.models.tokenizer import load_tokenizer
 from tests.assets.tiny import make_tiny_model
@@ -264,11 +281,66 @@ def outdated(weights: dict[str, torch.Tensor], before: dict[str, torch.Tensor]) 
     weights.update(before)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_only_a_checkpoint_of_the_trained_model_is_accepted(
-    model_dir: Path, tmp_path: Path, dtype: str
+@pytest.mark.parametrize(
+    ("minutes", "steps"), [(15, [4, 6]), (0, [6])], ids=["every 15 minutes", "not by time"]
+)
+def test_a_checkpoint_is_written_after_some_minutes(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch, minutes: float, steps: list[int]
 ) -> None:
-    run = config(model_dir, Objective("sft"), 4, checkpoint_interval=2)
+    """Each step takes 400 s, and so does the time before the first checkpoint begin anew."""
+    now, saved = 0.0, []
+
+    def report(metrics: dict[str, float], snapshot: Snapshot | None) -> None:
+        nonlocal now
+        now += 400
+        saved.extend([metrics["step"]] if snapshot else [])
+
+    monkeypatch.setattr("otr.loop.loop.time.monotonic", lambda: now)
+    run = config(model_dir, Objective("sft"), 6, checkpoint_minutes=minutes)
+    train(load_model(run.model), batches(6), run, report)
+    assert saved == steps
+
+
+@pytest.mark.parametrize("rank", [0, 2], ids=["all weights", "lora"])
+@pytest.mark.parametrize("save_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_last_checkpoint_has_the_data_type_asked_for_and_names_that_of_training(
+    model_dir: Path, tmp_path: Path, dtype: str, save_dtype: str, rank: int
+) -> None:
+    """transformers and vLLM take the precision in config.json unless they are told otherwise."""
+    run = config(model_dir, Objective("sft"), 2, checkpoint_interval=1, save_dtype=save_dtype)
+    run = replace(with_dtype(run, dtype), lora=LoraConfig(rank=rank))
+    model, tokenizer = load_model(run.model), load_tokenizer(run.model)
+    model = add_adapters(model, run.lora) if rank else model
+
+    def report(metrics: dict[str, float], snapshot: Snapshot | None) -> None:
+        assert snapshot is not None
+        snapshot.write(tmp_path / str(metrics["step"]), tokenizer)  # the last one is checked
+
+    train(model, batches(2), run, report)
+    for step, expected in (("1", "float32"), ("2", save_dtype)):
+        saved = load_file(next((tmp_path / step).glob("*.safetensors")))
+        assert {str(tensor.dtype) for tensor in saved.values()} == {f"torch.{expected}"}
+        assert load_checkpoint(tmp_path / step).get("dtype", "float32") == expected
+        if rank:
+            continue
+        assert json.loads((tmp_path / step / "config.json").read_text())["dtype"] == dtype
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / step)
+        assert str(loaded.dtype) == f"torch.{dtype}"
+    rounded = load_file(tmp_path / "2" / "model.safetensors") if not rank else {}
+    for name, tensor in rounded.items():
+        exact = model.get_parameter(name).detach()
+        torch.testing.assert_close(tensor, exact.to(tensor.dtype), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "save_dtype"),
+    [("float32", "float32"), ("bfloat16", "float32"), ("bfloat16", "bfloat16")],
+)
+def test_only_a_checkpoint_of_the_trained_model_is_accepted(
+    model_dir: Path, tmp_path: Path, dtype: str, save_dtype: str
+) -> None:
+    run = config(model_dir, Objective("sft"), 4, checkpoint_interval=2, save_dtype=save_dtype)
     run = replace(with_dtype(run, dtype), optim=OptimConfig(lr=1e-4, warmup_steps=0))
     snapshot, before = last_snapshots(run)
     assert snapshot.probe.dtype == "float32"

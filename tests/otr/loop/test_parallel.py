@@ -1,7 +1,9 @@
 """A run is the same however its ranks share the model; it can resume with another strategy."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -77,9 +79,28 @@ def run_training(run: TrainConfig, out: Path, rank: int, resume_from: Path | Non
 STRATEGIES = ("ddp", "fsdp", "fsdp_offload")
 
 
+def _by_rank_0_s_clock(rank: int, model: Path, out: Path) -> None:
+    """Train with a checkpoint every 15 minutes, while 10 pass per step on rank 0 and 30 on rank 1.
+
+    Writes the steps with a checkpoint to by-clock-RANK.json.
+    """
+    now, saved = 0.0, []
+
+    def report(metrics: dict[str, float], snapshot: Snapshot | None) -> None:
+        nonlocal now
+        now += 60 * (10 if rank == 0 else 30)
+        saved.extend([int(metrics["step"])] if snapshot else [])
+
+    run = replace(run_of(model, "ddp", 2), checkpoint_interval=0)
+    with patch("otr.loop.loop.time.monotonic", lambda: now):
+        train(load_model(run.model), share(0, rank, 2), run, report, validation=[])
+    (out / f"by-clock-{rank}.json").write_text(json.dumps(saved))
+
+
 def _both(rank: int, models: dict[bool, Path], alone: Path, out: Path) -> None:
     """Run all trainings of two ranks: complete ones, and ones that resume from step 2."""
     join_ranks(rank, out)
+    _by_rank_0_s_clock(rank, models[True], out)
     for strategy in STRATEGIES:
         for tied, path in models.items():
             run_training(run_of(path, strategy, 2), out / f"{strategy}-{tied}", rank)
@@ -135,6 +156,12 @@ def test_the_written_model_is_checked_in_bfloat16_on_two_ranks(
         check_checkpoint(tmp_path / f"{strategy}-right")
         check_checkpoint(tmp_path / f"unverified-{strategy}-wrong")  # complete, with both lists
         assert not (tmp_path / f"{strategy}-wrong").exists()
+
+
+def test_the_clock_of_rank_0_decides_for_all_when_to_save(done: Path) -> None:
+    """Steps 1 to 3 begin after 0, 10 and 20 minutes; the last step always saves."""
+    for rank in (0, 1):
+        assert json.loads((done / f"by-clock-{rank}.json").read_text()) == [3, 4]
 
 
 def weights(directory: Path) -> torch.Tensor:

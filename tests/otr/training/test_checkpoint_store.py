@@ -22,10 +22,11 @@ from otr.loop.checkpoint import (
 from otr.loop.loop import train
 from otr.models.load import load_model
 from otr.models.tokenizer import load_tokenizer
-from otr.training import _compat, driver
+from otr.training import _compat
 from otr.training.checkpoint_store import (
     CheckpointStore,
     best_checkpoint,
+    check_can_go_on,
     delete_old,
     list_checkpoints,
     recover,
@@ -96,11 +97,9 @@ def test_an_unverified_checkpoint_is_uploaded_beside_and_not_resumed_from(
     assert recover(str(kept.parent)) == (None, []) and kept.exists()
 
 
-def test_a_run_whose_checkpoint_is_unverified_is_not_retried() -> None:
+def test_the_error_of_an_unverified_checkpoint_is_what_a_run_reports() -> None:
     failure = UnverifiedCheckpoint("run/unverified-step-000006", "its NLL differs")
-    error = WorkerGroupError("a worker failed", {0: failure})
-    assert not driver._is_retryable(error)
-    assert worker_error(error) == str(failure)
+    assert worker_error(WorkerGroupError("a worker failed", {0: failure})) == str(failure)
 
 
 def save_state(fs: AbstractFileSystem, step: int, nll: float | None = None, ranks: int = 1) -> None:
@@ -124,6 +123,28 @@ def test_the_last_two_checkpoints_and_the_best_stay(store: AbstractFileSystem) -
     assert left(store) == [4, 8, 10, 12]
     store.rm("/run/step-000012", recursive=True)
     assert best_checkpoint("memory://run") == "step-000004"
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "adapter", "remedy"),
+    [
+        (["bfloat16"], False, "another run from it with --model memory://run/step-000002$"),
+        (["bfloat16"], True, "from OUT after `otr merge memory://run/step-000002 OUT`$"),
+        (["float32", "float32", "bfloat16"], False, "or remove it to go on from step-000004$"),
+    ],
+)
+def test_a_run_can_t_become_longer_from_rounded_weights(
+    store: AbstractFileSystem, dtypes: list[str], adapter: bool, remedy: str
+) -> None:
+    for number, dtype in enumerate(dtypes, 1):
+        save(store, name := f"step-00000{2 * number}")
+        store.pipe(f"/run/{name}/{TRAINER}/{STATE}", json.dumps({"dtype": dtype}).encode())
+        if adapter:
+            store.pipe(f"/run/{name}/adapter_config.json", b"{}")
+    with pytest.raises(ValueError, match=f"holds weights rounded to bfloat16 .*{remedy}"):
+        check_can_go_on("memory://run")
+    store.rm(f"/run/{name}", recursive=True)
+    check_can_go_on("memory://run")
 
 
 def test_checkpoints_are_ordered_by_step_number(store: AbstractFileSystem) -> None:

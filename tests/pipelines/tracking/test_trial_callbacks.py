@@ -1,0 +1,55 @@
+"""What the callbacks of a sweep say and tag about a trial; a tracker in memory is MLflow."""
+
+from dataclasses import asdict
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from otr.config import DataConfig, ModelConfig, TrainConfig
+from pipelines.runtime.console import Stage
+from pipelines.tracking.trial_callbacks import TrialRecorder, finalize_trial
+from tuning.space import Trial
+from tuning.sweep import TrialResult
+
+CONFIG = TrainConfig(ModelConfig("model"), DataConfig(("data",)))
+TRIAL = Trial("sft", {}, 0)
+LINE = "restarted, because the process of worker 0 was lost: goes on after step 30"
+RESTART = {"step": 30, "nll": 1.0, "restart": LINE, "restarts": 1, "note": "ddp on 2 workers"}
+
+
+class Tags:
+    """A tracker that keeps tags and metrics and drops everything else."""
+
+    def __init__(self) -> None:
+        self.tags: dict[str, str] = {}
+        self.metrics: list[Any] = []
+
+    def tag(self, trial: str, key: str, value: str) -> None:
+        self.tags[key] = value
+
+    def log(self, trial: str, metrics: Any, step: int) -> None:
+        self.metrics.append(metrics)
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *arguments, **options: None
+
+
+def test_every_restart_is_a_line_and_a_tag(capsys: pytest.CaptureFixture[str]) -> None:
+    tracker: Any = Tags()
+    recorder = TrialRecorder(tracker, CONFIG, Stage("train"), 1)
+    tune_trial: Any = SimpleNamespace(config={"trial": asdict(TRIAL)})
+    for number in (1, 2):
+        report = {**RESTART, "restarts": number}
+        recorder.on_trial_result(1, [], tune_trial, report)
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count(f"sft-seed0: {LINE}") == 2 and said.count("ddp on 2 workers") == 1
+    assert tracker.tags == {"restart_1_at_step_30": LINE, "restart_2_at_step_30": LINE}
+    assert tracker.metrics[0] == {"nll": 1.0, "restarts": 1.0}
+
+
+def test_the_same_command_again_tags_the_restarts_that_are_on_disk() -> None:
+    tracker: Any = Tags()
+    history = [{"step": 10, "nll": 2.0}, RESTART]
+    finalize_trial(tracker, CONFIG, TrialResult(TRIAL, "finished", history, None, None))
+    assert tracker.tags["restart_1_at_step_30"] == LINE

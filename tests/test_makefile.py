@@ -1,4 +1,4 @@
-"""`make setup` says when it does not use the Python that was asked for."""
+"""`make setup` says when it does not use the Python that was asked for; `make real` is a sweep."""
 
 import os
 import shutil
@@ -30,3 +30,9 @@ def test_another_python_than_that_of_the_environment_is_refused(tmp_path: Path) 
     refused = make(f"PYTHON={other}")
     assert refused.returncode != 0
     assert f".venv has another Python than PYTHON={other}: remove .venv" in refused.stderr
+
+
+def test_make_real_is_the_preset_gsm8k() -> None:
+    words = ["make", "--dry-run", "real"]
+    done = subprocess.run(words, cwd=MAKEFILE.parent, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1].endswith("pipelines/full_sweep.py --preset gsm8k")

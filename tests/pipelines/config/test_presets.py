@@ -6,7 +6,9 @@ from typing import get_type_hints
 import pytest
 
 from evals import tasks
+from otr.config import OptimConfig
 from pipelines.builtin import corpus
+from pipelines.config.options import load_config
 from pipelines.config.presets import PRESETS, SweepConfig
 from tuning.space import Trial, config_of
 
@@ -63,6 +65,19 @@ def test_study_crosses_the_settings_and_has_the_controls() -> None:
     }
     assert {("sft", "sampled"), ("dft", "sampled"), ("otr", "expected")} < kinds
     assert config.search.scheduler == "asha"
+
+
+def test_gsm8k_compares_three_arms_on_a_real_model_or_any_other() -> None:
+    config = PRESETS["gsm8k"]()
+    objectives = {t.arm: config_of(config.train, t).objective for t in config.trials}
+    assert [*objectives] == ["sft", "dft", "otr-k256"]
+    otr = objectives["otr-k256"]
+    assert (otr.num_samples, otr.temperature, otr.mismatch_reward) == (256, 1.3, -0.1)
+    other = load_config("gsm8k", "", {"train": {"model": {"path": "mine"}}})
+    assert other.train.model.path == "mine" and other.benchmarks == config.benchmarks
+    assert other.train.data == config.train.data and other.max_items == config.max_items
+    assert {config_of(other.train, t).optim.lr for t in other.trials} == {OptimConfig.lr}
+    assert [t.arm for t in other.trials] == [*objectives]
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -84,6 +84,7 @@ def sweep(config: SweepConfig) -> int:
         tracker.log_artifacts([*files, *more])
         verdict = differences.verdict(entries, benchmarks[0])
         tracker.set_description(verdict)
+        tracker.log_summary(leaderboard.summary(entries, benchmarks))
         won = differences.winning_arm(entries, benchmarks[0]) is not None
         if won and winner is not None and winner.checkpoint is not None:
             tracker.register(winner.trial, Path(winner.checkpoint), verdict)

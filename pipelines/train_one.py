@@ -47,6 +47,8 @@ def run(command: "Train") -> int:
 
 def _train(config: SweepConfig, *, check_served: bool) -> "TrialResult":
     """Train the configuration's only trial; return its result, which has a checkpoint."""
+    from pipelines.tracking.trial_callbacks import report_metrics  # imports Ray Tune: a second
+
     prepared = prepare(config)
     directory = prepared.directory
     run_directory.check_free(directory)
@@ -64,6 +66,7 @@ def _train(config: SweepConfig, *, check_served: bool) -> "TrialResult":
         needs = trial_resources(config.train.workers)
         with cluster.ray_session(directory / "logs", cluster.logical_cpus(config), needs):
             (result,) = train(prepared, tracker)
+            tracker.log_summary(report_metrics(result.history[-1] if result.history else {}))
             if result.status == "failed" or result.checkpoint is None:
                 raise ValueError(f"training failed: {result.error}")
             if check_served:

@@ -163,6 +163,25 @@ def best_trial(entries: Sequence[Entry], target: str) -> Entry | None:
     return None
 
 
+def summary(entries: Sequence[Entry], benchmarks: Sequence[str]) -> dict[str, float]:
+    """Return the scores of the best arm, score/TASK, and of the base model, base_score/TASK.
+
+    Args:
+        entries: all trials and the base model.
+        benchmarks: names of the benchmarks, the target first.
+    """
+    ranked = [arm for arm in rank_arms(entries, benchmarks[0]) if arm.num_scored]
+    best = next((arm for arm in ranked if arm.name != BASE), None)
+    base = next((arm for arm in ranked if arm.name == BASE), None)
+    return {
+        f"{prefix}/{name}{end}": value
+        for prefix, arm in (("score", best), ("base_score", base))
+        for name in benchmarks
+        if arm and (score := arm.score(name))
+        for end, value in zip(("", "_low", "_high"), score, strict=True)
+    }
+
+
 def scores_by_task(scores: Sequence[TaskScore]) -> dict[str, Score]:
     """Return the scores of a model as an entry stores them."""
     return {score.task: asdict(score) for score in scores}

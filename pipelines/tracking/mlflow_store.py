@@ -15,6 +15,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pipelines.tracking.mlflow_model import COMPONENTS, write_mlmodel
+
 if TYPE_CHECKING:
     from mlflow.entities import Metric
 
@@ -138,6 +140,7 @@ class Store:
     def register(self, trial: str, checkpoint: Path, description: str) -> None:
         """Register a checkpoint as the newest version of the sweep's model, once.
 
+        `mlflow.transformers.load_model` loads it, unless it is a LoRA adapter.
         A server accepts only a source among the run's artifacts, so the model is uploaded there.
         """
         from mlflow.exceptions import MlflowException
@@ -153,10 +156,14 @@ class Store:
         versions = self._client.search_model_versions(f"name = '{name}'")
         if any(version.run_id == run_id and version.source == source for version in versions):
             return
+        loads = write_mlmodel(checkpoint)
         if uploads:
             for path in sorted(checkpoint.iterdir()):
                 if path.is_file():  # directories hold only what further training needs
                     self._client.log_artifact(run_id, str(path), checkpoint.name)
+            if loads:
+                folder = f"{checkpoint.name}/{COMPONENTS}"
+                self._client.log_artifacts(run_id, str(checkpoint / COMPONENTS), folder)
         self._client.create_model_version(name, source, run_id, description=description or None)
 
     @property

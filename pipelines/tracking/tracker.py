@@ -164,6 +164,11 @@ class Tracker:
                 metrics |= zip((name, f"{name}_low", f"{name}_high"), interval, strict=True)
         self._delivery.put(self._store.log_scores, trial, metrics, _now())
 
+    def log_summary(self, metrics: Mapping[str, float]) -> None:
+        """Write numbers of the whole sweep to its own run, once however often it is repeated."""
+        named = {_metric_name(name): value for name, value in metrics.items()}
+        self._delivery.put(self._store.log_scores, SWEEP, named, _now())
+
     def tag(self, trial: str, key: str, value: str) -> None:
         """Set a tag of a run."""
         self._delivery.put(self._store.tag, trial, key, value)

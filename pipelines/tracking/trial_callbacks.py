@@ -15,6 +15,9 @@ from pipelines.tracking.tracker import Tracker
 from tuning.space import Trial, config_of
 from tuning.sweep import TUNE_KEYS, TrialResult
 
+_CURVES = ("loss", "nll", "val_nll")
+_OF_THE_MACHINE = ("data_wait", "save/")
+
 
 class TrialRecorder(Callback):
     """A Ray Tune callback, called in the driver, that records each trial while it trains."""
@@ -101,13 +104,25 @@ def trial_params(config: TrainConfig, trial: Trial) -> dict[str, Any]:
 
 
 def report_metrics(result: Mapping[str, Any]) -> dict[str, float]:
-    """Return the numbers of a report, without those that Tune adds."""
-    others = {*TUNE_KEYS, "step"}
+    """Return the numbers of a report by their names in MLflow, without those that Tune adds.
+
+    MLflow's page of a run has a section per prefix, in alphabetical order, and a page of its own
+    for ``system/``. So the losses come first.
+    """
+    others = {*TUNE_KEYS, "step", "tokens"}
     return {
-        key: float(value)
+        _mlflow_name(key): float(value)
         for key, value in result.items()
         if isinstance(value, Real) and not isinstance(value, bool) and key not in others
     }
+
+
+def _mlflow_name(key: str) -> str:
+    if key in _CURVES:
+        return f"curves/{key}"
+    if key.startswith(_OF_THE_MACHINE):
+        return f"system/{key}"
+    return key if "/" in key else f"training/{key}"
 
 
 def _tag_restart(tracker: Tracker, trial: str, report: Mapping[str, Any]) -> str:

@@ -114,13 +114,15 @@ def test_mlflow_holds_the_sweep(finished: tuple[Path, str]) -> None:
         assert (run.info.status, run.data.tags["status"]) == ("FINISHED", "finished")
         assert run.data.params["max_steps"] == "6"
         assert Path(run.data.tags["checkpoint"]).is_dir()
-        steps = {m.step for m in client.get_metric_history(run.info.run_id, "nll")}
+        steps = {m.step for m in client.get_metric_history(run.info.run_id, "curves/nll")}
         assert steps == {1, 2, 4, 6}
         metrics = run.data.metrics
         assert any(key.startswith("system/") for key in metrics)
         for task in BENCHMARKS:
             low, value, high = (metrics[f"score/{task}{end}"] for end in ("_low", "", "_high"))
             assert low <= value <= high
+    summary = runs["debug"].data.metrics
+    assert all({f"score/{task}", f"base_score/{task}"} <= summary.keys() for task in BENCHMARKS)
     artifacts = {artifact.path for artifact in client.list_artifacts(parent)}
     files = {"leaderboard.json", "contamination.json", "report.html", "table.md", "run.json"}
     assert artifacts == files | {"figures"}
@@ -163,8 +165,8 @@ def test_a_repeated_command_fills_an_empty_mlflow_store(
         scores = [key for key in stored.metrics if key.startswith("score/")]
         assert [stored.metrics[k] for k in scores] == [first[name].metrics[k] for k in scores]
     for name in TRIALS:  # the driver was killed; speeds of repeated steps differ
-        assert [step for step, _ in filled[name].metrics["nll"]] == [1, 2, 4, 6]
-        assert filled[name].metrics["nll"] == first[name].metrics["nll"]
+        assert [step for step, _ in filled[name].metrics["curves/nll"]] == [1, 2, 4, 6]
+        assert filled[name].metrics["curves/nll"] == first[name].metrics["curves/nll"]
 
 
 def test_a_trial_that_fails(tmp_path: Path) -> None:

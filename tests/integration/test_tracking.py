@@ -52,7 +52,7 @@ def run_files(directory: Path) -> tuple[Path, list[Path]]:
         directory / name for name in ("step-000004", "figures", "gsm8k@2.parquet")
     )
     (checkpoint / "trainer").mkdir(parents=True, exist_ok=True)
-    for name in ("model.safetensors", "config.json", "trainer/state.json"):
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "trainer/state.json"):
         (checkpoint / name).write_text(name)
     figures.mkdir(exist_ok=True)
     (figures / "scores.svg").write_text("<svg/>")
@@ -78,6 +78,7 @@ def command(uri: str, directory: Path, live: Callable[[Tracker], None]) -> None:
         tracker.log_artifacts([figures])
         tracker.set_description("The winner is sft.")
         tracker.register(TRIAL.name, checkpoint)
+        tracker.log_summary({"score/gsm8k@2": 0.5})
         outcome.ok = True
     assert not (directory / "logs" / "driver.log").exists(), "MLflow refused something"
 
@@ -90,11 +91,12 @@ def check_content(uri: str) -> dict[str, StoredRun]:
     assert (sweep.status, trial.status, trial.parent) == ("FINISHED", "FINISHED", "sweep")
     assert sweep.params == {"trials": "1"} and sweep.tags["git_commit"] == "abc"
     assert sweep.artifacts == ["figures/scores.svg"]
+    assert sweep.metrics == {"score/gsm8k_at_2": [(0, 0.5)]}, "a sweep can be sorted by it"
     assert trial.params["objective.name"] == "sft" and trial.params["arm"] == "sft"
     assert trial.tags["status"] == "finished" and trial.tags["checkpoint"].endswith("step-000004")
-    assert trial.metrics["nll"] == [(n, 2.0 / n) for n in (1, 2, 3, 4)]
-    assert {key: values for key, values in trial.metrics.items() if key != "nll"} == {
-        "at_at_n": [(n, n) for n in (1, 2, 3, 4)],
+    assert trial.metrics["curves/nll"] == [(n, 2.0 / n) for n in (1, 2, 3, 4)]
+    assert {key: values for key, values in trial.metrics.items() if key != "curves/nll"} == {
+        "training/at_at_n": [(n, n) for n in (1, 2, 3, 4)],
         "score/gsm8k_at_2": [(0, 0.5)],
         "score/gsm8k_at_2_low": [(0, 0.4)],
         "score/gsm8k_at_2_high": [(0, 0.6)],
@@ -114,14 +116,14 @@ def test_a_command_that_is_interrupted_and_repeated(uri: str, tmp_path: Path) ->
         tracker.start_trial(TRIAL.name, {"arm": "sft"})
         ids.append(tracker.run_id(TRIAL.name))
         for step in (1, 2, 3, 2):
-            tracker.log(TRIAL.name, {"nll": 2.0 / step, "at@n": step}, step)
+            tracker.log(TRIAL.name, report_metrics(HISTORY[step - 1]), step)
         raise KeyboardInterrupt
 
     def resume(tracker: Tracker) -> None:
         tracker.start_trial(TRIAL.name, {"arm": "another value"})
         ids.append(tracker.run_id(TRIAL.name))
         for step in (2, 3, 4):
-            tracker.log(TRIAL.name, {"nll": 2.0 / step, "at@n": step}, step)
+            tracker.log(TRIAL.name, report_metrics(HISTORY[step - 1]), step)
 
     with pytest.raises(KeyboardInterrupt):
         command(uri, tmp_path, begin)
@@ -139,8 +141,12 @@ def test_a_command_that_is_interrupted_and_repeated(uri: str, tmp_path: Path) ->
         assert trial.versions == ["runs:/RUN/step-000004"]
         assert trial.artifacts == [
             "answers/gsm8k@2.parquet",
+            "step-000004/MLmodel",
+            "step-000004/components/tokenizer/config.json",
+            "step-000004/components/tokenizer/tokenizer.json",
             "step-000004/config.json",
             "step-000004/model.safetensors",
+            "step-000004/tokenizer.json",
         ]
 
 
@@ -165,13 +171,14 @@ def test_history_that_the_store_lacks_is_filled_in(tmp_path: Path) -> None:
     with tracker.run({}, {}):
         tracker.start_trial(TRIAL.name, {})
         for step in (2, 4):
-            tracker.log(TRIAL.name, {"nll": 2.0 / step}, step)
+            tracker.log(TRIAL.name, {"curves/nll": 2.0 / step}, step)
         tracker.end(TRIAL.name, ok=True)
         run_id = tracker.run_id(TRIAL.name) or ""
     ended = MlflowClient(uri).get_run(run_id).info.end_time
     time.sleep(0.01)
     command(uri, tmp_path, lambda tracker: None)
-    assert stored_runs(uri)[TRIAL.name].metrics["nll"] == [(n, 2.0 / n) for n in (1, 2, 3, 4)]
+    stored = stored_runs(uri)[TRIAL.name]
+    assert stored.metrics["curves/nll"] == [(n, 2.0 / n) for n in (1, 2, 3, 4)]
     assert MlflowClient(uri).get_run(run_id).info.end_time == ended, "its duration stays"
 
 

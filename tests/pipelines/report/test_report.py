@@ -156,6 +156,17 @@ def test_ranking_and_best_trial_follow_the_target(entries: list[Entry]) -> None:
     assert leaderboard.best_trial(entries[:1], "target-heldout") is None
 
 
+def test_the_summary_has_the_scores_of_the_best_arm_and_of_the_base(entries: list[Entry]) -> None:
+    found = leaderboard.summary(entries, BENCHMARKS)
+    assert found["score/target-heldout"] == pytest.approx(0.83)
+    assert found["base_score/target-heldout"] == pytest.approx(0.1)
+    assert found["score/target-heldout_low"] < 0.83 < found["score/target-heldout_high"]
+    assert len(found) == 2 * 3 * len(BENCHMARKS)
+    assert set(leaderboard.summary(entries[:1], BENCHMARKS)) == {
+        f"base_score/{name}{end}" for name in BENCHMARKS for end in ("", "_low", "_high")
+    }
+
+
 def test_the_retained_mean_leaves_out_the_target(entries: list[Entry]) -> None:
     assert leaderboard.retained_benchmarks(BENCHMARKS) == RETAINED
     (sft,) = (arm for arm in leaderboard.group_by_arm(entries) if arm.name == "sft")

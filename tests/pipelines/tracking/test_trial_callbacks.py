@@ -8,7 +8,7 @@ import pytest
 
 from otr.config import DataConfig, ModelConfig, TrainConfig
 from pipelines.runtime.console import Stage
-from pipelines.tracking.trial_callbacks import TrialRecorder, finalize_trial
+from pipelines.tracking.trial_callbacks import TrialRecorder, finalize_trial, report_metrics
 from tuning.space import Trial
 from tuning.sweep import TrialResult
 
@@ -45,7 +45,18 @@ def test_every_restart_is_a_line_and_a_tag(capsys: pytest.CaptureFixture[str]) -
     said = " ".join(capsys.readouterr().err.split())
     assert said.count(f"sft-seed0: {LINE}") == 2 and said.count("ddp on 2 workers") == 1
     assert tracker.tags == {"restart_1_at_step_30": LINE, "restart_2_at_step_30": LINE}
-    assert tracker.metrics[0] == {"nll": 1.0, "restarts": 1.0}
+    assert tracker.metrics[0] == {"curves/nll": 1.0, "training/restarts": 1.0}
+
+
+def test_the_losses_come_first_on_the_page_of_a_run() -> None:
+    report = {"step": 1, "loss": 1.0, "val_nll": 2.0, "lr": 0.1, "data_wait": 0.0, "tokens": 9.0}
+    report |= {"save/write_seconds": 1.0, "rejected/broken": 1, "pid": 3, "note": "text"}
+    names = set(report_metrics(report))
+    losses = {"curves/loss", "curves/val_nll"}
+    machine = {"system/data_wait", "system/save/write_seconds"}
+    assert names == losses | machine | {"training/lr", "rejected/broken"}
+    sections = {name.partition("/")[0] for name in names - machine} | {"score", "kl", "reference"}
+    assert min(sections) == "curves", "MLflow sorts the sections"
 
 
 def test_the_same_command_again_tags_the_restarts_that_are_on_disk() -> None:

@@ -6,10 +6,12 @@ run in MLflow. Answers that are stored already are not generated again.
     python pipelines/score_checkpoint.py DIRECTORY --benchmarks gsm8k --benchmark-dir benchmarks
 """
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 if __name__ == "__main__" and not __package__:  # run as a file
@@ -19,6 +21,7 @@ from evals.benchmark import Benchmark, TaskScore
 from otr.files import write_json
 from pipelines.checks import preflight
 from pipelines.config.prepared import prepare_to_score
+from pipelines.config.presets import SweepConfig
 from pipelines.report import terminal
 from pipelines.report.leaderboard import percent
 from pipelines.runtime import autoscaling, cluster, console, next_steps, run_directory
@@ -33,12 +36,15 @@ _TRAINING_CHECKS = ("data", "trials", "disk", "training", "memory", "devices")
 
 
 def run(command: "Score") -> int:
-    """Score the model; return the exit code.
+    """Score the model, or print what would be scored; return the exit code.
 
     Raises:
         ValueError: an option or a check failed.
     """
     config = command.load()
+    if command.dry_run:
+        _print_dry_run(config)
+        return 0
     prepared = prepare_to_score(config)
     directory, benchmarks = prepared.directory, prepared.benchmarks
     run_directory.check_free(directory)
@@ -69,6 +75,18 @@ def run(command: "Score") -> int:
     show = next_steps.pipeline_command("show_scores", directory)
     next_steps.print_next_steps(("read the answers", show))
     return 0
+
+
+def _print_dry_run(config: SweepConfig) -> None:
+    """Print the settings, the benchmarks and one prompt as the model sees it."""
+    with TemporaryDirectory() as folder:
+        prepared = prepare_to_score(config, Path(folder))
+        score.check_prompts(prepared)
+        shown = {"model": config.train.model.path, "run": str(prepared.directory)}
+        console.say(json.dumps(shown | {"engine": asdict(prepared.engine)}, indent=2))
+        terminal.print_benchmarks(prepared.benchmarks)
+        console.say("one prompt:")
+        console.say(prepared.example_prompt)
 
 
 def _irrelevant_checks(benchmarks: Sequence[Benchmark]) -> list[str]:

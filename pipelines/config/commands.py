@@ -84,6 +84,8 @@ class Score(_StartingPoint):
     module: ClassVar[str] = "score_checkpoint"
     model: Annotated[Positional[str], arg(metavar="MODEL")]
     """Hugging Face checkpoint directory, LoRA adapter, or the name of a model on the hub."""
+    dry_run: Flag = False
+    """Print the settings, the benchmarks and one prompt; start nothing and write nothing."""
     options: Annotated[
         dict[str, Any],
         _options("name", "benchmarks", "benchmark_dir", "max_items", "output", "engine"),

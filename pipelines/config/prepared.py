@@ -92,6 +92,14 @@ class PreparedRun:
         )
         return hardware.fit(with_context, self._config_dir)
 
+    @property
+    def example_prompt(self) -> str:
+        """The first prompt of the first benchmark, as the model sees it."""
+        first = self.benchmarks[0]
+        one = replace(first, items=first.items[:1])
+        tokenizer = prompts.load_tokenizer(self._tokenizer_dir)
+        return prompts.make_prompts(tokenizer, self._tokenizer_dir, one, self.engine).rendered[0]
+
     @cached_property
     def _config_dir(self) -> Path:
         return local_model(self.config.train.model.path, weights=False)
@@ -156,7 +164,7 @@ def prepare(config: SweepConfig, builtin_files: Path | None = None) -> PreparedR
     )
 
 
-def prepare_to_score(config: SweepConfig) -> PreparedRun:
+def prepare_to_score(config: SweepConfig, builtin_files: Path | None = None) -> PreparedRun:
     """Prepare a run as `prepare` does; the model may also be a LoRA adapter.
 
     Raises:
@@ -164,7 +172,7 @@ def prepare_to_score(config: SweepConfig) -> PreparedRun:
     """
     directory = Path(config.train.model.path).absolute()
     if not (directory / CONFIG_FILE).is_file():
-        return prepare(config)
+        return prepare(config, builtin_files)
     from otr.models.lora import base_path  # imports torch
 
     base = ModelConfig(base_path(directory))
@@ -174,7 +182,7 @@ def prepare_to_score(config: SweepConfig) -> PreparedRun:
             f"base_model_name_or_path in {CONFIG_FILE} to its directory"
         )
     of_base = replace(config, train=replace(config.train, model=base))
-    return replace(prepare(of_base), adapter=directory)
+    return replace(prepare(of_base, builtin_files), adapter=directory)
 
 
 @contextmanager

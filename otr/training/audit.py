@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+OVER_LONG = "over-long"
 MAX_SAMPLES = 5  # rejected records per cause that a batch carries
 UNREADABLE = "unreadable"  # cause that counts files, or rests of files, not records
 
@@ -72,9 +73,11 @@ class Audit:
             raise ValueError(f"no file of the corpus can be read; the first: {self._first()}")
         if bad and (bad == self.records or bad > self.max_rejected * self.records):
             causes = ", ".join(f"{count} {cause}" for cause, count in self.rejected.most_common())
+            remedy = ": raise --train.data.sequence-length" if self.rejected[OVER_LONG] else ""
             raise ValueError(
-                f"{bad} of {self.records} records can't be used ({causes}), more than the allowed "
-                f"{self.max_rejected:.0%} (data.max_rejected); the first: {self._first()}"
+                f"{bad} of {self.records} records can't be used ({causes}{remedy}), more than the "
+                f"allowed {self.max_rejected:.0%} (--train.data.max-rejected); the first: "
+                f"{self._first()}"
             )
 
     def _first(self) -> str:

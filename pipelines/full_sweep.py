@@ -8,7 +8,7 @@ scores and logs; and runs in MLflow. The same name again resumes the run.
 
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -22,11 +22,11 @@ from pipelines.checks import preflight
 from pipelines.config import defaults
 from pipelines.config.prepared import PreparedRun, prepare, prepare_temporarily
 from pipelines.config.presets import SweepConfig
-from pipelines.report import differences, leaderboard, page, terminal
+from pipelines.report import differences, leaderboard, measures, page, terminal
 from pipelines.report.leaderboard import BASE, Entry
 from pipelines.report.tables import Overlaps
 from pipelines.runtime import autoscaling, cluster, next_steps, run_directory
-from pipelines.stages import contamination, score, train
+from pipelines.stages import contamination, measure, score, train
 from pipelines.stages.score import Scorer
 from pipelines.tracking.tracker import Tracker, store_uri
 from tuning.resources import free_resources
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 def run(command: "Sweep") -> int:
-    """Run a sweep, or print what it would run; return 1 if a trial failed.
+    """Run a sweep, or print what it would run; return its exit code.
 
     Raises:
         ValueError: an option or a check failed, or the directory holds another run.
@@ -52,7 +52,7 @@ def run(command: "Sweep") -> int:
 
 
 def sweep(config: SweepConfig) -> int:
-    """Check, train, score and report; return 1 if a trial failed.
+    """Check, train, score and report; return 1 if a trial or a measurement failed.
 
     Raises:
         ValueError: a check failed, or the directory holds another run.
@@ -72,9 +72,13 @@ def sweep(config: SweepConfig) -> int:
         run_directory.log_errors(directory),
         tracker.run(params, tags) as outcome,
     ):
-        entries, overlaps = _train_and_score(prepared, tracker)
+        results = _train_and_score(prepared, tracker)
+        entries, overlaps = results.entries, results.overlaps
         benchmarks = list(entries[0].scores)
         entries = differences.with_differences(entries, benchmarks)
+        entries = measures.with_measures(entries, results.measured.found, benchmarks[0])
+        for entry in entries:
+            tracker.log_measures(entry.trial, entry.measures)
         files = page.write(entries, benchmarks, record, directory, overlaps)
         winner = leaderboard.best_trial(entries, benchmarks[0])
         # Results are printed before the store gets a chance to refuse anything.
@@ -88,12 +92,25 @@ def sweep(config: SweepConfig) -> int:
         won = differences.winning_arm(entries, benchmarks[0]) is not None
         if won and winner is not None and winner.checkpoint is not None:
             tracker.register(winner.trial, Path(winner.checkpoint), verdict)
-        outcome.ok = all(entry.status != "failed" for entry in entries)
+        trained = all(entry.status != "failed" for entry in entries)
+        outcome.ok = trained and not results.measured.errors
     return 0 if outcome.ok else 1
 
 
-def _train_and_score(prepared: PreparedRun, tracker: Tracker) -> tuple[list[Entry], Overlaps]:
-    """Return the entries of the base model and of each trial, and the corpus's overlaps."""
+@dataclass(frozen=True)
+class _Results:
+    """What a sweep found."""
+
+    entries: list[Entry]
+    """The base model and each trial, with their scores."""
+    overlaps: Overlaps
+    """The benchmarks' items in the corpus."""
+    measured: measure.Outcome
+    """What was measured beside accuracy."""
+
+
+def _train_and_score(prepared: PreparedRun, tracker: Tracker) -> _Results:
+    """Train, score and measure the base model and each trial."""
     # Imports Ray Tune, which takes a second.
     from pipelines.stages.score_during_training import ScoreDuringTraining, engine_fits
 
@@ -111,29 +128,34 @@ def _train_and_score(prepared: PreparedRun, tracker: Tracker) -> tuple[list[Entr
             tracker.end(BASE, ok=True)
 
     needs = autoscaling.sweep_needs(config)
-    with (
-        cluster.ray_session(directory / "logs", cluster.logical_cpus(config), *needs),
-        Scorer(prepared.benchmarks, prepared.engine, directory) as scorer,
-    ):
-        overlaps = contamination.compare(config.train.data, prepared.benchmarks, directory)
-        fits = engine_fits(
-            [*configs.values()], config.search.max_concurrent, prepared.engine, free_resources()
-        )
-        with (
-            autoscaling.scale_up_for_trials(config),
-            ScoreDuringTraining(scorer.score, fits, configs) as meanwhile,
-        ):
-            meanwhile.add(BASE, models[BASE])
-            results = train.train(prepared, tracker, [meanwhile])
-        models |= {
-            result.trial.name: Path(result.checkpoint)
-            for result in results
-            if result.status == "finished" and result.checkpoint
-        }
-        scores = score.score_models(models, scorer, record_scores)
+    with cluster.ray_session(directory / "logs", cluster.logical_cpus(config), *needs):
+        with Scorer(prepared.benchmarks, prepared.engine, directory) as scorer:
+            overlaps = contamination.compare(config.train.data, prepared.benchmarks, directory)
+            fits = engine_fits(
+                [*configs.values()],
+                config.search.max_concurrent,
+                prepared.engine,
+                free_resources(),
+                cluster.own_cores(),
+            )
+            with (
+                autoscaling.scale_up_for_trials(config),
+                ScoreDuringTraining(scorer.score, fits, configs) as meanwhile,
+            ):
+                meanwhile.add(BASE, models[BASE])
+                results = train.train(prepared, tracker, [meanwhile])
+            models |= {
+                result.trial.name: Path(result.checkpoint)
+                for result in results
+                if result.status == "finished" and result.checkpoint
+            }
+            scores = score.score_models(models, scorer, record_scores)
+        # The engine has given its resources back.
+        measured = measure.measure_models(prepared, models, scores)
     base = Entry(BASE, BASE, None, None, None, BASE, {})
     entries = [_entry(r, configs[r.trial.name], tracker.run_id(r.trial.name)) for r in results]
-    return [_with_scores(entry, scores, directory) for entry in [base, *entries]], overlaps
+    entries = [_with_scores(entry, scores, directory) for entry in [base, *entries]]
+    return _Results(entries, overlaps, measured)
 
 
 def _entry(result: "TrialResult", config: TrainConfig, mlflow_run: str | None) -> Entry:

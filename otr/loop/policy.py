@@ -138,10 +138,8 @@ class Policy(nn.Module):
 
     def predict(self, batch: Batch) -> Predictions:
         """Return the NLL of each target token of a batch, and whether it is the most likely one."""
-        scored_BS = _scored(batch)
-        hidden_ND = hidden_states(self.model, batch["input_ids"], batch["segment_ids"])
-        hidden_TD = hidden_ND[scored_BS[batch["segment_ids"] > 0]]
-        target_T = batch["input_ids"][:, 1:][scored_BS[:, :-1]].long()
+        hidden_TD = target_states(self.model, batch)
+        target_T = batch["input_ids"][:, 1:][_scored(batch)[:, :-1]].long()
         nll_T, right_T = (
             torch.zeros_like(target_T, dtype=torch.float),
             torch.zeros_like(target_T, dtype=torch.bool),
@@ -164,6 +162,12 @@ class Policy(nn.Module):
         numbers = [len(right_T), (wrong == 0).sum(), len(examples)]
         sums = [nll_T.double().sum(), right_T.sum(), *numbers]
         return torch.stack([torch.as_tensor(s, device=wrong.device).double() for s in sums])
+
+
+def target_states(model: PreTrainedModel, batch: Batch) -> Float[Tensor, "T D"]:
+    """Return the head's input from which each target token of a batch is predicted."""
+    hidden_ND = hidden_states(model, batch["input_ids"], batch["segment_ids"])
+    return hidden_ND[_scored(batch)[batch["segment_ids"] > 0]]
 
 
 def _scored(batch: Batch) -> Bool[Tensor, "B S"]:

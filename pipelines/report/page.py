@@ -14,10 +14,10 @@ from string import Template
 from typing import Any
 
 from otr.files import write_text
-from pipelines.report import answers, differences, leaderboard, plots, tables
+from pipelines.report import answers, differences, leaderboard, measures, plots, tables
 from pipelines.report.leaderboard import BASE, Entry, group_by_arm, rank_arms, retained_benchmarks
 from pipelines.report.plot_style import dark_css_colors, with_css_colors
-from pipelines.report.tables import Cell, Overlaps, ScoreCell, Table
+from pipelines.report.tables import Cell, IntervalCell, Overlaps, ScoreCell, Table
 from pipelines.stages.contamination import LONGEST, SHORTEST
 
 _NARROW = 4  # columns that fit on a phone
@@ -58,7 +58,11 @@ def write(
     leaderboard.write(entries, board)
     run = {**run, "finished": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")}
     write_text(page, render(entries, benchmarks, run, drawn, overlaps, directory))
-    write_text(table, tables.markdown(entries, benchmarks, overlaps))
+    parts = [
+        tables.markdown(entries, benchmarks, overlaps),
+        measures.markdown(entries, benchmarks[0]),
+    ]
+    write_text(table, "\n".join(filter(None, parts)))
     folder.mkdir(exist_ok=True)
     for figure in drawn:
         if figure.svg:
@@ -90,6 +94,7 @@ def render(
         scores=_scores(entries, benchmarks),
         examples=answers.examples_section(directory, best, benchmarks[0]),
         benchmarks=_benchmarks(entries, benchmarks),
+        measures=_measures(entries, benchmarks[0]),
         overlap=_overlap(overlaps),
         figures="".join(map(_figure, drawn)),
         command=html.escape(run["command"]),
@@ -169,6 +174,8 @@ def html_table(table: Table) -> str:
 
 
 def _cell(cell: Cell) -> str:
+    if isinstance(cell, IntervalCell):
+        return f"<td class=n>{cell.value} {cell.mark}<small>{cell.low} to {cell.high}</small></td>"
     if isinstance(cell, ScoreCell):
         value, low, high = (100 * each for each in cell.score)
         return (
@@ -263,6 +270,18 @@ def _scores(entries: Sequence[Entry], benchmarks: Sequence[str]) -> str:
         f"<li>{html.escape(line)}</li>" for line in _legend(entries, benchmarks, table)
     )
     return f"{html_table(table)}<ul class=legend>{legend}</ul>{details}"
+
+
+def _measures(entries: Sequence[Entry], target: str) -> str:
+    table = measures.measure_table(entries, target)
+    if not table.rows:
+        return ""
+    lines = filter(None, [measures.legend(entries), *measures.EXPLANATION])
+    legend = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
+    return (
+        f"<section><h2>Beside accuracy</h2><p>{html.escape(measures.PURPOSE)}</p>"
+        f"{html_table(table)}<ul class=legend>{legend}</ul></section>"
+    )
 
 
 def _legend(entries: Sequence[Entry], benchmarks: Sequence[str], table: Table) -> list[str]:

@@ -19,7 +19,11 @@ from pipelines.stages.contamination import Overlap
 
 Overlaps = Mapping[str, Overlap]
 """By benchmark, the items that occur in the training corpus."""
-_INCOMPLETE = {"num_truncated": "cut off at the length limit", "num_timeouts": "timed out"}
+_INCOMPLETE = {
+    "num_truncated": "cut off at the length limit",
+    "num_repeating": "cut off in a loop",
+    "num_timeouts": "timed out",
+}
 _MAX_ARMS = 8  # in a line
 _SPACE = "\N{NO-BREAK SPACE}"  # between a symbol and its value
 
@@ -37,7 +41,20 @@ class ScoreCell:
         return f"{percent(self.score)} {self.mark}".strip()
 
 
-Cell = str | ScoreCell
+@dataclass(frozen=True)
+class IntervalCell:
+    """A number with its 95 % interval, as texts."""
+
+    value: str
+    low: str
+    high: str
+    mark: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.value} [{self.low}, {self.high}] {self.mark}".strip()
+
+
+Cell = str | ScoreCell | IntervalCell
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from otr.hints import full_disk
 from pipelines.config import defaults
 from pipelines.config.prepared import PreparedRun
 from pipelines.config.presets import SweepConfig
-from pipelines.report import differences, leaderboard, tables
+from pipelines.report import differences, leaderboard, measures, tables
 from pipelines.report.leaderboard import Entry
 from pipelines.report.tables import Overlaps
 from pipelines.runtime import console
@@ -89,7 +89,7 @@ def print_benchmarks(benchmarks: Sequence[Benchmark]) -> None:
 
 
 def print_summary(entries: Sequence[Entry], benchmarks: Sequence[str], overlaps: Overlaps) -> None:
-    """Print the score table with its legend, what failed or was cut off, and the verdict."""
+    """Print the tables with their legends, what failed or was cut off, and the verdict."""
     table = tables.score_table(entries, benchmarks, overlaps)
     console.table(table.columns, table.text_rows(), title=leaderboard.CAPTION)
     if legend := differences.legend(entries):
@@ -98,6 +98,11 @@ def print_summary(entries: Sequence[Entry], benchmarks: Sequence[str], overlaps:
         console.say(f"{unscored} arms have no score: stopped early, or failed")
     for line in tables.incomplete_answers(entries, benchmarks):
         console.say(line)
+    beside = measures.measure_table(entries, benchmarks[0])
+    if beside.rows:
+        console.table(beside.columns, beside.text_rows(), title=measures.CAPTION)
+        for line in filter(None, [measures.legend(entries), *measures.EXPLANATION]):
+            console.say(line)
     for entry in entries:
         if entry.status == "failed":
             hint = full_disk(entry.error or "", entry.checkpoint or "")

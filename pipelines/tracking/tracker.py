@@ -164,6 +164,16 @@ class Tracker:
                 metrics |= zip((name, f"{name}_low", f"{name}_high"), interval, strict=True)
         self._delivery.put(self._store.log_scores, trial, metrics, _now())
 
+    def log_measures(self, trial: str, measures: Mapping[str, Mapping[str, Any]]) -> None:
+        """Write measures, {value, low, high} each, as `log_scores` writes scores."""
+        metrics = {
+            f"{name}{end}": measure[key]
+            for name, measure in measures.items()
+            for key, end in (("value", ""), ("low", "_low"), ("high", "_high"))
+        }
+        if metrics:
+            self._delivery.put(self._store.log_scores, trial, metrics, _now())
+
     def log_summary(self, metrics: Mapping[str, float]) -> None:
         """Write numbers of the whole sweep to its own run, once however often it is repeated."""
         named = {_metric_name(name): value for name, value in metrics.items()}

@@ -5,11 +5,12 @@ figures as JSON. The directory has the run as every sweep leaves it.
 
 All of `pipelines.full_sweep.sweep` is real: checks, Ray Tune with ASHA, MLflow, Serve, statistics,
 report. Two things are replaced: training within a trial (`scale_trial`) and the model that answers
-(`scale_coin`). Two are set: the number of logical CPUs, so that `concurrent` trials run at once;
-and, except with `fresh`, Tune reuses processes under ASHA too, as simulated trials allow. Otherwise
-most of the time would go into imports, the same for each trial. With several trials at once on a
-busy machine reuse may fail: a trial that waits for its new process takes one that becomes free, and
-the new one was started for nothing.
+(`scale_coin`). Nothing is measured beside accuracy, since a coin has no logits. Two are set: the
+number of logical CPUs, so that `concurrent` trials run at once; and, except with `fresh`, Tune
+reuses processes under ASHA too, as simulated trials allow. Otherwise most of the time would go into
+imports, the same for each trial. With several trials at once on a busy machine reuse may fail: a
+trial that waits for its new process takes one that becomes free, and the new one was started for
+nothing.
 """
 
 import json
@@ -30,6 +31,7 @@ from otr.config import DataConfig, ModelConfig, TrainConfig
 from pipelines import full_sweep
 from pipelines.config.presets import SweepConfig
 from pipelines.runtime import cluster
+from pipelines.stages import measure
 from tests.assets.tiny import make_tiny_model
 from tests.benchmarks.scale_coin import RIGHT, in_place_of_vllm
 from tests.benchmarks.scale_figures import figures, watched
@@ -64,6 +66,7 @@ def simulated(trials: int, concurrent: int, fresh: bool, directory: str) -> dict
         patch.object(tuning.sweep, "run_trial", run_trial),
         patch.object(tuning.sweep, "_tune_config", tune_config),
         patch.object(cluster, "logical_cpus", lambda _: logical_cpus),
+        patch.object(measure, "measure_models", lambda *_: measure.Outcome()),
         watched(Path(config.output)) as spent,
     ):
         code = full_sweep.sweep(config)

@@ -17,6 +17,8 @@ from tests.assets.newcomer import REPOSITORY, environment, run
 
 TRIALS = ["sft-seed0", "otr-k16-seed0"]
 BENCHMARKS = ["target-heldout", "retained-code"]
+OF_BASE = ["reference/nll", "reference/token_accuracy", "answers/mean_tokens", "answers/cut_share"]
+MEASURES = [*OF_BASE[:2], "kl/target", "kl/general", *OF_BASE[2:]]
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
 
@@ -92,6 +94,25 @@ def test_the_leaderboard_has_an_entry_per_model(
     assert rows[2]["objective"]["num_samples"] == 16
 
 
+def test_every_model_is_measured_beside_accuracy(finished: tuple[Path, str]) -> None:
+    output, said = finished
+    base, *trained = json.loads((output / "debug" / "leaderboard.json").read_text())
+    assert list(base["measures"]) == OF_BASE
+    for row in trained:
+        assert list(row["measures"]) == MEASURES
+        for measure in row["measures"].values():
+            assert 0 <= measure["low"] <= measure["value"] <= measure["high"]
+        # The trial evaluated the same references, and more, at its last step.
+        nll, accuracy = (row["measures"][name]["value"] for name in MEASURES[:2])
+        assert nll == pytest.approx(row["validation"]["val_nll"], rel=0.2)
+        assert accuracy == pytest.approx(row["validation"]["val_token_accuracy"], abs=0.1)
+        assert row["measures"]["kl/target"]["value"] > 0
+    assert "difference" not in trained[0]["measures"]["kl/target"], "sft is the reference arm"
+    assert trained[1]["measures"]["kl/target"]["difference"]["against"] == "sft"
+    assert "NLL per token" in said and "measured beside" not in said
+    assert "<h2>Beside accuracy" in (output / "debug" / "report.html").read_text()
+
+
 def test_the_report_shows_every_arm(finished: tuple[Path, str]) -> None:
     output, _ = finished
     page = (output / "debug" / "report.html").read_text()
@@ -121,6 +142,10 @@ def test_mlflow_holds_the_sweep(finished: tuple[Path, str]) -> None:
         for task in BENCHMARKS:
             low, value, high = (metrics[f"score/{task}{end}"] for end in ("_low", "", "_high"))
             assert low <= value <= high
+        for measure in MEASURES:
+            low, value, high = (metrics[f"{measure}{end}"] for end in ("_low", "", "_high"))
+            assert low <= value <= high
+    assert {*OF_BASE} <= runs["base"].data.metrics.keys()
     summary = runs["debug"].data.metrics
     assert all({f"score/{task}", f"base_score/{task}"} <= summary.keys() for task in BENCHMARKS)
     artifacts = {artifact.path for artifact in client.list_artifacts(parent)}
@@ -135,12 +160,14 @@ def test_mlflow_holds_the_sweep(finished: tuple[Path, str]) -> None:
 def test_a_repeated_command_reuses_all_results(finished: tuple[Path, str]) -> None:
     output, _ = finished
     before = json.loads((output / "debug" / "leaderboard.json").read_text())
-    trained = {p: p.stat().st_mtime_ns for p in output.rglob("model.safetensors")}
+    stored = [*output.rglob("model.safetensors"), *output.rglob("measures/*.json")]
+    trained = {p: p.stat().st_mtime_ns for p in stored}
+    assert len(trained) > len(TRIALS) + 1
     done = sweep(["-m", "pipelines.full_sweep"], output, "--name", "debug")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("continues")
     assert json.loads((output / "debug" / "leaderboard.json").read_text()) == before
-    assert {p: p.stat().st_mtime_ns for p in output.rglob("model.safetensors")} == trained
+    assert {p: p.stat().st_mtime_ns for p in stored} == trained
     client = MlflowClient(f"sqlite:///{output / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("otr")
     assert experiment is not None

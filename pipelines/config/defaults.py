@@ -32,7 +32,7 @@ PACKED = 512
 """Shortest sequence length for data that fills one: several short examples leave smaller gaps in a
 long row than in a short one."""
 PASS_TOKENS = {"CPU": 4096, "GPU": 16_384}
-"""Tokens per forward pass beyond which a device gets no faster."""
+"""Tokens per forward pass that keep a device busy: more would only need more memory."""
 GIB = 2**30
 _PROCESS_BYTES = GIB  # of a worker's libraries
 _DRIVER_BYTES = 2 * GIB  # of this process and Ray's own

@@ -174,7 +174,10 @@ def corpus_of(folder: Path) -> tuple[DataConfig, ModelConfig]:
     return data, ModelConfig(str(folder / "Tiny Model"))
 
 
-def test_a_large_corpus_is_counted_but_not_tokenized(folder: Path) -> None:
+def test_a_large_corpus_is_counted_but_not_tokenized(
+    folder: Path, machine: pytest.MonkeyPatch
+) -> None:
+    machine.setattr("otr.training.corpus.BATCH", 200)
     whole = inspect_corpus(*corpus_of(folder))
     part = inspect_corpus(*corpus_of(folder), limit=450, count=True)
     assert (part.rows, part.complete, part.records) == (450, False, 900)

@@ -17,7 +17,7 @@ _FAST_BFLOAT16 = {"amx_bf16", "avx512_bf16", "bf16"}  # as /proc/cpuinfo names t
 _FAST_FLOAT16 = {"amx_fp16", "avx512_fp16", "asimdhp"}
 _FIRST_GPU_WITH_BFLOAT16 = (8, 0)
 _BLOCK_TOKENS = 128  # vLLM gives out the KV cache on the CPU in blocks of this many tokens
-_CACHE_SHARE = 0.5  # of the free memory; the rest is left to activations and other processes
+_CACHE_SHARE = 0.25  # of the free memory, unless a single request needs more
 _UNKNOWN_CACHE_GIB = 1.0  # for models whose cache is no list of keys and values
 
 
@@ -125,9 +125,8 @@ def cache_bytes_per_token(config: Any, dtype: str) -> int | None:
     Returns:
         None for a model with layers other than plain attention.
     """
-    heads = getattr(config, "num_key_value_heads", None) or getattr(
-        config, "num_attention_heads", 0
-    )
+    all_heads = getattr(config, "num_attention_heads", 0)
+    heads = getattr(config, "num_key_value_heads", None) or all_heads
     plain = {*(getattr(config, "layer_types", None) or ["full_attention"])} == {"full_attention"}
     if not heads or not plain or hasattr(config, "kv_lora_rank"):
         return None
@@ -148,15 +147,15 @@ def _cache_gib(settings: EngineSettings, config: Any, model_dir: Path, machine: 
     one = blocks * _BLOCK_TOKENS * per_token / GIB
     # On the CPU, vLLM holds the weights twice: as loaded, and packed for its kernels.
     weights = 2 * sum(file.stat().st_size for file in model_dir.glob("*.safetensors")) / GIB
-    most = _CACHE_SHARE * (machine.free_gib / settings.least_replicas - weights)
-    if one > most:
+    free = machine.free_gib / settings.least_replicas - weights
+    if one > free:
         raise ValueError(
             f"one prompt with its answer, up to {settings.max_model_len} tokens, takes {one:.2f} "
-            f"GiB of KV cache in {settings.dtype}, but only {max(0.0, most):.2f} GiB of memory can "
-            "be given to it here: end other programs, give a smaller --engine.max-model-len, or "
-            "set --engine.kv-cache-gib"
+            f"GiB of KV cache in {settings.dtype}, but only {max(0.0, free):.2f} GiB of memory are "
+            "free beside the weights: end other programs, or give a smaller --engine.max-model-len"
         )
-    return math.ceil(min(most, one * settings.requests_per_replica) * 100) / 100
+    size = min(one * settings.requests_per_replica, max(one, _CACHE_SHARE * free))
+    return math.ceil(size * 100) / 100
 
 
 def _text_config(model_dir: Path) -> Any:

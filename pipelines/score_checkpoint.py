@@ -9,7 +9,7 @@ run in MLflow. Answers that are stored already are not generated again.
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -50,6 +50,7 @@ def run(command: "Score") -> int:
     run_directory.check_free(directory)
     score.check_prompts(prepared)
     preflight.require(prepared, skip=_irrelevant_checks(benchmarks))
+    config = replace(config, engine=prepared.engine)  # run.json has what was chosen
     record = run_directory.open_run(config, directory)
     tracker = Tracker(store_uri(config.output), config.name, record["id"], directory)
     params, tags = run_directory.score_params(config), run_directory.mlflow_tags(record)

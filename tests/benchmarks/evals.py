@@ -58,8 +58,8 @@ def parse_options() -> argparse.Namespace:
     return options
 
 
-def measure(part: str, figures: dict) -> dict:
-    name, key, sign, bar = BARS[part]
+def measure(part: str, figures: dict, bars: dict = BARS) -> dict:
+    name, key, sign, bar = bars[part]
     if "skipped" in figures:
         return {"measure": name, "value": figures["skipped"], "bar": f"{sign} {bar:g}", "met": "-"}
     value = figures[key]

@@ -5,6 +5,7 @@ Takes a role, a model directory and benchmarks on the command line, and prints l
 score     the scores of the directory. The time of the whole process is what a checkpoint costs if
           it gets its own vLLM.
 generate  after each line on standard input, {"tokens", "seconds"} for all prompts
+own-choice  the same, with the kernels and threads that vLLM chooses itself
 """
 
 import json
@@ -26,13 +27,18 @@ from evals.settings import EngineSettings
 class Offline:
     """Stand-in for `evals.serving.replicas.Replicas`, with vllm.LLM as the engine."""
 
-    def __init__(self, model_dir: Path, settings: EngineSettings) -> None:
-        if not settings.gpus:
-            os.environ.update(deployment.CPU_ENVIRONMENT | {"VLLM_LOGGING_LEVEL": "ERROR"})
+    def __init__(
+        self, model_dir: Path, settings: EngineSettings, *, own_choice: bool = False
+    ) -> None:
+        os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
+        if not settings.gpus and not own_choice:
+            os.environ.update(deployment.CPU_ENVIRONMENT)
         from vllm import LLM
 
         arguments = deployment.engine_arguments(settings)
         del arguments["worker_extension_cls"]
+        if own_choice:
+            del arguments["enforce_eager"]
         self.llm = LLM(str(model_dir), disable_log_stats=True, **arguments)
 
     def stream_responses(self, requests: dict, options: dict[str, Any]):
@@ -71,14 +77,17 @@ def generate_all(served: Any, model_dir: Path, benchmarks: list[Benchmark]) -> d
 
 
 def load_benchmarks(files: list[str], max_items: int) -> list[Benchmark]:
-    return [tasks.load(f"file:{file}", None, max_items=max_items or None) for file in files]
+    """Load benchmarks, given files or names."""
+    names = [f"file:{each}" if Path(each).is_file() else each for each in files]
+    return [tasks.load(name, None, max_items=max_items or None) for name in names]
 
 
 def main() -> None:
     role, settings_text, directory, max_items, *files = sys.argv[1:]
     settings = EngineSettings(**json.loads(settings_text))
     model_dir, benchmarks = Path(directory), load_benchmarks(files, int(max_items))
-    served = ServedModel(Offline(model_dir, settings), settings, model_dir)  # type: ignore[arg-type]
+    offline = Offline(model_dir, settings, own_choice=role == "own-choice")
+    served = ServedModel(offline, settings, model_dir)  # type: ignore[arg-type]
     if role == "score":
         scores = score(lambda: served, settings, model_dir, benchmarks)  # type: ignore[arg-type,return-value]
         print(json.dumps({one.task: one.value for one in scores}), flush=True)

@@ -86,8 +86,8 @@ def test_the_kv_cache_holds_all_requests_if_memory_allows(model: Path) -> None:
     per_token *= config["head_dim"] * 4
     needed = 1000 * OPEN.requests_per_replica * per_token / GIB
     assert needed < fit(OPEN, model, AMX_CPU).kv_cache_gib < 1.3 * needed + 0.01
-    little = Machine(8, needed / 2, frozenset())
-    assert fit(OPEN, model, little).kv_cache_gib < needed / 3
+    little = Machine(8, needed, frozenset())
+    assert fit(OPEN, model, little).kv_cache_gib < 0.25 * needed + 0.01
     with pytest.raises(
         ValueError, match=r"up to 1000 tokens, takes .* GiB .* smaller --engine.max"
     ):

@@ -109,6 +109,29 @@ def test_value_prompts_and_files(model, sums, tmp_path):
     assert {path.name for path in (tmp_path / "results").iterdir()} == {"sums.json", "sums.parquet"}
 
 
+def test_answers_that_were_cut_off_in_a_loop_are_counted(model, sums):
+    class Loops(Calculator):
+        def generate(self, *arguments, on_completion, **more):
+            def looping(key, completion):
+                text = completion.text + " and so on" * (30 if key.item < 3 else 1)
+                reason = "stop" if key.item == 0 else "length"
+                on_completion(key, dataclasses.replace(completion, text=text, finish_reason=reason))
+
+            super().generate(*arguments, on_completion=looping, **more)
+
+    [result] = score_on(Loops(model), model, [sums])
+    assert (result.settings["num_truncated"], result.settings["num_repeating"]) == (6, 4)
+
+
+def test_the_engine_says_what_was_left_open(model, sums):
+    engine = Calculator(model)
+    open_ = EngineSettings(num_replicas=2)
+    [result] = score(lambda: engine, open_, model, [sums])
+    assert (result.settings["dtype"], result.settings["max_model_len"]) == ("float32", 1024)
+    with pytest.raises(AssertionError, match="stored under another dtype"):
+        score(lambda: engine, EngineSettings("bfloat16", 1024), model, [sums])
+
+
 def test_several_samples_per_item_give_further_metrics(model, sums):
     [result] = score_on(Calculator(model), model, [sums])
     assert list(result.also) == ["pass@1", "pass@2", "maj@2"]

@@ -6,9 +6,9 @@ from typing import get_args
 import pytest
 
 from evals.benchmark import Decoding
-from evals.serving import adapters
-from evals.serving.deployment import root_error, start_failure_hint
-from evals.serving.requests import Response, ServedModel
+from evals.serving import adapters, replicas
+from evals.serving.deployment import engine_arguments, root_error, start_failure_hint
+from evals.serving.requests import Request, Response, ServedModel
 from evals.settings import EngineSettings
 
 TOO_MUCH = (
@@ -90,6 +90,31 @@ def test_hints_on_memory_errors_name_the_setting():
         TOO_LITTLE, settings
     )
     assert root_error("INFO all is well\n") == start_failure_hint("", settings) == ""
+
+
+def test_a_cache_of_no_given_size_is_what_vllm_finds_free_on_the_gpu():
+    whole, half = (engine_arguments(EngineSettings("float16", 99, gpus=n)) for n in (1, 0.5))
+    assert "kv_cache_memory_bytes" not in whole
+    assert whole["gpu_memory_utilization"] == 2 * half["gpu_memory_utilization"] == 0.9
+    given = engine_arguments(EngineSettings("float16", 99, gpus=1, kv_cache_gib=2))
+    assert given["kv_cache_memory_bytes"] == 2 * 2**30 and "gpu_memory_utilization" not in given
+
+
+@pytest.mark.parametrize(("max_tokens", "expected"), [(8, 60), (1024, 60), (4096, 240)])
+def test_long_answers_get_more_time(tmp_path, monkeypatch, max_tokens, expected):
+    settings = EngineSettings("float32", 8192, num_replicas=2, concurrency=6)
+    pool = replicas.Replicas(settings, tmp_path, {}, timeout_s=60)
+    monkeypatch.setattr(pool, "_weights", dict.fromkeys(pool._weights, "loaded"))
+    monkeypatch.setattr(replicas, "handle", lambda name: None)
+    limits = []
+
+    def respond(replicas, requests, options, limit):
+        limits.append(limit)
+        return [(key, Response("", "stop")) for key in requests]
+
+    monkeypatch.setattr(replicas.client, "stream_responses", respond)
+    list(pool.stream_responses({0: Request([1], 1), 1: Request([1], max_tokens)}, {}))
+    assert [(one.timeout_s, one.in_flight) for one in limits] == [(expected, 3)]
 
 
 class EchoesSeeds:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from evals.settings import EngineSettings
 from otr.config import OptimConfig
 from pipelines import cli
 from pipelines.config.options import UsageError
@@ -80,6 +81,16 @@ def test_other_benchmarks_drop_the_presets_context_length() -> None:
     assert load("score m --benchmarks gsm8k").engine.max_model_len == 0
     given = load("score m --benchmarks gsm8k --engine.max-model-len 99")
     assert given.engine.max_model_len == 99
+
+
+def test_presets_keep_their_engine_and_other_models_get_one_that_fits() -> None:
+    kept = EngineSettings("float32", 1024, threads=1, kv_cache_gib=1.0, concurrency=64)
+    for preset in ("builtin", "study", "debug"):
+        assert load(f"--preset {preset}").engine == kept
+    assert load("score m --benchmarks gsm8k").engine == EngineSettings()
+    assert load("score m").engine == EngineSettings(max_model_len=1024)
+    given = load("score m --benchmarks gsm8k --engine.threads 3 --engine.dtype float16").engine
+    assert given == EngineSettings("float16", threads=3)
 
 
 def test_a_gpu_is_used_by_default(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,11 +3,14 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pipelines import cli
+from pipelines.config.prepared import prepare
+from pipelines.config.presets import PRESETS
 from tests.assets.tiny import make_tiny_model
 
 REPOSITORY = Path(__file__).parents[3]
@@ -63,3 +66,12 @@ def test_a_model_directory_that_does_not_exist(
     assert cli.main(["score", name]) == 1
     said = capsys.readouterr().err
     assert f"error: no model {name!r}: there is no such directory" in said
+
+
+def test_builtin_benchmarks_take_samples_and_options(tmp_path: Path) -> None:
+    names = ("builtin:target-heldout@2:temperature=0.5", "gsm8k:max_tokens=9")
+    run = prepare(replace(PRESETS["debug"](), benchmarks=names, output=str(tmp_path)))
+    file, other = run.config.benchmarks
+    assert file.endswith("target-heldout.jsonl@2:temperature=0.5") and other == names[1]
+    with pytest.raises(ValueError, match='did you mean "max_tokens"'):
+        prepare(replace(run.config, benchmarks=("builtin:target-heldout:max_token=9",)))

@@ -115,6 +115,9 @@ def test_answers_that_are_cut_off_are_counted_beside_the_scores(
     cut = "target-heldout: answers cut off at the length limit: otr-k16 7 of 400, sft 3 of 600"
     late = "target-heldout: answers timed out: otr-k16 1 of 400"
     assert tables.incomplete_answers(entries, BENCHMARKS) == [cut, late]
+    entries[3].scores[BENCHMARKS[0]]["settings"] |= {"num_repeating": 5}
+    loops = "target-heldout: answers cut off in a loop: otr-k16 5 of 400"
+    assert tables.incomplete_answers(entries, BENCHMARKS) == [cut, loops, late]
     terminal.print_summary(entries, BENCHMARKS, {})
     page.write(entries, BENCHMARKS, RUN, tmp_path, {})
     for shown in (capsys.readouterr().out, (tmp_path / "report.html").read_text()):

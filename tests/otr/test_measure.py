@@ -65,15 +65,12 @@ def test_nll_and_accuracy_of_each_example(models, tokens_at_once, monkeypatch) -
         assert found.right[i] == (expected.argmax(-1) == target).sum()
 
 
-def test_the_most_likely_tokens_are_right(models) -> None:
-    ids, _ = EXAMPLES[0]
-    hidden = measure.predict_states(models[0], [(ids, [False] + [True] * (len(ids) - 1))])
-    best = hidden.head.logits(hidden.hidden_TD).argmax(-1)
-    found = measure.reference_sums(models[0], [([*ids, int(best[-1])], [False] * 9 + [True])] * 2)
-    last = measure.predict_states(models[0], [([*ids, 0], [False] * 9 + [True])])
-    right = int(last.head.logits(last.hidden_TD).argmax(-1))
-    again = measure.reference_sums(models[0], [([*ids, right], [False] * 9 + [True])])
-    assert again.right == [1] and found.right in ([0, 0], [1, 1])
+def test_the_most_likely_token_is_right_and_no_other(models) -> None:
+    ids, targets = EXAMPLES[0][0], [False] * len(EXAMPLES[0][0]) + [True]
+    states = measure.predict_states(models[0], [([*ids, 0], targets)])
+    best = int(states.head.logits(states.hidden_TD).argmax())
+    answers = [([*ids, token], targets) for token in (best, best - 1)]
+    assert measure.reference_sums(models[0], answers).right == [1, 0]
 
 
 @pytest.mark.parametrize("logits_at_once", [2**24, 259 * 3], ids=["whole", "3 rows at once"])

@@ -39,7 +39,7 @@ def entries() -> list[Entry]:
     found = {
         each.trial: {
             NLL: values(nll[each.arm], seed=i),
-            MEAN_TOKENS: values(99, 9, seed=i, counts=(1,) * ITEMS),
+            MEAN_TOKENS: values(4, 0.1, seed=i, counts=(1,) * ITEMS),  # times the lengths
         }
         | ({} if each.arm == BASE else {KL_TARGET: values(0.02, 0.001)})
         for i, each in enumerate(plain)

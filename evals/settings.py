@@ -12,7 +12,8 @@ class EngineSettings:
 
     Attributes:
         dtype: Data type of weights and activations: float32, bfloat16, float16, or auto: the data
-            type in the model's config.json if the hardware computes fast in it, else float32.
+            type in the model's config.json if the hardware computes fast in it, else float32 (on
+            the CPU also for a model in float16).
         max_model_len: Maximum number of tokens of a prompt and its answer together; longer answers
             are cut off, counted, and usually wrong. 0: the longest prompt of the benchmarks and the
             longest answer that they allow.

@@ -12,6 +12,7 @@ from tests.assets.tiny import make_tiny_model
 
 OLD_CPU = Machine(cores=8, free_gib=16, fast_dtypes=frozenset())
 AMX_CPU = Machine(cores=8, free_gib=16, fast_dtypes=frozenset({"bfloat16"}))
+FLOAT16_CPU = Machine(cores=8, free_gib=16, fast_dtypes=frozenset({"float16"}))
 OLD_GPU = Machine(8, 16, frozenset(), capability=(7, 5))
 NEW_GPU = Machine(8, 16, frozenset(), capability=(9, 0))
 REMOTE_GPU = Machine(8, 16, frozenset())
@@ -35,7 +36,7 @@ def store_dtype(model: Path, dtype: str | None) -> None:
     [
         ("bfloat16", OPEN, AMX_CPU, "bfloat16"),
         ("bfloat16", OPEN, OLD_CPU, "float32"),
-        ("float16", OPEN, AMX_CPU, "float32"),
+        ("float16", OPEN, FLOAT16_CPU, "float32"),
         ("float32", OPEN, AMX_CPU, "float32"),
         (None, OPEN, AMX_CPU, "float32"),
         ("bfloat16", ON_GPU, NEW_GPU, "bfloat16"),

@@ -101,7 +101,8 @@ def worker_error(error: BaseException) -> str:
     # An error that a worker raised explains more than its peers' lost connections.
     failures.sort(key=lambda failure: _compat.is_process_loss(failure) or is_lost_peer(failure))
     text = str(failures[0] if failures else error).strip()
-    advice = ("Failed to apply UDF", "To change retry attempts")  # Ray Data's, after the reason
+    # Ray's, after the reason.
+    advice = ("Failed to apply UDF", "To change retry attempts", "Refer to the documentation")
     lines = [line for line in text.splitlines() if not line.startswith(advice)]
     return lines[-1] if lines else type(error).__name__
 

@@ -73,5 +73,6 @@ def restart_text(lost: str, saved: Position | None, reached: Position | None, no
 
 
 def _detail(failure: BaseException) -> str:
-    lines = str(failure).strip().splitlines()
+    advice = "Refer to the documentation"  # Ray's, after the reason of a lack of memory
+    lines = [line for line in str(failure).strip().splitlines() if not line.startswith(advice)]
     return f" ({lines[-1][:MAX_DETAIL]})" if lines else ""

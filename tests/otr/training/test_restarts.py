@@ -26,6 +26,9 @@ GLOO = RuntimeError(
     "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [::1]:605"
 )
 DIED = WorkerHealthCheckFailedError("lost", ray.exceptions.ActorDiedError())
+NO_MEMORY = ray.exceptions.OutOfMemoryError(
+    "1 worker(s) were killed due to the node running low on memory.\nRefer to the documentation"
+)
 OURS = OSError("s3://bucket/step-000100 can't be written: Connection reset by peer")
 
 
@@ -41,6 +44,7 @@ def workers(*failures: Exception) -> WorkerGroupError:
     ("error", "said"),
     [
         (workers(DIED), "the process of worker 0 was lost (The actor died"),
+        (workers(NO_MEMORY), "the process of worker 0 was lost (1 worker(s) were killed due to"),
         (workers(OURS, DIED), "the process of worker 1 was lost"),
         (workers(GLOO, DistStoreError("Broken pipe")), "workers lost the connection"),
         (workers(DistBackendError("NCCL error: ncclRemoteError: ...")), "workers lost the conn"),

@@ -1,1 +1,1 @@
-"""The stages of a run: compare corpus and benchmarks, train, score, check the served model."""
+"""The stages of a run: compare corpus and benchmarks, train, score, measure, check the engine."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from evals.benchmark import Benchmark, Item
 from evals.tasks import _choice, _hub
+from evals.tasks._files import Fields
 
 SOURCE = _hub.Source(
     "arc/ARC-Challenge-test.jsonl",
@@ -17,7 +18,7 @@ SOURCE = _hub.Source(
     config="ARC-Challenge",
     names={"answerKey": "gold"},
 )
-FIELDS = {"question": str, "choices": (list, dict), "gold": (int, str)}
+FIELDS: Fields = {"question": str, "choices": (list, dict), "gold": (int, str)}
 
 
 def load(directory: Path | None) -> Benchmark:

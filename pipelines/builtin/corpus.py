@@ -75,7 +75,8 @@ def resolve_path(name: str, directory: Path, benchmark_dir: str = "") -> str:
         return str(_MODEL)
     if name == smollm2.NAME:
         return str(smollm2.model_dir())
-    files = {**_FILES, **{each: partial(_gsm8k, each, benchmark_dir) for each in _GSM8K}}
+    files = dict(_FILES)
+    files.update({each: partial(_gsm8k, each, benchmark_dir) for each in _GSM8K})
     if name not in files:
         known = [f"{PREFIX}{file}" for file in (*files, "base", smollm2.NAME)]
         raise ValueError(f"no built-in file {PREFIX}{name}: {did_you_mean(PREFIX + name, known)}")

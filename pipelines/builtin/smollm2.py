@@ -98,7 +98,7 @@ def _digest(directory: Path) -> str:
     digest = hashlib.sha256()
     for name, weight in sorted(load_file(directory / "model.safetensors").items()):
         digest.update(name.encode())
-        digest.update(weight.contiguous().view(torch.uint8).numpy())
+        digest.update(weight.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

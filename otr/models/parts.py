@@ -17,6 +17,9 @@ from transformers import PreTrainedModel
 from otr._compat import attention_name
 from otr.models.attention import PACKED, Lengths, no_mask
 
+TOKEN_MULTIPLE = 128
+"""Numbers of tokens that are computed in bfloat16 on the CPU are multiples of this one."""
+
 
 def without_adapters(model: PreTrainedModel) -> PreTrainedModel:
     """Return the transformers model inside a peft model, or the model itself."""
@@ -69,8 +72,9 @@ def hidden_states(
         return hidden_BSD[real_BS]
     ids_N, position_N = input_ids_BS[real_BS], position_BS[real_BS]
     count = len(ids_N)
-    if not count:  # other ranks may wait for this rank's pass: compute one token and drop it
-        ids_N, position_N = input_ids_BS.new_zeros(1), position_BS.new_zeros(1)
+    extra = _extra_tokens(count, ids_N.device)
+    ids_N = torch.cat([ids_N, ids_N.new_zeros(extra)])
+    position_N = torch.cat([position_N, torch.arange(extra).to(position_N)])
     ends = [*(position_N == 0).nonzero().flatten().tolist(), len(position_N)]
     hidden_1ND = model.base_model(
         input_ids=ids_N[None],
@@ -80,6 +84,17 @@ def hidden_states(
         lengths=Lengths([end - start for start, end in pairwise(ends)]),
     ).last_hidden_state
     return hidden_1ND[0, :count]
+
+
+def _extra_tokens(count: int, device: torch.device) -> int:
+    """Return how many tokens to compute, as an example of their own, and drop.
+
+    In bfloat16 on the CPU, oneDNN compiles and keeps a kernel for each number of tokens that it
+    meets; packed rows meet a new one in most steps, which took gigabytes.
+    """
+    if device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        return -count % TOKEN_MULTIPLE if count else TOKEN_MULTIPLE
+    return 0 if count else 1  # other ranks may wait for this rank's pass
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ def train(
         from pipelines.checks import ray_cluster
 
         ray_cluster.check_nodes(config)
+    tracker.is_stopping = stop_file.exists
     with save_at_signal(stop_file), console.stage("train") as stage:
         recorder = TrialRecorder(tracker, config.train, stage, len(config.trials))
         results = sweep.run(

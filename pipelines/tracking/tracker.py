@@ -10,7 +10,7 @@ import os
 import re
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +97,8 @@ class Tracker:
         log = directory / "logs" / "driver.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         self._delivery = Delivery(self._store, f"MLflow at {without_login(uri)}", log)
+        self.is_stopping: Callable[[], bool] = lambda: False
+        """Returns whether a signal asked the run to stop; what it cuts off is KILLED in MLflow."""
 
     @contextmanager
     def run(self, params: Mapping[str, Any], tags: Mapping[str, str]) -> Iterator[Outcome]:
@@ -108,7 +110,7 @@ class Tracker:
             try:
                 yield outcome
             except (KeyboardInterrupt, SystemExit):
-                patience = 0
+                patience, self.is_stopping = 0, lambda: True
                 raise
             finally:
                 self.end(ok=outcome.ok)
@@ -189,7 +191,8 @@ class Tracker:
 
     def end(self, trial: str = SWEEP, *, ok: bool) -> None:
         """Close a run, unless it is closed already."""
-        self._delivery.put(self._store.end, trial, "FINISHED" if ok else "FAILED", _now())
+        status = "FINISHED" if ok else "KILLED" if self.is_stopping() else "FAILED"
+        self._delivery.put(self._store.end, trial, status, _now())
 
     def log_artifacts(self, paths: Sequence[Path], trial: str = SWEEP, folder: str = "") -> None:
         """Upload files into `folder`, and directories under their own name, as artifacts."""

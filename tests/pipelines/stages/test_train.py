@@ -41,7 +41,7 @@ def test_the_last_line(
     monkeypatch.setattr("pipelines.tracking.trial_callbacks.finalize_trial", lambda *_: None)
     prepared = PreparedRun(replace(debug(), output=str(tmp_path)))
     prepared.directory.mkdir()
-    tracker: Any = None
+    tracker: Any = SimpleNamespace()
     if stopped:
         with pytest.raises(SystemExit, match="143"):
             train.train(prepared, tracker)

@@ -67,7 +67,8 @@ def restart_text(lost: str, saved: Position | None, reached: Position | None, no
         line, step = f"goes on after step {saved.step}", saved.step
         line += f", saved {now - saved.time:.0f} s ago" if saved.time else ""
     if reached:
-        again = f"at least {max(0, reached.step - step)} steps are computed again"
+        count = max(0, reached.step - step)
+        again = f"at least {count} step{' is' if count == 1 else 's are'} computed again"
         line += f"; the last report was of step {reached.step}, so {again}"
     return f"restarted, because {lost}: {line}"
 

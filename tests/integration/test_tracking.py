@@ -127,7 +127,7 @@ def test_a_command_that_is_interrupted_and_repeated(uri: str, tmp_path: Path) ->
 
     with pytest.raises(KeyboardInterrupt):
         command(uri, tmp_path, begin)
-    assert stored_runs(uri)["sweep"].status == "FAILED"
+    assert stored_runs(uri)["sweep"].status == "KILLED"
     command(uri, tmp_path, resume)
     first = check_content(uri)
     assert ids[0] == ids[1] is not None

@@ -53,9 +53,10 @@ def check_training(config: SweepConfig) -> str:
     from otr.models.architecture import check_sequence_length
 
     train = config.train
-    _check_dtype(train)
+    slow = _check_dtype(train)
     positions = check_sequence_length(train)
-    found = [f"sequence length {train.data.sequence_length}{_limit(positions)}"]
+    found = [f"{train.model.dtype}{slow}"]
+    found.append(f"sequence length {train.data.sequence_length}{_limit(positions)}")
     if train.model.attention != "auto":
         found.append(f"attention {_check_attention(train.model)}")
     if train.lora.rank:
@@ -68,20 +69,24 @@ def check_training(config: SweepConfig) -> str:
     return ", ".join(found)
 
 
-def _check_dtype(train: TrainConfig) -> None:
+def _check_dtype(train: TrainConfig) -> str:
     """Check that this machine computes in the precision of training; a cluster's is unknown.
 
+    Returns:
+        A remark on a precision that the CPU computes slowly; else nothing.
+
     Raises:
-        ValueError: it has no instructions for it.
+        ValueError: the GPU has no instructions for it.
     """
-    on_gpu = train.workers.gpus > 0
-    if train.model.dtype == "float32" or os.environ.get("RAY_ADDRESS"):
-        return
-    if not hardware.this_machine().is_fast(train.model.dtype, on_gpu=on_gpu):
+    dtype, on_gpu = train.model.dtype, train.workers.gpus > 0
+    if os.environ.get("RAY_ADDRESS") or hardware.this_machine().is_fast(dtype, on_gpu=on_gpu):
+        return ""
+    if on_gpu:
         raise ValueError(
-            f"--train.model.dtype is {train.model.dtype}, but this {'GPU' if on_gpu else 'CPU'} "
-            "has no instructions for it and would be slow: give --train.model.dtype float32"
+            f"--train.model.dtype is {dtype}, but this GPU has no instructions for it: give "
+            "--train.model.dtype float32"
         )
+    return " (slow: this CPU has no instructions for it; --train.model.dtype float32 is faster)"
 
 
 def check_engine(run: PreparedRun) -> str:

@@ -1,6 +1,7 @@
 """The commands on a real pretrained model, SmolLM2-135M-Instruct in bfloat16: few steps and items.
 
-Skipped where the packages that the model is made from can't be downloaded.
+Skipped where the packages that the model is made from can't be downloaded, and on a CPU without
+instructions for bfloat16.
 """
 
 import json
@@ -21,6 +22,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from evals.hardware import this_machine
 from evals.settings import free_port
 from pipelines.builtin import smollm2
 from tests.assets.mlflow_server import stored_runs
@@ -38,6 +40,8 @@ LAST = "step-000010"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory with training data and a benchmark of eight items; the model is in the cache."""
+    if not this_machine().is_fast("bfloat16", on_gpu=False):
+        pytest.skip("this CPU has no instructions for bfloat16: it would take too long")
     try:
         smollm2.model_dir()
     except ValueError as error:

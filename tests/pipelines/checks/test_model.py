@@ -19,7 +19,7 @@ def with_train(config: SweepConfig, **changes: Any) -> SweepConfig:
 
 
 def test_a_valid_configuration_is_described(config: SweepConfig) -> None:
-    assert check_training(config) == "sequence length 256 of at most 1024"
+    assert check_training(config) == "float32, sequence length 256 of at most 1024"
     adapted = with_train(config, lora=LoraConfig(rank=4), memory=MemoryConfig("fsdp"))
     assert "trained weights in adapters, sharded by 2 layers" in check_training(adapted)
 

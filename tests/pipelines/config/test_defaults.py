@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,10 +41,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def set_machine(
-    patch: pytest.MonkeyPatch, cores: int = 8, gib: float = 64, fast: str = "bfloat16"
-) -> None:
-    machine = Machine(cores=cores, free_gib=gib, fast_dtypes=frozenset({fast}))
+def set_machine(patch: pytest.MonkeyPatch, fast: str = "bfloat16", **facts: Any) -> None:
+    machine = Machine(**{"cores": 8, "free_gib": 64, "fast_dtypes": frozenset({fast}), **facts})
     patch.setattr(hardware, "this_machine", lambda: machine)
 
 
@@ -95,7 +94,7 @@ def test_presets_with_their_own_model_and_data_are_left_alone() -> None:
     assert not cli.parse(["score", "mine"]).load().chosen
 
 
-def test_a_cpu_without_bfloat16_trains_in_float32_and_refuses_the_other(
+def test_a_cpu_without_bfloat16_trains_in_float32_and_calls_the_other_slow(
     folder: Path, machine: pytest.MonkeyPatch
 ) -> None:
     from pipelines.checks.model import check_training
@@ -103,8 +102,11 @@ def test_a_cpu_without_bfloat16_trains_in_float32_and_refuses_the_other(
     set_machine(machine, fast="float16")
     assert decided(folder).train.model.dtype == "float32"
     forced = decided(folder, "--train.model.dtype", "bfloat16")
-    with pytest.raises(ValueError, match=r"this CPU has no .*: give --train.model.dtype float32"):
-        check_training(forced)
+    assert "bfloat16 (slow: this CPU has no instructions for it" in check_training(forced)
+    on_gpu = replace(forced.train, workers=replace(forced.train.workers, gpus=1))
+    set_machine(machine, fast="float16", capability=(7, 5))
+    with pytest.raises(ValueError, match=r"this GPU has no .*: give --train.model.dtype float32"):
+        check_training(replace(forced, train=on_gpu))
 
 
 def test_the_trials_of_a_sweep_share_cores_and_memory(
@@ -120,7 +122,7 @@ def test_the_trials_of_a_sweep_share_cores_and_memory(
     assert shared() == (8, 1), "ten trials"
     assert shared("--arms", "sft", "otr-k16", "--seeds", "0") == (2, 4)
     assert shared("--arms", "sft", "--seeds", "0", "1", "--workers", "2") == (2, 2)
-    set_machine(machine, gib=5.5)  # a trial needs more than a gigabyte, Ray and the driver two
+    set_machine(machine, free_gib=5.5)  # a trial needs more than a gigabyte, Ray and the driver two
     assert shared() == (3, 2)
 
 
@@ -137,7 +139,7 @@ def test_the_micro_batch_fits_into_free_memory(folder: Path, machine: pytest.Mon
     words = ("--train.global-batch-size", "64", "--train.data.sequence-length", "1024")
     roomy = decided(folder, *words).train
     assert roomy.micro_batch_size * 1024 == defaults.PASS_TOKENS["CPU"]
-    set_machine(machine, gib=3.005)
+    set_machine(machine, free_gib=3.005)
     assert decided(folder, *words).train.micro_batch_size < roomy.micro_batch_size
     assert decided(folder, *words, "--workers", "2").train.micro_batch_size <= 32
 

@@ -161,8 +161,6 @@ def _train_and_score(prepared: PreparedRun, tracker: Tracker) -> _Results:
 def _entry(result: "TrialResult", config: TrainConfig, mlflow_run: str | None) -> Entry:
     """Return the leaderboard entry of a trial, without its scores."""
     speeds = [h["tokens_per_second"] for h in result.history if "tokens_per_second" in h]
-    tokens = sum(h.get("tokens", 0) for h in result.history)
-    seconds = sum(h.get("time_this_iter_s", 0) for h in result.history)
     validation = {k: v for h in result.history for k, v in h.items() if k.startswith("val_")}
     return Entry(
         trial=result.trial.name,
@@ -173,8 +171,8 @@ def _entry(result: "TrialResult", config: TrainConfig, mlflow_run: str | None) -
         status=result.status,
         scores={},
         tokens_per_second=median(speeds) if speeds else None,
-        tokens=tokens or None,
-        seconds=seconds or None,
+        tokens=result.tokens or None,
+        seconds=result.seconds or None,
         validation=validation,
         history=result.history,
         checkpoint=result.checkpoint,

@@ -8,7 +8,7 @@ import logging
 import math
 import os
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -49,6 +49,10 @@ class TrialResult:
     """The last checkpoint, a Hugging Face directory."""
     error: str | None
     """One line that says why the trial failed."""
+    tokens: float = 0
+    """Tokens of all steps, padding excluded, those included that were repeated after a restart."""
+    seconds: float = 0
+    """Time until the last report, over all attempts."""
 
 
 def run(  # noqa: PLR0913 - the objects of a sweep are few and independent; most go by keyword
@@ -199,7 +203,8 @@ def _restore(trainable: Any, trials: Sequence[Trial], directory: str) -> tune.Tu
 
 
 def _outcome(trial: Trial, result: tune.Result, directory: str, max_steps: int) -> TrialResult:
-    history = _history(result)
+    rows = [] if result.metrics_dataframe is None else result.metrics_dataframe.to_dict("records")
+    history = _history(rows)
     # Ray reports the path without its scheme; its last part is enough.
     reported = [Path(row["checkpoint_path"]).name for row in history if row.get("checkpoint_path")]
     # A trial that was stopped may have deleted checkpoints after the last report that Tune saved.
@@ -217,13 +222,18 @@ def _outcome(trial: Trial, result: tune.Result, directory: str, max_steps: int) 
         history=history,
         checkpoint=f"{directory}/{RUN}/{checkpoints[-1]}" if checkpoints else None,
         error=error,
+        tokens=_total(rows, "tokens"),
+        seconds=_total(rows, "time_this_iter_s"),
     )
 
 
-def _history(result: tune.Result) -> list[dict[str, Any]]:
+def _total(rows: Sequence[Mapping[str, Any]], key: str) -> float:
+    values = [float(row.get(key, 0)) for row in rows]
+    return sum(value for value in values if value == value)  # a frame holds NaN for no value
+
+
+def _history(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the reports of all attempts in the order of steps; the last one of a repeated step."""
-    frame = result.metrics_dataframe
-    rows = [] if frame is None else frame.to_dict("records")
     steps = {}
     for row in rows:
         reported = {

@@ -88,6 +88,7 @@ def test_the_leaderboard_has_an_entry_per_model(
             assert score["low"] < score["high"]
             assert score["num_examples"] == 8
     for row in rows[1:]:
+        assert row["tokens"] > 0 and row["seconds"] > 0
         assert row["status"] == "finished" and row["tokens_per_second"] > 0
         assert (Path(row["checkpoint"]) / "model.safetensors").is_file()
         assert "val_exact" in row["validation"]

@@ -292,13 +292,16 @@ def _steps(config: SweepConfig, facts: Facts) -> dict[str, Choice]:
     rows = facts.corpus.packed_rows(train.data.sequence_length)
     if rows is None:
         raise ValueError(
-            f"{config.epochs:g} epochs of {', '.join(train.data.paths)} can't be converted into "
+            f"{_epochs(config)} of {', '.join(train.data.paths)} can't be converted into "
             "steps: its size is unknown before it has been read; give --max-steps"
         )
     steps = max(1, math.ceil(config.epochs * rows / train.global_batch_size))
-    epochs = f"{config.epochs:g} epoch{'' if config.epochs == 1 else 's'}"
     about = "" if facts.corpus.complete else "about "
-    return {"train.max_steps": Choice(steps, f"{epochs} of {about}{rows:,} packed rows")}
+    return {"train.max_steps": Choice(steps, f"{_epochs(config)} of {about}{rows:,} packed rows")}
+
+
+def _epochs(config: SweepConfig) -> str:
+    return f"{config.epochs:g} epoch{'' if config.epochs == 1 else 's'}"
 
 
 def _intervals(config: SweepConfig, facts: Facts) -> dict[str, Choice]:

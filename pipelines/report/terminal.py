@@ -56,7 +56,8 @@ def print_choices(
     many = "learning rates" if len(rates) > 1 else "learning rate"
     rows = corpus.packed_rows(train.data.sequence_length) if corpus else None
     epochs = train.max_steps * train.global_batch_size / rows if rows else 0.0
-    often = f" ({epochs:.3g} epochs of the data)" if epochs else ""
+    passes = f"{epochs:.3g}"
+    often = f" ({passes} epoch{'' if passes == '1' else 's'} of the data)" if epochs else ""
     console.say(
         f"trains {how} of {train.model.path}, {train.max_steps} steps{often}, {many} "
         f"{', '.join(f'{rate:g}' for rate in rates)}"

@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 TRAIN = ["--model", "builtin:smollm2", "--train.model.dtype", "bfloat16"]
 TRAIN += ["--train.data.sequence-length", "256", "--train.global-batch-size", "2"]
 TRAIN += ["--train.micro-batch-size", "2", "--train.workers.cpus", "2"]
-TRAIN += ["--max-steps", "10", "--train.checkpoint-interval", "2", "--train.log-interval", "1"]
+TRAIN += ["--max-steps", "10", "--train.checkpoint-interval", "5", "--train.log-interval", "1"]
 LAST = "step-000010"
 
 

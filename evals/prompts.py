@@ -70,7 +70,7 @@ def fit_context(
             raise ValueError(
                 f"benchmark {benchmark.name!r}: its longest prompt has {longest} tokens and its "
                 f"answers have up to {new}, but the model has {positions} positions: leave the "
-                f"benchmark out, or set engine.max_model_len to {positions}, which cuts off (and "
+                f"benchmark out, or give --engine.max-model-len {positions}, which cuts off (and "
                 "counts) longer answers"
             )
         needed.append(longest + new)
@@ -217,8 +217,8 @@ def _check_lengths(benchmark: Benchmark, ids: Sequence[Sequence[int]], max_model
         item = benchmark.items[lengths.index(longest)].id
         raise ValueError(
             f"benchmark {benchmark.name!r}: the prompt of {item!r} has {longest} tokens, and "
-            f"engine.max_model_len is {max_model_len} for prompt and answer together ({too_long} "
-            f"of {len(ids)} prompts are too long): set engine.max_model_len to {longest + new}, "
+            f"--engine.max-model-len is {max_model_len} for prompt and answer together ({too_long} "
+            f"of {len(ids)} prompts are too long): give --engine.max-model-len {longest + new}, "
             f"which leaves room for {new} new tokens, or leave the benchmark out"
         )
 

@@ -95,11 +95,10 @@ def with_measures(
             if measure.name in found.get(entry.trial, {}):
                 items = found[entry.trial][measure.name]
                 sides.setdefault(entry.arm, []).append(items)
-                value = interval(items.values, bounded=measure.bounds(items))
-                stored[entry.trial][measure.name] = {
-                    **dict(zip(("value", "low", "high"), value, strict=True)),
-                    "n": len(items.ids),
-                }
+                value, low, high = interval(items.values, bounded=measure.bounds(items))
+                # No measure is negative; the bootstrap of a ratio may pass below zero.
+                ends = {"value": value, "low": max(0.0, low), "high": high}
+                stored[entry.trial][measure.name] = ends | {"n": len(items.ids)}
         against = sides.pop(reference.name, None) if reference else None
         if reference is None or against is None:
             continue
@@ -133,7 +132,8 @@ def of_arm(arm: Arm, measure: Measure) -> Interval | None:
     if not found:
         return None
     intervals = [Interval(each["value"], each["low"], each["high"]) for each in found]
-    return interval_over_seeds(intervals, found[0]["n"], bounded=measure.bounded)
+    value, low, high = interval_over_seeds(intervals, found[0]["n"], bounded=measure.bounded)
+    return Interval(value, max(0.0, low), high)
 
 
 def mark(arm: Arm, measure: Measure) -> str:

@@ -42,7 +42,7 @@ def test_a_model_that_is_too_short_for_a_benchmark(model: Path) -> None:
         fit_context(model, [fits, long], EngineSettings(), 1024)
     given = EngineSettings(max_model_len=1000)
     assert fit_context(model, [fits, long], given, 1024) == given, "a person may cut answers off"
-    with pytest.raises(ValueError, match=r"prompt of 'bb.*set engine.max_model_len to"):
+    with pytest.raises(ValueError, match=r"prompt of 'bb.*give --engine.max-model-len"):
         fit_context(
             model, [benchmark("b", ["b" * 1000], 9)], replace(given, max_model_len=999), 1024
         )

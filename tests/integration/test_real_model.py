@@ -133,7 +133,8 @@ def test_a_stopped_and_killed_run_ends_with_the_weights_of_an_undisturbed_one(
     assert "run the same command again to resume" in text
     assert not re.search(r"Traceback|raylet|core_worker|\(pid=", text), text
     assert saved() and LAST not in saved()
-    assert stored_runs(f"sqlite:///{folder / 'mlflow.db'}")["stopped"].status == "KILLED"
+    found = stored_runs(f"sqlite:///{folder / 'mlflow.db'}", "attributes.run_name = 'stopped'")
+    assert found["stopped"].status == "KILLED"
 
     first = saved()[-1]
     with started(words, folder / "killed.txt") as process:

@@ -33,6 +33,6 @@ def test_another_python_than_that_of_the_environment_is_refused(tmp_path: Path) 
 
 
 def test_make_real_is_the_preset_gsm8k() -> None:
-    words = ["make", "--dry-run", "real"]
+    words = ["make", "--no-print-directory", "--dry-run", "real"]
     done = subprocess.run(words, cwd=MAKEFILE.parent, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1].endswith("pipelines/full_sweep.py --preset gsm8k")

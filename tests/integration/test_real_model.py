@@ -7,6 +7,7 @@ instructions for bfloat16.
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,7 +39,7 @@ LAST = "step-000010"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Directory with training data and a benchmark of eight items; the model is in the cache."""
     if not this_machine().is_fast("bfloat16", on_gpu=False):
         pytest.skip("this CPU has no instructions for bfloat16: it would take too long")
@@ -52,7 +53,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     items = [{"prompt": asked, "answer": str(n), "grader": "math"} for asked, n in sums[5::13]]
     for name, lines in (("train", rows), ("sums", items)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return folder
+    yield folder
+    shutil.rmtree(folder)  # ten gigabytes of checkpoints
 
 
 def otr(command: str, *words: str | Path) -> list[str]:

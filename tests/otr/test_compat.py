@@ -73,8 +73,10 @@ def lose_a_rank(rank: int, directory: Path) -> None:
 
 def test_the_error_that_a_lost_rank_leaves_its_peer_is_recognized(tmp_path: Path) -> None:
     """By its type and text, and it stays what it is while a checkpoint is written."""
+    ranks = mp.spawn(lose_a_rank, (tmp_path,), nprocs=2, join=False)
+    ranks.processes[0].join(60)  # `ranks.join` would end it before it has seen the loss
     with pytest.raises(mp.ProcessExitedException) as killed:  # of rank 1, not of rank 0
-        mp.spawn(lose_a_rank, (tmp_path,), nprocs=2)
+        ranks.join()
     assert killed.value.error_index == 1
     error = RuntimeError((tmp_path / "error").read_text())
     assert _compat.is_lost_peer(error)

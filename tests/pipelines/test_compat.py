@@ -85,10 +85,11 @@ def test_interfaces_of_a_running_cluster(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert _compat.session_log_dir() is None
     handler = signal.getsignal(signal.SIGTERM)
+    others = psutil.Process().children(recursive=True)  # of other tests
     with _compat.own_sessions(), _compat.our_signal_handlers():
         ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     assert signal.getsignal(signal.SIGTERM) is handler
-    family = psutil.Process().children(recursive=True)
+    family = [p for p in psutil.Process().children(recursive=True) if p not in others]
     sessions = {each.pid: os.getsid(each.pid) for each in family}
     try:
         assert any("raylet" in each.name() for each in family)

@@ -35,6 +35,8 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataConfig:
     """Corpus of three parts, the second without a record, and an empty cache."""
     monkeypatch.setenv("OTR_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(corpus, "BATCH", 10)
+    roomy = shutil.disk_usage(tmp_path)._replace(total=2**40, free=2**40)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: roomy)
     directory = tmp_path / "corpus"
     directory.mkdir()
     for name, count in (("a", 25), ("b", 0), ("c", 12)):

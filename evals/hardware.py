@@ -23,7 +23,7 @@ _UNKNOWN_CACHE_GIB = 1.0  # for models whose cache is no list of keys and values
 
 @dataclass(frozen=True)
 class Machine:
-    """What the choices depend on.
+    """The hardware facts that `fit` chooses by.
 
     Attributes:
         cores: CPU cores that this process may use.

@@ -99,7 +99,7 @@ def sweep(config: SweepConfig) -> int:
 
 @dataclass(frozen=True)
 class _Results:
-    """What a sweep found."""
+    """The results of a sweep, before the arms are compared."""
 
     entries: list[Entry]
     """The base model and each trial, with their scores."""

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 if __name__ == "__main__" and not __package__:  # run as a file
@@ -20,7 +19,7 @@ if __name__ == "__main__" and not __package__:  # run as a file
 from evals.benchmark import Benchmark, TaskScore
 from otr.files import write_json
 from pipelines.checks import preflight
-from pipelines.config.prepared import prepare_to_score
+from pipelines.config.prepared import prepare_temporarily, prepare_to_score
 from pipelines.config.presets import SweepConfig
 from pipelines.report import terminal
 from pipelines.report.leaderboard import percent
@@ -80,8 +79,7 @@ def run(command: "Score") -> int:
 
 def _print_dry_run(config: SweepConfig) -> None:
     """Print the settings, the benchmarks and one prompt as the model sees it."""
-    with TemporaryDirectory() as folder:
-        prepared = prepare_to_score(config, Path(folder))
+    with prepare_temporarily(config, prepare_to_score) as prepared:
         score.check_prompts(prepared)
         shown = {"model": config.train.model.path, "run": str(prepared.directory)}
         console.say(json.dumps(shown | {"engine": asdict(prepared.engine)}, indent=2))

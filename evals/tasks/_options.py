@@ -49,7 +49,7 @@ class Name:
 
     @property
     def suffix(self) -> str:
-        """What follows the address, the same for every spelling of the same options."""
+        """The samples and options as they follow the address; one spelling for equal options."""
         samples = f"@{self.num_samples}" if self.num_samples else ""
         words = ",".join(f"{key}={_text(value)}" for key, value in self.options.items())
         return samples + (f":{words}" if words else "")

@@ -23,7 +23,7 @@ from otr.config import TrainConfig
 from otr.loop.identity import LENGTH, check_same, identity
 from otr.training import _compat
 from otr.training.checkpoint_store import check_can_go_on, last_report, recover, saved_position
-from otr.training.restarts import Preempted, Restart, loss, restart_text
+from otr.training.restarts import Preempted, Restart, loss, reason, restart_text
 from otr.training.sources import absolute_path, corpus_identity
 from otr.training.worker import Job, stop_requested, train_loop
 
@@ -100,11 +100,7 @@ def worker_error(error: BaseException) -> str:
     failures = list(getattr(error, "worker_failures", {}).values())
     # An error that a worker raised explains more than its peers' lost connections.
     failures.sort(key=lambda failure: _compat.is_process_loss(failure) or is_lost_peer(failure))
-    text = str(failures[0] if failures else error).strip()
-    # Ray's, after the reason.
-    advice = ("Failed to apply UDF", "To change retry attempts", "Refer to the documentation")
-    lines = [line for line in text.splitlines() if not line.startswith(advice)]
-    return lines[-1] if lines else type(error).__name__
+    return reason(failures[0] if failures else error) or type(error).__name__
 
 
 def stored_max_steps(directory: str) -> int | None:

@@ -14,6 +14,7 @@ from otr.training import _compat
 from otr.training.checkpoint_store import Position
 
 MAX_DETAIL = 200  # characters
+_ADVICE = ("Failed to apply UDF", "To change retry attempts", "Refer to the documentation")
 
 
 class Preempted(RuntimeError):
@@ -73,7 +74,12 @@ def restart_text(lost: str, saved: Position | None, reached: Position | None, no
     return f"restarted, because {lost}: {line}"
 
 
+def reason(error: BaseException) -> str:
+    """Return the line of an error that says what went wrong: the last one before Ray's advice."""
+    lines = [line for line in str(error).strip().splitlines() if not line.startswith(_ADVICE)]
+    return lines[-1] if lines else ""
+
+
 def _detail(failure: BaseException) -> str:
-    advice = "Refer to the documentation"  # Ray's, after the reason of a lack of memory
-    lines = [line for line in str(failure).strip().splitlines() if not line.startswith(advice)]
-    return f" ({lines[-1][:MAX_DETAIL]})" if lines else ""
+    line = reason(failure)[:MAX_DETAIL]
+    return f" ({line})" if line else ""

@@ -50,7 +50,7 @@ _SIZES = (
 
 @dataclass(frozen=True)
 class Facts:
-    """What the choices depend on."""
+    """Facts about machine, model and data that the rules choose by."""
 
     cores: int
     fast_bfloat16: bool

@@ -6,7 +6,7 @@ the Hugging Face hub is downloaded at the first use, once.
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -53,7 +53,7 @@ class PreparedRun:
 
     @cached_property
     def corpus(self) -> "CorpusReport":
-        """What the training data holds; a ValueError if it can't be used."""
+        """The inspected training data; a ValueError if it can't be used."""
         from otr.training.corpus import inspect_corpus  # imports transformers
 
         return self.read or inspect_corpus(self.config.train.data, self.config.train.model)
@@ -186,10 +186,12 @@ def prepare_to_score(config: SweepConfig, builtin_files: Path | None = None) -> 
 
 
 @contextmanager
-def prepare_temporarily(config: SweepConfig) -> Iterator[PreparedRun]:
+def prepare_temporarily(
+    config: SweepConfig, prepared_by: Callable[[SweepConfig, Path], PreparedRun] = prepare
+) -> Iterator[PreparedRun]:
     """Prepare a run for a command that leaves nothing behind: built-in files are deleted after."""
     with TemporaryDirectory() as folder:
-        yield prepare(config, Path(folder))
+        yield prepared_by(config, Path(folder))
 
 
 def _check_hub(model: str) -> None:

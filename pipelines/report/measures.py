@@ -132,8 +132,7 @@ def of_arm(arm: Arm, measure: Measure) -> Interval | None:
     if not found:
         return None
     intervals = [Interval(each["value"], each["low"], each["high"]) for each in found]
-    value, low, high = interval_over_seeds(intervals, found[0]["n"], bounded=measure.bounded)
-    return Interval(value, max(0.0, low), high)
+    return interval_over_seeds(intervals, found[0]["n"], bounded=measure.bounded)
 
 
 def mark(arm: Arm, measure: Measure) -> str:

@@ -61,7 +61,7 @@ Measured = dict[str, ItemValues]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was measured, and what could not be."""
+    """Measured values, and the errors of models that could not be measured."""
 
     found: dict[str, Measured] = field(default_factory=dict)
     """By model."""

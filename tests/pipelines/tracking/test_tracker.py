@@ -8,12 +8,22 @@ from pipelines.tracking.mlflow_store import SWEEP
 from pipelines.tracking.tracker import Tracker
 
 
+@pytest.fixture
+def tracker(tmp_path: Path) -> Tracker:
+    return Tracker(f"sqlite:///{tmp_path / 'mlflow.db'}", "sweep", "id", tmp_path)
+
+
+@pytest.fixture
+def sent(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
+    """Calls that the tracker would have delivered."""
+    calls: list[tuple] = []
+    monkeypatch.setattr(tracker._delivery, "put", lambda *call: calls.append(call))
+    return calls
+
+
 def test_a_measure_is_sent_with_the_ends_of_its_interval(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tracker: Tracker, sent: list[tuple], tmp_path: Path
 ) -> None:
-    tracker = Tracker(f"sqlite:///{tmp_path / 'mlflow.db'}", "sweep", "id", tmp_path)
-    sent: list[tuple] = []
-    monkeypatch.setattr(tracker._delivery, "put", lambda *call: sent.append(call))
     kl = {"value": 0.2, "low": 0.1, "high": 0.4, "n": 64, "difference": {"p": 0.01}}
     tracker.log_measures("sft-seed0", {"kl/target": kl})
     tracker.log_measures("failed", {})
@@ -23,11 +33,8 @@ def test_a_measure_is_sent_with_the_ends_of_its_interval(
 
 
 def test_what_a_signal_cuts_off_is_killed_and_what_failed_by_itself_is_failed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tracker: Tracker, sent: list[tuple], tmp_path: Path
 ) -> None:
-    tracker = Tracker(f"sqlite:///{tmp_path / 'mlflow.db'}", "sweep", "id", tmp_path)
-    sent: list[tuple] = []
-    monkeypatch.setattr(tracker._delivery, "put", lambda *call: sent.append(call))
     stop_file = tmp_path / "stop"
     tracker.is_stopping = stop_file.exists
     tracker.end("diverged", ok=False)
@@ -42,11 +49,8 @@ def test_what_a_signal_cuts_off_is_killed_and_what_failed_by_itself_is_failed(
 
 
 def test_a_run_that_a_signal_ends_is_killed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tracker: Tracker, sent: list[tuple], tmp_path: Path
 ) -> None:
-    tracker = Tracker(f"sqlite:///{tmp_path / 'mlflow.db'}", "sweep", "id", tmp_path)
-    sent: list[tuple] = []
-    monkeypatch.setattr(tracker._delivery, "put", lambda *call: sent.append(call))
     with pytest.raises(SystemExit), tracker.run({}, {}):
         raise SystemExit(143)
     assert sent[-1][1:3] == (SWEEP, "KILLED")

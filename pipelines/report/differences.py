@@ -5,7 +5,7 @@ Two arms are compared on the items that both answered, over all their seeds
 p-values are corrected for the number of arms (Holm, 1979).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -76,20 +76,27 @@ def with_differences(entries: Sequence[Entry], benchmarks: Sequence[str]) -> lis
     arms = group_by_arm(entries)
     differences: dict[str, dict[str, dict[str, Any]]] = {arm.name: {} for arm in arms}
     for benchmark in benchmarks:
-        tested = {
-            arm.name: difference
+        tests = {
+            arm.name: compare_arms(arm, reference, benchmark)
             for arm in arms
             if arm.name != reference.name
-            and (difference := compare_arms(arm, reference, benchmark)) is not None
         }
-        corrected = holm([difference.p for difference in tested.values()])
-        for (name, difference), p_holm in zip(tested.items(), corrected, strict=True):
-            differences[name][benchmark] = {
-                "against": reference.name,
-                **difference._asdict(),
-                "p_holm": p_holm,
-            }
+        for name, stored in as_stored(tests, reference.name).items():
+            differences[name][benchmark] = stored
     return [replace(entry, differences=differences[entry.arm]) for entry in entries]
+
+
+def as_stored(tests: Mapping[str, Difference | None], against: str) -> dict[str, dict[str, Any]]:
+    """Return the tests of arms against one other arm as an `Entry` stores them, by arm.
+
+    The p-values are corrected for the number of tests. Tests that could not be made are left out.
+    """
+    made = {arm: test for arm, test in tests.items() if test is not None}
+    corrected = holm([test.p for test in made.values()])
+    return {
+        arm: {"against": against, **test._asdict(), "p_holm": p_holm}
+        for (arm, test), p_holm in zip(made.items(), corrected, strict=True)
+    }
 
 
 def reference_name(entries: Sequence[Entry]) -> str:
@@ -102,12 +109,16 @@ def mark(arm: Arm, benchmark: str) -> str:
 
     ▲ is significantly better, ▼ significantly worse, ~ not significantly different.
     """
-    difference = arm.first.differences.get(benchmark)
+    return direction(arm.first.differences.get(benchmark), "▲", "▼")
+
+
+def direction(difference: Mapping[str, Any] | None, up: str, down: str) -> str:
+    """Return the sign of a stored difference: up, down, ~ if not significant, "" if unknown."""
     if difference is None:
         return ""
     if difference["p_holm"] >= SIGNIFICANCE_LEVEL:
         return "~"
-    return "▲" if difference["difference"] > 0 else "▼"
+    return up if difference["difference"] > 0 else down
 
 
 def legend(entries: Sequence[Entry]) -> str:
@@ -127,16 +138,14 @@ def verdict(entries: Sequence[Entry], target: str) -> str:
     The best arm wins if it is significantly better than every other arm, the base model included.
     Since all of these tests must agree, their p-values need no correction for their number.
     """
-    ranked = [arm for arm in rank_arms(entries, target) if arm.score(target)]
-    trained = [arm for arm in ranked if arm.name != BASE]
-    if not trained:
+    best = _best_arm(entries, target)
+    if best is None:
         return f"No trial has a score on {target}."
-    best = trained[0]
+    trained = [arm for arm in rank_arms(entries, target) if arm.name != BASE]
     scores = [percent(s, " %") for arm in trained if (s := arm.score(target))]
-    others = [arm for arm in ranked if arm is not best]
-    if not others:
+    tests = _tests_of(best, entries, target)
+    if not tests:
         return f"{best.name} has {scores[0]} on {target}; there is nothing to compare it with."
-    tests = {arm.name: compare_arms(best, arm, target) for arm in others}
     ties = [name for name, d in tests.items() if d is not None and not _is_better(d)]
     untested = [name for name, d in tests.items() if d is None]
     if ties and len(set(scores)) == 1 and len(scores) > 1:
@@ -160,12 +169,23 @@ def verdict(entries: Sequence[Entry], target: str) -> str:
 
 def winning_arm(entries: Sequence[Entry], target: str) -> Arm | None:
     """Return the arm that `verdict` says wins, None if there is no clear winner."""
-    ranked = [arm for arm in rank_arms(entries, target) if arm.score(target)]
-    best = next((arm for arm in ranked if arm.name != BASE), None)
+    best = _best_arm(entries, target)
     if best is None:
         return None
-    tests = [compare_arms(best, arm, target) for arm in ranked if arm is not best]
+    tests = _tests_of(best, entries, target).values()
     return best if tests and all(d is not None and _is_better(d) for d in tests) else None
+
+
+def _best_arm(entries: Sequence[Entry], target: str) -> Arm | None:
+    """Return the trained arm with the highest mean, None if none has a score."""
+    arms = (arm for arm in rank_arms(entries, target) if arm.name != BASE and arm.score(target))
+    return next(arms, None)
+
+
+def _tests_of(arm: Arm, entries: Sequence[Entry], target: str) -> dict[str, Difference | None]:
+    """Return the comparison of an arm with each other arm that has a score, the base included."""
+    others = (other for other in rank_arms(entries, target) if other.name != arm.name)
+    return {other.name: compare_arms(arm, other, target) for other in others if other.score(target)}
 
 
 def recommendation(entries: Sequence[Entry], benchmarks: Sequence[str]) -> str:

@@ -11,12 +11,11 @@ from typing import Any
 from evals.statistics.estimates import (
     Difference,
     Interval,
-    holm,
     interval,
     interval_over_seeds,
     paired_seeds,
 )
-from pipelines.report.differences import SIGNIFICANCE_LEVEL, reference_arm
+from pipelines.report.differences import as_stored, direction, reference_arm
 from pipelines.report.leaderboard import Arm, Entry, rank_arms
 from pipelines.report.tables import Cell, IntervalCell, Table
 from pipelines.stages.measure import (
@@ -103,10 +102,7 @@ def with_measures(
         if reference is None or against is None:
             continue
         tests = {arm: _compare(items, against, measure) for arm, items in sides.items()}
-        tested = {arm: test for arm, test in tests.items() if test is not None}
-        corrected = holm([test.p for test in tested.values()])
-        for (arm, test), p_holm in zip(tested.items(), corrected, strict=True):
-            difference = {"against": reference.name, **test._asdict(), "p_holm": p_holm}
+        for arm, difference in as_stored(tests, reference.name).items():
             for entry in entries:
                 if entry.arm == arm and measure.name in stored[entry.trial]:
                     stored[entry.trial][measure.name]["difference"] = difference
@@ -141,12 +137,7 @@ def mark(arm: Arm, measure: Measure) -> str:
     ↑ is significantly higher, ↓ significantly lower, ~ not significantly different.
     """
     found = (e.measures.get(measure.name, {}).get("difference") for e in arm.entries)
-    difference = next(filter(None, found), None)
-    if difference is None:
-        return ""
-    if difference["p_holm"] >= SIGNIFICANCE_LEVEL:
-        return "~"
-    return "↑" if difference["difference"] > 0 else "↓"
+    return direction(next(filter(None, found), None), "↑", "↓")
 
 
 def measure_table(entries: Sequence[Entry], target: str) -> Table:

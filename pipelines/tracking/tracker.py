@@ -163,16 +163,14 @@ class Tracker:
             intervals = {"": [score.value, score.low, score.high], **score.also}
             for metric, interval in intervals.items():
                 name = _metric_name(f"score/{score.task}" + (f"/{metric}" if metric else ""))
-                metrics |= zip((name, f"{name}_low", f"{name}_high"), interval, strict=True)
+                metrics |= _with_ends(name, *interval)
         self._delivery.put(self._store.log_scores, trial, metrics, _now())
 
     def log_measures(self, trial: str, measures: Mapping[str, Mapping[str, Any]]) -> None:
         """Write measures, {value, low, high} each, as `log_scores` writes scores."""
-        metrics = {
-            f"{name}{end}": measure[key]
-            for name, measure in measures.items()
-            for key, end in (("value", ""), ("low", "_low"), ("high", "_high"))
-        }
+        metrics: dict[str, float] = {}
+        for name, measure in measures.items():
+            metrics |= _with_ends(name, measure["value"], measure["low"], measure["high"])
         if metrics:
             self._delivery.put(self._store.log_scores, trial, metrics, _now())
 
@@ -207,6 +205,11 @@ class Tracker:
 
 def _report(step: int, metrics: Mapping[str, float], time: int) -> Report:
     return Report(step, time, {_metric_name(name): value for name, value in metrics.items()})
+
+
+def _with_ends(name: str, value: float, low: float, high: float) -> dict[str, float]:
+    """Return a metric and the ends of its interval by their names in MLflow."""
+    return {name: value, f"{name}_low": low, f"{name}_high": high}
 
 
 def _metric_name(name: str) -> str:

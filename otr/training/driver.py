@@ -19,7 +19,7 @@ from ray.train import FailureConfig, Result, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from otr._compat import is_lost_peer
-from otr.config import TrainConfig
+from otr.config import TrainConfig, Workers
 from otr.loop.identity import LENGTH, check_same, identity
 from otr.training import _compat
 from otr.training.checkpoint_store import check_can_go_on, last_report, recover, saved_position
@@ -150,11 +150,19 @@ def _set_ray_train_environment() -> None:
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_TIMEOUT_SECONDS))
 
 
+def runtime_environment(workers: Workers) -> dict[str, Any]:
+    """Return Ray's `runtime_env` of processes with these resources: without GPUs none is visible.
+
+    Ray leaves the GPUs visible to a process that asks for none.
+    """
+    if workers.gpus or not ray.cluster_resources().get("GPU", 0):
+        return {}
+    return {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
+
+
 def _trainer(job: Job, storage: str, name: str, callbacks: Sequence[Any]) -> TorchTrainer:
     workers = job.config.workers
     resources = {"CPU": workers.cpus, "GPU": workers.gpus}
-    # Ray leaves the GPUs visible to a worker that asks for none.
-    hide_gpus = not workers.gpus and ray.cluster_resources().get("GPU", 0) > 0
     return TorchTrainer(
         partial(train_loop, job),  # type: ignore[arg-type]  # Ray's type returns None
         # gloo beside nccl: rows that are read and optimizer state that is saved are in host memory.
@@ -168,7 +176,7 @@ def _trainer(job: Job, storage: str, name: str, callbacks: Sequence[Any]) -> Tor
             name=name,
             storage_path=storage,
             callbacks=[*callbacks],
-            worker_runtime_env={"env_vars": {"CUDA_VISIBLE_DEVICES": ""}} if hide_gpus else {},
+            worker_runtime_env=runtime_environment(workers),
             # `fit` restarts runs: Ray would restart this job, from the checkpoint it began with.
             failure_config=FailureConfig(  # type: ignore[call-arg]  # Ray types its old one
                 max_failures=0, max_preemption_failures=0, controller_failure_limit=0

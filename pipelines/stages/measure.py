@@ -242,11 +242,11 @@ def _measured_by_ray(
 ) -> Iterator[tuple[str, Measured | str]]:
     import ray
 
+    from otr.training.driver import runtime_environment
+
     train = run.config.train
     resources: dict[str, Any] = {"num_cpus": train.workers.cpus, "num_gpus": train.workers.gpus}
-    if not train.workers.gpus and ray.cluster_resources().get("GPU", 0) > 0:
-        # Ray leaves the GPUs visible to a task that asks for none.
-        resources["runtime_env"] = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
+    resources["runtime_env"] = runtime_environment(train.workers)
     # A lost process is not retried: the values that have arrived are stored.
     remote: Any = ray.remote(max_retries=0, num_returns="streaming", **resources)
     stream = remote(measure_in_turn).remote(

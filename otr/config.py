@@ -3,6 +3,7 @@
 The docstrings of the fields are the help texts of the command-line options.
 """
 
+import json
 import math
 from dataclasses import dataclass, field
 from typing import Literal
@@ -26,8 +27,14 @@ class ModelConfig:
     """The model that training starts from."""
 
     path: str
-    """Hugging Face checkpoint directory or hub name of a causal language model with a tokenizer and
-    a chat template."""
+    """Hugging Face checkpoint directory or hub name of a causal language model with a
+    tokenizer."""
+    chat_template: str = ""
+    """Chat template in place of the model's own: a file of Jinja text, or the name of one that otr
+    has (`chatml`, `plain`). Checkpoints keep it. Empty: the model's own."""
+    chat_template_args: dict[str, str] = field(default_factory=dict, hash=False)
+    """Arguments of the chat template, such as enable_thinking=false. Values are JSON, or else text.
+    Checkpoints keep them as defaults of their template."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the forward and backward passes. Trained weights and optimizer state are always
     float32."""
@@ -36,6 +43,14 @@ class ModelConfig:
     attention: str = "auto"
     """Attention implementation. `auto`: packed attention without padding if the model supports it.
     `sdpa`, `flash_attention_2`, `flex_attention`, `eager`: transformers' own, on padded rows."""
+
+    def __post_init__(self) -> None:
+        # A recipe or a call may give values as they are, such as False.
+        told = {
+            name: value if isinstance(value, str) else json.dumps(value)
+            for name, value in self.chat_template_args.items()
+        }
+        object.__setattr__(self, "chat_template_args", told)
 
 
 @dataclass(frozen=True)
@@ -82,14 +97,23 @@ class DataConfig:
     object-store URLs, or `hf:NAME[:CONFIG]` for a Hugging Face data set."""
     columns: dict[str, str] = field(default_factory=dict)
     """Columns of the data whose names differ from otr's: otr's name to the name in the data. otr
-    reads messages, or prompt and completion, or instruction, input and output."""
+    reads messages, or prompt and completion, or instruction, input and output, or text."""
+    train_on: Literal["assistant", "last", "all"] = "assistant"
+    """Tokens of a conversation that are trained. `assistant`: those of each answer, and the token
+    that ends it. `last`: those of the last answer. `all`: all tokens. Data in the form `text` is
+    always trained as a whole."""
     validation: tuple[str, ...] = ()
     """Validation data, in the same forms as the training data. Never trained on. Empty: no
     evaluation."""
     split: str = "train"
     """Split to read of each Hugging Face data set."""
     sequence_length: int = 1024
-    """Tokens per packed row. A longer example is rejected, not cut."""
+    """Tokens per packed row. `over_long` says what becomes of a longer example."""
+    over_long: Literal["reject", "truncate_end", "truncate_start", "split"] = "reject"
+    """What becomes of an example that is longer than a packed row. `reject`: it is counted and not
+    used. `truncate_end`, `truncate_start`: tokens are cut off there; an example that would have no
+    trained token left is rejected. `split`: a conversation is cut before questions, and each part
+    gets the system message; a text is cut anywhere."""
     max_rejected: float = 0.05
     """Largest share of records that may be rejected as unusable, 0 to 1; above it the run fails."""
     skip_bad: bool = False
@@ -101,6 +125,15 @@ class DataConfig:
             raise ValueError("data.paths is empty: name a file, a directory or hf:NAME")
         if self.sequence_length < 8:
             raise ValueError(f"data.sequence_length is {self.sequence_length}: use at least 8")
+        if self.train_on not in ("assistant", "last", "all"):
+            raise ValueError(
+                f"data.train_on is {self.train_on!r}: use 'assistant', 'last' or 'all'"
+            )
+        if self.over_long not in ("reject", "truncate_end", "truncate_start", "split"):
+            raise ValueError(
+                f"data.over_long is {self.over_long!r}: use 'reject', 'truncate_end', "
+                "'truncate_start' or 'split'"
+            )
         if not 0 <= self.max_rejected <= 1:
             raise ValueError(f"data.max_rejected is {self.max_rejected}: use 0 to 1")
 

@@ -8,6 +8,7 @@ import hashlib
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,13 @@ _FREE = (
     "model.attention",
 )
 """Dotted keys, or prefixes of them, that may change when a run resumes."""
+ADDED = {
+    "data.over_long": "reject",
+    "data.train_on": "assistant",
+    "model.chat_template": "",
+    "model.chat_template_args": {},
+}
+"""Dotted keys that runs before 0.3 did not store, and what they did."""
 LENGTH = "max_steps"
 """Dotted key of the length, which may grow."""
 
@@ -48,6 +56,7 @@ def identity(config: TrainConfig, corpus: Sequence[Sequence[Any]]) -> dict[str, 
     # The name alone: a model that was moved is the same model.
     settings["model.path"] = str(settings["model.path"]).rstrip("/").rpartition("/")[2]
     settings["model.weights"] = _weights(Path(config.model.path))
+    settings["model.chat_template"] = chat_template_digest(config.model.chat_template)
     return settings | {"data.files": [[*file] for file in corpus]}
 
 
@@ -57,6 +66,13 @@ def _weights(model: Path) -> list[list[Any]] | None:
         return None
     paths = sorted(model.glob("*.safetensors"))
     return [[path.name, path.stat().st_size, sampled_digest(path, WEIGHT_BYTES)] for path in paths]
+
+
+def chat_template_digest(template: str) -> str:
+    """Return a digest of the file that holds a chat template; the name of one of otr's own."""
+    with suppress(OSError):
+        return hashlib.sha256(Path(template).read_bytes()).hexdigest()[:16]
+    return template
 
 
 def sampled_digest(path: str | Path, max_bytes: int) -> str:
@@ -88,7 +104,7 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], directory: str
     Raises:
         ValueError: they differ; the message names the keys with both values.
     """
-    before = {RENAMED.get(key, key): value for key, value in before.items()}
+    before = ADDED | {RENAMED.get(key, key): value for key, value in before.items()}
     pairs = [
         (key, before.get(key), now.get(key))
         for key in {**before, **now}
@@ -111,7 +127,7 @@ def flatten(config: Any) -> dict[str, Any]:
 
     def leaves(value: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
         for key, inner in value.items():
-            if isinstance(inner, Mapping) and key != "columns":
+            if isinstance(inner, Mapping) and key not in ("columns", "chat_template_args"):
                 yield from leaves(inner, f"{prefix}{key}.")
             else:
                 yield prefix + key, [*inner] if isinstance(inner, tuple) else inner

@@ -1,20 +1,48 @@
-"""Loading a model's tokenizer, which is much faster to import than `otr.models.load`."""
+"""Loading a model's tokenizer, which is much faster to import than `otr.models.load`.
 
-from typing import cast
+Options for the chat template change the tokenizer itself, and so every checkpoint that is written
+with it: scoring, serving and other people's code then render conversations as training did.
+"""
 
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from otr.config import ModelConfig
+from otr.data.chat_template import mentioned_names
+from otr.hints import did_you_mean
+
+CHAT_TEMPLATES = {
+    "chatml": "{% for message in messages %}"
+    "{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+    "plain": "{% for message in messages %}"
+    "{% if loop.first %}{{ bos_token or '' }}{% endif %}"
+    "{% if message.role == 'assistant' %}{{ 'Assistant: ' + message.content + eos_token + '\n' }}"
+    "{% else %}{{ message.role | capitalize + ': ' + message.content + '\n' }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}",
+}
+"""Templates that can be named. `chatml` is for tokenizers that have its two tokens, `plain` ends
+answers with any tokenizer's own end of sequence."""
+_CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
-    """Load a model's tokenizer.
+    """Load a model's tokenizer, with the chat template and arguments of the configuration.
+
+    It may have no chat template, which a corpus of plain texts does not need.
 
     Raises:
-        ValueError: it cannot be loaded, or has no chat template.
+        ValueError: it cannot be loaded, or the template can't be read or used with it.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             config.path, trust_remote_code=config.trust_remote_code
         )
     except (OSError, ValueError, KeyError) as error:
@@ -22,8 +50,82 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
         raise ValueError(
             f"no tokenizer at {config.path!r}: give a Hugging Face directory or hub name ({reason})"
         ) from error
-    if not getattr(tokenizer, "chat_template", None):
-        raise ValueError(
-            f"the tokenizer of {config.path!r} has no chat template: add chat_template.jinja"
+    if config.chat_template:
+        tokenizer.chat_template = _named_template(config.chat_template)
+    if config.chat_template_args:
+        check_chat_template(tokenizer, config.path)
+        tokenizer.chat_template = _with_defaults(
+            tokenizer.get_chat_template(), config.chat_template_args
         )
-    return cast(PreTrainedTokenizerBase, tokenizer)
+    if config.chat_template or config.chat_template_args:
+        _check_renders(tokenizer, config)
+    return tokenizer
+
+
+def check_chat_template(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
+    """Check that a tokenizer has a chat template.
+
+    Args:
+        tokenizer: as loaded.
+        path: of the model, for the message.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if not tokenizer.chat_template:
+        names = " or ".join(sorted(CHAT_TEMPLATES))
+        raise ValueError(
+            f"the tokenizer of {path!r} has no chat template: give --chat-template FILE, with the "
+            f"template that the model will be used with, or one of otr's own, {names}"
+        )
+
+
+def _named_template(name: str) -> str:
+    if name in CHAT_TEMPLATES:
+        return CHAT_TEMPLATES[name]
+    try:
+        return Path(name).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        known = ", ".join(sorted(CHAT_TEMPLATES))
+        raise ValueError(
+            f"--chat-template {name!r} is no file that can be read ({error}) and none of otr's own "
+            f"templates ({known}): {did_you_mean(name, CHAT_TEMPLATES)}"
+        ) from None
+
+
+def _with_defaults(template: str, arguments: Mapping[str, str]) -> str:
+    """Return a template in which the arguments have these values unless a caller gives others.
+
+    Raises:
+        ValueError: the template does not mention an argument.
+    """
+    known = mentioned_names(template)
+    lines = []
+    for name, text in arguments.items():
+        if name not in known:
+            raise ValueError(
+                f"--chat-template-args {name}={text}: the chat template has no such argument, "
+                f"{did_you_mean(name, known)}"
+            )
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        lines.append(f"{{% if {name} is not defined %}}{{% set {name} = {value!r} %}}{{% endif %}}")
+    return "".join(lines) + template
+
+
+def _check_renders(tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> None:
+    template: Any = tokenizer.apply_chat_template
+    try:
+        template([{"role": "user", "content": "Hello"}], tokenize=False, add_generation_prompt=True)
+    except jinja2.TemplateError as error:
+        raise ValueError(
+            f"--chat-template {config.chat_template!r} can't be rendered: {error}"
+        ) from error
+    missing = [token for token in _CHATML_TOKENS if token not in tokenizer.get_vocab()]
+    if config.chat_template == "chatml" and missing:
+        raise ValueError(
+            f"--chat-template 'chatml' needs the token {missing[0]}, which the tokenizer of "
+            f"{config.path!r} lacks: use 'plain', or a template of your own"
+        )

@@ -1,13 +1,17 @@
 """Count of a corpus's records, and of those that can't be used.
 
 Packed rows carry it in their `audit` column. On the first packed row of a batch it is JSON {"rows":
-records read, "rejected": {cause: count}, "samples": [{cause, detail, row}]}, on the others empty.
+records read, "rejected": {cause: count}, "samples": [{cause, detail, row}], "unused": {field:
+count}, "remarks": {remark: count}}, on the others empty.
 """
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from otr.data import Tokenized
 
 OVER_LONG = "over-long"
 MAX_SAMPLES = 5  # rejected records per cause that a batch carries
@@ -30,6 +34,10 @@ class Audit:
         self.rejected: Counter[str] = Counter()
         """Count per cause."""
         self.samples: list[dict[str, str]] = []
+        self.unused: Counter[str] = Counter()
+        """Records per field that neither otr nor the chat template uses."""
+        self.remarks: Counter[str] = Counter()
+        """Records per remark, see `otr.data.Tokenized`."""
 
     def add(self, audits: Iterable[str]) -> None:
         """Count an `audit` column; after the first epoch, only check for unreadable files.
@@ -47,6 +55,8 @@ class Audit:
     def _count(self, batch: Mapping[str, Any]) -> None:
         self.records += batch["rows"]
         self.rejected.update(batch["rejected"])
+        self.unused.update(batch["unused"])
+        self.remarks.update(batch["remarks"])
         sampled = Counter(sample["cause"] for sample in self.samples)
         for sample in batch["samples"]:
             sampled[sample["cause"]] += 1
@@ -55,12 +65,20 @@ class Audit:
 
     def counts(self) -> dict[str, Any]:
         """Return the counts as JSON for `restore`, without the samples."""
-        return {"rows": self.records, "complete": self.complete, "rejected": dict(self.rejected)}
+        return {
+            "rows": self.records,
+            "complete": self.complete,
+            "rejected": dict(self.rejected),
+            "unused": dict(self.unused),
+            "remarks": dict(self.remarks),
+        }
 
     def restore(self, counts: Mapping[str, Any]) -> None:
         """Set the counts to those of an earlier run."""
         self.records, self.complete = counts["rows"], counts["complete"]
         self.rejected = Counter(counts["rejected"])
+        self.unused = Counter(counts.get("unused", {}))  # absent in checkpoints before 0.3
+        self.remarks = Counter(counts.get("remarks", {}))
 
     def check(self) -> None:
         """Check the share of rejected records; files that `skip_bad` leaves out do not count.
@@ -73,7 +91,11 @@ class Audit:
             raise ValueError(f"no file of the corpus can be read; the first: {self._first()}")
         if bad and (bad == self.records or bad > self.max_rejected * self.records):
             causes = ", ".join(f"{count} {cause}" for cause, count in self.rejected.most_common())
-            remedy = ": raise --train.data.sequence-length" if self.rejected[OVER_LONG] else ""
+            remedy = (
+                ": raise --train.data.sequence-length, or give --over-long"
+                if self.rejected[OVER_LONG]
+                else ""
+            )
             raise ValueError(
                 f"{bad} of {self.records} records can't be used ({causes}{remedy}), more than the "
                 f"allowed {self.max_rejected:.0%} (--train.data.max-rejected); the first: "
@@ -86,19 +108,28 @@ class Audit:
         return "".join(first) or "it was read before this run was resumed"
 
 
-def batch_audit(count: int, rejected: Sequence[tuple[Any, str, str]]) -> str:
+def batch_audit(count: int, done: "Tokenized") -> str:
     """Return the audit of one batch as JSON.
 
     Args:
         count: records and unreadable files in the batch.
-        rejected: (record, cause, detail) of those that can't be used.
+        done: what became of them.
     """
-    causes = Counter(cause for _, cause, _ in rejected)
+    causes = Counter(rejected.cause for rejected in done.rejected)
     sampled: Counter[str] = Counter()
     samples = []
-    for record, cause, detail in rejected:
-        sampled[cause] += 1
-        if sampled[cause] <= MAX_SAMPLES:
-            text = record if isinstance(record, str) else json.dumps(record, default=str)
-            samples.append({"cause": cause, "detail": detail, "row": text[:2000]})
-    return json.dumps({"rows": count - causes[UNREADABLE], "rejected": causes, "samples": samples})
+    for one in done.rejected:
+        sampled[one.cause] += 1
+        if sampled[one.cause] <= MAX_SAMPLES:
+            text = one.record
+            text = text if isinstance(text, str) else json.dumps(text, default=str)
+            samples.append({"cause": one.cause, "detail": one.detail, "row": text[:2000]})
+    return json.dumps(
+        {
+            "rows": count - causes[UNREADABLE],
+            "rejected": causes,
+            "samples": samples,
+            "unused": done.unused,
+            "remarks": done.remarks,
+        }
+    )

@@ -64,6 +64,10 @@ class CorpusReport:
     """Number of rejected records per cause."""
     samples: list[dict[str, str]]
     """Some of the rejected records: {cause, detail, row}."""
+    unused: dict[str, int]
+    """Records per field that neither otr nor the chat template uses."""
+    remarks: dict[str, int]
+    """Records per remark, such as the number that were truncated."""
     tokens: int
     trained_tokens: int
     example: list[tuple[str, bool]]
@@ -199,7 +203,7 @@ def inspect_corpus(
     examples, lengths, trained = [], [], 0
     for texts in read:
         done = _tokenized(texts, config, model)
-        audit.add([batch_audit(len(texts), done.rejected)])
+        audit.add([batch_audit(len(texts), done)])
         examples += done.examples[:1]
         lengths.append([len(ids) for ids, _ in done.examples])
         trained += sum(sum(mask) for _, mask in done.examples)
@@ -218,6 +222,8 @@ def inspect_corpus(
         lengths=lengths,
         rejected=dict(audit.rejected),
         samples=audit.samples,
+        unused=dict(audit.unused),
+        remarks=dict(audit.remarks),
         tokens=sum(map(sum, lengths)),
         trained_tokens=trained,
         example=_rendered(examples[0], _tokenizer(model)),
@@ -289,7 +295,7 @@ def _pack(texts: Sequence[Text], config: DataConfig, model: ModelConfig) -> dict
             name: np.zeros((1, config.sequence_length), column.dtype)
             for name, column in columns.items()
         }
-    audit = [batch_audit(len(texts), done.rejected)]
+    audit = [batch_audit(len(texts), done)]
     audit += [""] * (len(columns["input_ids"]) - 1)
     return {**columns, "audit": np.array(audit, dtype=object)}
 
@@ -302,6 +308,8 @@ def _tokenized(texts: Iterable[Text], config: DataConfig, model: ModelConfig) ->
         _tokenizer(model),
         columns=config.columns,
         sequence_length=config.sequence_length,
+        train_on=config.train_on,
+        over_long=config.over_long,
     )
 
 
@@ -322,7 +330,7 @@ def _parsed(text: Text) -> Any:
         return text
     try:
         return json.loads(text)
-    except ValueError:  # also raised for bytes that are not UTF-8
+    except (ValueError, RecursionError):  # no JSON, no UTF-8, or nested too deeply
         return text.decode(errors="replace")
 
 
@@ -341,14 +349,13 @@ def _check_columns(config: DataConfig, records: Iterable[Any]) -> None:
     Raises:
         ValueError: `data.columns` names unknown columns, or no form fits.
     """
-    from otr.data import FORMS
+    from otr.data import conversations
 
     objects = (record for record in records if isinstance(record, dict))
     existing = dict.fromkeys(key for record in objects for key in record)
-    known = [name for form in FORMS for name in form]
     for ours, theirs in config.columns.items() if existing else ():
         for name, names, what in (
-            (ours, known, "name"),
+            (ours, conversations.FIELDS, "name"),
             (theirs, [*existing], "column of the corpus"),
         ):
             if name not in names:
@@ -356,11 +363,11 @@ def _check_columns(config: DataConfig, records: Iterable[Any]) -> None:
                     f"--columns {ours}={theirs}: {name!r} is not a {what} "
                     f"({', '.join(names)}): {did_you_mean(name, names)}"
                 )
-    mapped = set(config.columns) | set(existing)
-    if existing and not any(mapped.issuperset({*form} - {"input"}) for form in FORMS):
+    present = dict.fromkeys(existing, True)
+    if existing and conversations.form_of(present, config.columns) is None:
         raise ValueError(
             f"the corpus has the columns {', '.join(existing)}: map them with --columns to "
-            "messages, to prompt and completion, or to instruction and output"
+            "messages, to prompt and completion, to instruction and output, or to text"
         )
 
 

@@ -31,13 +31,14 @@ from fsspec.implementations.local import LocalFileSystem
 
 from otr import files
 from otr.config import DataConfig, ModelConfig
+from otr.loop.identity import chat_template_digest
 from otr.training.sources import SourceChunk
 
 DISK_SHARE = 0.1  # the cache takes no more of the disk, and leaves at least as much free
 UNUSED_SECONDS = 24 * 3600  # a file that nobody has read for so long makes room for others
 CODE = (
-    *("data.py", "models/tokenizer.py", "training/audit.py", "training/corpus.py"),
-    *("training/sources.py", "training/packed_cache.py"),
+    *("data", "models/tokenizer.py", "training/audit.py", "training/corpus.py"),
+    *("training/sources", "training/packed_cache.py"),
 )
 VERSION_KEYS = {"ETag", "etag", "md5Hash", "generation", "LastModified", "last_modified", "mtime"}
 """Keys under which fsspec's file systems tell that a file was written again."""
@@ -56,14 +57,16 @@ def cache_path(part: Sequence[SourceChunk], config: DataConfig, model: ModelConf
     if folder is None:
         return None
     try:
-        tokenizer = [*_tokenizer_version(model.path), model.trust_remote_code]
+        template = [chat_template_digest(model.chat_template), model.chat_template_args]
+        tokenizer = [*_tokenizer_version(model.path), model.trust_remote_code, *template]
         versions = [
             _dataset_commit(c.path) if c.kind == "hub" else _file_version(c.path) for c in part
         ]
     except Exception:  # a missing file, an unavailable hub: reading the part reports the error
         return None
     text = [{**asdict(c), "stamp": version} for c, version in zip(part, versions, strict=True)]
-    key = [text, config.columns, config.sequence_length, tokenizer, _code_digest()]
+    options = [config.columns, config.sequence_length, config.train_on, config.over_long]
+    key = [text, *options, tokenizer, _code_digest()]
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
     return folder / f"{name}.arrow"
 
@@ -234,7 +237,9 @@ def _code_digest() -> str:
     """Return a digest of the modules and packages that decide the packed rows."""
     digest = hashlib.sha256()
     for name in CODE:
-        digest.update((Path(__file__).parents[1] / name).read_bytes())
+        path = Path(__file__).parents[1] / name
+        for file in sorted(path.glob("*.py")) if path.is_dir() else [path]:
+            digest.update(file.read_bytes())
     for package in ("transformers", "tokenizers", "jinja2"):
         digest.update(metadata.version(package).encode())
     return digest.hexdigest()

@@ -30,6 +30,10 @@ SHORT = {
     "train.data.paths": "--data",
     "train.data.validation": "--validation",
     "train.data.columns": "--columns",
+    "train.data.train_on": "--train-on",
+    "train.data.over_long": "--over-long",
+    "train.model.chat_template": "--chat-template",
+    "train.model.chat_template_args": "--chat-template-args",
     "train.max_steps": "--max-steps",
     "train.workers.count": "--workers",
 }
@@ -44,6 +48,8 @@ _DEFAULT_IN_WORDS = {
     "epochs": "1 with --data",
     "benchmark_dir": "empty",
     "train.data.columns": "no columns are renamed",
+    "train.model.chat_template": "the model's own",
+    "train.model.chat_template_args": "none",
     "train.lora.targets": "all but the head",
 }
 """What the help shows instead of a default."""

@@ -1,0 +1,313 @@
+"""From conversations to texts with the model's chat template, and where the answers in them stand.
+
+Training must see what the engine will be asked. So the prompt of an answer is what the template
+makes of the messages before it, with the generation prompt; the answer is what the template adds
+when the answer is there too; and it ends with what the template writes after an answer's content,
+without the newline that often follows.
+
+Answers share one text as long as the template only ever appends. Where it rewrites what came before
+(Qwen3 removes earlier thoughts), the next answer begins another text, so each answer is trained
+exactly once, after its exact prompt.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache, partial
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+from transformers import PreTrainedTokenizerBase
+
+from otr.data.conversations import THOUGHTS, Conversation, Message, Rejected
+
+_SENTINEL = "xANSWERx"
+_THINK, _END_THINK = "<think>", "</think>"
+_NO_THOUGHT = f"\n{_END_THINK}\n\n"  # what an answer without a thought begins with after _THINK
+
+NO_STOP = "records whose answers end without a token at which an engine could stop"
+THOUGHT_EMPTY = (
+    "records whose answers have no thought, though the prompt opens <think>: it is empty"
+)
+THOUGHT_LEFT_OUT = "records whose thoughts are left out, since the prompt switches thinking off"
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A text with its answers."""
+
+    text: str
+    answers: list[tuple[int, int]]
+    """Start and end (exclusive) of each trained answer, in characters, in order."""
+    remarks: tuple[str, ...] = ()
+    """What the owner of a corpus should know of this text."""
+    enclosed: bool = False
+    """Whether the tokenizer's own special tokens begin and end the text; a template writes them."""
+
+    @property
+    def learned(self) -> str:
+        """The text up to the end of its last answer."""
+        return self.text[: self.answers[-1][1]]
+
+
+@dataclass(frozen=True)
+class TurnEnd:
+    """What a chat template writes after the content of an answer."""
+
+    written: str
+    """The whole of it, if nothing follows the answer."""
+    trained: str
+    """Its beginning, up to the tokens that end the turn; without such tokens all but the white
+    space at its end."""
+    is_token: bool
+    """Whether a token ends the turn, so that an engine can stop at it."""
+    next_role: str
+    """In templates of GLM's kind, which write nothing after an answer: the mark of a user's
+    message, which then ends the answer. Else empty."""
+
+
+class ChatTemplate:
+    """The chat template of a tokenizer.
+
+    Args:
+        tokenizer: with a chat template.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        contents = {str(token) for token in tokenizer.added_tokens_decoder.values()}
+        ordered = sorted(filter(str.strip, contents), key=len, reverse=True)
+        self._tokens = re.compile(f"(?:{'|'.join(map(re.escape, ordered)) or r'(?!)'})+")
+
+    def render(self, conversation: Conversation) -> list[Rendered]:
+        """Return texts that hold each trained answer once, after the prompt of inference.
+
+        Raises:
+            Rejected: "template" if the template fails or its answer does not follow its prompt;
+                "untrained" if there is no answer to learn.
+        """
+        numbers = [number for number, learn in enumerate(conversation.trained) if learn]
+        if not numbers:
+            raise Rejected("untrained", "no answer of the assistant that is to be learned")
+        texts: list[Rendered] = []
+        for number in numbers:
+            answered = self._answered(conversation, number)
+            [(start, _)] = answered.answers
+            if texts and answered.text[:start].startswith(texts[-1].learned):
+                before = texts.pop()
+                answered = replace(answered, answers=before.answers + answered.answers)
+            texts.append(answered)
+        return texts
+
+    def whole(self, conversation: Conversation) -> Rendered:
+        """Return the text of a whole conversation, all of it to be trained.
+
+        Raises:
+            Rejected: "template".
+        """
+        text = self._text(conversation, conversation.messages, generate=False)
+        return Rendered(text, [(0, len(text))])
+
+    def unused(self, conversation: Conversation) -> list[str]:
+        """Return what the conversation holds and the template never mentions."""
+        known = self._names | {"role", "content"}
+        found = []
+        if conversation.tools and "tools" not in known:
+            found.append("tools")
+        found += [f"{n} (template argument)" for n in conversation.template_args if n not in known]
+        if self._opens_thought or known & THOUGHTS:  # transformers gives a thought all its names
+            known |= THOUGHTS
+        for message in conversation.messages:
+            found += [f"{name} of {message['role']} messages" for name in {*message} - known]
+        return [*dict.fromkeys(found)]
+
+    @cached_property
+    def end(self) -> TurnEnd:
+        """What the template writes after an answer."""
+        asked = {"role": "user", "content": "Q"}
+        answer = {"role": "assistant", "content": _SENTINEL}
+        try:
+            written = self._text(_PLAIN, [asked, answer], generate=False).rpartition(_SENTINEL)[2]
+        except Rejected:  # reported for the conversations that it also fails for
+            return TurnEnd("", "", False, "")
+        if tokens := self._tokens.search(written):
+            return TurnEnd(written, written[: tokens.end()], True, "")
+        with suppress(Rejected):
+            longer = self._text(_PLAIN, [asked, answer, asked], generate=False)
+            mark = self._tokens.match(longer.rpartition(_SENTINEL)[2], len(written))
+            if mark:
+                return TurnEnd(written, written, True, mark.group())
+        return TurnEnd(written, written.rstrip(), False, "")
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        """Names of variables, fields and keys that the template mentions."""
+        template = self.tokenizer.chat_template
+        templates = template.values() if isinstance(template, dict) else [template]
+        return frozenset().union(*map(mentioned_names, templates))
+
+    @cached_property
+    def _opens_thought(self) -> bool:
+        """Whether the generation prompt opens a thought."""
+        with suppress(Rejected):
+            prompt = self._text(_PLAIN, [{"role": "user", "content": "Q"}], generate=True)
+            return _THINK in prompt
+        return False
+
+    @cached_property
+    def _wants_parts(self) -> bool:
+        """Whether contents must be lists of parts, as some templates of vision models want it."""
+        for content in (_SENTINEL, [{"type": "text", "text": _SENTINEL}]):
+            turn = {"role": "user", "content": content}
+            with suppress(Exception):  # any error of a template that can't take this content
+                if _SENTINEL in self._apply([turn], None, {}, generate=True):
+                    return isinstance(content, list)
+        return False
+
+    def _answered(self, conversation: Conversation, number: int) -> Rendered:
+        """Return the text up to answer `number`, whose beginning is the prompt of inference."""
+        messages = conversation.messages[: number + 1]
+        prompt = self._text(conversation, messages[:-1], generate=True)
+        text = self._text(conversation, messages, generate=False)
+        remarks: tuple[str, ...] = ()
+        if not text.startswith(prompt):
+            text, remarks = _after_thought(prompt, text, messages[-1])
+        end = self._answer_end(text, len(prompt))
+        answer = text[len(prompt) : end].removesuffix(self.end.trained)
+        if not answer.removeprefix(_NO_THOUGHT).strip():
+            raise Rejected(
+                "template",
+                f"the chat template writes nothing of message {number}, which has "
+                f"{', '.join(name for name, value in messages[-1].items() if value)}",
+            )
+        if self.end.next_role:
+            text += self._next_role(conversation, messages, text)
+            end = len(text)
+        if not (self.end.is_token or self._ends_with_token(text[:end])):
+            remarks += (NO_STOP,)
+        return Rendered(text, [(len(prompt), end)], remarks)
+
+    def _next_role(self, conversation: Conversation, messages: Sequence[Message], text: str) -> str:
+        """Return the mark of the role that speaks after the last message, whose text is given."""
+        if messages[-1].get("tool_calls"):
+            result = {"role": "tool", "content": "Q"}
+            with suppress(Rejected):
+                longer = self._text(conversation, [*messages, result], generate=False)
+                if longer.startswith(text) and (mark := self._tokens.match(longer, len(text))):
+                    return mark.group()
+        return self.end.next_role
+
+    def _answer_end(self, text: str, start: int) -> int:
+        """Return where the trained part of the answer from `start` to the text's end ends."""
+        end = self.end
+        if len(text) - len(end.written) >= start and text.endswith(end.written):
+            return len(text) - len(end.written) + len(end.trained)
+        return max(start, len(text.rstrip()))  # a tool call, say, may end with another token
+
+    def _ends_with_token(self, text: str) -> bool:
+        return any(match.end() == len(text) for match in self._tokens.finditer(text))
+
+    def _text(
+        self, conversation: Conversation, messages: Sequence[Message], *, generate: bool
+    ) -> str:
+        if self._wants_parts:
+            messages = [
+                {**message, "content": [{"type": "text", "text": message["content"]}]}
+                for message in messages
+            ]
+        render = partial(self._apply, tools=conversation.tools, generate=generate)
+        try:
+            return render(messages, template_args=conversation.template_args)
+        except Exception as error:  # jinja's own errors, raised by the template's author
+            with suppress(Exception):  # DeepSeek's templates take arguments as JSON text
+                if any(message.get("tool_calls") for message in messages):
+                    told = list(map(_with_told_arguments, messages))
+                    return render(told, template_args=conversation.template_args)
+            raise Rejected("template", " ".join(str(error).split())) from None
+
+    def _apply(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: list[Any] | None,
+        template_args: Mapping[str, Any],
+        generate: bool,
+    ) -> str:
+        apply: Any = self.tokenizer.apply_chat_template
+        return apply(
+            list(messages),
+            tools=tools,
+            tokenize=False,
+            add_generation_prompt=generate,
+            **template_args,
+        )
+
+
+_PLAIN = Conversation([], [])
+
+
+def _after_thought(prompt: str, text: str, message: Message) -> tuple[str, tuple[str, ...]]:
+    """Return the text of an answer whose prompt writes <think> and whose template leaves it out.
+
+    Templates of the DeepSeek-R1 kind open <think> in the generation prompt, and write answers
+    without their thoughts. The model then has to write the thought, </think> and the answer.
+
+    Raises:
+        Rejected: "template", if the prompt has another tail that the answer lacks.
+    """
+    before, opened, tail = prompt.rpartition(_THINK)
+    opened = opened and tail.strip() in ("", _END_THINK)  # else a message has it
+    if not (opened and text.startswith(before)):
+        at = next((n for n, (a, b) in enumerate(zip(prompt, text, strict=False)) if a != b), 0)
+        raise Rejected(
+            "template",
+            f"the prompt of the answer goes on with {prompt[at : at + 40]!r} where the answered "
+            f"conversation has {text[at : at + 40]!r}: give a template whose answer follows its "
+            "generation prompt (--chat-template)",
+        )
+    answer = text[len(before) :]
+    if _END_THINK in tail:  # the prompt closes the thought too
+        thought, closed, rest = answer.partition(_END_THINK)
+        if not (answer.startswith(_THINK) and closed):
+            return prompt + answer.lstrip("\n"), ()
+        remarks = (THOUGHT_LEFT_OUT,) if thought.removeprefix(_THINK).strip() else ()
+        return prompt + rest.lstrip("\n"), remarks
+    if answer.startswith(_THINK):  # only the white space differs
+        return prompt + answer[len(_THINK) :].lstrip("\n"), ()
+    answer = answer.lstrip("\n")
+    thought = next((message[name] for name in THOUGHTS if message.get(name)), "")
+    if not thought and _END_THINK in message["content"]:
+        thought = message["content"].partition(_END_THINK)[0].rpartition(_THINK)[2]
+    thought = thought.strip()
+    remarks = () if thought else (THOUGHT_EMPTY,)
+    return f"{prompt}{thought}{_NO_THOUGHT}{answer}", remarks
+
+
+def _with_told_arguments(message: Message) -> Message:
+    """Return a message whose tool calls have their arguments as JSON text."""
+
+    def told(call: Any) -> Any:
+        function = call.get("function", call)
+        text = json.dumps(function.get("arguments"), ensure_ascii=False)
+        return {**call, "function": {**function, "arguments": text}}
+
+    calls = message.get("tool_calls")
+    return {**message, "tool_calls": list(map(told, calls))} if calls else message
+
+
+@lru_cache(maxsize=64)
+def mentioned_names(template: str) -> frozenset[str]:
+    """Return the names of variables, fields and keys that a chat template mentions."""
+    # `generation` marks what is trained for transformers; plain jinja does not know it.
+    plain = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", template)
+    environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
+    try:
+        tree = environment.parse(plain)
+    except jinja2.TemplateError:  # of an extension that is not known here: call all names used
+        return frozenset(re.findall(r"\w+", template))
+    names = {node.name for node in tree.find_all(nodes.Name)}
+    names |= {node.attr for node in tree.find_all(nodes.Getattr)}
+    constants = (node.value for node in tree.find_all(nodes.Const))
+    return frozenset(names | {value for value in constants if isinstance(value, str)})

@@ -1,0 +1,372 @@
+"""From the records of a corpus to conversations and plain texts.
+
+A record has one of these forms. Fields in brackets are optional.
+
+- messages: `messages`, also called `conversations` or `conversation` [, `system`, `tools`,
+  `chat_template_kwargs`]. A list of messages, each with role and content (OpenAI) or from and value
+  (ShareGPT); JSON text of such a list; or one object that holds a list per field (Parquet).
+- prompt and completion: `prompt`, `completion` [, `system`, `tools`, `chat_template_kwargs`]. Two
+  strings, or two lists of messages. Only the completion is trained.
+- instruction (Alpaca): `instruction`, `output` [, `input`, `system`, `history`].
+- text: `text`. It does not go through the chat template, and all of it is trained.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+FORMS = (
+    ("messages",),
+    ("instruction", "input", "output"),
+    ("prompt", "completion"),
+    ("text",),
+)
+"""The fields that tell the form of a record, in the order in which they are looked for; `input` is
+optional."""
+
+OPTIONAL_FIELDS = {
+    "messages": ("system", "tools", "chat_template_kwargs"),
+    "prompt": ("system", "tools", "chat_template_kwargs"),
+    "instruction": ("system", "history"),
+    "text": (),
+}
+"""Fields that a record of a form may have beside these, by the form's first field."""
+
+FIELDS = tuple(dict.fromkeys(name for form in FORMS for name in (*form, *OPTIONAL_FIELDS[form[0]])))
+"""All fields that are understood."""
+
+OTHER_NAMES = {"messages": ("conversations", "conversation")}
+
+SHAREGPT_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "assistant": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "system": "system",
+    "function_call": "function_call",
+    "observation": "tool",
+    "function_response": "tool",
+    "tool": "tool",
+}
+"""Our name for each role of ShareGPT. A `function_call` becomes a tool call of the assistant."""
+
+THOUGHTS = frozenset({"reasoning_content", "reasoning", "thinking"})
+"""Fields of a message that may hold its thought."""
+
+LEARN_FLAGS = ("weight", "train", "loss")
+"""Fields of an assistant's message that say whether it is trained; absent ones mean yes."""
+
+Message = dict[str, Any]
+
+
+class Rejected(ValueError):
+    """A record that cannot be trained on; `cause` is one of CAUSES."""
+
+    CAUSES = ("broken", "empty", "template", "over-long", "untrained", "unreadable")
+
+    def __init__(self, cause: str, detail: str) -> None:
+        super().__init__(f"{cause}: {detail}")
+        self.cause, self.detail = cause, detail
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages for the chat template, and which of them are trained."""
+
+    messages: list[Message]
+    """Each with role and content, and whatever else the record gave."""
+    trained: list[bool]
+    """For each message, whether it is an answer to learn."""
+    tools: list[Any] | None = None
+    """Tools that the model may call, as the chat template takes them."""
+    template_args: Mapping[str, Any] = field(default_factory=dict)
+    """Further arguments of the chat template."""
+    unused: tuple[str, ...] = ()
+    """Fields of the record that are not understood."""
+
+
+@dataclass(frozen=True)
+class PlainText:
+    """A text that is trained as it is, without the chat template."""
+
+    text: str
+    unused: tuple[str, ...] = ()
+    """Fields of the record that are not understood."""
+
+
+def read_record(record: Any, columns: Mapping[str, str]) -> Conversation | PlainText:
+    """Return what a record holds.
+
+    Args:
+        record: the record as read.
+        columns: the corpus's names of fields by our names, if they differ. If any is given, only
+            the forms of these fields are looked for.
+
+    Raises:
+        Rejected: "broken" or "empty".
+    """
+    if not isinstance(record, Mapping):
+        raise Rejected("broken", f"{_kind(record)} instead of an object")
+    form, fields, unused = _fields(record, columns)
+    if form == "text":
+        text = _text(fields["text"], "text")
+        if not text.strip():
+            raise Rejected("empty", "text")
+        return PlainText(text, unused)
+    if form == "messages":
+        messages, trained = _messages(fields["messages"], "messages")
+    elif form == "instruction":
+        messages, trained = _alpaca(fields)
+    else:
+        messages, trained = _prompt_and_completion(fields)
+    if system := fields.get("system"):
+        if not messages or messages[0]["role"] != "system":
+            messages.insert(0, {"role": "system", "content": _text(system, "system")})
+            trained.insert(0, False)
+        else:
+            unused = (*unused, "system (the messages have one)")
+    _check(messages, trained)
+    return Conversation(
+        messages, trained, _tools(fields.get("tools")), _template_args(fields), unused
+    )
+
+
+def messages_of(record: Any, columns: Mapping[str, str]) -> list[Message]:
+    """Return the messages of a record, or its text as one message of the assistant.
+
+    Raises:
+        Rejected: "broken" or "empty", as `read_record`.
+    """
+    found = read_record(record, columns)
+    if isinstance(found, PlainText):
+        return [{"role": "assistant", "content": found.text}]
+    return found.messages
+
+
+def form_of(fields: Mapping[str, Any], columns: Mapping[str, str]) -> str | None:
+    """Return the first field of the form that a record or table with these fields has, or None."""
+    for form in FORMS:
+        first, *others = (name for name in form if name != "input")
+        if columns and columns.keys().isdisjoint((*form, *OPTIONAL_FIELDS[form[0]])):
+            continue
+        if _source(fields, columns, first) and all(_source(fields, columns, n) for n in others):
+            return form[0]
+    return None
+
+
+def _source(fields: Mapping[str, Any], columns: Mapping[str, str], name: str) -> str | None:
+    """Return the corpus's name of one of our fields, None if the record has no value for it."""
+    if name in columns:
+        names: Sequence[str] = (columns[name],)
+    else:
+        names = (name, *OTHER_NAMES.get(name, ()))
+    return next((each for each in names if fields.get(each) is not None), None)
+
+
+def _fields(
+    record: Mapping[str, Any], columns: Mapping[str, str]
+) -> tuple[str, dict[str, Any], tuple[str, ...]]:
+    """Return the form of a record, its fields by our names, and the names of all others."""
+    form = form_of(record, columns)
+    if form is None:
+        absent = [name for name in FIELDS if name in columns and columns[name] not in record]
+        missing = ", ".join(repr(columns[name]) for name in absent)
+        named = ", ".join(map(repr, record)) or "none"
+        raise Rejected(
+            "broken",
+            f"no value for {missing}" if absent else f"fields {named}: no form that is known",
+        )
+    known = next(each for each in FORMS if each[0] == form) + OPTIONAL_FIELDS[form]
+    sources = {name: _source(record, columns, name) for name in known}
+    fields = {name: record[source] for name, source in sources.items() if source is not None}
+    used = {*sources.values(), *(columns.get(name, name) for name in known)}
+    others = (name for name, value in record.items() if name not in used and value is not None)
+    return form, fields, tuple(map(str, others))
+
+
+def _messages(value: Any, name: str) -> tuple[list[Message], list[bool]]:
+    """Return the messages that a field holds, and which are to be learned."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise Rejected("broken", f"{name} is text that is no JSON: {value[:60]!r}") from None
+    if isinstance(value, Mapping):  # a list per field, as a struct of lists is read from Parquet
+        value = list(_rows_of(value, name))
+    if not isinstance(value, list):
+        raise Rejected("broken", f"{name} is {_kind(value)} instead of a list of messages")
+    if not value:
+        raise Rejected("empty", f"no {name}")
+    read = [_message(message, number) for number, message in enumerate(value)]
+    return [message for message, _ in read], [learn for _, learn in read]
+
+
+def _rows_of(value: Mapping[str, Any], name: str) -> Iterator[dict[str, Any]]:
+    lists = {key: each for key, each in value.items() if isinstance(each, list)}
+    lengths = {len(each) for each in lists.values()}
+    if not lists or len(lists) < len(value) or len(lengths) > 1:
+        raise Rejected("broken", f"{name} is an object, but not of one list per field")
+    for row in zip(*lists.values(), strict=True):
+        yield dict(zip(lists, row, strict=True))
+
+
+def _message(message: Any, number: int) -> tuple[Message, bool]:
+    """Return a message with role and content, and whether it is an answer to learn."""
+    if not isinstance(message, Mapping):
+        raise Rejected("broken", f"message {number} is {_kind(message)} instead of an object")
+    made = {str(key): value for key, value in message.items() if value is not None}
+    if "role" not in made and "from" in made:
+        made["role"] = made.pop("from")
+        made["content"] = made.pop("value", None)
+        if not isinstance(made["role"], str) or made["role"] not in SHAREGPT_ROLES:
+            known = ", ".join(SHAREGPT_ROLES)
+            raise Rejected("broken", f"message {number} is from {made['role']!r}: use {known}")
+    role = made.get("role")
+    if not isinstance(role, str):
+        raise Rejected("broken", f"message {number} has the role {role!r}")
+    made["role"] = role = SHAREGPT_ROLES.get(role, role)
+    if role == "function_call":
+        made |= {"role": "assistant", "tool_calls": [_called(made.pop("content", None), number)]}
+    if isinstance(made.get("tool_calls"), str):
+        made["tool_calls"] = _json(made["tool_calls"], f"tool_calls of message {number}")
+    if calls := made.pop("tool_calls", None):
+        if not isinstance(calls, list):
+            raise Rejected("broken", f"tool_calls of message {number} is {_kind(calls)}")
+        made["tool_calls"] = [_tool_call(call, number) for call in calls]
+    made["content"] = _content(made, number)
+    learn = [_flag(made.pop(flag), flag, number) for flag in LEARN_FLAGS if flag in made]
+    return made, made["role"] == "assistant" and all(learn)
+
+
+def _content(message: Message, number: int) -> str:
+    """Return the content as text. Parts are joined by line ends, as vLLM's server does it."""
+    content = message.get("content")
+    if content is None:
+        if "tool_calls" in message or not THOUGHTS.isdisjoint(message):
+            return ""
+        raise Rejected("broken", f"message {number} ({message['role']}) has no content")
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise Rejected("broken", f"the content of message {number} is {_kind(content)}")
+    texts = []
+    for part in content:
+        if isinstance(part, str):
+            texts.append(part)
+        elif isinstance(part, Mapping) and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+        else:
+            kind = part.get("type") if isinstance(part, Mapping) else _kind(part)
+            raise Rejected(
+                "broken", f"the content of message {number} has a part of type {kind!r}: use text"
+            )
+    return "\n".join(texts)
+
+
+def _tool_call(call: Any, number: int) -> Any:
+    """Return a tool call with its arguments as an object, which chat templates expect."""
+    if not isinstance(call, Mapping):
+        raise Rejected("broken", f"a tool call of message {number} is {_kind(call)}")
+    call = {key: value for key, value in call.items() if value is not None}
+    function = call.get("function", call)
+    if isinstance(function, Mapping) and isinstance(function.get("arguments"), str):
+        text = function["arguments"] or "{}"
+        arguments = _json(text, f"the arguments of a tool call of message {number}")
+        function = {**function, "arguments": arguments}
+        call = {**call, "function": function} if "function" in call else function
+    return call
+
+
+def _called(content: Any, number: int) -> dict[str, Any]:
+    """Return the tool call that is the content of one of ShareGPT's function_call messages."""
+    function = _json(content, f"message {number}, a function_call,")
+    if not isinstance(function, Mapping) or "name" not in function:
+        raise Rejected("broken", f"message {number}, a function_call, names no function")
+    return {"type": "function", "function": dict(function)}
+
+
+def _flag(value: Any, name: str, number: int) -> bool:
+    if value not in (0, 1):
+        raise Rejected("broken", f"{name} of message {number} is {value!r}: use 0 or 1")
+    return bool(value)
+
+
+def _prompt_and_completion(fields: Mapping[str, Any]) -> tuple[list[Message], list[bool]]:
+    prompt, _ = _side(fields["prompt"], "prompt", "user")
+    completion, trained = _side(fields["completion"], "completion", "assistant")
+    return prompt + completion, [False] * len(prompt) + trained
+
+
+def _side(value: Any, name: str, role: str) -> tuple[list[Message], list[bool]]:
+    if isinstance(value, str):
+        return [{"role": role, "content": value}], [role == "assistant"]
+    return _messages(value, name)
+
+
+def _alpaca(fields: Mapping[str, Any]) -> tuple[list[Message], list[bool]]:
+    asked = [_text(fields[n], n) for n in ("instruction", "input") if fields.get(n)]
+    turns: list[Message] = []
+    history = fields.get("history") or []
+    if isinstance(history, str):
+        history = _json(history, "history")
+    if not isinstance(history, list):
+        raise Rejected("broken", f"history is {_kind(history)} instead of a list of pairs")
+    for pair in [*history, ["\n\n".join(asked), fields["output"]]]:
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise Rejected("broken", f"history has {pair!r} instead of [question, answer]")
+        for role, text in zip(("user", "assistant"), pair, strict=True):
+            turns.append({"role": role, "content": _text(text, role)})
+    return turns, [turn["role"] == "assistant" for turn in turns]
+
+
+def _tools(value: Any) -> list[Any] | None:
+    if not value:
+        return None
+    value = _json(value, "tools") if isinstance(value, str) else value
+    if not isinstance(value, list):
+        raise Rejected("broken", f"tools is {_kind(value)} instead of a list")
+    return [_json(tool, "a tool") if isinstance(tool, str) else tool for tool in value] or None
+
+
+def _template_args(fields: Mapping[str, Any]) -> dict[str, Any]:
+    value = fields.get("chat_template_kwargs") or {}
+    value = _json(value, "chat_template_kwargs") if isinstance(value, str) else value
+    if not isinstance(value, Mapping):
+        raise Rejected("broken", f"chat_template_kwargs is {_kind(value)} instead of an object")
+    return {str(name): each for name, each in value.items() if each is not None}
+
+
+def _check(messages: Sequence[Message], trained: Sequence[bool]) -> None:
+    """Check that no user's turn and no answer to learn is empty.
+
+    Raises:
+        Rejected: "empty".
+    """
+    for message, learn in zip(messages, trained, strict=True):
+        speaks = message["content"].strip() or any(
+            message.get(name) for name in ("tool_calls", *THOUGHTS)
+        )
+        if not speaks and (learn or message["role"] == "user"):
+            raise Rejected("empty", f"the {message['role']}'s content")
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise Rejected("broken", f"{name} is {_kind(value)} instead of text")
+    return value
+
+
+def _json(text: Any, name: str) -> Any:
+    try:
+        return json.loads(text)
+    except (TypeError, ValueError, RecursionError):
+        raise Rejected("broken", f"{name} is no JSON: {str(text)[:60]!r}") from None
+
+
+def _kind(value: Any) -> str:
+    names = {type(None): "nothing", str: "text", list: "a list", dict: "an object"}
+    return names.get(type(value), f"{type(value).__name__} {str(value)[:40]!r}")

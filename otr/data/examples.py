@@ -1,0 +1,354 @@
+"""From records to examples: token ids, and for each whether it is a target token."""
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice, pairwise
+from typing import Any, Literal, NamedTuple, TypeVar
+
+from transformers import PreTrainedTokenizerBase
+
+from otr._compat import uses_plain_backend
+from otr._deprecated import renamed_arguments
+from otr.data.chat_template import ChatTemplate, Rendered
+from otr.data.conversations import Conversation, Message, PlainText, Rejected, read_record
+
+TOKENIZED_AT_ONCE = 64  # records per call of the tokenizer, which has a fixed cost
+
+TrainOn = Literal["assistant", "last", "all"]
+OverLong = Literal["reject", "truncate_end", "truncate_start", "split"]
+T = TypeVar("T")
+
+TRUNCATED = "records that are too long, truncated"
+SPLIT = "records that are too long, split"
+PART_LEFT_OUT = "records that are too long, split; parts that are still too long are left out"
+
+
+class Example(NamedTuple):
+    """A tokenized text."""
+
+    ids: list[int]
+    """Token ids."""
+    mask: list[bool]
+    """For each token, whether it is a target."""
+
+
+class RejectedRecord(NamedTuple):
+    """A record that gave no example, and why."""
+
+    record: Any
+    cause: str
+    """One of `Rejected.CAUSES`."""
+    detail: str
+    number: int = 0
+    """Its place among the records, from 0."""
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """The examples of some records, and the records that gave none."""
+
+    examples: list[Example] = field(default_factory=list)
+    rejected: list[RejectedRecord] = field(default_factory=list)
+    unused: Counter[str] = field(default_factory=Counter)
+    """Records per field that neither otr nor the chat template uses."""
+    remarks: Counter[str] = field(default_factory=Counter)
+    """Records per remark: what became of them that their owner should know."""
+
+
+def encode(
+    messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, max_tokens: int
+) -> Example:
+    """Return token ids of a conversation in the model's chat template, and which are targets.
+
+    If the template rewrites what came before an answer, a conversation has several examples. This
+    is the last; `tokenize` returns all.
+
+    Raises:
+        Rejected: any of its causes.
+    """
+    [found] = _Encoder(tokenizer, max_tokens).encode([{"messages": list(messages)}], {})
+    if isinstance(found, Rejected):
+        raise found
+    return found.examples[-1]
+
+
+@renamed_arguments(row_length="sequence_length", rows="records")
+def tokenize(
+    records: Iterable[Any],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    columns: Mapping[str, str],
+    sequence_length: int,
+    train_on: TrainOn = "assistant",
+    over_long: OverLong = "reject",
+) -> Tokenized:
+    """Encode each record of a corpus; collect unusable ones with their causes.
+
+    Args:
+        records: dicts. A ValueError in place of a record reports that a file, or the rest of it,
+            could not be read.
+        tokenizer: with a chat template, unless all records are texts.
+        columns: see `read_record`.
+        sequence_length: the most tokens that an example may have.
+        train_on: which tokens of a conversation are targets: those of each answer and the token
+            that ends it, those of the last answer, or all.
+        over_long: what becomes of a record whose example is too long. `truncate_end` and
+            `truncate_start` keep as many tokens as fit; an example that would keep no target is
+            rejected. `split` makes several examples of a conversation, cut before questions, each
+            with the system message; a text is cut anywhere.
+    """
+    done = Tokenized()
+    encoder = _Encoder(tokenizer, sequence_length, train_on, over_long)
+    numbered = enumerate(records)
+    while some := list(islice(numbered, TOKENIZED_AT_ONCE)):
+        encoded = encoder.encode([record for _, record in some], columns)
+        for (number, record), found in zip(some, encoded, strict=True):
+            if isinstance(found, Rejected):
+                shown = "" if isinstance(record, ValueError) else record
+                done.rejected.append(RejectedRecord(shown, found.cause, found.detail, number))
+            else:
+                done.examples.extend(found.examples)
+                done.unused.update(found.unused)
+                done.remarks.update(found.remarks)
+    return done
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """What one record gave."""
+
+    examples: list[Example]
+    unused: frozenset[str] = frozenset()
+    remarks: frozenset[str] = frozenset()
+
+
+class _Encoder:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        sequence_length: int,
+        train_on: TrainOn = "assistant",
+        over_long: OverLong = "reject",
+    ) -> None:
+        self.tokenizer, self.sequence_length = tokenizer, sequence_length
+        self.train_on, self.over_long = train_on, over_long
+        self.template = ChatTemplate(tokenizer)
+
+    def encode(
+        self, records: Sequence[Any], columns: Mapping[str, str]
+    ) -> list[_Encoded | Rejected]:
+        """Return what each record gives."""
+        return self._encoded(
+            [
+                Rejected("unreadable", str(record))
+                if isinstance(record, ValueError)
+                else _or_rejected(read_record, record, columns)
+                for record in records
+            ]
+        )
+
+    def _encoded(
+        self, sources: Sequence[Conversation | PlainText | Rejected]
+    ) -> list[_Encoded | Rejected]:
+        rendered = [
+            source if isinstance(source, Rejected) else _or_rejected(self._rendered, source)
+            for source in sources
+        ]
+        texts = [each for one in rendered if not isinstance(one, Rejected) for each in one]
+        tokenized = iter(self._tokenized(texts))
+        encoded: list[_Encoded | Rejected] = []
+        for source, one in zip(sources, rendered, strict=True):
+            if isinstance(one, Rejected) or isinstance(source, Rejected):
+                encoded.append(one)  # type: ignore[arg-type]
+                continue
+            examples = list(islice(tokenized, len(one)))
+            remarks = frozenset(chain.from_iterable(text.remarks for text in one))
+            encoded.append(_or_rejected(self._fitted, source, examples, remarks))
+        return encoded
+
+    def _rendered(self, source: Conversation | PlainText) -> list[Rendered]:
+        if isinstance(source, PlainText):
+            return [Rendered(source.text, [(0, len(source.text))], enclosed=True)]
+        if not self.tokenizer.chat_template:
+            raise Rejected("template", "the tokenizer has no chat template: give --chat-template")
+        if self.train_on == "all":
+            return [self.template.whole(source)]
+        if self.train_on == "last" and True in source.trained:
+            last = len(source.trained) - 1 - source.trained[::-1].index(True)
+            trained = [number == last for number in range(len(source.trained))]
+            source = replace(source, trained=trained)
+        return self.template.render(source)
+
+    def _fitted(
+        self,
+        source: Conversation | PlainText,
+        examples: Sequence[Example | Rejected],
+        remarks: frozenset[str],
+    ) -> _Encoded:
+        """Return the examples of a record after what `over_long` does to those that are too long.
+
+        Raises:
+            Rejected: none is left.
+        """
+        for example in examples:
+            if isinstance(example, Rejected):
+                raise example
+        kept = [example for example in examples if isinstance(example, Example)]
+        longest = max(len(example.ids) for example in kept)
+        if longest > self.sequence_length:
+            kept, remark = self._shortened(source, kept, longest)
+            remarks |= {remark}
+        kept = [example for example in kept if any(example.mask[1:])]
+        if not kept:
+            raise Rejected("untrained", "the answer has no token")
+        unused = list(source.unused)
+        if isinstance(source, Conversation):
+            unused += self.template.unused(source)
+        return _Encoded(kept, frozenset(unused), remarks)
+
+    def _shortened(
+        self, source: Conversation | PlainText, examples: Sequence[Example], longest: int
+    ) -> tuple[list[Example], str]:
+        most = self.sequence_length
+        too_long = Rejected("over-long", f"{longest} tokens, data.sequence_length is {most}")
+        if self.over_long == "reject":
+            raise too_long
+        if self.over_long == "split" and isinstance(source, PlainText):
+            [(ids, mask)] = examples
+            starts = range(0, len(ids), most)
+            return [Example(ids[s : s + most], mask[s : s + most]) for s in starts], SPLIT
+        if self.over_long == "split":
+            assert isinstance(source, Conversation)
+            halves = self._encoded(_halves(source))
+            kept = [e for half in halves if isinstance(half, _Encoded) for e in half.examples]
+            if not kept:
+                raise too_long
+            left_out = any(isinstance(h, Rejected) and h.cause == "over-long" for h in halves)
+            left_out |= any(isinstance(h, _Encoded) and PART_LEFT_OUT in h.remarks for h in halves)
+            return kept, PART_LEFT_OUT if left_out else SPLIT
+        end = self.over_long == "truncate_end"
+        cut = [
+            Example(ids[:most], mask[:most]) if end else Example(ids[-most:], mask[-most:])
+            for ids, mask in examples
+        ]
+        kept = [example for example in cut if any(example.mask[1:])]
+        if not kept:
+            raise too_long
+        return kept, TRUNCATED
+
+    def _tokenized(self, texts: Sequence[Rendered]) -> list[Example | Rejected]:
+        with suppress(Exception):  # if one fails, each is tokenized alone to find it
+            return [*self._tokenized_together(texts)]
+        return [_or_rejected(self._tokenized_alone, text) for text in texts]
+
+    def _tokenized_alone(self, text: Rendered) -> Example:
+        half = next((char for char in text.text if "\ud800" <= char <= "\udfff"), None)
+        if half:
+            raise Rejected("broken", f"{half!r} is half of a character (a lone surrogate)")
+        return self._tokenized_together([text])[0]
+
+    def _tokenized_together(self, texts: Sequence[Rendered]) -> list[Example]:
+        if not texts:
+            return []
+        if not self.tokenizer.is_fast:
+            return [self._by_pieces(text) for text in texts]
+        strings = [text.text for text in texts]
+        if uses_plain_backend(self.tokenizer):  # saves a quarter of the time
+            self.tokenizer([""], add_special_tokens=False)  # turns padding and truncation off
+            backend: Any = self.tokenizer.backend_tokenizer
+            encodings = backend.encode_batch(strings, add_special_tokens=False)
+        else:
+            encodings = self.tokenizer(strings, add_special_tokens=False).encodings
+        return list(map(self._example, texts, encodings))
+
+    def _example(self, text: Rendered, encoding: Any) -> Example:
+        """Return a text's token ids and targets, found by the tokens' places in the text."""
+        if text.enclosed:
+            return self._enclosed(encoding.ids)
+        ids, mask = list(encoding.ids), [False] * len(encoding.ids)
+        for start, end in reversed(text.answers):
+            first, after = _token_at(encoding, start), _token_at(encoding, end)
+            if after < len(encoding.ids) and encoding.token_to_chars(after)[0] < end:
+                after += 1  # a token of the answer's end and of what follows
+            mask[first:after] = [True] * (after - first)
+            begin, stop = encoding.token_to_chars(first) if first < after else (start, end)
+            if begin < start:
+                # A token of the prompt's end and the answer's beginning. The engine has the prompt
+                # alone, so the two are tokenized apart.
+                prompt, answer = self._ids(text.text[begin:start]), self._ids(text.text[start:stop])
+                ids[first : first + 1] = prompt + answer
+                mask[first : first + 1] = [False] * len(prompt) + [True] * len(answer)
+        return Example(ids, mask)
+
+    def _by_pieces(self, text: Rendered) -> Example:
+        """Return a text's token ids and targets with a tokenizer that tells no places."""
+        if text.enclosed:
+            return self._enclosed(self._ids(text.text))
+        ids: list[int] = []
+        mask: list[bool] = []
+        cuts = [0, *chain.from_iterable(text.answers), len(text.text)]
+        for number, (start, end) in enumerate(pairwise(cuts)):
+            piece = self._ids(text.text[start:end])
+            ids += piece
+            mask += [number % 2 == 1] * len(piece)
+        return Example(ids, mask)
+
+    def _enclosed(self, ids: Sequence[int]) -> Example:
+        """Return a plain text between the tokens that begin and end a sequence, all targets."""
+        empty = self.tokenizer([""])["input_ids"][0]
+        begin = [token for token in empty[:1] if token == self.tokenizer.bos_token_id]
+        last = self.tokenizer.eos_token_id
+        end = [last] if last is not None and list(ids[-1:]) != [last] else []
+        whole = [*begin, *ids, *end]
+        return Example(whole, [True] * len(whole))
+
+    def _ids(self, text: str) -> list[int]:
+        return (
+            list(self.tokenizer([text], add_special_tokens=False)["input_ids"][0]) if text else []
+        )
+
+
+def _or_rejected(function: Callable[..., T], *args: Any) -> T | Rejected:
+    try:
+        return function(*args)
+    except Rejected as error:
+        return error
+    except Exception as error:  # one record, however odd, never ends a run
+        return Rejected("broken", f"{type(error).__name__}: {error}")
+
+
+def _token_at(encoding: Any, place: int) -> int:
+    """Return the number of the first token that ends after a place in the text."""
+    found = encoding.char_to_token(place)
+    if found is None:  # a character that no token has, or the text's end
+        found = bisect_right([end for _, end in encoding.offsets], place)
+    return found
+
+
+def _halves(conversation: Conversation) -> list[Conversation]:
+    """Return a conversation in two parts, each with the leading system messages.
+
+    Returns:
+        An empty list if there is only one question.
+    """
+    roles = [message["role"] for message in conversation.messages]
+    head = next((n for n, role in enumerate(roles) if role not in ("system", "developer")), 0)
+    questions = [
+        number
+        for number in range(head, len(roles))
+        if roles[number] == "user" and (number == head or roles[number - 1] != "user")
+    ]
+    if len(questions) < 2:
+        return []
+    middle = questions[len(questions) // 2]
+    messages, trained = conversation.messages, conversation.trained
+    first = replace(conversation, messages=messages[:middle], trained=trained[:middle])
+    second = replace(
+        conversation,
+        messages=messages[:head] + messages[middle:],
+        trained=[False] * head + trained[middle:],
+    )
+    return [first, second]

@@ -1,0 +1,196 @@
+"""Records of every form become conversations; what is odd is rejected with its reason."""
+
+import json
+from typing import Any
+
+import pytest
+
+from otr.data import Conversation, PlainText, Rejected, messages_of, read_record
+
+ASKED, ANSWERED = {"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}
+TURNS = [ASKED, ANSWERED]
+SYSTEM = {"role": "system", "content": "Be brief."}
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
+
+
+@pytest.mark.parametrize(
+    ("record", "columns"),
+    [
+        ({"messages": TURNS}, {}),
+        ({"messages": json.dumps(TURNS)}, {}),
+        ({"messages": {"role": ["user", "assistant"], "content": ["2 + 2?", "4"]}}, {}),
+        ({"messages": [{**m, "weight": None, "tool_calls": None} for m in TURNS]}, {}),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "text", "text": "2 + 2?"}]},
+                    ANSWERED,
+                ]
+            },
+            {},
+        ),
+        (
+            {
+                "conversations": [
+                    {"from": "human", "value": "2 + 2?"},
+                    {"from": "gpt", "value": "4"},
+                ]
+            },
+            {},
+        ),
+        ({"conversation": TURNS}, {}),
+        (
+            {"messages": [{"role": "human", "content": "2 + 2?"}, {"role": "gpt", "content": "4"}]},
+            {},
+        ),
+        ({"chat": TURNS}, {"messages": "chat"}),
+        ({"prompt": "2 + 2?", "completion": "4"}, {}),
+        ({"prompt": [ASKED], "completion": [ANSWERED]}, {}),
+        ({"prompt": [ASKED], "completion": "4"}, {}),
+        ({"question": "2 + 2?", "answer": "4"}, {"prompt": "question", "completion": "answer"}),
+        ({"instruction": "2 + 2?", "input": "", "output": "4"}, {}),
+        ({"instruction": "2 + 2?", "output": "4", "history": []}, {}),
+    ],
+)
+def test_every_form_gives_the_same_conversation(record: dict, columns: dict) -> None:
+    found = read_record(record, columns)
+    assert isinstance(found, Conversation)
+    assert (found.messages, found.trained, found.unused) == (TURNS, [False, True], ())
+
+
+@pytest.mark.parametrize(
+    "columns", [{"prompt": "question", "completion": "answer"}, {"completion": "answer"}]
+)
+def test_named_columns_take_precedence_over_others(columns: dict) -> None:
+    other = {"messages": [{"role": "user", "content": "no"}], "instruction": "no", "output": "no"}
+    record = {**other, "question": "2 + 2?", "prompt": "2 + 2?", "answer": "4", "completion": "no"}
+    assert messages_of(record, columns) == TURNS
+
+
+def test_alpaca_has_input_system_and_history() -> None:
+    record = {"instruction": "Add.", "input": "2 and 2", "output": "4", "system": "Be brief."}
+    record |= {"history": [["1 + 1?", "2"], ["1 + 2?", "3"]]}
+    found = read_record(record, {})
+    assert isinstance(found, Conversation)
+    told = [(message["role"][0], message["content"]) for message in found.messages]
+    assert told[:3] == [("s", "Be brief."), ("u", "1 + 1?"), ("a", "2")]
+    assert told[3:] == [("u", "1 + 2?"), ("a", "3"), ("u", "Add.\n\n2 and 2"), ("a", "4")]
+    assert found.trained == [False, False, True, False, True, False, True]
+
+
+def test_a_text_is_no_conversation() -> None:
+    found = read_record({"text": "Once upon a time."}, {})
+    assert found == PlainText("Once upon a time.")
+    assert messages_of({"story": "Once."}, {"text": "story"})[0]["content"] == "Once."
+
+
+def test_what_a_message_has_beside_role_and_content_is_kept() -> None:
+    answer = {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [CALL],
+        "reasoning_content": "Hm.",
+    }
+    result = {"role": "tool", "content": "sun", "tool_call_id": "1", "name": "weather"}
+    record = {"messages": [ASKED, answer, result, ANSWERED], "tools": TOOLS}
+    found = read_record({**record, "chat_template_kwargs": {"enable_thinking": False}}, {})
+    assert isinstance(found, Conversation)
+    assert found.messages == [ASKED, {**answer, "content": ""}, result, ANSWERED]
+    assert found.trained == [False, True, False, True]
+    assert (found.tools, found.template_args) == (TOOLS, {"enable_thinking": False})
+
+
+@pytest.mark.parametrize("arguments", ['{"city": "Oslo"}', {"city": "Oslo"}])
+def test_tools_and_arguments_may_be_json_text(arguments: Any) -> None:
+    call = {"type": "function", "function": {"name": "weather", "arguments": arguments}}
+    for calls in ([call], json.dumps([call])):
+        answer = {"role": "assistant", "content": "", "tool_calls": calls}
+        found = read_record({"messages": [ASKED, answer], "tools": json.dumps(TOOLS)}, {})
+        assert isinstance(found, Conversation)
+        assert (found.messages[1]["tool_calls"], found.tools) == ([CALL], TOOLS)
+
+
+def test_sharegpt_function_calls_are_tool_calls() -> None:
+    said = [("human", "Weather?"), ("function_call", json.dumps(CALL["function"]))]
+    said += [("observation", "sun"), ("gpt", "Sunny.")]
+    turns = [{"from": role, "value": text} for role, text in said]
+    found = read_record({"conversations": turns, "system": "Be brief."}, {})
+    assert isinstance(found, Conversation)
+    assert found.messages[0] == SYSTEM
+    assert found.messages[2] == {"role": "assistant", "content": "", "tool_calls": [CALL]}
+    assert [message["role"] for message in found.messages[3:]] == ["tool", "assistant"]
+    assert found.trained == [False, False, True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("name", "no", "yes"), [("weight", 0, 1), ("train", False, True), ("loss", 0.0, 1.0)]
+)
+def test_flags_say_which_answers_are_learned(name: str, no: Any, yes: Any) -> None:
+    turns = [ASKED, {**ANSWERED, name: no}, {**ASKED, name: no}, {**ANSWERED, name: yes}]
+    found = read_record({"messages": turns}, {})
+    assert isinstance(found, Conversation)
+    assert (found.messages, found.trained) == (TURNS + TURNS, [False, False, False, True])
+
+
+def test_answers_in_a_prompt_are_not_learned() -> None:
+    found = read_record({"prompt": [*TURNS, ASKED], "completion": [ANSWERED]}, {})
+    assert isinstance(found, Conversation)
+    assert found.trained == [False, False, False, True]
+
+
+def test_fields_that_are_not_understood_are_named() -> None:
+    record = {"messages": [SYSTEM, *TURNS], "id": 7, "source": "web", "score": None}
+    found = read_record({**record, "system": "Be long."}, {})
+    assert found.unused == ("id", "source", "system (the messages have one)")
+    both = read_record({"prompt": "2 + 2?", "completion": "4", "text": "x"}, {})
+    assert both.unused == ("text",)
+
+
+def test_an_empty_system_message_is_kept() -> None:
+    silent = {"role": "system", "content": ""}
+    assert messages_of({"messages": [silent, *TURNS]}, {}) == [silent, *TURNS]
+
+
+@pytest.mark.parametrize(
+    ("record", "cause", "detail"),
+    [
+        ("no object", "broken", "text instead of an object"),
+        ([1], "broken", "a list instead of an object"),
+        ({"prompt": "a"}, "broken", "fields 'prompt': no form that is known"),
+        ({"messages": "hello"}, "broken", "messages is text that is no JSON: 'hello'"),
+        ({"messages": 7}, "broken", "messages is int '7' instead of a list of messages"),
+        ({"messages": {"role": ["user"], "content": []}}, "broken", "not of one list per field"),
+        ({"messages": ["hello"]}, "broken", "message 0 is text instead of an object"),
+        ({"messages": [{"content": "a"}]}, "broken", "message 0 has the role None"),
+        ({"messages": [{"role": "user"}]}, "broken", "message 0 (user) has no content"),
+        ({"messages": [{"role": "user", "content": 7}]}, "broken", "content of message 0 is int"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            "broken",
+            "a part of type 'image_url': use text",
+        ),
+        ({"messages": [{"from": "alien", "value": "a"}]}, "broken", "message 0 is from 'alien'"),
+        ({"messages": [{"from": ["a"], "value": "a"}]}, "broken", "message 0 is from ['a']"),
+        (
+            {"messages": [ASKED, {**ANSWERED, "weight": 0.5}]},
+            "broken",
+            "weight of message 1 is 0.5",
+        ),
+        ({"messages": [ASKED, {**ANSWERED, "tool_calls": 7}]}, "broken", "tool_calls of message 1"),
+        ({"messages": TURNS, "tools": "{"}, "broken", "tools is no JSON"),
+        ({"instruction": "a", "output": "b", "history": [["q"]]}, "broken", "history has ['q']"),
+        ({"instruction": "a", "output": 4}, "broken", "assistant is int '4' instead of text"),
+        ({"prompt": "a", "completion": "  "}, "empty", "the assistant's content"),
+        ({"prompt": " ", "completion": "a"}, "empty", "the user's content"),
+        ({"messages": []}, "empty", "no messages"),
+        ({"text": " "}, "empty", "text"),
+    ],
+)
+def test_unusable_records_are_rejected_with_their_reason(
+    record: Any, cause: str, detail: str
+) -> None:
+    with pytest.raises(Rejected) as caught:
+        read_record(record, {})
+    assert caught.value.cause == cause in Rejected.CAUSES
+    assert detail in caught.value.detail

@@ -30,8 +30,8 @@ class ModelConfig:
     """Hugging Face checkpoint directory or hub name of a causal language model with a
     tokenizer."""
     chat_template: str = ""
-    """Chat template in place of the model's own: a file of Jinja text, or the name of one that otr
-    has (`chatml`, `plain`). Checkpoints keep it. Empty: the model's own."""
+    """Chat template in place of the model's own: a file, the name of one that otr has (`chatml`,
+    `plain`), or Jinja text. Checkpoints keep it. Empty: the model's own."""
     chat_template_args: dict[str, str] = field(default_factory=dict, hash=False)
     """Arguments of the chat template, such as enable_thinking=false. Values are JSON, or else text.
     Checkpoints keep them as defaults of their template."""

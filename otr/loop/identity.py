@@ -8,7 +8,6 @@ import hashlib
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -69,10 +68,14 @@ def _weights(model: Path) -> list[list[Any]] | None:
 
 
 def chat_template_digest(template: str) -> str:
-    """Return a digest of the file that holds a chat template; the name of one of otr's own."""
-    with suppress(OSError):
-        return hashlib.sha256(Path(template).read_bytes()).hexdigest()[:16]
-    return template
+    """Return a digest of a chat template's text, whether given or in a file; else its name."""
+    content = template.encode()
+    if "{%" not in template and "{{" not in template:
+        try:
+            content = Path(template).read_bytes()
+        except OSError:  # the name of one of otr's own, or empty
+            return template
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def sampled_digest(path: str | Path, max_bytes: int) -> str:

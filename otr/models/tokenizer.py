@@ -51,7 +51,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
             f"no tokenizer at {config.path!r}: give a Hugging Face directory or hub name ({reason})"
         ) from error
     if config.chat_template:
-        tokenizer.chat_template = _named_template(config.chat_template)
+        tokenizer.chat_template = template_text(config.chat_template)
     if config.chat_template_args:
         check_chat_template(tokenizer, config.path)
         tokenizer.chat_template = _with_defaults(
@@ -80,7 +80,14 @@ def check_chat_template(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
         )
 
 
-def _named_template(name: str) -> str:
+def template_text(name: str) -> str:
+    """Return the text of a chat template that is named, in a file, or given as Jinja text.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if "{%" in name or "{{" in name:
+        return name
     if name in CHAT_TEMPLATES:
         return CHAT_TEMPLATES[name]
     try:

@@ -188,6 +188,8 @@ def inspect_corpus(
         ValueError: a file is missing or broken, no record has the columns (the message names the
             nearest), no record can be used, or more are rejected than `config.max_rejected` allows.
     """
+    from otr.models.tokenizer import check_chat_template
+
     chunks = list_chunks(config.paths, config.split)
     batches = _text_batches(chunks, config.skip_bad)
     read: list[list[Text]] = []
@@ -198,7 +200,9 @@ def inspect_corpus(
         if left <= 0:
             break
     rest = max(0, -left) + len(next(batches, ()))
-    _check_columns(config, map(_parsed, chain.from_iterable(read)))
+    form = _check_columns(config, map(_parsed, chain.from_iterable(read)))
+    if form not in (None, "text"):
+        check_chat_template(_tokenizer(model), model.path)
     audit = Audit(config.max_rejected, config.skip_bad)
     examples, lengths, trained = [], [], 0
     for texts in read:
@@ -343,8 +347,11 @@ def _tokenizer(model: ModelConfig) -> "PreTrainedTokenizerBase":
     return load_tokenizer(model)
 
 
-def _check_columns(config: DataConfig, records: Iterable[Any]) -> None:
+def _check_columns(config: DataConfig, records: Iterable[Any]) -> str | None:
     """Check that the records have the columns of one of the accepted forms.
+
+    Returns:
+        The first column of that form; None if there is no record.
 
     Raises:
         ValueError: `data.columns` names unknown columns, or no form fits.
@@ -364,11 +371,13 @@ def _check_columns(config: DataConfig, records: Iterable[Any]) -> None:
                     f"({', '.join(names)}): {did_you_mean(name, names)}"
                 )
     present = dict.fromkeys(existing, True)
-    if existing and conversations.form_of(present, config.columns) is None:
+    form = conversations.form_of(present, config.columns)
+    if existing and form is None:
         raise ValueError(
             f"the corpus has the columns {', '.join(existing)}: map them with --columns to "
             "messages, to prompt and completion, to instruction and output, or to text"
         )
+    return form
 
 
 def _rendered(

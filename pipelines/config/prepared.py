@@ -4,8 +4,11 @@
 the Hugging Face hub is downloaded at the first use, once.
 """
 
+import atexit
 import re
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -108,7 +111,12 @@ class PreparedRun:
     def _tokenizer_dir(self) -> Path:
         if self.adapter and (self.adapter / "tokenizer_config.json").is_file():
             return self.adapter
-        return self._config_dir
+        model = self.config.train.model
+        if not has_own_template(model):
+            return self._config_dir
+        folder = Path(tempfile.mkdtemp(prefix="otr-tokenizer-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        return write_with_template(model, self._config_dir, folder / "tokenizer")
 
     @cached_property
     def _positions(self) -> int | None:
@@ -118,8 +126,16 @@ class PreparedRun:
 
     @cached_property
     def model_dir(self) -> Path:
-        """The base model's directory; a ValueError if the model is not available."""
-        return local_model(self.config.train.model.path)
+        """The base model's directory; a ValueError if the model is not available.
+
+        With a chat template of the configuration's it is one in the run's directory: the base model
+        is asked as the trained ones are.
+        """
+        model = self.config.train.model
+        directory = local_model(model.path)
+        if not has_own_template(model):
+            return directory
+        return write_with_template(model, directory, self.directory / "base_model")
 
 
 def prepare(config: SweepConfig, builtin_files: Path | None = None) -> PreparedRun:
@@ -143,6 +159,10 @@ def prepare(config: SweepConfig, builtin_files: Path | None = None) -> PreparedR
         return name if path == parts.address else f"file:{path}{parts.suffix}"
 
     data, model = config.train.data, config.train.model
+    if model.chat_template:  # every process gets the text; the file may exist on this host alone
+        from otr.models.tokenizer import template_text  # imports transformers
+
+        model = replace(model, chat_template=template_text(model.chat_template))
     path = resolve(model.path)
     if not Path(path).is_dir():
         _check_hub(model.path)
@@ -215,6 +235,39 @@ def _check_hub(model: str) -> None:
         reason = str(error).strip().partition("\n")[0]
         note = f"the Hugging Face hub does not answer ({reason}): using the local cache"
         print(note, file=sys.stderr)
+
+
+def has_own_template(model: ModelConfig) -> bool:
+    """Return whether the configuration changes the model's chat template."""
+    return bool(model.chat_template or model.chat_template_args)
+
+
+def write_with_template(model: ModelConfig, directory: Path, target: Path) -> Path:
+    """Write a model directory with the configuration's chat template; weights are links.
+
+    Args:
+        model: the configuration.
+        directory: the model's own directory.
+        target: the directory to write; it is replaced.
+
+    Returns:
+        `target`.
+
+    Raises:
+        ValueError: the template can't be used, see `otr.models.tokenizer.load_tokenizer`.
+    """
+    from otr.models.tokenizer import load_tokenizer  # imports transformers
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=target.parent, prefix=".writing-") as folder:
+        made = Path(folder) / target.name
+        load_tokenizer(replace(model, path=str(directory))).save_pretrained(made)
+        for file in directory.iterdir():
+            if not (made / file.name).exists() and not file.name.startswith("chat_template"):
+                (made / file.name).symlink_to(file.resolve())
+        shutil.rmtree(target, ignore_errors=True)
+        made.rename(target)
+    return target
 
 
 def local_model(path: str, *, weights: bool = True) -> Path:

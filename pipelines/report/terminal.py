@@ -67,9 +67,23 @@ def print_choices(
             f"warning: {train.max_steps} steps are {epochs:,.0f} epochs: the model will learn the "
             "examples by heart; give --epochs 3 or fewer --max-steps"
         )
+    if corpus:
+        print_remarks(corpus)
     print_chosen(config)
     if benchmarks:
         print_benchmarks(benchmarks)
+
+
+def print_remarks(corpus: "CorpusReport") -> None:
+    """Print which fields of the data are not used, and what else its owner should know."""
+    read = "" if corpus.complete else f" of the first {corpus.rows:,}"
+    if corpus.unused:
+        fields = ", ".join(f"{name} ({count:,})" for name, count in corpus.unused.items())
+        console.note(
+            f"not used, neither by otr nor by the chat template: {fields}, in records{read}"
+        )
+    for remark, count in corpus.remarks.items():
+        console.note(f"{count:,}{read} {remark}")
 
 
 def print_chosen(config: SweepConfig) -> None:

@@ -1,0 +1,104 @@
+"""A chat template and its arguments can be given, and checkpoints keep them."""
+
+from pathlib import Path
+
+import pytest
+
+from otr import ModelConfig, load_tokenizer
+from otr.loop.identity import chat_template_digest
+from otr.models.tokenizer import check_chat_template
+from tests.assets.tiny import byte_tokenizer
+
+THINKING = (
+    "{% for m in messages %}{{ m.role + ': ' + m.content + '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}"
+    "{% if enable_thinking is defined and enable_thinking is false %}{{ '<think></think>' }}"
+    "{% endif %}{{ style }}{% endif %}"
+)
+ASKED = [{"role": "user", "content": "2 + 2?"}]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def asked(tokenizer, **arguments) -> str:
+    return tokenizer.apply_chat_template(
+        ASKED, tokenize=False, add_generation_prompt=True, **arguments
+    )
+
+
+@pytest.mark.parametrize("as_file", [True, False])
+def test_a_template_of_ones_own_replaces_the_models(model: Path, as_file: bool) -> None:
+    given = THINKING
+    if as_file:
+        (model.parent / "mine.jinja").write_text(THINKING)
+        given = str(model.parent / "mine.jinja")
+    tokenizer = load_tokenizer(ModelConfig(str(model), chat_template=given))
+    assert asked(tokenizer) == "user: 2 + 2?<|im_end|>assistant: "
+    tokenizer.save_pretrained(model.parent / "saved")
+    saved = load_tokenizer(ModelConfig(str(model.parent / "saved")))
+    assert asked(saved) == asked(tokenizer)
+    assert chat_template_digest(given) == chat_template_digest(THINKING) != THINKING
+
+
+def test_arguments_are_defaults_that_a_checkpoint_keeps(model: Path) -> None:
+    arguments = {"enable_thinking": False, "style": "brief"}
+    config = ModelConfig(str(model), chat_template=THINKING, chat_template_args=arguments)
+    tokenizer = load_tokenizer(config)
+    assert asked(tokenizer).endswith("assistant: <think></think>brief")
+    tokenizer.save_pretrained(model.parent / "saved")
+    saved = load_tokenizer(ModelConfig(str(model.parent / "saved")))
+    assert asked(saved) == asked(tokenizer)
+    assert asked(saved, enable_thinking=True, style="").endswith("assistant: ")
+
+
+def test_values_are_json_or_text() -> None:
+    given = {"enable_thinking": False, "style": "brief", "most": 3}
+    told = {"enable_thinking": "false", "style": "brief", "most": "3"}
+    assert ModelConfig("m", chat_template_args=given).chat_template_args == told
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"chat_template": "chatlm"}, r"'chatlm' is no file.*did you mean 'chatml'\?"),
+        ({"chat_template": "{% for %}"}, "can't be rendered"),
+        (
+            {"chat_template": THINKING, "chat_template_args": {"enable_thinkin": "false"}},
+            r"enable_thinkin=false.*did you mean 'enable_thinking'\?",
+        ),
+    ],
+)
+def test_what_can_not_be_used_is_refused(model: Path, settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_tokenizer(ModelConfig(str(model), **settings))
+
+
+def test_named_templates_need_their_tokens(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path / "base")
+    base = str(tmp_path / "base")
+    plain = load_tokenizer(ModelConfig(base, chat_template="plain"))
+    assert asked(plain) == "User: 2 + 2?\nAssistant:"
+    answered = [*ASKED, {"role": "assistant", "content": "4"}]
+    text = plain.apply_chat_template(answered, tokenize=False)
+    assert text == "User: 2 + 2?\nAssistant: 4<|im_end|>\n"
+    assert asked(load_tokenizer(ModelConfig(base, chat_template="chatml"))).endswith("assistant\n")
+    with pytest.raises(ValueError, match=r"no chat template: give --chat-template FILE.*chatml or"):
+        check_chat_template(load_tokenizer(ModelConfig(base)), base)
+    lacking = byte_tokenizer()
+    lacking.backend_tokenizer.normalizer = None
+    backend = lacking.backend_tokenizer.to_str().replace("<|im_start|>", "<|start|>")
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    other = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(backend), eos_token="<|im_end|>"
+    )
+    other.save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match=r"'chatml' needs the token <\|im_start\|>.*use 'plain'"):
+        load_tokenizer(ModelConfig(str(tmp_path / "other"), chat_template="chatml"))

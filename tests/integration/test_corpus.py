@@ -16,6 +16,7 @@ import zstandard
 
 from otr.config import DataConfig, ModelConfig
 from otr.training import corpus, sources
+from otr.training.sources import listing
 from tests.assets.tiny import make_tiny_model
 
 ROWS = [{"prompt": f"What is {i} + {i}?", "completion": str(2 * i)} for i in range(50)]
@@ -111,7 +112,7 @@ def test_directories_and_globs_are_read_in_order_without_hidden_files(tmp_path: 
 def test_chunks_of_a_file_have_each_record_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    monkeypatch.setattr(sources, "CHUNK_BYTES", size)
+    monkeypatch.setattr(listing, "CHUNK_BYTES", size)
     path = tmp_path / "rows.jsonl"
     path.write_bytes(TEXT.replace(b"\n", b"\r\n\n").rstrip())
     assert all_records(path) == ROWS

@@ -258,8 +258,8 @@ def _after_thought(prompt: str, text: str, message: Message) -> tuple[str, tuple
         Rejected: "template", if the prompt has another tail that the answer lacks.
     """
     before, opened, tail = prompt.rpartition(_THINK)
-    opened = opened and tail.strip() in ("", _END_THINK)  # else a message has it
-    if not (opened and text.startswith(before)):
+    in_prompt = opened and tail.strip() in ("", _END_THINK)  # else a message has it
+    if not (in_prompt and text.startswith(before)):
         at = next((n for n, (a, b) in enumerate(zip(prompt, text, strict=False)) if a != b), 0)
         raise Rejected(
             "template",

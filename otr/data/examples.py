@@ -51,6 +51,8 @@ class Tokenized:
     """The examples of some records, and the records that gave none."""
 
     examples: list[Example] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+    """For each example, the place of its record among the records, from 0."""
     rejected: list[RejectedRecord] = field(default_factory=list)
     unused: Counter[str] = field(default_factory=Counter)
     """Records per field that neither otr nor the chat template uses."""
@@ -111,6 +113,7 @@ def tokenize(
                 done.rejected.append(RejectedRecord(shown, found.cause, found.detail, number))
             else:
                 done.examples.extend(found.examples)
+                done.numbers.extend([number] * len(found.examples))
                 done.unused.update(found.unused)
                 done.remarks.update(found.remarks)
     return done

@@ -1,17 +1,18 @@
 """Count of a corpus's records, and of those that can't be used.
 
 Packed rows carry it in their `audit` column. On the first packed row of a batch it is JSON {"rows":
-records read, "rejected": {cause: count}, "samples": [{cause, detail, row}], "unused": {field:
-count}, "remarks": {remark: count}}, on the others empty.
+records read, "rejected": {cause: count}, "samples": [{cause, detail, row, place}], "unused":
+{field: count}, "remarks": {remark: count}}, on the others empty.
 """
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from otr.data import Tokenized
+    from otr.training.corpus import Text
 
 OVER_LONG = "over-long"
 MAX_SAMPLES = 5  # rejected records per cause that a batch carries
@@ -104,15 +105,18 @@ class Audit:
 
     def _first(self) -> str:
         ordered = sorted(self.samples, key=lambda sample: sample["cause"] == UNREADABLE)
-        first = [f"{s['cause']}, {s['detail']}: {s['row'][:120]}" for s in ordered[:1]]
+        first = [
+            f"{s['place']}{', ' if s['place'] else ''}{s['cause']}, {s['detail']}: {s['row'][:120]}"
+            for s in ordered[:1]
+        ]
         return "".join(first) or "it was read before this run was resumed"
 
 
-def batch_audit(count: int, done: "Tokenized") -> str:
+def batch_audit(texts: "Sequence[Text]", done: "Tokenized") -> str:
     """Return the audit of one batch as JSON.
 
     Args:
-        count: records and unreadable files in the batch.
+        texts: records and unreadable files of the batch.
         done: what became of them.
     """
     causes = Counter(rejected.cause for rejected in done.rejected)
@@ -121,12 +125,13 @@ def batch_audit(count: int, done: "Tokenized") -> str:
     for one in done.rejected:
         sampled[one.cause] += 1
         if sampled[one.cause] <= MAX_SAMPLES:
-            text = one.record
-            text = text if isinstance(text, str) else json.dumps(text, default=str)
-            samples.append({"cause": one.cause, "detail": one.detail, "row": text[:2000]})
+            row = one.record if isinstance(one.record, str) else json.dumps(one.record, default=str)
+            place = "" if one.cause == UNREADABLE else texts[one.number].place
+            sample = {"cause": one.cause, "detail": one.detail, "row": row[:2000], "place": place}
+            samples.append(sample)
     return json.dumps(
         {
-            "rows": count - causes[UNREADABLE],
+            "rows": len(texts) - causes[UNREADABLE],
             "rejected": causes,
             "samples": samples,
             "unused": done.unused,

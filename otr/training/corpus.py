@@ -27,25 +27,50 @@ from otr.training.audit import Audit, batch_audit
 from otr.training.sources import (
     SourceChunk,
     UnreadableSource,
-    first_malformed,
     list_chunks,
-    read_records,
+    place_of,
+    read_numbered,
 )
 
 if TYPE_CHECKING:
     import ray.data
     from transformers import PreTrainedTokenizerBase
 
-    from otr.data import Example, Tokenized
+    from otr.data import Example, RejectedRecord, Tokenized
 
 BATCH = 1000  # examples that are packed together
+LOOKED_AT_ONCE = 64  # records that are tokenized together where only some are shown
 MAX_TASKS = 256  # tasks that read a corpus
 BLOCK_BYTES = 4 * 2**20  # with Ray's 128 MiB, a run would wait long for its first rows
 TASK_CPUS = 0.9  # below 1, so that two cores hold a worker, a trial's driver and a task
 MAX_READERS = 8  # tasks of a run at the same time
 
-Text = bytes | UnreadableSource
-"""A record as it was read, or the error that stands for the rest of its file."""
+
+@dataclass(frozen=True)
+class Text:
+    """A record as it was read, and where."""
+
+    content: bytes | UnreadableSource
+    """JSON text, or the error that stands for the rest of its file."""
+    chunk: SourceChunk
+    number: int = 0
+    """See `otr.training.sources.place_of`."""
+
+    @property
+    def place(self) -> str:
+        """File and line or row; finding out may take long."""
+        return place_of(self.chunk, self.number)
+
+
+@dataclass
+class SourceReport:
+    """What one of the configured paths gave."""
+
+    records: int = 0
+    rejected: int = 0
+    examples: int = 0
+    tokens: int = 0
+    trained_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,11 +88,13 @@ class CorpusReport:
     rejected: dict[str, int]
     """Number of rejected records per cause."""
     samples: list[dict[str, str]]
-    """Some of the rejected records: {cause, detail, row}."""
+    """Some of the rejected records: {cause, detail, row, place}."""
     unused: dict[str, int]
     """Records per field that neither otr nor the chat template uses."""
     remarks: dict[str, int]
     """Records per remark, such as the number that were truncated."""
+    sources: dict[str, SourceReport]
+    """What each configured path gave."""
     tokens: int
     trained_tokens: int
     example: list[tuple[str, bool]]
@@ -200,24 +227,24 @@ def inspect_corpus(
         if left <= 0:
             break
     rest = max(0, -left) + len(next(batches, ()))
-    form = _check_columns(config, map(_parsed, chain.from_iterable(read)))
+    contents = (text.content for text in chain.from_iterable(read))
+    form = _check_columns(config, map(_parsed, contents))
     if form not in (None, "text"):
         check_chat_template(_tokenizer(model), model.path)
     audit = Audit(config.max_rejected, config.skip_bad)
-    examples, lengths, trained = [], [], 0
+    first: Example | None = None
+    lengths: list[list[int]] = []
+    sources = _Sources(config)
     for texts in read:
         done = _tokenized(texts, config, model)
-        audit.add([batch_audit(len(texts), done)])
-        examples += done.examples[:1]
+        audit.add([batch_audit(texts, done)])
+        first = first or next(iter(done.examples), None)
         lengths.append([len(ids) for ids, _ in done.examples])
-        trained += sum(sum(mask) for _, mask in done.examples)
-    try:
-        audit.check()
-    except ValueError as error:
-        where = first_malformed(chunks)
-        raise ValueError(f"{error} ({where} is no JSON)" if where else str(error)) from None
+        sources.add(texts, done)
+    audit.check()
     if not audit.records:
         raise ValueError(f"the corpus is empty: {', '.join(config.paths)} have no record")
+    assert first is not None  # else `audit.check` raises
     counted = not rest or (count and not any("://" in p or p[:3] == "hf:" for p in config.paths))
     return CorpusReport(
         rows=audit.records,
@@ -228,10 +255,65 @@ def inspect_corpus(
         samples=audit.samples,
         unused=dict(audit.unused),
         remarks=dict(audit.remarks),
-        tokens=sum(map(sum, lengths)),
-        trained_tokens=trained,
-        example=_rendered(examples[0], _tokenizer(model)),
+        sources=sources.found,
+        tokens=sum(source.tokens for source in sources.found.values()),
+        trained_tokens=sum(source.trained_tokens for source in sources.found.values()),
+        example=rendered(first, _tokenizer(model)),
     )
+
+
+@dataclass(frozen=True)
+class Look:
+    """What became of one record."""
+
+    number: int
+    """Its place in the corpus, from 0."""
+    text: Text
+    examples: "list[Example]"
+    rejected: "RejectedRecord | None"
+
+
+def look_at_records(config: DataConfig, model: ModelConfig, *, limit: int) -> Iterator[Look]:
+    """Yield what becomes of each of the first `limit` records.
+
+    Raises:
+        ValueError: a file is missing, or can't be read and `config.skip_bad` is off.
+    """
+    texts = islice(_texts(list_chunks(config.paths, config.split), config.skip_bad), limit)
+    start = 0
+    while some := list(islice(texts, LOOKED_AT_ONCE)):
+        done = _tokenized(some, config, model)
+        examples: dict[int, list[Example]] = {}
+        for number, example in zip(done.numbers, done.examples, strict=True):
+            examples.setdefault(number, []).append(example)
+        rejected = {one.number: one for one in done.rejected}
+        for n, text in enumerate(some):
+            yield Look(start + n, text, examples.get(n, []), rejected.get(n))
+        start += len(some)
+
+
+class _Sources:
+    """Counts per configured path."""
+
+    def __init__(self, config: DataConfig) -> None:
+        self.found = {path: SourceReport() for path in config.paths}
+        self._path_of = {
+            (chunk.kind, chunk.path): path
+            for path in config.paths
+            for chunk in list_chunks([path], config.split)
+        }
+
+    def add(self, texts: Sequence[Text], done: "Tokenized") -> None:
+        """Count what became of some texts."""
+        of = [self.found[self._path_of[text.chunk.kind, text.chunk.path]] for text in texts]
+        for source in of:
+            source.records += 1
+        for rejected in done.rejected:
+            of[rejected.number].rejected += 1
+        for number, example in zip(done.numbers, done.examples, strict=True):
+            of[number].examples += 1
+            of[number].tokens += len(example.ids)
+            of[number].trained_tokens += sum(example.mask)
 
 
 def _text_batches(chunks: Sequence[SourceChunk], skip_bad: bool) -> Iterator[list[Text]]:
@@ -284,7 +366,7 @@ def _batches(
     """Yield the packed rows of BATCH examples at a time, and whether all of these were readable."""
     texts = islice(_texts(part, True), first * BATCH, None)
     while some := list(islice(texts, BATCH)):
-        readable = not any(isinstance(text, UnreadableSource) for text in some)
+        readable = not any(isinstance(text.content, UnreadableSource) for text in some)
         yield _pack(some, config, model), readable
 
 
@@ -299,7 +381,7 @@ def _pack(texts: Sequence[Text], config: DataConfig, model: ModelConfig) -> dict
             name: np.zeros((1, config.sequence_length), column.dtype)
             for name, column in columns.items()
         }
-    audit = [batch_audit(len(texts), done)]
+    audit = [batch_audit(texts, done)]
     audit += [""] * (len(columns["input_ids"]) - 1)
     return {**columns, "audit": np.array(audit, dtype=object)}
 
@@ -308,7 +390,7 @@ def _tokenized(texts: Iterable[Text], config: DataConfig, model: ModelConfig) ->
     from otr.data import tokenize
 
     return tokenize(
-        map(_parsed, texts),
+        (_parsed(text.content) for text in texts),
         _tokenizer(model),
         columns=config.columns,
         sequence_length=config.sequence_length,
@@ -321,21 +403,22 @@ def _texts(chunks: Iterable[SourceChunk], skip_bad: bool) -> Iterator[Text]:
     """Yield the records of the chunks; with `skip_bad`, the error in place of unreadable ones."""
     for chunk in chunks:
         try:
-            yield from read_records(chunk)
+            for content, number in read_numbered(chunk):
+                yield Text(content, chunk, number)
         except UnreadableSource as error:
             if not skip_bad:
                 raise
-            yield error
+            yield Text(error, chunk)
 
 
-def _parsed(text: Text) -> Any:
+def _parsed(content: bytes | UnreadableSource) -> Any:
     """Return the record, or its text if that is no JSON; `otr.data` counts the latter as broken."""
-    if isinstance(text, UnreadableSource):
-        return text
+    if isinstance(content, UnreadableSource):
+        return content
     try:
-        return json.loads(text)
+        return json.loads(content)
     except (ValueError, RecursionError):  # no JSON, no UTF-8, or nested too deeply
-        return text.decode(errors="replace")
+        return content.decode(errors="replace")
 
 
 @functools.lru_cache(maxsize=1)
@@ -380,9 +463,8 @@ def _check_columns(config: DataConfig, records: Iterable[Any]) -> str | None:
     return form
 
 
-def _rendered(
-    example: tuple[list[int], list[bool]], tokenizer: "PreTrainedTokenizerBase"
-) -> list[tuple[str, bool]]:
+def rendered(example: "Example", tokenizer: "PreTrainedTokenizerBase") -> list[tuple[str, bool]]:
+    """Return an example as the model sees it: stretches of text, each trained or not."""
     stretches = groupby(zip(*example, strict=True), key=lambda pair: pair[1])
     return [
         (str(tokenizer.decode([token for token, _ in pairs])), trained)

@@ -98,6 +98,33 @@ class Score(_StartingPoint):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Data(_StartingPoint):
+    """Show what training makes of its data.
+
+    Prints its sizes and lengths, what is not used or rejected, and examples with their trained
+    tokens marked.
+    """
+
+    module: ClassVar[str] = "show_data"
+    action: Annotated[Positional[Literal["show"]], arg(metavar="show")]
+    """What to do with the data."""
+    record: Annotated[tuple[int, ...], arg(metavar="N", help_behavior_hint="(default: 0 1 2)")] = ()
+    """Records to show, by their number in the data, from 0."""
+    rejected: Annotated[
+        Literal["", "all", "broken", "empty", "template", "over-long", "untrained", "unreadable"],
+        arg(help_behavior_hint="(default: none)"),
+    ] = ""
+    """Show records that are rejected for this cause instead of examples."""
+    limit: int = 20_000
+    """Records to read."""
+    options: Annotated[dict[str, Any], _options("train")]
+
+    def load(self) -> SweepConfig:
+        """Return the configuration that the options ask for, with a single trial."""
+        return load_config(self.preset, self.config, self.options, single="data")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Show:
     """Show the answers behind the scores of a run; without --task, a table of what was scored."""
 
@@ -160,4 +187,4 @@ class Ui:
     """Port to listen on."""
 
 
-Command = Sweep | Train | Score | Show | Merge | Doctor | Ui
+Command = Sweep | Train | Data | Score | Show | Merge | Doctor | Ui

@@ -40,8 +40,8 @@ def print_dry_run(config: SweepConfig, run: PreparedRun) -> None:
         console.say(f"trial {trial['arm']}, seed {trial['seed']}: {json.dumps(trial['overrides'])}")
     print_choices(config, corpus=report)
     console.say(f"{len(trials)} trials on {report.rows} examples, {report.tokens} tokens")
-    console.say("one example; [trained tokens] are in brackets:")
-    console.say("".join(f"[{text}]" if trained else text for text, trained in report.example))
+    console.say(f"one example; {console.marked()}:")
+    console.say_marked(report.example)
 
 
 def print_choices(

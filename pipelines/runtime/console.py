@@ -95,6 +95,20 @@ def say(text: str) -> None:
     _out.print(text, markup=False)
 
 
+def marked() -> str:
+    """Return how `say_marked` marks trained tokens."""
+    return "trained tokens are green" if _out.is_terminal else "[trained tokens] are in brackets"
+
+
+def say_marked(stretches: Sequence[tuple[str, bool]]) -> None:
+    """Print a text of stretches that are trained or not."""
+    if _out.is_terminal:
+        styles = [(text, "bold green" if trained else "") for text, trained in stretches]
+        _out.print(Text.assemble(*styles))
+    else:
+        say("".join(f"[{text}]" if trained else text for text, trained in stretches))
+
+
 def error(text: str) -> None:
     """Print an error as one line on stderr."""
     _err.print(Text.assemble(("error: ", "bold red"), " ".join(text.split())))

@@ -152,6 +152,8 @@ def _answers(
     tokenizer: Any, benchmark: Benchmark, folder: Path, most: int
 ) -> Iterator[tuple[str, "Example"]]:
     """Yield the first stored answer to each of `most` items, spread evenly, with its prompt."""
+    from otr.data import Example  # imports transformers
+
     rows = [
         row
         for row in read_answers(folder / f"{benchmark.name}.parquet")
@@ -166,7 +168,7 @@ def _answers(
         answer = answer[:MAX_ANSWER_TOKENS]
         if answer:
             mask = [False] * len(prompt) + [True] * len(answer)
-            yield f"{benchmark.name}/{row['id']}", (prompt + answer, mask)
+            yield f"{benchmark.name}/{row['id']}", Example(prompt + answer, mask)
 
 
 def _answer_lengths(run: PreparedRun, name: str) -> Measured:

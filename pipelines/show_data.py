@@ -1,0 +1,150 @@
+"""Show what training makes of its data.
+
+otr data show --model MODEL --data train.jsonl
+otr data show --data train.jsonl --record 17
+python pipelines/show_data.py show --data train.jsonl --rejected over-long
+"""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if __name__ == "__main__" and not __package__:  # run as a file
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from pipelines.config.prepared import prepare_temporarily
+from pipelines.report import terminal
+from pipelines.runtime import console
+
+if TYPE_CHECKING:
+    from otr.config import DataConfig, ModelConfig
+    from otr.training.corpus import CorpusReport, Look
+    from pipelines.config.commands import Data
+
+FIRST = (0, 1, 2)
+"""Records that are shown if none is asked for."""
+BINS = 12  # at most, of the histogram of lengths
+BAR = 40  # characters of its longest bar
+SHOWN = 10  # rejected records of a cause
+
+
+def run(command: "Data") -> int:
+    """Print the data that a command line asks for; return the exit code.
+
+    Raises:
+        ValueError: an option has a wrong value, or the data can't be read.
+    """
+    from otr.training.corpus import inspect_corpus
+
+    config = command.load()
+    data = replace(config.train.data, max_rejected=1.0, skip_bad=True)  # to see what is bad
+    config = replace(config, train=replace(config.train, data=data))
+    with prepare_temporarily(config) as prepared:
+        train = prepared.decided.config.train
+        if command.rejected:
+            _print_rejected(train.data, train.model, command)
+            return 0
+        report = inspect_corpus(train.data, train.model, limit=command.limit)
+        print_sizes(report, train.data)
+        terminal.print_remarks(report)
+        numbers = command.record or FIRST
+        _print_records(train.data, train.model, numbers, asked=bool(command.record))
+    return 0
+
+
+def print_sizes(report: "CorpusReport", data: "DataConfig") -> None:
+    """Print the sizes of each source, and how long the examples are."""
+    lines = [
+        [path, *(f"{count:,}" for count in astuple(source)), f"{share(source.tokens, report)} %"]
+        for path, source in report.sources.items()
+    ]
+    columns = ["source", "records", "rejected", "examples", "tokens", "trained", "of all tokens"]
+    read = "" if report.complete else f" of the first {report.rows:,} records"
+    console.table(columns, lines, title=f"the data{read}")
+    lengths = [length for batch in report.lengths for length in batch]
+    console.table(
+        ["tokens per example", "examples", ""],
+        [
+            [f"{first:,} to {last:,}", f"{count:,}", "█" * round(BAR * count / most)]
+            for first, last, count, most in histogram(lengths)
+        ],
+        title=f"lengths; a packed row has {data.sequence_length:,} tokens",
+    )
+
+
+def share(tokens: int, report: "CorpusReport") -> int:
+    """Return tokens as a rounded percentage of a corpus's."""
+    return round(100 * tokens / report.tokens)
+
+
+def histogram(lengths: Sequence[int]) -> Iterator[tuple[int, int, int, int]]:
+    """Yield (first length, last length, number of examples, largest such number) of each bin."""
+    width = 8
+    while (max(lengths) - 1) // width - (min(lengths) - 1) // width >= BINS:
+        width *= 2
+    counts: dict[int, int] = {}
+    for length in lengths:
+        counts[(length - 1) // width] = counts.get((length - 1) // width, 0) + 1
+    for number in range(min(counts), max(counts) + 1):
+        first = number * width + 1
+        yield first, first + width - 1, counts.get(number, 0), max(counts.values())
+
+
+def _print_records(
+    data: "DataConfig", model: "ModelConfig", numbers: Sequence[int], *, asked: bool
+) -> None:
+    """Print records as the model sees them.
+
+    Raises:
+        ValueError: there is no record of such a number.
+    """
+    from otr.models.tokenizer import load_tokenizer
+    from otr.training.corpus import look_at_records, rendered
+
+    tokenizer, found = load_tokenizer(model), set()
+    console.say(f"records as the model sees them; {console.marked()}:")
+    for look in look_at_records(data, model, limit=max(numbers) + 1):
+        if look.number not in numbers:
+            continue
+        found.add(look.number)
+        console.say(f"\n{'=' * 8} record {look.number}, {look.text.place}")
+        if look.rejected:
+            _print_reason(look)
+        for example in look.examples:
+            trained = sum(example.mask)
+            console.say(f"{'-' * 8} {len(example.ids):,} tokens, {trained:,} of them trained")
+            console.say_marked(rendered(example, tokenizer))
+    if missing := sorted(set(numbers) - found if asked else ()):
+        raise ValueError(f"no record {missing[0]}: the numbers of the data's records begin with 0")
+
+
+def _print_rejected(data: "DataConfig", model: "ModelConfig", command: "Data") -> None:
+    """Print records that are rejected for a cause."""
+    from otr.training.corpus import look_at_records
+
+    count = 0
+    for look in look_at_records(data, model, limit=command.limit):
+        if look.rejected and command.rejected in ("all", look.rejected.cause):
+            count += 1
+            if count <= SHOWN:
+                console.say(f"\n{'=' * 8} record {look.number}, {look.text.place}")
+                _print_reason(look)
+    cause = "" if command.rejected == "all" else f" as {command.rejected}"
+    shown = f", the first {SHOWN} are shown" if count > SHOWN else ""
+    console.say(f"\nrejected{cause}: {count:,} of the records{shown}")
+
+
+def _print_reason(look: "Look") -> None:
+    assert look.rejected is not None
+    console.say(f"rejected as {look.rejected.cause}: {look.rejected.detail}")
+    record = look.rejected.record
+    console.say(record if isinstance(record, str) else json.dumps(record, indent=1, default=str))
+
+
+if __name__ == "__main__":
+    from pipelines import cli
+
+    sys.exit(cli.main(["data", *sys.argv[1:]]))

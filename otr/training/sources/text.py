@@ -45,8 +45,7 @@ def _has_mark(file: io.BufferedReader) -> bool:
 @contextmanager
 def _open_decompressed(path: str) -> Iterator[io.BufferedReader]:
     if path.lower().endswith(".zst"):
-        # Arrow's reader reads all frames and raises for a truncated file. fsspec's stops after the
-        # first frame, and zstandard's at the end of a truncated file, both silently.
+        # Arrow's reader raises for a truncated file. fsspec's, which is zstandard's, just ends.
         with fsspec.open(path, "rb") as file:
             reader = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd")
             yield io.BufferedReader(reader)

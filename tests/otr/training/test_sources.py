@@ -56,7 +56,7 @@ def write(path: Path, content: str | bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     content = content.encode(errors="surrogateescape") if isinstance(content, str) else content
     compress = {".gz": gzip.compress, ".zst": zstandard.compress}.get(path.suffix.lower(), bytes)
-    path.write_bytes(compress(content))
+    path.write_bytes(compress(content[:99]) + compress(content[99:]))  # in two frames
     return path
 
 
@@ -316,6 +316,13 @@ def test_other_encodings_are_broken_records(tmp_path: Path, content: str) -> Non
 
 def test_a_file_that_ends_within_a_character_of_utf16_is_unreadable(tmp_path: Path) -> None:
     fails(write(tmp_path / "rows.jsonl", JSON_LINES.encode("utf-16")[:-1]), "truncated data")
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl.zst", "rows.JSONL.ZST", "rows.csv.GZ"])
+def test_a_compressed_file_that_is_cut_is_unreadable(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / name, JSON_LINES)
+    path.write_bytes(path.read_bytes()[:-20])
+    fails(path, "can't read")
 
 
 def csv_text(rows: Sequence[dict[str, str]], delimiter: str = ",") -> str:

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from pipelines import cli
+from tests.assets import chat_template_table
+from tests.assets.chat_templates import of_family
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -93,13 +95,20 @@ def test_python_in_the_guides(tmp_path: Path) -> None:
 def test_json_in_the_guides_is_read(tmp_path: Path) -> None:
     """The records shown in "Your data" are usable, those in "Your own benchmark" load."""
     from evals import tasks
-    from otr.data import messages_of
+    from otr.data import tokenize
 
-    for block in blocks(ROOT / "docs/how-to/data.md", "json"):
-        assert messages_of(json.loads(block), {})[-1]["role"] == "assistant"
+    records = [json.loads(block) for block in blocks(ROOT / "docs/how-to/data.md", "json")]
+    done = tokenize(records, of_family("qwen3"), columns={}, sequence_length=5000)
+    assert not done.rejected and set(done.numbers) == set(range(len(records))) != set()
+    assert not done.unused.keys() - {"name of tool messages"} and not done.remarks
     (lines,) = blocks(ROOT / "docs/how-to/own-benchmark.md", "json")
     (tmp_path / "mine.jsonl").write_text(lines)
     assert len(tasks.load(f"file:{tmp_path / 'mine.jsonl'}").items) == 3
+
+
+def test_the_table_of_chat_templates_is_what_its_command_prints() -> None:
+    page = (ROOT / "docs/reference/chat-templates.md").read_text()
+    assert page.endswith("\n" + "\n".join(chat_template_table.lines()) + "\n")
 
 
 @pytest.mark.integration

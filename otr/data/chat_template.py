@@ -32,7 +32,7 @@ NO_STOP = "records whose answers end without a token at which an engine could st
 THOUGHT_EMPTY = (
     "records whose answers have no thought, though the prompt opens <think>: it is empty"
 )
-THOUGHT_LEFT_OUT = "records whose thoughts are left out, since the prompt switches thinking off"
+THOUGHT_LEFT_OUT = "records whose thoughts the chat template leaves out"
 
 
 @dataclass(frozen=True)
@@ -183,6 +183,9 @@ class ChatTemplate:
                 f"the chat template writes nothing of message {number}, which has "
                 f"{', '.join(name for name, value in messages[-1].items() if value)}",
             )
+        mentioned = self._opens_thought or self._names & THOUGHTS  # else it is among `unused`
+        if mentioned and _thought(messages[-1]) not in answer:
+            remarks += (THOUGHT_LEFT_OUT,)
         if self.end.next_role:
             text += self._next_role(conversation, messages, text)
             end = len(text)
@@ -269,20 +272,24 @@ def _after_thought(prompt: str, text: str, message: Message) -> tuple[str, tuple
         )
     answer = text[len(before) :]
     if _END_THINK in tail:  # the prompt closes the thought too
-        thought, closed, rest = answer.partition(_END_THINK)
+        _, closed, rest = answer.partition(_END_THINK)
         if not (answer.startswith(_THINK) and closed):
             return prompt + answer.lstrip("\n"), ()
-        remarks = (THOUGHT_LEFT_OUT,) if thought.removeprefix(_THINK).strip() else ()
-        return prompt + rest.lstrip("\n"), remarks
+        return prompt + rest.lstrip("\n"), ()
     if answer.startswith(_THINK):  # only the white space differs
         return prompt + answer[len(_THINK) :].lstrip("\n"), ()
     answer = answer.lstrip("\n")
-    thought = next((message[name] for name in THOUGHTS if message.get(name)), "")
-    if not thought and _END_THINK in message["content"]:
-        thought = message["content"].partition(_END_THINK)[0].rpartition(_THINK)[2]
-    thought = thought.strip()
+    thought = _thought(message)
     remarks = () if thought else (THOUGHT_EMPTY,)
     return f"{prompt}{thought}{_NO_THOUGHT}{answer}", remarks
+
+
+def _thought(message: Message) -> str:
+    """Return the thought that a message has in a field of its own or in its content."""
+    found = next((message[name] for name in THOUGHTS if message.get(name)), "")
+    if not found and _END_THINK in message["content"]:
+        found = message["content"].partition(_END_THINK)[0].rpartition(_THINK)[2]
+    return str(found).strip()
 
 
 def _with_told_arguments(message: Message) -> Message:

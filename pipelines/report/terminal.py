@@ -78,10 +78,9 @@ def print_remarks(corpus: "CorpusReport") -> None:
     """Print which fields of the data are not used, and what else its owner should know."""
     read = "" if corpus.complete else f" of the first {corpus.rows:,}"
     if corpus.unused:
-        fields = ", ".join(f"{name} ({count:,})" for name, count in corpus.unused.items())
-        console.note(
-            f"not used, neither by otr nor by the chat template: {fields}, in records{read}"
-        )
+        most_first = sorted(corpus.unused.items(), key=lambda each: (-each[1], each[0]))
+        fields = ", ".join(f"{name} ({count:,} records)" for name, count in most_first)
+        console.note(f"used neither by otr nor by the chat template{read}: {fields}")
     for remark, count in corpus.remarks.items():
         console.note(f"{count:,}{read} {remark}")
 

@@ -249,7 +249,9 @@ def test_errors_name_the_input(model, sums, tmp_path):
     with pytest.raises(ValueError, match="'sums' has the id '1' more than once"):
         score_on(engine, model, [twice])
     long = (*sums.items, dataclasses.replace(sums.items[0], id="long", prompt="1 + " * 1200))
-    with pytest.raises(ValueError, match=r"'long' has \d+ tokens.*1 of 5.*give --engine.max-model-len"):
+    with pytest.raises(
+        ValueError, match=r"'long' has \d+ tokens.*1 of 5.*give --engine.max-model-len"
+    ):
         score_on(engine, model, [dataclasses.replace(sums, items=long)])
     with pytest.raises(ValueError, match="no tokenizer"):
         score_on(engine, tmp_path / "nowhere", [sums])

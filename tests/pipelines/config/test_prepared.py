@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from otr import ModelConfig, load_tokenizer
 from pipelines import cli
 from pipelines.config.prepared import prepare
 from pipelines.config.presets import PRESETS
@@ -75,3 +76,35 @@ def test_builtin_benchmarks_take_samples_and_options(tmp_path: Path) -> None:
     assert file.endswith("target-heldout.jsonl@2:temperature=0.5") and other == names[1]
     with pytest.raises(ValueError, match='did you mean "max_tokens"'):
         prepare(replace(run.config, benchmarks=("builtin:target-heldout:max_token=9",)))
+
+
+def test_a_base_model_is_asked_with_the_template_of_the_configuration(tmp_path: Path) -> None:
+    model = make_tiny_model(tmp_path / "tiny")
+    (tmp_path / "mine.jinja").write_text(
+        "{% for m in messages %}{{ m.role + '> ' + m.content + '<|im_end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant> ' + style }}{% endif %}"
+    )
+    settings = ModelConfig(
+        str(model),
+        chat_template=str(tmp_path / "mine.jinja"),
+        chat_template_args={"style": "brief"},
+    )
+    config = PRESETS["debug"]()
+    config = replace(
+        config, output=str(tmp_path / "runs"), train=replace(config.train, model=settings)
+    )
+    before = {path.name: path.read_bytes() for path in model.iterdir()}
+    run = prepare(config)
+    assert run.example_prompt.endswith("assistant> brief")
+    assert not run.directory.exists(), "nothing is written before the run begins"
+    asked = load_tokenizer(ModelConfig(str(run.model_dir)))
+    assert (
+        asked.apply_chat_template(
+            [{"role": "user", "content": "hi"}], tokenize=False, add_generation_prompt=True
+        )
+        == "user> hi<|im_end|>assistant> brief"
+    )
+    assert run.model_dir == prepare(config).model_dir == run.directory / "base_model"
+    assert {path.name: path.read_bytes() for path in model.iterdir()} == before
+    weights = run.model_dir / "model.safetensors"
+    assert weights.is_symlink() and weights.read_bytes() == before["model.safetensors"]

@@ -1,0 +1,67 @@
+"""`otr data show` prints records as the model sees them, and what is not used or rejected."""
+
+import json
+
+import pytest
+
+from pipelines import cli
+from pipelines.show_data import histogram
+from tests.assets.tiny import make_tiny_model
+
+RECORDS = [
+    {"prompt": "2 + 2?", "completion": "4", "id": 7},
+    {"messages": [{"role": "user", "content": "hi"}]},
+    {"conversations": [{"from": "human", "value": "3 + 3?"}, {"from": "gpt", "value": "6"}]},
+    {"text": "Once upon a time."},
+]
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The command, with a tiny model and two files."""
+    folder = tmp_path_factory.mktemp("data")
+    make_tiny_model(folder / "tiny")
+    (folder / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
+    (folder / "b.csv").write_text("prompt,completion\n4 + 4?,8\n5 + 5?\n")
+    paths = [str(folder / "a.jsonl"), str(folder / "b.csv")]
+    return ["data", "show", "--model", str(folder / "tiny"), "--data", *paths]
+
+
+def test_records_sizes_and_unused_fields(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words) == 0
+    out, err = capsys.readouterr()
+    [a] = [line.split() for line in out.splitlines() if "a.jsonl " in line and "record" not in line]
+    assert a[1:4] == ["4", "1", "3"]  # records, rejected, examples
+    assert out.count("======== record") == 3
+    assert "a.jsonl, line 1\n" in out and "<|im_start|>assistant\n[4<|im_end|>]" in out
+    assert "rejected as untrained: no answer of the assistant" in out
+    assert "used neither by otr nor by the chat template: id (1 records)" in err
+
+
+def test_one_record(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*words, "--record", "3", "4"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("======== record") == 2
+    assert "[Once upon a time.<|im_end|>]" in out and "b.csv, line 2" in out
+    assert cli.main([*words, "--record", "6"]) == 1
+    assert "no record 6" in capsys.readouterr().err
+
+
+def test_what_is_rejected(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*words, "--rejected", "all"]) == 0
+    out = capsys.readouterr().out
+    assert "record 1, " in out and "a.jsonl, line 2" in out
+    assert "record 5, " in out and "b.csv, line 3" in out and "rejected as broken" in out
+    assert "rejected: 2 of the records" in out
+    assert cli.main([*words, "--rejected", "over-long"]) == 0
+    assert "rejected as over-long: 0 of the records" in capsys.readouterr().out
+
+
+def test_the_histogram_counts_every_length() -> None:
+    lengths = [1, 8, 9, 100, 1000]
+    bins = list(histogram(lengths))
+    assert sum(count for _, _, count, _ in bins) == len(lengths) and len(bins) <= 12
+    for first, last, count, _ in bins:
+        assert count == sum(first <= length <= last for length in lengths)

@@ -5,7 +5,7 @@ The docstrings of the fields are the help texts of the command-line options.
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from otr._deprecated import renamed_arguments
@@ -93,8 +93,8 @@ class DataConfig:
     """The training and validation examples, and how they are packed."""
 
     paths: tuple[str, ...]
-    """Training data: JSONL or Parquet files (plain, gz, zst), glob patterns, directories,
-    object-store URLs, or `hf:NAME[:CONFIG]` for a Hugging Face data set."""
+    """Training data: JSON, CSV, TSV (plain, gz, zst), Parquet or Arrow files, glob patterns,
+    directories, object-store URLs, or `hf:NAME[:CONFIG[:SPLIT]]` for a Hugging Face data set."""
     columns: dict[str, str] = field(default_factory=dict)
     """Columns of the data whose names differ from otr's: otr's name to the name in the data. otr
     reads messages, or prompt and completion, or instruction, input and output, or text."""
@@ -103,10 +103,11 @@ class DataConfig:
     that ends it. `last`: those of the last answer. `all`: all tokens. Data in the form `text` is
     always trained as a whole."""
     validation: tuple[str, ...] = ()
-    """Validation data, in the same forms as the training data. Never trained on. Empty: no
-    evaluation."""
+    """Validation data, in the same forms as the training data; of directories and data sets the
+    split `validation`. Never trained on. Empty: no evaluation."""
     split: str = "train"
-    """Split to read of each Hugging Face data set."""
+    """Split to read of each Hugging Face data set, and of each directory whose files tell splits by
+    their names."""
     sequence_length: int = 1024
     """Tokens per packed row. `over_long` says what becomes of a longer example."""
     over_long: Literal["reject", "truncate_end", "truncate_start", "split"] = "reject"
@@ -136,6 +137,11 @@ class DataConfig:
             )
         if not 0 <= self.max_rejected <= 1:
             raise ValueError(f"data.max_rejected is {self.max_rejected}: use 0 to 1")
+
+    @property
+    def of_validation(self) -> "DataConfig":
+        """The configuration that reads the validation data as training data is read."""
+        return replace(self, paths=self.validation, validation=(), split="validation")
 
 
 @dataclass(frozen=True)

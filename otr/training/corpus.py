@@ -27,6 +27,7 @@ from otr.training.audit import Audit, batch_audit
 from otr.training.sources import (
     SourceChunk,
     UnreadableSource,
+    left_out,
     list_chunks,
     place_of,
     read_numbered,
@@ -95,6 +96,8 @@ class CorpusReport:
     """Records per remark, such as the number that were truncated."""
     sources: dict[str, SourceReport]
     """What each configured path gave."""
+    left_out: dict[str, int]
+    """Files that are not read, per split that they belong to."""
     tokens: int
     trained_tokens: int
     example: list[tuple[str, bool]]
@@ -182,20 +185,16 @@ def stream_packed(
         yield from rest.iterator().iter_batches(batch_size=max_rows)
 
 
-def pack_locally(
-    config: DataConfig, model: ModelConfig, paths: Sequence[str], *, limit: int
-) -> dict[str, np.ndarray]:
-    """Return the first `limit` records of `paths` as columns of N packed rows, [N, S] each."""
+def pack_locally(config: DataConfig, model: ModelConfig, *, limit: int) -> dict[str, np.ndarray]:
+    """Return the first `limit` records as columns of N packed rows, [N, S] each."""
     from otr.data import pack  # imports transformers, which takes seconds
 
-    return pack(tokenize_locally(config, model, paths, limit=limit), config.sequence_length)
+    return pack(tokenize_locally(config, model, limit=limit), config.sequence_length)
 
 
-def tokenize_locally(
-    config: DataConfig, model: ModelConfig, paths: Sequence[str], *, limit: int
-) -> "list[Example]":
-    """Return the usable examples among the first `limit` records of `paths`, in order."""
-    texts = islice(_texts(list_chunks(paths, config.split), config.skip_bad), limit)
+def tokenize_locally(config: DataConfig, model: ModelConfig, *, limit: int) -> "list[Example]":
+    """Return the usable examples among the first `limit` records, in order."""
+    texts = islice(_texts(list_chunks(config.paths, config.split), config.skip_bad), limit)
     return _tokenized(texts, config, model).examples
 
 
@@ -256,6 +255,7 @@ def inspect_corpus(
         unused=dict(audit.unused),
         remarks=dict(audit.remarks),
         sources=sources.found,
+        left_out=left_out(config.paths, config.split),
         tokens=sum(source.tokens for source in sources.found.values()),
         trained_tokens=sum(source.trained_tokens for source in sources.found.values()),
         example=rendered(first, _tokenizer(model)),

@@ -251,9 +251,7 @@ def _validation(config: TrainConfig) -> list[Batch]:
     """
     if not config.data.validation:
         return []
-    columns = pack_locally(
-        config.data, config.model, config.data.validation, limit=VALIDATION_EXAMPLES
-    )
+    columns = pack_locally(config.data.of_validation, config.model, limit=VALIDATION_EXAMPLES)
     if not len(columns["input_ids"]):
         raise ValueError(
             f"no record of --validation {' '.join(config.data.validation)} can be used: compare "

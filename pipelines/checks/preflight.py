@@ -5,7 +5,6 @@
 """
 
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import replace
 from functools import partial
 
 from pipelines.checks import cluster_file, hosts, machine, model
@@ -134,7 +133,7 @@ def check_data(run: PreparedRun) -> str:
 
     report, train = run.corpus, run.config.train
     if train.data.validation and not run.read:  # else it was read with the training data
-        inspect_corpus(replace(train.data, paths=train.data.validation), train.model)
+        inspect_corpus(train.data.of_validation, train.model)
     rejected = ", ".join(f"{n} {cause}" for cause, n in report.rejected.items()) or "none"
     return (
         f"{'' if report.complete else 'the first '}{report.rows} examples, {report.tokens} tokens, "

@@ -171,7 +171,7 @@ def _look(config: SweepConfig) -> Facts:
     corpus = inspect_corpus(data, train.model, count="train.max_steps" in config.chosen)
     longest = corpus.longest
     if data.validation:
-        report = inspect_corpus(replace(data, paths=data.validation), train.model)
+        report = inspect_corpus(data.of_validation, train.model)
         longest = max(longest, report.longest)
     return Facts(
         cores=machine.cores,

@@ -42,7 +42,7 @@ LORA_LR = 1e-4
 """Default learning rate of adapters, which need a higher one than the whole model."""
 _NOT_OPTIONS = {"trials", "chosen", "engine.log_dir"}  # set by the commands
 _MODEL_LENGTH, _DATA_LENGTH = 40, 24  # of the parts of a run's name
-_SUFFIXES = r"(\.(jsonl?|ndjson|parquet|arrow|gz|zst))+$"
+_SUFFIXES = r"(\.(jsonl?|ndjson|csv|tsv|parquet|arrow|gz|zst))+$"
 _DEFAULT_IN_WORDS = {
     "name": "model and data, or the preset or command, with a digest of the options",
     "epochs": "1 with --data",

@@ -81,6 +81,9 @@ def print_remarks(corpus: "CorpusReport") -> None:
         most_first = sorted(corpus.unused.items(), key=lambda each: (-each[1], each[0]))
         fields = ", ".join(f"{name} ({count:,} records)" for name, count in most_first)
         console.note(f"used neither by otr nor by the chat template{read}: {fields}")
+    for split, count in corpus.left_out.items():
+        files = "1 file" if count == 1 else f"{count:,} files"
+        console.note(f"{files} of the split {split!r} are not read (--train.data.split)")
     for remark, count in corpus.remarks.items():
         console.note(f"{count:,}{read} {remark}")
 

@@ -127,9 +127,7 @@ def make_examples(run: PreparedRun, base: str) -> Examples:
     train, (target, *others) = run.config.train, run.benchmarks
     references: dict[str, Example] = {}
     if train.data.validation:
-        usable = tokenize_locally(
-            train.data, train.model, train.data.validation, limit=VALIDATION_EXAMPLES
-        )
+        usable = tokenize_locally(train.data.of_validation, train.model, limit=VALIDATION_EXAMPLES)
         references = {str(i): usable[i] for i in _spread(len(usable), MAX_REFERENCES)}
     general = [benchmark for benchmark in others if not benchmark.name.startswith("target-")]
     folder = run.directory / "scores" / base

@@ -87,7 +87,7 @@ def tokens(most: int = 600) -> tuple[Tensor, Tensor]:
     """Return logits and targets of the built-in model on validation rows."""
     with tempfile.TemporaryDirectory() as scratch, torch.no_grad():
         config = prepare(builtin(), Path(scratch)).config.train
-        columns = pack_locally(config.data, config.model, config.data.validation, limit=100)
+        columns = pack_locally(config.data.of_validation, config.model, limit=100)
         model = load_model(config.model).eval()
         batch = {name: torch.from_numpy(column) for name, column in columns.items()}
         target_BS = batch["loss_mask"]

@@ -167,9 +167,7 @@ def test_an_unreadable_file_is_named_or_skipped(
     assert report.rejected == {"unreadable": 1} and report.rows >= len(ROWS)
     [sample] = report.samples
     assert sample["detail"] == str(raised.value) and sample["cause"] == "unreadable"
-    columns = corpus.pack_locally(
-        replace(config, skip_bad=True), model, config.paths, limit=len(ROWS) + 1
-    )
+    columns = corpus.pack_locally(replace(config, skip_bad=True), model, limit=len(ROWS) + 1)
     assert sum(columns["segment_ids"].max(axis=1)) >= len(ROWS)
 
 
@@ -255,3 +253,16 @@ def test_an_empty_corpus_is_refused(tmp_path: Path, model: ModelConfig) -> None:
     path.write_text("\n")
     with pytest.raises(ValueError, match="the corpus is empty"):
         corpus.inspect_corpus(DataConfig((str(path),)), model)
+
+
+def test_validation_is_read_from_its_own_split(tmp_path: Path, model: ModelConfig) -> None:
+    for split in ("train", "validation", "test"):
+        records = [{"prompt": f"of {split}", "completion": "x"}] * 3
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    config = DataConfig((str(tmp_path),), validation=(str(tmp_path),), sequence_length=64)
+    report = corpus.inspect_corpus(config, model)
+    assert "of train" in report.example[0][0]
+    assert report.left_out == {"test": 1, "validation": 1}
+    assert "of validation" in corpus.inspect_corpus(config.of_validation, model).example[0][0]
+    hub = DataConfig((f"hf:{tmp_path}::test",), sequence_length=64)  # the path names a split
+    assert "of test" in corpus.inspect_corpus(hub, model).example[0][0]

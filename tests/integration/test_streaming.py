@@ -137,7 +137,7 @@ def test_ray_packs_every_usable_example(
         (tmp_path / f"{part}.jsonl").write_bytes(lines(50, start=50 * part) + b"broken\n")
     config = DataConfig((str(tmp_path),), sequence_length=128)
     first = stream(config, model)
-    local = corpus.pack_locally(config, model, config.paths, limit=1000)
+    local = corpus.pack_locally(config, model, limit=1000)
     assert examples(first) == examples(local)
     audit = Audit(0.05)
     audit.add(first["audit"])

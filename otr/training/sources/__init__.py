@@ -1,7 +1,7 @@
 """Files and data sets that hold a corpus, and reading their records; no Ray here.
 
 `DataConfig.paths` may name files, globs, directories, and directories written by
-`datasets.save_to_disk`, each local or at a URI that fsspec knows, and ``hf:NAME[:CONFIG]``.
+`datasets.save_to_disk`, each local or at a URI that fsspec knows, and ``hf:NAME[:CONFIG[:SPLIT]]``.
 `list_chunks` splits them into `SourceChunk`s, `read_numbered` and `read_records` read one, and
 `place_of` says where a record stands.
 

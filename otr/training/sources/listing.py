@@ -121,12 +121,17 @@ def corpus_identity(config: DataConfig) -> list[tuple[str, int, str | None]]:
 def hub_dataset(path: str, split: str) -> Any:
     """Return a data set of the hub as a stream.
 
+    Args:
+        path: ``hf:NAME[:CONFIG[:SPLIT]]``.
+        split: the split, if the path names none.
+
     Raises:
         ValueError: there is no such data set or split, or the hub does not answer.
     """
     import datasets
 
-    name, _, config = path.removeprefix("hf:").partition(":")
+    name, config, own_split = (*path.removeprefix("hf:").split(":", 2), "", "")[:3]
+    split = own_split or split
     try:
         return datasets.load_dataset(name, config or None, split=split, streaming=True)
     except Exception as error:  # the hub's client raises a dozen types, each with a clear message

@@ -62,7 +62,7 @@ def test_what_was_not_given_is_chosen(folder: Path) -> None:
     assert (train.model.dtype, config.engine.dtype, train.workers.cpus) == ("bfloat16",) * 2 + (8,)
     longest = inspect_corpus(replace(data, sequence_length=1024), train.model).longest
     assert longest <= data.sequence_length < longest + 64 and data.sequence_length % 64 == 0
-    rows = len(pack_locally(data, train.model, data.paths, limit=1000)["input_ids"])
+    rows = len(pack_locally(data, train.model, limit=1000)["input_ids"])
     assert rows / train.global_batch_size >= 50 > rows / train.global_batch_size / 2
     assert train.max_steps == math.ceil(rows / train.global_batch_size)
     assert train.micro_batch_size == train.global_batch_size, "a tiny model fits"

@@ -118,7 +118,9 @@ def _with_defaults(template: str, arguments: Mapping[str, str]) -> str:
             value = json.loads(text)
         except ValueError:
             value = text
-        lines.append(f"{{% if {name} is not defined %}}{{% set {name} = {value!r} %}}{{% endif %}}")
+        line = f"{{% if {name} is not defined %}}{{% set {name} = {value!r} %}}{{% endif %}}"
+        if line not in template:  # a checkpoint's template has it already
+            lines.append(line)
     return "".join(lines) + template
 
 

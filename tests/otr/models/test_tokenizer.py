@@ -1,5 +1,6 @@
 """A chat template and its arguments can be given, and checkpoints keep them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,9 @@ def test_arguments_are_defaults_that_a_checkpoint_keeps(model: Path) -> None:
     saved = load_tokenizer(ModelConfig(str(model.parent / "saved")))
     assert asked(saved) == asked(tokenizer)
     assert asked(saved, enable_thinking=True, style="").endswith("assistant: ")
+    # As a resumed run loads it: from its checkpoint, with the same options.
+    again = load_tokenizer(replace(config, path=str(model.parent / "saved"), chat_template=""))
+    assert again.chat_template == saved.chat_template
 
 
 def test_values_are_json_or_text() -> None:

@@ -1,7 +1,7 @@
 """The main job: train every arm of a preset, score the results, report which objective is best.
 
-It writes `<output>/<name>/`: run.json, leaderboard.json, report.html and its parts, checkpoints,
-scores and logs; and runs in MLflow. The same name again resumes the run.
+It writes `<output>/<name>/`: run.json, data.json, leaderboard.json, report.html and its parts,
+checkpoints, scores and logs; and runs in MLflow. The same name again resumes the run.
 
     python pipelines/full_sweep.py --preset builtin
 """
@@ -22,7 +22,7 @@ from pipelines.checks import preflight
 from pipelines.config import defaults
 from pipelines.config.prepared import PreparedRun, prepare, prepare_temporarily
 from pipelines.config.presets import SweepConfig
-from pipelines.report import differences, leaderboard, measures, page, terminal
+from pipelines.report import data, differences, leaderboard, measures, page, terminal
 from pipelines.report.leaderboard import BASE, Entry
 from pipelines.report.tables import Overlaps
 from pipelines.runtime import autoscaling, cluster, next_steps, run_directory
@@ -72,6 +72,7 @@ def sweep(config: SweepConfig) -> int:
         run_directory.log_errors(directory),
         tracker.run(params, tags) as outcome,
     ):
+        data.write(data.summarize_run(prepared, config), directory / data.FILE)
         results = _train_and_score(prepared, tracker)
         entries, overlaps = results.entries, results.overlaps
         benchmarks = list(entries[0].scores)

@@ -7,8 +7,8 @@ python pipelines/show_data.py show --data train.jsonl --rejected over-long
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import astuple, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ if __name__ == "__main__" and not __package__:  # run as a file
 
 from pipelines.config.prepared import prepare_temporarily
 from pipelines.report import terminal
+from pipelines.report.data import LENGTHS, source_table, summarize
 from pipelines.runtime import console
 
 if TYPE_CHECKING:
@@ -26,8 +27,7 @@ if TYPE_CHECKING:
 
 FIRST = (0, 1, 2)
 """Records that are shown if none is asked for."""
-BINS = 12  # at most, of the histogram of lengths
-BAR = 40  # characters of its longest bar
+BAR = 40  # characters of the longest bar of the lengths
 SHOWN = 10  # rejected records of a cause
 
 
@@ -57,40 +57,16 @@ def run(command: "Data") -> int:
 
 def print_sizes(report: "CorpusReport", data: "DataConfig") -> None:
     """Print the sizes of each source, and how long the examples are."""
-    lines = [
-        [path, *(f"{count:,}" for count in astuple(source)), f"{share(source.tokens, report)} %"]
-        for path, source in report.sources.items()
-    ]
-    columns = ["source", "records", "rejected", "examples", "tokens", "trained", "of all tokens"]
+    summary = summarize(report)
+    sizes = source_table(summary)
     read = "" if report.complete else f" of the first {report.rows:,} records"
-    console.table(columns, lines, title=f"the data{read}")
-    lengths = [length for batch in report.lengths for length in batch]
+    console.table(sizes.columns, sizes.text_rows(), title=f"the data{read}")
+    most = max(each.examples for each in summary.lengths)
     console.table(
-        ["tokens per example", "examples", ""],
-        [
-            [f"{first:,} to {last:,}", f"{count:,}", "█" * round(BAR * count / most)]
-            for first, last, count, most in histogram(lengths)
-        ],
+        [*LENGTHS, ""],
+        [[*each.texts(), "█" * round(BAR * each.examples / most)] for each in summary.lengths],
         title=f"lengths; a packed row has {data.sequence_length:,} tokens",
     )
-
-
-def share(tokens: int, report: "CorpusReport") -> int:
-    """Return tokens as a rounded percentage of a corpus's."""
-    return round(100 * tokens / report.tokens)
-
-
-def histogram(lengths: Sequence[int]) -> Iterator[tuple[int, int, int, int]]:
-    """Yield (first length, last length, number of examples, largest such number) of each bin."""
-    width = 8
-    while (max(lengths) - 1) // width - (min(lengths) - 1) // width >= BINS:
-        width *= 2
-    counts: dict[int, int] = {}
-    for length in lengths:
-        counts[(length - 1) // width] = counts.get((length - 1) // width, 0) + 1
-    for number in range(min(counts), max(counts) + 1):
-        first = number * width + 1
-        yield first, first + width - 1, counts.get(number, 0), max(counts.values())
 
 
 def _print_records(

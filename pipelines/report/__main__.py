@@ -2,8 +2,8 @@
 
     python -m pipelines.report DIRECTORY
 
-DIRECTORY holds leaderboard.json, run.json and, if there is one, contamination.json. The report has
-no training curves: leaderboard.json does not store them.
+DIRECTORY holds leaderboard.json, run.json and, if the run has them, data.json and
+contamination.json. The report has no training curves: leaderboard.json does not store them.
 """
 
 import argparse

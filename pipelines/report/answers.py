@@ -13,6 +13,7 @@ from pipelines.report.leaderboard import BASE, Entry
 _FILES = {
     "table.md": "the tables in Markdown",
     "leaderboard.json": "every score, as data",
+    "data.json": "sizes of the training data, and what was found in it",
     "contamination.json": "benchmark items that occur in the training corpus",
     "run.json": "all settings; --config repeats the run with them",
     "scores": "every prompt, answer and verdict, per trial and benchmark",

@@ -14,13 +14,14 @@ from string import Template
 from typing import Any
 
 from otr.files import write_text
-from pipelines.report import answers, differences, leaderboard, measures, plots, tables
+from pipelines.report import answers, data, differences, leaderboard, measures, plots, tables
 from pipelines.report.leaderboard import BASE, Entry, group_by_arm, rank_arms, retained_benchmarks
 from pipelines.report.plot_style import dark_css_colors, with_css_colors
 from pipelines.report.tables import Cell, IntervalCell, Overlaps, ScoreCell, Table
 from pipelines.stages.contamination import LONGEST, SHORTEST
 
 _NARROW = 4  # columns that fit on a phone
+_MANY = 12  # findings in the data; a longer list is folded
 _SCROLL_HINT = "<p class=hint>Scroll sideways for the rest →</p>"  # shown on narrow screens
 
 
@@ -95,6 +96,7 @@ def render(
         examples=answers.examples_section(directory, best, benchmarks[0]),
         benchmarks=_benchmarks(entries, benchmarks),
         measures=_measures(entries, benchmarks[0]),
+        data=_data(directory / data.FILE),
         overlap=_overlap(overlaps),
         figures="".join(map(_figure, drawn)),
         command=html.escape(run["command"]),
@@ -319,6 +321,38 @@ def _overlap(overlaps: Overlaps) -> str:
         "lists every item.</p>"
         f"{html_table(tables.overlap_table(overlaps))}</section>"
     )
+
+
+def _data(file: Path) -> str:
+    """Return the section with the figures in data.json; "" for a run that has no such file."""
+    if not file.is_file():
+        return ""
+    summary = data.read(file)
+    findings = data.finding_table(summary)
+    found = html_table(findings) if findings.rows else ""
+    if len(findings.rows) > _MANY:
+        found = f"<details><summary>Found in the data</summary>{found}</details>"
+    legend = "<li>Trained tokens: those that the loss counts, in one pass over the data.</li>"
+    if summary.rejected:
+        legend += "<li><code>otr data show --rejected all</code> prints rejected records.</li>"
+    return (
+        f"<section><h2>Training data</h2><p>{html.escape(data.overview(summary))}</p>"
+        f"{html_table(data.source_table(summary))}<ul class=legend>{legend}</ul>"
+        f"{_bars(summary.lengths)}{found}</section>"
+    )
+
+
+def _bars(lengths: Sequence[data.Bin]) -> str:
+    """Return a histogram as a table with a bar in each row."""
+    most = max((each.examples for each in lengths), default=0)
+    head = "".join(f"<th scope=col>{title}</th>" for title in data.LENGTHS)
+    rows = ""
+    for each in lengths:
+        between, count = each.texts()
+        width = 100 * each.examples / most
+        bar = f"<div style='width:{width:.1f}%'></div>" if each.examples else ""
+        rows += f"<tr><th scope=row>{between}</th><td class=n>{count}</td><td>{bar}</td></tr>"
+    return f"<table class=bars><thead><tr>{head}<td></td></tr></thead><tbody>{rows}</tbody></table>"
 
 
 def _figure(figure: Figure) -> str:

@@ -25,7 +25,7 @@ _INCOMPLETE = {
     "num_timeouts": "timed out",
 }
 _MAX_ARMS = 8  # in a line
-_SPACE = "\N{NO-BREAK SPACE}"  # between a symbol and its value
+SPACE = "\N{NO-BREAK SPACE}"  # between a symbol and its value, a value and its unit
 
 
 @dataclass(frozen=True)
@@ -253,18 +253,18 @@ def describe_objective(objective: Mapping[str, Any] | None) -> str:
         return "before training"
     if objective["name"] != "otr":
         return objective["name"].upper()
-    num_samples = f"K{_SPACE}{objective['num_samples']}"
+    num_samples = f"K{SPACE}{objective['num_samples']}"
     parts = [
         {
             "sampled": f"OTR {num_samples}",
             "half": f"OTR {num_samples} for mismatches, matches in expectation",
             "expected": "OTR in expectation",
         }[objective["estimator"]],
-        f"β{_SPACE}{objective['mismatch_reward']:g}",
-        f"κ{_SPACE}{objective['temperature']:g}",
+        f"β{SPACE}{objective['mismatch_reward']:g}",
+        f"κ{SPACE}{objective['temperature']:g}",
     ]
     if objective["reward_scale"] != 1:
-        parts.append(f"reward scale{_SPACE}{objective['reward_scale']:g}")
+        parts.append(f"reward scale{SPACE}{objective['reward_scale']:g}")
     return ", ".join(parts)
 
 

@@ -1,11 +1,11 @@
 """`otr data show` prints records as the model sees them, and what is not used or rejected."""
 
 import json
+import re
 
 import pytest
 
 from pipelines import cli
-from pipelines.show_data import histogram
 from tests.assets.tiny import make_tiny_model
 
 RECORDS = [
@@ -34,6 +34,12 @@ def test_records_sizes_and_unused_fields(
     out, err = capsys.readouterr()
     [a] = [line.split() for line in out.splitlines() if "a.jsonl " in line and "record" not in line]
     assert a[1:4] == ["4", "1", "3"]  # records, rejected, examples
+    [total] = [line.split() for line in out.splitlines() if "all sources " in line]
+    assert total[2:5] == ["6", "2", "4"] and total[-2:] == ["100.0", "%"]
+    bins = re.findall(r"^ \d+ to \d+ +(\d+) +(█*)", out, re.MULTILINE)
+    assert sum(int(count) for count, _ in bins) == 4
+    most = max(int(count) for count, _ in bins)
+    assert all(len(bar) == round(40 * int(count) / most) for count, bar in bins)
     assert out.count("======== record") == 3
     assert "a.jsonl, line 1\n" in out and "<|im_start|>assistant\n[4<|im_end|>]" in out
     assert "rejected as untrained: no answer of the assistant" in out
@@ -57,11 +63,3 @@ def test_what_is_rejected(words: list[str], capsys: pytest.CaptureFixture[str]) 
     assert "rejected: 2 of the records" in out
     assert cli.main([*words, "--rejected", "over-long"]) == 0
     assert "rejected as over-long: 0 of the records" in capsys.readouterr().out
-
-
-def test_the_histogram_counts_every_length() -> None:
-    lengths = [1, 8, 9, 100, 1000]
-    bins = list(histogram(lengths))
-    assert sum(count for _, _, count, _ in bins) == len(lengths) and len(bins) <= 12
-    for first, last, count, _ in bins:
-        assert count == sum(first <= length <= last for length in lengths)

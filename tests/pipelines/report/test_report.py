@@ -11,12 +11,25 @@ from xml.etree import ElementTree
 import pytest
 
 from evals.records import Verdicts
+from otr.config import DataConfig, ModelConfig
 from otr.loss.objective import Objective
+from otr.training.corpus import CorpusReport, SourceReport, inspect_corpus
+from pipelines.config.prepared import prepare
 from pipelines.config.presets import PRESETS
 from pipelines.report import __main__ as rerender
-from pipelines.report import differences, leaderboard, page, plot_style, plots, tables, terminal
+from pipelines.report import (
+    data,
+    differences,
+    leaderboard,
+    page,
+    plot_style,
+    plots,
+    tables,
+    terminal,
+)
 from pipelines.report.leaderboard import BASE, Arm, Entry
 from pipelines.stages.contamination import Overlap
+from tests.assets.tiny import make_tiny_model
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
 BENCHMARKS = ["target-heldout", "target-harder", "retained-code", "retained-mathematics"]
@@ -471,3 +484,114 @@ def test_the_published_leaderboards_still_load_and_render(name: str, tmp_path: P
     assert "No clear winner on target-heldout: sft" in report
     assert "6 benchmarks, 100 items each" in report and "chain-183" in report
     assert "Training curves" not in report, "leaderboard.json does not store them"
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> CorpusReport:
+    """Two sources: 40 records of several lengths, and one record with two rejected ones."""
+    folder = tmp_path_factory.mktemp("data")
+    make_tiny_model(folder / "tiny")
+    many = [
+        {"prompt": "word " * (1 + n), "completion": "4", "<id>": n, **({"note": "a"} if n else {})}
+        for n in range(40)
+    ]
+    few = [
+        {"prompt": "2 + 2?", "completion": "4"},
+        {"messages": [{"role": "user", "content": "hi"}]},
+        {"prompt": "x" * 3000, "completion": "y"},
+    ]
+    for name, records in (("many", many), ("few", few)):
+        lines = [json.dumps(record) + "\n" for record in records]
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+    paths = tuple(str(folder / f"{name}.jsonl") for name in ("many", "few"))
+    config = DataConfig(paths, max_rejected=1.0, sequence_length=1024)
+    return inspect_corpus(config, ModelConfig(str(folder / "tiny")))
+
+
+def section(report: str) -> str:
+    """The section of a page about the training data."""
+    _, _, rest = report.partition("<section><h2>Training data</h2>")
+    return rest.partition("</section>")[0]
+
+
+def test_the_report_shows_the_training_data(
+    compared: list[Entry], corpus: CorpusReport, tmp_path: Path
+) -> None:
+    many, few = corpus.sources
+    summary = data.summarize(corpus, {many: "builtin:<many>"})
+    data.write(summary, tmp_path / data.FILE)
+    assert data.read(tmp_path / data.FILE) == summary
+    page.write(compared, BENCHMARKS, RUN, tmp_path, {})
+    shown = section((tmp_path / "report.html").read_text())
+    rows = {
+        name: [re.sub("<.*?>", "", cell) for cell in re.findall("<td.*?</td>", cells)]
+        for name, cells in re.findall("<tr><th scope=row>(.*?)</th>(.*?)</tr>", shown)
+    }
+    tokens, trained = corpus.tokens, corpus.trained_tokens
+    assert rows["builtin:&lt;many&gt;"][:3] == ["40", "0", "40"] and many not in shown
+    assert rows[few][:3] == ["3", "2", "1"]
+    assert rows["all sources"] == [
+        "43",
+        "2",
+        "41",
+        f"{tokens:,}",
+        f"{trained:,}",
+        "100.0\N{NO-BREAK SPACE}%",
+    ]
+    shares = [float(rows[name][-1].split()[0]) for name in ("builtin:&lt;many&gt;", few)]
+    assert sum(shares) == pytest.approx(100, abs=0.11) and 0 < shares[1] < 50
+    for cause in ("untrained", "over-long"):
+        assert rows[f"records rejected as {cause}"] == ["1"]
+    for field, count in (("&lt;id&gt;", 40), ("note", 39)):
+        text = f"records with the field {field}, used neither by otr nor by the chat template"
+        assert rows[text] == [str(count)]
+    assert f"The 43 records gave 41 examples with {tokens:,} tokens" in shown
+    for each in summary.lengths:
+        between, count = each.texts()
+        assert rows[between][0] == count
+    assert len(re.findall("<div style='width:100.0%'>", shown)) >= 1
+    assert shown.count("<div style") == sum(each.examples > 0 for each in summary.lengths)
+
+
+def test_a_report_of_a_stored_run_has_the_training_data_if_the_run_has(
+    compared: list[Entry], corpus: CorpusReport, tmp_path: Path
+) -> None:
+    leaderboard.write(compared, tmp_path / "leaderboard.json")
+    (tmp_path / "run.json").write_text(json.dumps(RUN))
+    assert not section(rerender.rendered(tmp_path)), "a run of an earlier version"
+    remark = "records whose thoughts the chat template leaves out"
+    part = replace(corpus, complete=False, records=50_000, remarks={remark: 1234}, rejected={})
+    part = replace(part, left_out={"test": 2})
+    data.write(data.summarize(part), tmp_path / data.FILE)
+    shown = section(rerender.rendered(tmp_path))
+    assert "The first 43 of 50,000 records gave" in shown and "rejected records" not in shown
+    assert f"<th scope=row>{remark}</th><td class=n>1,234</td>" in shown
+    assert "files of the split test, which is not read</th><td class=n>2<" in shown
+    assert "<details>" not in shown
+    many = replace(part, unused={f"field{n}": 1 for n in range(20)}, rejected={"unreadable": 3})
+    data.write(data.summarize(many), tmp_path / data.FILE)
+    assert re.search("<details>.*field19.*</details>", section(rerender.rendered(tmp_path)))
+    assert "files, or rests of files, that are unreadable</th>" in rerender.rendered(tmp_path)
+    (tmp_path / data.FILE).write_text('{"rows": 1}')
+    with pytest.raises(ValueError, match=r"data\.json is not a data\.json of a sweep"):
+        rerender.rendered(tmp_path)
+
+
+def test_the_sources_of_a_run_have_the_names_that_were_given(
+    corpus: CorpusReport, tmp_path: Path
+) -> None:
+    config = PRESETS["debug"]()
+    prepared = prepare(replace(config, output=str(tmp_path)))
+    paths = prepared.config.train.data.paths
+    source = SourceReport(records=1)
+    prepared = replace(prepared, read=replace(corpus, sources=dict.fromkeys(paths, source)))
+    assert [*data.summarize_run(prepared, config).sources] == [*config.train.data.paths] != [*paths]
+
+
+@pytest.mark.parametrize("lengths", [[1, 8, 9, 100, 1000], [7], [8, 9], [96, 97], [1, 96], [1, 97]])
+def test_the_histogram_of_lengths_counts_every_example(lengths: list[int]) -> None:
+    bins = data.histogram(lengths)
+    assert sum(each.examples for each in bins) == len(lengths) and len(bins) <= 12
+    assert all(bins[n].last + 1 == bins[n + 1].first for n in range(len(bins) - 1))
+    for each in bins:
+        assert each.examples == sum(each.first <= length <= each.last for length in lengths)

@@ -46,19 +46,28 @@ SHAREGPT_ROLES = {
     "assistant": "assistant",
     "bot": "assistant",
     "model": "assistant",
+    "ai": "assistant",
     "system": "system",
     "function_call": "function_call",
     "observation": "tool",
     "function_response": "tool",
+    "function": "tool",
+    "ipython": "tool",
     "tool": "tool",
 }
-"""Our name for each role of ShareGPT. A `function_call` becomes a tool call of the assistant."""
+"""Our name for each role of ShareGPT and of older APIs, in lower case. A `function_call` becomes a
+tool call of the assistant."""
 
 THOUGHTS = frozenset({"reasoning_content", "reasoning", "thinking"})
 """Fields of a message that may hold its thought."""
 
 LEARN_FLAGS = ("weight", "train", "loss")
 """Fields of an assistant's message that say whether it is trained; absent ones mean yes."""
+
+RESERVED_ARGUMENTS = frozenset(
+    {"add_generation_prompt", "chat_template", "continue_final_message", "messages", "tokenize"}
+)
+"""Arguments of `apply_chat_template` that a record can't set."""
 
 Message = dict[str, Any]
 
@@ -109,6 +118,8 @@ def read_record(record: Any, columns: Mapping[str, str]) -> Conversation | Plain
     Raises:
         Rejected: "broken" or "empty".
     """
+    if isinstance(record, str) and record.lstrip()[:1] == "{":
+        _json(record, "the record")
     if not isinstance(record, Mapping):
         raise Rejected("broken", f"{_kind(record)} instead of an object")
     form, fields, unused = _fields(record, columns)
@@ -173,7 +184,7 @@ def _fields(
     """Return the form of a record, its fields by our names, and the names of all others."""
     form = form_of(record, columns)
     if form is None:
-        absent = [name for name in FIELDS if name in columns and columns[name] not in record]
+        absent = [name for name in FIELDS if name in columns and record.get(columns[name]) is None]
         missing = ", ".join(repr(columns[name]) for name in absent)
         named = ", ".join(map(repr, record)) or "none"
         raise Rejected(
@@ -197,6 +208,7 @@ def _messages(value: Any, name: str) -> tuple[list[Message], list[bool]]:
             raise Rejected("broken", f"{name} is text that is no JSON: {value[:60]!r}") from None
     if isinstance(value, Mapping):  # a list per field, as a struct of lists is read from Parquet
         value = list(_rows_of(value, name))
+    value = _listed(value)
     if not isinstance(value, list):
         raise Rejected("broken", f"{name} is {_kind(value)} instead of a list of messages")
     if not value:
@@ -206,7 +218,8 @@ def _messages(value: Any, name: str) -> tuple[list[Message], list[bool]]:
 
 
 def _rows_of(value: Mapping[str, Any], name: str) -> Iterator[dict[str, Any]]:
-    lists = {key: each for key, each in value.items() if isinstance(each, list)}
+    listed = {key: _listed(each) for key, each in value.items()}
+    lists = {key: each for key, each in listed.items() if isinstance(each, list)}
     lengths = {len(each) for each in lists.values()}
     if not lists or len(lists) < len(value) or len(lengths) > 1:
         raise Rejected("broken", f"{name} is an object, but not of one list per field")
@@ -219,74 +232,113 @@ def _message(message: Any, number: int) -> tuple[Message, bool]:
     if not isinstance(message, Mapping):
         raise Rejected("broken", f"message {number} is {_kind(message)} instead of an object")
     made = {str(key): value for key, value in message.items() if value is not None}
+    if "content" not in made and "value" in made:
+        made["content"] = made.pop("value")
     if "role" not in made and "from" in made:
         made["role"] = made.pop("from")
-        made["content"] = made.pop("value", None)
-        if not isinstance(made["role"], str) or made["role"] not in SHAREGPT_ROLES:
+        if _known_role(made["role"]) is None:
             known = ", ".join(SHAREGPT_ROLES)
             raise Rejected("broken", f"message {number} is from {made['role']!r}: use {known}")
     role = made.get("role")
     if not isinstance(role, str):
         raise Rejected("broken", f"message {number} has the role {role!r}")
-    made["role"] = role = SHAREGPT_ROLES.get(role, role)
-    if role == "function_call":
-        made |= {"role": "assistant", "tool_calls": [_called(made.pop("content", None), number)]}
-    if isinstance(made.get("tool_calls"), str):
-        made["tool_calls"] = _json(made["tool_calls"], f"tool_calls of message {number}")
-    if calls := made.pop("tool_calls", None):
-        if not isinstance(calls, list):
-            raise Rejected("broken", f"tool_calls of message {number} is {_kind(calls)}")
-        made["tool_calls"] = [_tool_call(call, number) for call in calls]
+    made["role"] = _known_role(role) or role
+    if calls := _tool_calls(made, number):
+        made["tool_calls"] = calls
+    for thought in THOUGHTS & made.keys():
+        _text(made[thought], f"{thought} of message {number}")
     made["content"] = _content(made, number)
-    learn = [_flag(made.pop(flag), flag, number) for flag in LEARN_FLAGS if flag in made]
-    return made, made["role"] == "assistant" and all(learn)
+    return made, _is_learned(made, number)
+
+
+def _is_learned(message: Message, number: int) -> bool:
+    """Return whether a message is an answer to learn, and take its flags out.
+
+    Only answers can be learned: a flag that asks for it stays in another's message, where it is
+    named as unused.
+    """
+    flags = {flag: _flag(message[flag], flag, number) for flag in LEARN_FLAGS if flag in message}
+    is_answer = message["role"] == "assistant"
+    for flag, learn in flags.items():
+        if is_answer or not learn:
+            del message[flag]
+    return is_answer and all(flags.values())
+
+
+def _known_role(role: Any) -> str | None:
+    return SHAREGPT_ROLES.get(role.strip().lower()) if isinstance(role, str) else None
 
 
 def _content(message: Message, number: int) -> str:
     """Return the content as text. Parts are joined by line ends, as vLLM's server does it."""
-    content = message.get("content")
+    content = _listed(message.get("content"))
     if content is None:
         if "tool_calls" in message or not THOUGHTS.isdisjoint(message):
             return ""
-        raise Rejected("broken", f"message {number} ({message['role']}) has no content")
+        named = ", ".join(message)
+        raise Rejected(
+            "broken", f"message {number} ({message['role']}) has no content, its fields are {named}"
+        )
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
         raise Rejected("broken", f"the content of message {number} is {_kind(content)}")
     texts = []
     for part in content:
-        if isinstance(part, str):
-            texts.append(part)
-        elif isinstance(part, Mapping) and isinstance(part.get("text"), str):
-            texts.append(part["text"])
-        else:
-            kind = part.get("type") if isinstance(part, Mapping) else _kind(part)
+        text = part.get("text") if isinstance(part, Mapping) else part
+        kind = part.get("type") or "text" if isinstance(part, Mapping) else _kind(part)
+        if not isinstance(text, str) or not kind.endswith("text"):  # such as OpenAI's input_text
             raise Rejected(
                 "broken", f"the content of message {number} has a part of type {kind!r}: use text"
             )
+        texts.append(text)
     return "\n".join(texts)
 
 
-def _tool_call(call: Any, number: int) -> Any:
-    """Return a tool call with its arguments as an object, which chat templates expect."""
+def _tool_calls(message: Message, number: int) -> list[dict[str, Any]]:
+    """Take the tool calls out of a message and return them."""
+    calls = message.pop("tool_calls", None)
+    if message["role"] == "function_call":  # of ShareGPT: one call, or a list of them
+        message["role"] = "assistant"
+        calls = message.pop("content", None)
+    elif "function_call" in message:  # of OpenAI's API before it had tools
+        calls = message.pop("function_call") if calls is None else calls
+    if isinstance(calls, str):
+        calls = _json(calls, f"the tool calls of message {number}") if calls.strip() else None
+    calls = [calls] if calls and isinstance(calls, Mapping) else _listed(calls)
+    if not calls:
+        return []
+    if not isinstance(calls, list):
+        raise Rejected("broken", f"tool_calls of message {number} is {_kind(calls)}")
+    return [_tool_call(call, number) for call in calls]
+
+
+def _tool_call(call: Any, number: int) -> dict[str, Any]:
+    """Return a tool call as OpenAI's API has it, but with its arguments as an object.
+
+    Chat templates expect that. The record's may lack the type and the wrapper of the function.
+    """
+    name = f"a tool call of message {number}"
+    call = _json(call, name) if isinstance(call, str) else call
     if not isinstance(call, Mapping):
-        raise Rejected("broken", f"a tool call of message {number} is {_kind(call)}")
-    call = {key: value for key, value in call.items() if value is not None}
-    function = call.get("function", call)
-    if isinstance(function, Mapping) and isinstance(function.get("arguments"), str):
-        text = function["arguments"] or "{}"
-        arguments = _json(text, f"the arguments of a tool call of message {number}")
-        function = {**function, "arguments": arguments}
-        call = {**call, "function": function} if "function" in call else function
-    return call
-
-
-def _called(content: Any, number: int) -> dict[str, Any]:
-    """Return the tool call that is the content of one of ShareGPT's function_call messages."""
-    function = _json(content, f"message {number}, a function_call,")
-    if not isinstance(function, Mapping) or "name" not in function:
-        raise Rejected("broken", f"message {number}, a function_call, names no function")
-    return {"type": "function", "function": dict(function)}
+        raise Rejected("broken", f"{name} is {_kind(call)}")
+    made = {key: value for key, value in call.items() if value is not None}
+    if "function" not in made:
+        inside = ("name", "arguments", "parameters")
+        made["function"] = {key: made.pop(key) for key in inside if key in made}
+    function = made["function"]
+    function = _json(function, name) if isinstance(function, str) else function
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise Rejected("broken", f"{name} names no function")
+    function = {key: value for key, value in function.items() if value is not None}
+    arguments = function.pop("parameters", None)  # the name that Llama's models write
+    arguments = function.get("arguments", arguments)
+    if isinstance(arguments, str):
+        arguments = _json(arguments.strip() or "{}", f"the arguments of {name}")
+    function["arguments"] = {} if arguments is None else arguments
+    made["function"] = function
+    made.setdefault("type", "function")
+    return made
 
 
 def _flag(value: Any, name: str, number: int) -> bool:
@@ -308,14 +360,16 @@ def _side(value: Any, name: str, role: str) -> tuple[list[Message], list[bool]]:
 
 
 def _alpaca(fields: Mapping[str, Any]) -> tuple[list[Message], list[bool]]:
-    asked = [_text(fields[n], n) for n in ("instruction", "input") if fields.get(n)]
+    asked = [
+        _text(fields[n], n) for n in ("instruction", "input") if fields.get(n) not in ("", None)
+    ]
     turns: list[Message] = []
-    history = fields.get("history") or []
+    history = _listed(fields.get("history", []))
     if isinstance(history, str):
-        history = _json(history, "history")
+        history = _json(history or "[]", "history")
     if not isinstance(history, list):
         raise Rejected("broken", f"history is {_kind(history)} instead of a list of pairs")
-    for pair in [*history, ["\n\n".join(asked), fields["output"]]]:
+    for pair in map(_listed, [*history, ["\n\n".join(asked), fields["output"]]]):
         if not isinstance(pair, list) or len(pair) != 2:
             raise Rejected("broken", f"history has {pair!r} instead of [question, answer]")
         for role, text in zip(("user", "assistant"), pair, strict=True):
@@ -324,9 +378,11 @@ def _alpaca(fields: Mapping[str, Any]) -> tuple[list[Message], list[bool]]:
 
 
 def _tools(value: Any) -> list[Any] | None:
+    value = _listed(value)
+    if isinstance(value, str):
+        value = _json(value, "tools") if value.strip() else None
     if not value:
         return None
-    value = _json(value, "tools") if isinstance(value, str) else value
     if not isinstance(value, list):
         raise Rejected("broken", f"tools is {_kind(value)} instead of a list")
     return [_json(tool, "a tool") if isinstance(tool, str) else tool for tool in value] or None
@@ -337,6 +393,8 @@ def _template_args(fields: Mapping[str, Any]) -> dict[str, Any]:
     value = _json(value, "chat_template_kwargs") if isinstance(value, str) else value
     if not isinstance(value, Mapping):
         raise Rejected("broken", f"chat_template_kwargs is {_kind(value)} instead of an object")
+    if reserved := sorted(RESERVED_ARGUMENTS & value.keys()):
+        raise Rejected("broken", f"chat_template_kwargs sets {', '.join(reserved)}: leave it out")
     return {str(name): each for name, each in value.items() if each is not None}
 
 
@@ -363,8 +421,18 @@ def _text(value: Any, name: str) -> str:
 def _json(text: Any, name: str) -> Any:
     try:
         return json.loads(text)
+    except json.JSONDecodeError as error:
+        why = f"{error.msg} at character {error.pos}"
+        raise Rejected("broken", f"{name} is no JSON: {str(text)[:60]!r} ({why})") from None
     except (TypeError, ValueError, RecursionError):
         raise Rejected("broken", f"{name} is no JSON: {str(text)[:60]!r}") from None
+
+
+def _listed(value: Any) -> Any:
+    """Return a tuple or an array, as pandas has them, as a list; anything else as it is."""
+    if isinstance(value, tuple):
+        return list(value)
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _kind(value: Any) -> str:

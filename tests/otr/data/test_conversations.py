@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 
 from otr.data import Conversation, PlainText, Rejected, messages_of, read_record
@@ -44,6 +45,23 @@ TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {}}}
             {"messages": [{"role": "human", "content": "2 + 2?"}, {"role": "gpt", "content": "4"}]},
             {},
         ),
+        ({"messages": tuple(TURNS)}, {}),
+        ({"messages": np.array(TURNS, dtype=object)}, {}),
+        ({"messages": {"role": np.array(["user", "assistant"]), "content": ["2 + 2?", "4"]}}, {}),
+        ({"messages": [{**m, "role": f" {m['role'].title()}"} for m in TURNS]}, {}),
+        (
+            {"conversations": [{"from": "Human", "value": "2 + 2?"}, {"from": "ai", "value": "4"}]},
+            {},
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "user", "value": "2 + 2?"},
+                    {"from": "assistant", "content": "4"},
+                ]
+            },
+            {},
+        ),
         ({"chat": TURNS}, {"messages": "chat"}),
         ({"prompt": "2 + 2?", "completion": "4"}, {}),
         ({"prompt": [ASKED], "completion": [ANSWERED]}, {}),
@@ -51,6 +69,7 @@ TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {}}}
         ({"question": "2 + 2?", "answer": "4"}, {"prompt": "question", "completion": "answer"}),
         ({"instruction": "2 + 2?", "input": "", "output": "4"}, {}),
         ({"instruction": "2 + 2?", "output": "4", "history": []}, {}),
+        ({"messages": TURNS, "tools": " ", "system": ""}, {}),
     ],
 )
 def test_every_form_gives_the_same_conversation(record: dict, columns: dict) -> None:
@@ -111,6 +130,49 @@ def test_tools_and_arguments_may_be_json_text(arguments: Any) -> None:
         assert (found.messages[1]["tool_calls"], found.tools) == ([CALL], TOOLS)
 
 
+FUNCTION = CALL["function"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tool_calls": [FUNCTION]},
+        {"tool_calls": [{"function": FUNCTION}]},
+        {"tool_calls": [{"function": json.dumps(FUNCTION)}]},
+        {"tool_calls": [json.dumps(CALL)]},
+        {"tool_calls": CALL},
+        {"tool_calls": [{"name": "weather", "parameters": {"city": "Oslo"}}]},
+        {"function_call": {"name": "weather", "arguments": '{"city": "Oslo"}'}},
+        {"function_call": FUNCTION, "tool_calls": None},
+    ],
+)
+def test_tool_calls_of_every_kind_are_the_same(fields: dict) -> None:
+    turns = [ASKED, {"role": "assistant", **fields}, {"role": "function", "content": "sun"}]
+    found = messages_of({"messages": [*turns, ANSWERED]}, {})
+    assert found[1] == {"role": "assistant", "content": "", "tool_calls": [CALL]}
+    assert found[2] == {"role": "tool", "content": "sun"}
+
+
+@pytest.mark.parametrize("arguments", [{}, {"arguments": None}, {"arguments": " "}])
+def test_a_call_without_arguments_has_none(arguments: dict) -> None:
+    answer = {"role": "assistant", "tool_calls": [{"id": "1", "name": "now", **arguments}]}
+    found = messages_of({"messages": [ASKED, answer]}, {})[1]["tool_calls"]
+    function = {"name": "now", "arguments": {}}
+    assert found == [{"id": "1", "type": "function", "function": function}]
+
+
+def test_sharegpt_function_calls_may_be_parallel() -> None:
+    called = {"from": "function_call", "value": json.dumps([FUNCTION, FUNCTION])}
+    found = messages_of({"conversations": [{"from": "human", "value": "Weather?"}, called]}, {})
+    assert found[1] == {"role": "assistant", "content": "", "tool_calls": [CALL, CALL]}
+
+
+def test_a_flag_that_asks_to_learn_a_question_stays_to_be_named() -> None:
+    found = read_record({"messages": [{**ASKED, "train": True}, {**ANSWERED, "train": True}]}, {})
+    assert isinstance(found, Conversation)
+    assert (found.messages, found.trained) == ([{**ASKED, "train": True}, ANSWERED], [False, True])
+
+
 def test_sharegpt_function_calls_are_tool_calls() -> None:
     said = [("human", "Weather?"), ("function_call", json.dumps(CALL["function"]))]
     said += [("observation", "sun"), ("gpt", "Sunny.")]
@@ -163,7 +225,38 @@ def test_an_empty_system_message_is_kept() -> None:
         ({"messages": {"role": ["user"], "content": []}}, "broken", "not of one list per field"),
         ({"messages": ["hello"]}, "broken", "message 0 is text instead of an object"),
         ({"messages": [{"content": "a"}]}, "broken", "message 0 has the role None"),
-        ({"messages": [{"role": "user"}]}, "broken", "message 0 (user) has no content"),
+        (
+            {"messages": [{"role": "user", "text": "a"}]},
+            "broken",
+            "message 0 (user) has no content, its fields are role, text",
+        ),
+        (
+            '{"messages": oops}',
+            "broken",
+            "the record is no JSON: '{\"messages\": oops}' (Expecting",
+        ),
+        ({"prompt": "a", "completion": None}, "broken", "no form that is known"),
+        (
+            {"messages": [ASKED, {**ANSWERED, "reasoning_content": ["a"]}]},
+            "broken",
+            "reasoning_content of message 1 is a list instead of text",
+        ),
+        (
+            {"messages": [ASKED, {"role": "assistant", "tool_calls": [{"arguments": {}}]}]},
+            "broken",
+            "a tool call of message 1 names no function",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image", "text": ""}]}]},
+            "broken",
+            "a part of type 'image': use text",
+        ),
+        ({"instruction": "a", "input": 0, "output": "b"}, "broken", "input is int '0' instead of"),
+        (
+            {"messages": TURNS, "chat_template_kwargs": {"tokenize": True}},
+            "broken",
+            "chat_template_kwargs sets tokenize: leave it out",
+        ),
         ({"messages": [{"role": "user", "content": 7}]}, "broken", "content of message 0 is int"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
@@ -194,3 +287,10 @@ def test_unusable_records_are_rejected_with_their_reason(
         read_record(record, {})
     assert caught.value.cause == cause in Rejected.CAUSES
     assert detail in caught.value.detail
+
+
+def test_the_column_that_has_no_value_is_named() -> None:
+    columns = {"prompt": "question", "completion": "answer"}
+    for record in ({"question": "a"}, {"question": "a", "answer": None}):
+        with pytest.raises(Rejected, match="no value for 'answer'"):
+            read_record(record, columns)

@@ -33,6 +33,9 @@ THOUGHT_EMPTY = (
     "records whose answers have no thought, though the prompt opens <think>: it is empty"
 )
 THOUGHT_LEFT_OUT = "records whose thoughts the chat template leaves out"
+CONTENT_LEFT_OUT = "records with {} messages of which the chat template leaves out text"
+GREETING = "records that begin with an answer, which is not trained: there is no prompt for it"
+FLAGS_IGNORED = "records with answers that are not to be learned, which train_on all trains too"
 
 
 @dataclass(frozen=True)
@@ -89,17 +92,35 @@ class ChatTemplate:
             Rejected: "template" if the template fails or its answer does not follow its prompt;
                 "untrained" if there is no answer to learn.
         """
+        messages = conversation.messages
+        roles = dict.fromkeys(message["role"] for message in messages)
         numbers = [number for number, learn in enumerate(conversation.trained) if learn]
         if not numbers:
-            raise Rejected("untrained", "no answer of the assistant that is to be learned")
+            named = "" if "assistant" in roles else f" (the roles are {', '.join(roles)})"
+            raise Rejected("untrained", f"no answer of the assistant that is to be learned{named}")
         texts: list[Rendered] = []
+        remarks: set[str] = set()
+        looked_at = 0
         for number in numbers:
-            answered = self._answered(conversation, number)
+            try:
+                answered = self._answered(conversation, number)
+            except Rejected:
+                if _has_question(messages[:number]):
+                    raise
+                remarks.add(GREETING)
+                continue
             [(start, _)] = answered.answers
+            remarks |= _left_out(messages[looked_at:number], answered.text[:start])
+            remarks |= _left_out(messages[number : number + 1], answered.text[start:])
+            looked_at = number + 1
             if texts and answered.text[:start].startswith(texts[-1].learned):
                 before = texts.pop()
                 answered = replace(answered, answers=before.answers + answered.answers)
             texts.append(answered)
+        if not texts:
+            raise Rejected("untrained", "its answers have no question before them")
+        if remarks:
+            texts[0] = replace(texts[0], remarks=(*texts[0].remarks, *remarks))
         return texts
 
     def whole(self, conversation: Conversation) -> Rendered:
@@ -108,8 +129,20 @@ class ChatTemplate:
         Raises:
             Rejected: "template".
         """
-        text = self._text(conversation, conversation.messages, generate=False)
-        return Rendered(text, [(0, len(text))])
+        messages = conversation.messages
+        text = self._text(conversation, messages, generate=False)
+        remarks = _left_out(messages, text)
+        answers = [message for message in messages if message["role"] == "assistant"]
+        if len(answers) > sum(conversation.trained):
+            remarks.add(FLAGS_IGNORED)
+        if self._reads_thoughts and any(_thought(answer) not in text for answer in answers):
+            remarks.add(THOUGHT_LEFT_OUT)
+        if messages[-1]["role"] == "assistant":
+            if self.end.next_role:
+                text += self._next_role(conversation, messages, text)
+            if not (self.end.is_token or self._ends_with_token(text.rstrip())):
+                remarks.add(NO_STOP)
+        return Rendered(text, [(0, len(text))], (*remarks,))
 
     def unused(self, conversation: Conversation) -> list[str]:
         """Return what the conversation holds and the template never mentions."""
@@ -118,7 +151,7 @@ class ChatTemplate:
         if conversation.tools and "tools" not in known:
             found.append("tools")
         found += [f"{n} (template argument)" for n in conversation.template_args if n not in known]
-        if self._opens_thought or known & THOUGHTS:  # transformers gives a thought all its names
+        if self._reads_thoughts:  # transformers gives a thought all its names
             known |= THOUGHTS
         for message in conversation.messages:
             found += [f"{name} of {message['role']} messages" for name in {*message} - known]
@@ -158,6 +191,11 @@ class ChatTemplate:
         return False
 
     @cached_property
+    def _reads_thoughts(self) -> bool:
+        """Whether thoughts are part of answers; else they are among `unused`."""
+        return self._opens_thought or bool(self._names & THOUGHTS)
+
+    @cached_property
     def _wants_parts(self) -> bool:
         """Whether contents must be lists of parts, as some templates of vision models want it."""
         for content in (_SENTINEL, [{"type": "text", "text": _SENTINEL}]):
@@ -174,7 +212,7 @@ class ChatTemplate:
         text = self._text(conversation, messages, generate=False)
         remarks: tuple[str, ...] = ()
         if not text.startswith(prompt):
-            text, remarks = _after_thought(prompt, text, messages[-1])
+            text, remarks = self._after_rewritten(conversation, prompt, text, messages[-1])
         end = self._answer_end(text, len(prompt))
         answer = text[len(prompt) : end].removesuffix(self.end.trained)
         if not answer.removeprefix(_NO_THOUGHT).strip():
@@ -183,8 +221,7 @@ class ChatTemplate:
                 f"the chat template writes nothing of message {number}, which has "
                 f"{', '.join(name for name, value in messages[-1].items() if value)}",
             )
-        mentioned = self._opens_thought or self._names & THOUGHTS  # else it is among `unused`
-        if mentioned and _thought(messages[-1]) not in answer:
+        if self._reads_thoughts and _thought(messages[-1]) not in answer:
             remarks += (THOUGHT_LEFT_OUT,)
         if self.end.next_role:
             text += self._next_role(conversation, messages, text)
@@ -192,6 +229,28 @@ class ChatTemplate:
         if not (self.end.is_token or self._ends_with_token(text[:end])):
             remarks += (NO_STOP,)
         return Rendered(text, [(len(prompt), end)], remarks)
+
+    def _after_rewritten(
+        self, conversation: Conversation, prompt: str, text: str, message: Message
+    ) -> tuple[str, tuple[str, ...]]:
+        """Return the text of an answer for which the template changes what it wrote of its prompt.
+
+        Raises:
+            Rejected: "template", if it can't be told what the answer is.
+        """
+        try:
+            return _after_thought(prompt, text, message)
+        except Rejected:
+            # gpt-oss leaves out a call's thought as soon as the final answer is there. The answer
+            # is what the template writes of the message after any question.
+            asked = [{"role": "user", "content": "Q"}]
+            with suppress(Rejected):
+                before = self._text(conversation, asked, generate=True)
+                alone = self._text(conversation, [*asked, message], generate=False)
+                answer = alone.removeprefix(before)
+                if alone.startswith(before) and answer and text.endswith(answer):
+                    return prompt + answer, ()
+            raise
 
     def _next_role(self, conversation: Conversation, messages: Sequence[Message], text: str) -> str:
         """Return the mark of the role that speaks after the last message, whose text is given."""
@@ -249,6 +308,25 @@ class ChatTemplate:
 
 
 _PLAIN = Conversation([], [])
+
+
+def _has_question(messages: Sequence[Message]) -> bool:
+    """Return whether any message is neither an instruction nor an answer."""
+    return any(m["role"] not in ("system", "developer", "assistant") for m in messages)
+
+
+def _left_out(messages: Sequence[Message], text: str) -> set[str]:
+    """Return a remark for each role of which a text lacks words."""
+    found = set()
+    for message in messages:
+        said = message["content"].strip()
+        if message["role"] == "assistant":  # thoughts are looked at apart
+            said = said.partition(_END_THINK)[2] if _END_THINK in said else said
+            said = said.removeprefix(_THINK).strip()
+        # Templates may trim a content, or write it as JSON.
+        if said not in text and any(w not in text for w in re.findall(r"\w+", said)):
+            found.add(CONTENT_LEFT_OUT.format(message["role"]))
+    return found
 
 
 def _after_thought(prompt: str, text: str, message: Message) -> tuple[str, tuple[str, ...]]:

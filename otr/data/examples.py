@@ -148,10 +148,17 @@ class _Encoder:
             [
                 Rejected("unreadable", str(record))
                 if isinstance(record, ValueError)
-                else _or_rejected(read_record, record, columns)
+                else _or_rejected(self._read, record, columns)
                 for record in records
             ]
         )
+
+    def _read(self, record: Any, columns: Mapping[str, str]) -> Conversation | PlainText:
+        source = read_record(record, columns)
+        if isinstance(source, PlainText) or self.train_on != "last" or True not in source.trained:
+            return source
+        last = len(source.trained) - 1 - source.trained[::-1].index(True)
+        return replace(source, trained=[number == last for number in range(len(source.trained))])
 
     def _encoded(
         self, sources: Sequence[Conversation | PlainText | Rejected]
@@ -179,10 +186,6 @@ class _Encoder:
             raise Rejected("template", "the tokenizer has no chat template: give --chat-template")
         if self.train_on == "all":
             return [self.template.whole(source)]
-        if self.train_on == "last" and True in source.trained:
-            last = len(source.trained) - 1 - source.trained[::-1].index(True)
-            trained = [number == last for number in range(len(source.trained))]
-            source = replace(source, trained=trained)
         return self.template.render(source)
 
     def _fitted(
@@ -303,6 +306,7 @@ class _Encoder:
         """Return a plain text between the tokens that begin and end a sequence, all targets."""
         empty = self.tokenizer([""])["input_ids"][0]
         begin = [token for token in empty[:1] if token == self.tokenizer.bos_token_id]
+        begin = [] if list(ids[:1]) == begin else begin  # the text itself has it
         last = self.tokenizer.eos_token_id
         end = [last] if last is not None and list(ids[-1:]) != [last] else []
         whole = [*begin, *ids, *end]

@@ -10,6 +10,9 @@ import pytest
 
 from otr.data import Conversation, Rejected, read_record, tokenize
 from otr.data.chat_template import (
+    CONTENT_LEFT_OUT,
+    FLAGS_IGNORED,
+    GREETING,
     NO_STOP,
     THOUGHT_EMPTY,
     THOUGHT_LEFT_OUT,
@@ -17,11 +20,15 @@ from otr.data.chat_template import (
     mentioned_names,
 )
 from tests.assets.chat_templates import (
+    AGAIN,
     ANSWERED,
+    ANSWERED_AGAIN,
     ASKED,
     CALL,
+    CALLED,
     FAMILIES,
     KINDS,
+    RESULT,
     of_family,
     tokenizer_for,
 )
@@ -143,6 +150,103 @@ def test_thoughts_are_left_out_where_the_prompt_closes_them() -> None:
         "4<|im_end|>",
         "6<|im_end|>",
     ]
+
+
+CHAIN = [
+    {"role": "user", "content": "Weather?"},
+    {**CALLED, "reasoning_content": "need it"},
+    RESULT,
+    {"role": "assistant", "content": "Sunny.", "reasoning_content": "have it"},
+]
+
+
+def test_the_prompt_of_an_answer_keeps_what_the_template_drops_once_it_is_there() -> None:
+    """gpt-oss leaves the thoughts of calls out as soon as there is a final answer."""
+    tokenizer = of_family("gptoss")
+    text = "".join(answers(tokenizer, {"messages": CHAIN}))
+    assert text.count("need it") == text.count("have it") == 1
+    done = tokenize([{"messages": CHAIN}], tokenizer, columns={}, sequence_length=10**6)
+    [(ids, _)] = done.examples
+    prompt = tokenizer.apply_chat_template(CHAIN[:3], tokenize=False, add_generation_prompt=True)
+    assert tokenizer.decode(ids).startswith(prompt)
+    assert "need it" in prompt
+    assert tokenizer.decode(ids).endswith("<|channel|>final<|message|>Sunny.<|return|>")
+
+
+def test_answers_that_follow_each_other_are_trained_as_each_is_asked_for() -> None:
+    record = {"messages": [ASKED, ANSWERED, {"role": "assistant", "content": "Sure."}]}
+    empty = "<think>\n\n</think>\n\n"
+    assert answers(of_family("qwen3"), record) == [f"{empty}4<|im_end|>{empty}Sure.<|im_end|>"]
+
+
+@pytest.mark.parametrize("family", ["qwen3", "llama3_1", "gptoss", "deepseekv3"])
+def test_a_greeting_without_a_prompt_is_context_alone(family: str) -> None:
+    greeting = {"role": "assistant", "content": "Hello!"}
+    tokenizer = of_family(family)
+    record = {"messages": [greeting, ASKED, ANSWERED]}
+    [answer] = answers(tokenizer, record)
+    assert "4" in answer
+    assert "Hello!" not in answer
+    done = tokenize([record], tokenizer, columns={}, sequence_length=10**6)
+    assert done.remarks[GREETING] == 1
+    assert "Hello!" in tokenizer.decode(done.examples[0].ids)
+    done = tokenize([{"messages": [greeting]}], tokenizer, columns={}, sequence_length=10**6)
+    assert done.rejected[0].detail == "its answers have no question before them"
+
+
+TWO_ENDS = {"role": "assistant", "content": "<think>hm</think>The tag </think> closes it."}
+
+
+@pytest.mark.parametrize(
+    ("family", "message", "left_out"),
+    [
+        ("qwen3", {"role": "developer", "content": "Be brief."}, True),
+        ("llama3_1", {"role": "developer", "content": "Be brief."}, False),
+        ("gptoss", {"role": "developer", "content": " Be brief.\n"}, False),
+        ("qwen3", {"role": "critic", "content": "Too long."}, True),
+        ("qwen3", TWO_ENDS, True),
+        ("deepseek_r1_distill", {**TWO_ENDS, "weight": 0}, True),
+        ("deepseek_r1_distill", {"role": "assistant", "content": "<think>hm</think>Yes"}, False),
+        ("llama3_1", {"role": "tool", "content": '"sun"\n\t\u00e9\u2028'}, False),  # as JSON
+    ],
+)
+def test_text_that_the_template_leaves_out_is_remarked(
+    family: str, message: dict, left_out: bool
+) -> None:
+    first = [message] if message["role"] == "developer" else [ASKED, message]
+    record = {"messages": [*first, AGAIN, ANSWERED_AGAIN]}
+    for train_on in ("assistant", "all"):
+        done = tokenize(
+            [record], of_family(family), columns={}, sequence_length=10**6, train_on=train_on
+        )
+        assert len(done.rejected) == 0
+        assert (CONTENT_LEFT_OUT.format(message["role"]) in done.remarks) == left_out
+
+
+def test_training_on_all_names_what_it_ignores_and_what_it_lacks() -> None:
+    thoughts = [ASKED, {**ANSWERED, "reasoning_content": "easy"}, AGAIN, ANSWERED_AGAIN]
+    unlearned = [ASKED, {**ANSWERED, "weight": 0}]
+    for messages, remark in ((thoughts, THOUGHT_LEFT_OUT), (unlearned, FLAGS_IGNORED)):
+        done = tokenize(
+            [{"messages": messages}],
+            of_family("qwen3"),
+            columns={},
+            sequence_length=1000,
+            train_on="all",
+        )
+        assert done.remarks == {remark: 1}
+    [whole] = answers(of_family("glm4moe"), KINDS["one turn"], train_on="all")
+    assert whole.endswith("4<|user|>")
+
+
+def test_the_roles_are_named_if_none_answers() -> None:
+    done = tokenize(
+        [{"messages": [ASKED, {"role": "expert", "content": "4"}]}],
+        byte_tokenizer(),
+        columns={},
+        sequence_length=1000,
+    )
+    assert done.rejected[0].detail.endswith("(the roles are user, expert)")
 
 
 def test_arguments_of_the_template_are_those_of_the_record() -> None:

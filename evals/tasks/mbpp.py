@@ -23,6 +23,7 @@ SOURCE = _hub.Source(
 SHOTS = dataclasses.replace(SOURCE, split="prompt")
 FIELDS = {"task_id": int, "text": str, "code": str, "test_setup_code": str, "test_list": list}
 TEST_IDS = range(11, 511)
+CPU_SECONDS = 30.0  # the reference program of mbpp/123 takes 5.5 on a slow machine
 
 
 def load(directory: Path | None) -> Benchmark:
@@ -36,6 +37,7 @@ def load(directory: Path | None) -> Benchmark:
             prompt=f"{_task(row)}\nWrite the program in a markdown code block.",
             answer=row["code"],
             tests="\n".join([row["test_setup_code"], *row["test_list"]]),
+            meta={"cpu_seconds": CPU_SECONDS},
             completion=examples and f"{examples}{_task(row)}[BEGIN]\n",
         )
         for _, row in _hub.rows(SOURCE, directory, FIELDS)

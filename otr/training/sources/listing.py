@@ -157,7 +157,10 @@ def _by_split(path: str, split: str) -> dict[str, Sequence[_File]]:
     try:
         names, root = _names(fs, inner, split)
     except FileNotFoundError:
-        raise ValueError(f"{path!r} does not exist: no such file, directory or glob") from None
+        hint = "" if _kind(path) else "; a data set of the Hugging Face hub is hf:NAME"
+        raise ValueError(
+            f"{path!r} does not exist: no such file, directory or glob{hint}"
+        ) from None
     files = [_File(fs, name, kind) for name in names if (kind := _kind(name))]
     if not files:
         raise ValueError(

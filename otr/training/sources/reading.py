@@ -5,7 +5,7 @@ import json
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -110,7 +110,13 @@ def _read(chunk: SourceChunk) -> Iterator[tuple[bytes, int]]:
         yield from tables.read_csv(chunk)
     else:
         for record, number in READERS[chunk.kind](chunk):
-            yield json.dumps(record, default=str).encode(), number
+            yield json.dumps(record, default=_as_text).encode(), number
+
+
+def _as_text(value: Any) -> str:
+    """Return a value that JSON has no form for; bytes, which some programs write, as their text."""
+    # Bytes that are not UTF-8 become lone surrogates, which no text to train has.
+    return value.decode(errors="surrogateescape") if isinstance(value, bytes) else str(value)
 
 
 def _line_of(path: str, position: int) -> int:

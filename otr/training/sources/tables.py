@@ -15,6 +15,7 @@ from otr.training.sources.text import FormatError, open_utf8
 
 DELIMITERS = {"csv": ",", "tsv": "\t"}
 MAX_CELL_CHARS = 2**31 - 1
+ARROW_FILE = b"ARROW1"  # the beginning of a file that is no stream
 
 Row = tuple[dict[str, Any], int]
 """A record, and the number of its row from 1."""
@@ -56,11 +57,17 @@ def read_parquet(chunk: SourceChunk) -> Iterator[Row]:
 
 
 def read_arrow(chunk: SourceChunk) -> Iterator[Row]:
-    """Yield the records of an Arrow stream, as `datasets` writes them."""
+    """Yield the records of an Arrow stream, as `datasets` writes them, or of an Arrow file."""
     import pyarrow.ipc
 
     with fsspec.open(chunk.path, "rb") as file:
-        batches = pyarrow.ipc.open_stream(file)
+        is_file = file.read(len(ARROW_FILE)) == ARROW_FILE
+        file.seek(0)
+        if is_file:
+            whole = pyarrow.ipc.open_file(file)
+            batches = map(whole.get_batch, range(whole.num_record_batches))
+        else:
+            batches = pyarrow.ipc.open_stream(file)
         records = chain.from_iterable(batch.to_pylist() for batch in batches)
         for number, record in enumerate(records, start=1):
             yield without_nulls(record), number

@@ -11,6 +11,15 @@ import pyarrow as pa
 
 COMPRESSED = (".gz", ".zst")
 UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+OTHER_FORMATS = {
+    b"\x1f\x8b": ("compressed by gzip", "let its name end in .gz"),
+    b"\x28\xb5\x2f\xfd": ("compressed by Zstandard", "let its name end in .zst"),
+    b"\xfd7zXZ": ("compressed by xz", "decompress it"),
+    b"PK\3\4": ("a ZIP archive", "unpack it"),
+    b"PAR1\x15": ("a Parquet file", "let its name end in .parquet"),
+    b"ARROW1\0": ("an Arrow file", "let its name end in .arrow"),
+}
+"""What a file is that begins with these bytes, and what to do with it."""
 _READ_CHARS = 2**16
 
 
@@ -27,8 +36,15 @@ def open_utf8(path: str) -> Iterator[io.BufferedReader]:
     """Open a file for reading its text, decompressed and in UTF-8.
 
     A byte order mark of UTF-8 is left in place, so that positions are those of the file.
+
+    Raises:
+        FormatError: the file is in a format that is no text.
     """
     with _open_decompressed(path) as file:
+        head = file.peek(8)
+        for mark, (what, remedy) in OTHER_FORMATS.items():
+            if head.startswith(mark):
+                raise FormatError(f"it is {what}", remedy)
         yield io.BufferedReader(_FromUtf16(file)) if _has_mark(file) else file
 
 

@@ -5,6 +5,8 @@ import csv
 import gzip
 import io
 import json
+import lzma
+import re
 import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
@@ -323,6 +325,54 @@ def test_a_compressed_file_that_is_cut_is_unreadable(tmp_path: Path, name: str) 
     path = write(tmp_path / name, JSON_LINES)
     path.write_bytes(path.read_bytes()[:-20])
     fails(path, "can't read")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (gzip.compress(b"{}"), "compressed by gzip: let its name end in .gz, or leave it out"),
+        (zstandard.compress(b"{}"), "compressed by Zstandard: let its name end in .zst"),
+        (lzma.compress(b"{}"), "compressed by xz: decompress it"),
+        (b"PK\3\4...", "a ZIP archive: unpack it"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv"])
+def test_a_file_of_another_format_is_unreadable(
+    tmp_path: Path, content: bytes, message: str, suffix: str
+) -> None:
+    fails(write(tmp_path / f"rows.{suffix}", content), f"it is {re.escape(message)}")
+
+
+def test_a_table_in_binary_that_is_called_text_is_unreadable(tmp_path: Path) -> None:
+    table = pa.Table.from_pylist(ROWS)
+    pyarrow.parquet.write_table(table, tmp_path / "rows.jsonl")
+    fails(tmp_path / "rows.jsonl", "it is a Parquet file: let its name end in .parquet")
+    with pa.ipc.new_file(str(tmp_path / "rows.csv"), table.schema) as file:
+        file.write_table(table)
+    fails(tmp_path / "rows.csv", "it is an Arrow file: let its name end in .arrow")
+
+
+def test_arrow_files_are_read_as_arrow_streams_are(tmp_path: Path) -> None:
+    table = pa.Table.from_pylist(ROWS)
+    for name, new in (("file", pa.ipc.new_file), ("stream", pa.ipc.new_stream)):
+        with new(str(tmp_path / f"{name}.arrow"), table.schema) as file:
+            file.write_table(table, max_chunksize=7)
+        assert records(tmp_path / f"{name}.arrow") == ROWS
+    assert places(tmp_path / "file.arrow")[-1] == "file.arrow, row 30"
+
+
+def test_bytes_of_a_table_are_text(tmp_path: Path) -> None:
+    """Some programs write text without saying that it is text."""
+    path = tmp_path / "rows.parquet"
+    pyarrow.parquet.write_table(pa.table({"text": ["heißt".encode(), b"hei\xdft"]}), path)
+    assert records(path) == [{"text": "heißt"}, {"text": "hei\udcdft"}]
+
+
+def test_the_hub_is_mentioned_where_a_name_is_no_path(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"or glob; a data set of the Hugging Face hub is hf:NAME$"):
+        sources.list_chunks(["HuggingFaceH4/ultrachat_200k"])
+    with pytest.raises(ValueError, match=r"or glob$"):
+        sources.list_chunks([str(tmp_path / "rows.jsonl")])
 
 
 def csv_text(rows: Sequence[dict[str, str]], delimiter: str = ",") -> str:

@@ -333,9 +333,13 @@ def _tool_call(call: Any, number: int) -> dict[str, Any]:
     function = {key: value for key, value in function.items() if value is not None}
     arguments = function.pop("parameters", None)  # the name that Llama's models write
     arguments = function.get("arguments", arguments)
-    if isinstance(arguments, str):
-        arguments = _json(arguments.strip() or "{}", f"the arguments of {name}")
-    function["arguments"] = {} if arguments is None else arguments
+    for _ in range(2):  # some data sets have JSON text of JSON text
+        if isinstance(arguments, str):
+            arguments = _json(arguments.strip() or "{}", f"the arguments of {name}")
+    if not isinstance(arguments, Mapping | None):
+        what = _kind(arguments)
+        raise Rejected("broken", f"the arguments of {name} are {what} instead of an object")
+    function["arguments"] = arguments or {}
     made["function"] = function
     made.setdefault("type", "function")
     return made

@@ -141,6 +141,7 @@ FUNCTION = CALL["function"]
         {"tool_calls": [{"function": json.dumps(FUNCTION)}]},
         {"tool_calls": [json.dumps(CALL)]},
         {"tool_calls": CALL},
+        {"tool_calls": [{**FUNCTION, "arguments": json.dumps('{"city": "Oslo"}')}]},
         {"tool_calls": [{"name": "weather", "parameters": {"city": "Oslo"}}]},
         {"function_call": {"name": "weather", "arguments": '{"city": "Oslo"}'}},
         {"function_call": FUNCTION, "tool_calls": None},
@@ -245,6 +246,16 @@ def test_an_empty_system_message_is_kept() -> None:
             {"messages": [ASKED, {"role": "assistant", "tool_calls": [{"arguments": {}}]}]},
             "broken",
             "a tool call of message 1 names no function",
+        ),
+        (
+            {
+                "messages": [
+                    ASKED,
+                    {"role": "assistant", "tool_calls": {"name": "now", "arguments": [1]}},
+                ]
+            },
+            "broken",
+            "the arguments of a tool call of message 1 are a list instead of an object",
         ),
         (
             {"messages": [{"role": "user", "content": [{"type": "image", "text": ""}]}]},

@@ -369,7 +369,7 @@ def test_bytes_of_a_table_are_text(tmp_path: Path) -> None:
 
 
 def test_the_hub_is_mentioned_where_a_name_is_no_path(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"or glob; a data set of the Hugging Face hub is hf:NAME$"):
+    with pytest.raises(ValueError, match=r"; a data set of the Hugging Face hub is hf:NAME$"):
         sources.list_chunks(["HuggingFaceH4/ultrachat_200k"])
     with pytest.raises(ValueError, match=r"or glob$"):
         sources.list_chunks([str(tmp_path / "rows.jsonl")])

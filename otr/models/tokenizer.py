@@ -54,9 +54,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
         tokenizer.chat_template = template_text(config.chat_template)
     if config.chat_template_args:
         check_chat_template(tokenizer, config.path)
-        tokenizer.chat_template = _with_defaults(
-            tokenizer.get_chat_template(), config.chat_template_args
-        )
+        tokenizer.chat_template = _with_defaults(tokenizer.chat_template, config.chat_template_args)
     if config.chat_template or config.chat_template_args:
         _check_renders(tokenizer, config)
     return tokenizer
@@ -100,13 +98,19 @@ def template_text(name: str) -> str:
         ) from None
 
 
-def _with_defaults(template: str, arguments: Mapping[str, str]) -> str:
+def _with_defaults(
+    template: str | dict[str, str], arguments: Mapping[str, str]
+) -> str | dict[str, str]:
     """Return a template in which the arguments have these values unless a caller gives others.
+
+    Some tokenizers have several templates by name, such as one for conversations with tools: each
+    gets the arguments.
 
     Raises:
         ValueError: the template does not mention an argument.
     """
-    known = mentioned_names(template)
+    templates = template if isinstance(template, dict) else {"": template}
+    known = frozenset().union(*map(mentioned_names, templates.values()))
     lines = []
     for name, text in arguments.items():
         if name not in known:
@@ -118,10 +122,13 @@ def _with_defaults(template: str, arguments: Mapping[str, str]) -> str:
             value = json.loads(text)
         except ValueError:
             value = text
-        line = f"{{% if {name} is not defined %}}{{% set {name} = {value!r} %}}{{% endif %}}"
-        if line not in template:  # a checkpoint's template has it already
-            lines.append(line)
-    return "".join(lines) + template
+        lines.append(f"{{% if {name} is not defined %}}{{% set {name} = {value!r} %}}{{% endif %}}")
+    made = {
+        # A checkpoint's template has them already.
+        name: "".join(line for line in lines if line not in each) + each
+        for name, each in templates.items()
+    }
+    return made if isinstance(template, dict) else made[""]
 
 
 def _check_renders(tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> None:

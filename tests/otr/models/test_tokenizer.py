@@ -59,6 +59,16 @@ def test_arguments_are_defaults_that_a_checkpoint_keeps(model: Path) -> None:
     assert again.chat_template == saved.chat_template
 
 
+def test_each_of_several_templates_gets_the_arguments(model: Path) -> None:
+    tokenizer = load_tokenizer(ModelConfig(str(model)))
+    tokenizer.chat_template = {"default": THINKING, "tool_use": "{{ tools | length }}" + THINKING}
+    tokenizer.save_pretrained(model)
+    config = ModelConfig(str(model), chat_template_args={"style": "brief"})
+    tokenizer = load_tokenizer(config)
+    assert asked(tokenizer).endswith("assistant: brief")
+    assert asked(tokenizer, tools=[{}, {}]) == "2" + asked(tokenizer)
+
+
 def test_values_are_json_or_text() -> None:
     given = {"enable_thinking": False, "style": "brief", "most": 3}
     told = {"enable_thinking": "false", "style": "brief", "most": "3"}

@@ -35,6 +35,7 @@ THOUGHT_EMPTY = (
 THOUGHT_LEFT_OUT = "records whose thoughts the chat template leaves out"
 CONTENT_LEFT_OUT = "records with {} messages of which the chat template leaves out text"
 GREETING = "records that begin with an answer, which is not trained: there is no prompt for it"
+UNANSWERED = "records that do not end with an answer: what follows the last one is not used"
 FLAGS_IGNORED = "records with answers that are not to be learned, which train_on all trains too"
 
 
@@ -99,7 +100,7 @@ class ChatTemplate:
             named = "" if "assistant" in roles else f" (the roles are {', '.join(roles)})"
             raise Rejected("untrained", f"no answer of the assistant that is to be learned{named}")
         texts: list[Rendered] = []
-        remarks: set[str] = set()
+        remarks = set() if messages[-1]["role"] == "assistant" else {UNANSWERED}
         looked_at = 0
         for number in numbers:
             try:

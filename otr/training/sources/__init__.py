@@ -26,8 +26,9 @@ Which records, by suffix; all but Parquet and Arrow files may also have .gz or .
 - .csv, .tsv: a row with the names of the columns, then one record per row. Cells are text; one in
   double quotes may have delimiters and line ends. A row with more or fewer cells than there are
   names is a broken record that says so.
-- .parquet, .arrow, and data sets of the hub: one record per row. These formats fill absent fields
-  with null, so fields that are null are left out, at every depth.
+- .parquet, .arrow (a stream or a file), and data sets of the hub: one record per row. These formats
+  fill absent fields with null, so fields that are null are left out, at every depth. Bytes are
+  taken for text.
 
 Text is UTF-8, with or without a byte order mark, or UTF-16 with one.
 """

@@ -16,6 +16,7 @@ from otr.data.chat_template import (
     NO_STOP,
     THOUGHT_EMPTY,
     THOUGHT_LEFT_OUT,
+    UNANSWERED,
     ChatTemplate,
     mentioned_names,
 )
@@ -192,6 +193,20 @@ def test_a_greeting_without_a_prompt_is_context_alone(family: str) -> None:
     assert "Hello!" in tokenizer.decode(done.examples[0].ids)
     done = tokenize([{"messages": [greeting]}], tokenizer, columns={}, sequence_length=10**6)
     assert done.rejected[0].detail == "its answers have no question before them"
+
+
+@pytest.mark.parametrize("last", [ASKED, RESULT])
+def test_what_follows_the_last_answer_is_remarked(last: dict) -> None:
+    record = {"messages": [ASKED, ANSWERED, last]}
+    done = tokenize([record] * 2, byte_tokenizer(), columns={}, sequence_length=1000)
+    assert done.remarks == {UNANSWERED: 2}
+    [example, _] = done.examples
+    assert (
+        example
+        == tokenize(
+            [{"messages": [ASKED, ANSWERED]}], byte_tokenizer(), columns={}, sequence_length=1000
+        ).examples[0]
+    )
 
 
 TWO_ENDS = {"role": "assistant", "content": "<think>hm</think>The tag </think> closes it."}

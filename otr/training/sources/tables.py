@@ -11,7 +11,7 @@ from typing import Any
 import fsspec
 
 from otr.training.sources.listing import SourceChunk, hub_dataset
-from otr.training.sources.text import FormatError, open_utf8
+from otr.training.sources.text import LFS_POINTER, FormatError, check_no_pointer, open_utf8
 
 DELIMITERS = {"csv": ",", "tsv": "\t"}
 MAX_CELL_CHARS = 2**31 - 1
@@ -41,6 +41,8 @@ def read_parquet(chunk: SourceChunk) -> Iterator[Row]:
     import pyarrow.parquet
 
     with fsspec.open(chunk.path, "rb") as file:
+        check_no_pointer(file.read(len(LFS_POINTER)))
+        file.seek(0)
         whole = pyarrow.parquet.ParquetFile(file, page_checksum_verification=True)
         mine = range(chunk.start, chunk.end or sys.maxsize)
         groups, numbers, rows = [], [], 1
@@ -61,9 +63,10 @@ def read_arrow(chunk: SourceChunk) -> Iterator[Row]:
     import pyarrow.ipc
 
     with fsspec.open(chunk.path, "rb") as file:
-        is_file = file.read(len(ARROW_FILE)) == ARROW_FILE
+        head = file.read(len(LFS_POINTER))
+        check_no_pointer(head)
         file.seek(0)
-        if is_file:
+        if head.startswith(ARROW_FILE):
             whole = pyarrow.ipc.open_file(file)
             batches = map(whole.get_batch, range(whole.num_record_batches))
         else:

@@ -20,6 +20,7 @@ OTHER_FORMATS = {
     b"ARROW1\0": ("an Arrow file", "let its name end in .arrow"),
 }
 """What a file is that begins with these bytes, and what to do with it."""
+LFS_POINTER = b"version https://git-lfs"
 _READ_CHARS = 2**16
 
 
@@ -41,11 +42,18 @@ def open_utf8(path: str) -> Iterator[io.BufferedReader]:
         FormatError: the file is in a format that is no text.
     """
     with _open_decompressed(path) as file:
-        head = file.peek(8)
+        head = file.peek(len(LFS_POINTER))
+        check_no_pointer(head)
         for mark, (what, remedy) in OTHER_FORMATS.items():
             if head.startswith(mark):
                 raise FormatError(f"it is {what}", remedy)
         yield io.BufferedReader(_FromUtf16(file)) if _has_mark(file) else file
+
+
+def check_no_pointer(head: bytes) -> None:
+    """Raise FormatError if a file begins as a pointer of Git LFS, which clones may have."""
+    if head.startswith(LFS_POINTER):
+        raise FormatError("it is a pointer of Git LFS, not the data", "run `git lfs pull`")
 
 
 def is_utf16(path: str) -> bool:

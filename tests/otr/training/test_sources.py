@@ -343,6 +343,13 @@ def test_a_file_of_another_format_is_unreadable(
     fails(write(tmp_path / f"rows.{suffix}", content), f"it is {re.escape(message)}")
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet", "arrow"])
+def test_a_pointer_of_git_lfs_is_named(tmp_path: Path, suffix: str) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n"
+    message = "it is a pointer of Git LFS, not the data: run `git lfs pull`, or leave it out"
+    fails(write(tmp_path / f"rows.{suffix}", pointer), message)
+
+
 def test_a_table_in_binary_that_is_called_text_is_unreadable(tmp_path: Path) -> None:
     table = pa.Table.from_pylist(ROWS)
     pyarrow.parquet.write_table(table, tmp_path / "rows.jsonl")

@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from otr.training.corpus import CorpusReport, Look
     from pipelines.config.commands import Data
 
-FIRST = (0, 1, 2)
-"""Records that are shown if none is asked for."""
+FIRST = 3  # records that are shown if none is asked for
 BAR = 40  # characters of the longest bar of the lengths
 SHOWN = 10  # rejected records of a cause
 
@@ -47,11 +46,13 @@ def run(command: "Data") -> int:
         if command.rejected:
             _print_rejected(train.data, train.model, command)
             return 0
+        if command.record:
+            _print_records(train.data, train.model, command.record)
+            return 0
         report = inspect_corpus(train.data, train.model, limit=command.limit)
         print_sizes(report, train.data)
-        terminal.print_remarks(report)
-        numbers = command.record or FIRST
-        _print_records(train.data, train.model, numbers, asked=bool(command.record))
+        terminal.print_remarks(report, console.say)
+        _print_records(train.data, train.model, range(min(FIRST, report.rows)))
     return 0
 
 
@@ -69,9 +70,7 @@ def print_sizes(report: "CorpusReport", data: "DataConfig") -> None:
     )
 
 
-def _print_records(
-    data: "DataConfig", model: "ModelConfig", numbers: Sequence[int], *, asked: bool
-) -> None:
+def _print_records(data: "DataConfig", model: "ModelConfig", numbers: Sequence[int]) -> None:
     """Print records as the model sees them.
 
     Raises:
@@ -82,7 +81,7 @@ def _print_records(
 
     tokenizer, found = load_tokenizer(model), set()
     console.say(f"records as the model sees them; {console.marked()}:")
-    for look in look_at_records(data, model, limit=max(numbers) + 1):
+    for look in look_at_records(data, model, limit=max(0, max(numbers) + 1)):
         if look.number not in numbers:
             continue
         found.add(look.number)
@@ -93,7 +92,7 @@ def _print_records(
             trained = sum(example.mask)
             console.say(f"{'-' * 8} {len(example.ids):,} tokens, {trained:,} of them trained")
             console.say_marked(rendered(example, tokenizer))
-    if missing := sorted(set(numbers) - found if asked else ()):
+    if missing := sorted(set(numbers) - found):
         raise ValueError(f"no record {missing[0]}: the numbers of the data's records begin with 0")
 
 

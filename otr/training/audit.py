@@ -97,10 +97,14 @@ class Audit:
                 if self.rejected[OVER_LONG]
                 else ""
             )
+            allowed = (
+                f", more than the allowed {self.max_rejected:.0%} (--train.data.max-rejected)"
+                if bad < self.records
+                else ""
+            )
             raise ValueError(
-                f"{bad} of {self.records} records can't be used ({causes}{remedy}), more than the "
-                f"allowed {self.max_rejected:.0%} (--train.data.max-rejected); the first: "
-                f"{self._first()}"
+                f"{bad} of {self.records} records can't be used ({causes}{remedy}){allowed}; the "
+                f"first: {self._first()}"
             )
 
     def _first(self) -> str:

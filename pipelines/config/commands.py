@@ -108,8 +108,10 @@ class Data(_StartingPoint):
     module: ClassVar[str] = "show_data"
     action: Annotated[Positional[Literal["show"]], arg(metavar="show")]
     """What to do with the data."""
-    record: Annotated[tuple[int, ...], arg(metavar="N", help_behavior_hint="(default: 0 1 2)")] = ()
-    """Records to show, by their number in the data, from 0."""
+    record: Annotated[
+        tuple[int, ...], arg(metavar="N", help_behavior_hint="(default: the first three)")
+    ] = ()
+    """Show only these records, by their number in the data, from 0."""
     rejected: Annotated[
         Literal["", "all", "broken", "empty", "template", "over-long", "untrained", "unreadable"],
         arg(help_behavior_hint="(default: none)"),

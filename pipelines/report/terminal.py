@@ -1,7 +1,7 @@
 """The terminal output of a run: the dry run before it, the score table after it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -74,18 +74,18 @@ def print_choices(
         print_benchmarks(benchmarks)
 
 
-def print_remarks(corpus: "CorpusReport") -> None:
+def print_remarks(corpus: "CorpusReport", say: Callable[[str], None] = console.note) -> None:
     """Print which fields of the data are not used, and what else its owner should know."""
     read = "" if corpus.complete else f" of the first {corpus.rows:,}"
     if corpus.unused:
         most_first = sorted(corpus.unused.items(), key=lambda each: (-each[1], each[0]))
-        fields = ", ".join(f"{name} ({count:,} records)" for name, count in most_first)
-        console.note(f"used neither by otr nor by the chat template{read}: {fields}")
+        fields = ", ".join(f"{name} ({count:,})" for name, count in most_first)
+        say(f"fields that neither otr nor the chat template uses (records{read}): {fields}")
     for split, count in corpus.left_out.items():
         files = "1 file" if count == 1 else f"{count:,} files"
-        console.note(f"{files} of the split {split!r} are not read (--train.data.split)")
+        say(f"not read: {files} of the split {split!r} (--train.data.split)")
     for remark, count in corpus.remarks.items():
-        console.note(f"{count:,}{read} {remark}")
+        say(f"{count:,}{read} {remark}")
 
 
 def print_chosen(config: SweepConfig) -> None:

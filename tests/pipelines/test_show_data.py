@@ -31,7 +31,7 @@ def test_records_sizes_and_unused_fields(
     words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(words) == 0
-    out, err = capsys.readouterr()
+    out = capsys.readouterr().out
     [a] = [line.split() for line in out.splitlines() if "a.jsonl " in line and "record" not in line]
     assert a[1:4] == ["4", "1", "3"]  # records, rejected, examples
     [total] = [line.split() for line in out.splitlines() if "all sources " in line]
@@ -43,7 +43,7 @@ def test_records_sizes_and_unused_fields(
     assert out.count("======== record") == 3
     assert "a.jsonl, line 1\n" in out and "<|im_start|>assistant\n[4<|im_end|>]" in out
     assert "rejected as untrained: no answer of the assistant" in out
-    assert "used neither by otr nor by the chat template: id (1 records)" in err
+    assert "fields that neither otr nor the chat template uses (records): id (1)" in out
 
 
 def test_one_record(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -51,8 +51,11 @@ def test_one_record(words: list[str], capsys: pytest.CaptureFixture[str]) -> Non
     out = capsys.readouterr().out
     assert out.count("======== record") == 2
     assert "[Once upon a time.<|im_end|>]" in out and "b.csv, line 2" in out
-    assert cli.main([*words, "--record", "6"]) == 1
-    assert "no record 6" in capsys.readouterr().err
+    for number in ("6", "-1"):
+        assert cli.main([*words, f"--record={number}"]) == 1
+        assert f"no record {number}" in capsys.readouterr().err
+    assert cli.main([*words, "--limit", "1"]) == 0
+    assert capsys.readouterr().out.count("======== record") == 1
 
 
 def test_what_is_rejected(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -132,6 +132,8 @@ def hub_dataset(path: str, split: str) -> Any:
 
     name, config, own_split = (*path.removeprefix("hf:").split(":", 2), "", "")[:3]
     split = own_split or split
+    if not name:
+        raise ValueError(f"{path!r} names no data set: give hf:NAME, hf:NAME:CONFIG or more")
     try:
         return datasets.load_dataset(name, config or None, split=split, streaming=True)
     except Exception as error:  # the hub's client raises a dozen types, each with a clear message

@@ -426,7 +426,7 @@ def _json(text: Any, name: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        why = f"{error.msg} at character {error.pos}"
+        why = f"{error.msg}: character {error.pos}"
         raise Rejected("broken", f"{name} is no JSON: {str(text)[:60]!r} ({why})") from None
     except (TypeError, ValueError, RecursionError):
         raise Rejected("broken", f"{name} is no JSON: {str(text)[:60]!r}") from None

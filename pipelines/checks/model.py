@@ -16,7 +16,9 @@ from pipelines.config.presets import SweepConfig
 
 
 def check_model(config: SweepConfig) -> str:
-    """Check that tokenizer, chat template and weights exist and fit together.
+    """Check that tokenizer and weights exist and fit together, and the chat template is usable.
+
+    A model may have no chat template; the data or a benchmark may need one.
 
     Raises:
         ValueError: one of them is missing, or the vocabulary is too large for the model.
@@ -40,7 +42,7 @@ def check_model(config: SweepConfig) -> str:
         raise ValueError(f"no weights at {model.path!r}: it has no .safetensors file")
     return (
         f"{architecture.model_type}, {embeddings} embeddings, {len(tokenizer)} tokens, "
-        "a chat template"
+        f"{'a' if tokenizer.chat_template else 'no'} chat template"
     )
 
 

@@ -108,7 +108,10 @@ def test_a_line_that_is_no_json_is_named(config: SweepConfig, tmp_path: Path) ->
     good = '{"question": "1 + 1", "answer": "2"}'
     path.write_text("\n".join([good, "", good, good[:-2], good]))
     bad = failed(with_data(config, paths=(str(path),)))
-    assert bad.check == "data" and f"({path}, line 4 is no JSON)" in bad.text
+    assert (
+        bad.check == "data"
+        and f"the first: {path}, line 4, broken, the record is no JSON" in bad.text
+    )
 
 
 def test_validation_data_is_checked_too(config: SweepConfig, tmp_path: Path) -> None:
@@ -126,17 +129,17 @@ def test_unknown_and_missing_benchmark(config: SweepConfig, tmp_path: Path) -> N
 def test_model_without_tokenizer_template_weights(
     config: SweepConfig, model: Path, tmp_path: Path
 ) -> None:
-    for file, said in (
-        ("tokenizer*", "no tokenizer"),
-        ("chat_template.jinja", "chat template"),
-        ("*.safetensors", "no weights"),
-        ("config.json", "config"),
+    for file, name, said in (
+        ("tokenizer*", "model", "no tokenizer"),
+        ("chat_template.jinja", "data", "no chat template: give --chat-template FILE"),
+        ("*.safetensors", "model", "no weights"),
+        ("config.json", "model", "config"),
     ):
         broken = tmp_path / file.strip("*.")
         shutil.copytree(model, broken)
         for path in broken.glob(file):
             path.unlink()
-        finding = check(with_model(config, broken))["model"]
+        finding = check(with_model(config, broken))[name]
         assert not finding.ok and said in finding.text, file
 
 

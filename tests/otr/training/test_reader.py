@@ -43,9 +43,10 @@ class Corpus:
     def _block(self, part: int, batch: int, numbers: np.ndarray) -> dict[str, np.ndarray]:
         ids = np.repeat(numbers[:, None], LENGTH, axis=1).astype(np.int32)
         audit: dict[str, Any] = {"rows": 500, "rejected": {}, "samples": []}
+        audit |= {"unused": {}, "remarks": {}}
         if self.rejected:
             audit["rejected"] = {"broken": self.rejected}
-            audit["samples"] = [{"cause": "broken", "detail": "why", "row": "{"}]
+            audit["samples"] = [{"cause": "broken", "detail": "why", "row": "{", "place": ""}]
         return {
             "input_ids": ids,
             "loss_mask": ids > 0,

@@ -44,7 +44,6 @@ from otr.training.sources.listing import (
 from otr.training.sources.reading import (
     Record,
     UnreadableSource,
-    first_malformed,
     place_of,
     read_numbered,
     read_records,
@@ -56,7 +55,6 @@ __all__ = [
     "UnreadableSource",
     "absolute_path",
     "corpus_identity",
-    "first_malformed",
     "left_out",
     "list_chunks",
     "place_of",

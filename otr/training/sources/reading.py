@@ -3,8 +3,7 @@
 import io
 import json
 import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -83,20 +82,6 @@ def place_of(chunk: SourceChunk, number: int) -> str:
         return f"{name}, line {_line_of(chunk.path, number)}"
     except _ERRORS:  # the file has changed
         return name
-
-
-def first_malformed(chunks: Iterable[SourceChunk]) -> str:
-    """Return the place of the first line that is no JSON; empty if there is none."""
-    for path in dict.fromkeys(chunk.path for chunk in chunks if chunk.kind == "json"):
-        with suppress(*_ERRORS):
-            if json_files.form_of(path) != "lines":
-                continue
-            for text, number in json_files.read_lines(path):
-                try:
-                    json.loads(text)
-                except (ValueError, RecursionError):  # also for bytes that are not UTF-8
-                    return place_of(SourceChunk("json", path), number)
-    return ""
 
 
 def _read(chunk: SourceChunk) -> Iterator[tuple[bytes, int]]:

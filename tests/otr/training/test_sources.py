@@ -596,14 +596,6 @@ def test_a_place_in_a_file_that_is_gone_is_its_name(tmp_path: Path) -> None:
     assert sources.place_of(chunk, 100) == str(path)
 
 
-def test_the_first_malformed_line_is_named(tmp_path: Path) -> None:
-    good = write(tmp_path / "a.json", json.dumps(ROWS, indent=1))
-    bad = write(tmp_path / "b.jsonl", LINES[0] + ",\n\n{,\n")
-    chunks = sources.list_chunks([str(good), str(bad)])
-    assert sources.first_malformed(chunks) == f"{bad}, line 3"
-    assert sources.first_malformed(chunks[:1]) == ""
-
-
 def test_a_value_that_is_nested_too_deeply_is_unreadable(tmp_path: Path) -> None:
     fails(
         write(tmp_path / "rows.json", "[\n{}," + "[" * 100_000 + "]" * 100_000 + "]"), "recursion"

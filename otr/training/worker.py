@@ -4,13 +4,14 @@ Metrics and checkpoints are reported to Ray Train. Two files may appear in the r
 sample of the rejected records in `rejected.jsonl`, and the packed rows of a step whose loss is not
 finite in `bad-STEP-RANK.jsonl`.
 
-transformers is imported inside functions: its import takes seconds.
+transformers is imported inside functions: its import takes seconds, and rank 0 reads the corpus
+meanwhile.
 """
 
 import json
-from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import monotonic, time
@@ -28,10 +29,9 @@ from otr.loop.checkpoint import Snapshot, load_checkpoint
 from otr.training import _compat
 from otr.training.audit import Audit
 from otr.training.checkpoint_store import CheckpointStore
-from otr.training.corpus import pack_locally
+from otr.training.corpus import BATCH, pack_locally
+from otr.training.reader import COLUMNS, Batch, Reader, corpus_stream, micro_batches
 from otr.training.restarts import Restart
-from otr.training.store.feed import Batch, micro_batches
-from otr.training.store.read import COLUMNS, PackedStore, local_copy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -51,8 +51,6 @@ class Job:
     config: TrainConfig
     directory: str
     """The run's directory, a path or URI."""
-    packed: str
-    """The corpus's packed store, a path or URI."""
     run: dict[str, Any] | None = None
     """Content of a checkpoint's run.json."""
     stop_file: str | None = None
@@ -82,18 +80,15 @@ def train_loop(job: Job) -> bool:
     config = job.config
     torch.set_num_threads(max(1, int(config.workers.cpus)))
     group = dist.new_group(backend="gloo") if config.workers.count > 1 else None
-    checkpoints = CheckpointStore(job.directory, group)
-    corpus = PackedStore(local_copy(job.packed))
-    if _rank() == 0:
-        _write_rejected(job.directory, corpus.audit())
-    with checkpoints.local_copy(job.resume_from) as checkpoint:
+    store = CheckpointStore(job.directory, group)
+    with store.local_copy(job.resume_from) as checkpoint:
         state = load_checkpoint(checkpoint) if checkpoint is not None else {}
-        if "reader" in state:
-            raise ValueError(
-                f"{checkpoint} is of a version before 0.3, which took the data in another order: "
-                f"go on from it in a new run, with another --name and --model {checkpoint}"
-            )
-        _train(job, checkpoints, corpus, state, checkpoint)
+        audit = Audit(config.data.max_rejected, config.data.skip_bad)
+        with _rejected_to(job.directory, audit):
+            reader = None
+            if _rank() == 0:  # it reads while transformers is imported and the model loaded
+                reader = Reader(corpus_stream(config), config.seed, audit, state.get("reader"))
+            _train(job, store, reader, state, checkpoint)
     from otr.loop import parallel
 
     # Every rank takes part; the driver gets the answer of rank 0.
@@ -103,7 +98,7 @@ def train_loop(job: Job) -> bool:
 def _train(
     job: Job,
     store: CheckpointStore,
-    corpus: PackedStore,
+    reader: Reader | None,
     state: dict[str, Any],
     checkpoint: Path | None,
 ) -> None:
@@ -130,9 +125,9 @@ def _train(
     try:
         train(
             _load_model(config, tokenizer, checkpoint),
-            micro_batches(corpus, config, step=state.get("step", 0), rank=_rank()),
+            micro_batches(reader, config),
             config,
-            _Reporter(store, tokenizer, job.run, corpus.audit().rejected, first),
+            _Reporter(store, tokenizer, job.run, reader, first),
             resume_from=checkpoint,
             validation=_validation(config),
             hooks=hooks,
@@ -148,7 +143,7 @@ class _Reporter:
         store: writes the checkpoints.
         tokenizer: saved with each checkpoint.
         run: content of a checkpoint's run.json.
-        rejected: records that can't be used, per cause.
+        reader: on rank 0, the reader of the corpus.
         first: further values of the first report.
     """
 
@@ -157,21 +152,34 @@ class _Reporter:
         store: CheckpointStore,
         tokenizer: "PreTrainedTokenizerBase",
         run: dict[str, Any] | None,
-        rejected: Mapping[str, int],
+        reader: Reader | None,
         first: dict[str, Any],
     ) -> None:
-        self.store, self.tokenizer, self.run, self.first = store, tokenizer, run, first
-        self.rejected = {f"rejected/{cause}": count for cause, count in rejected.items()}
+        self.store, self.tokenizer, self.run, self.reader = store, tokenizer, run, reader
+        self.first = first
 
     def __call__(self, metrics: dict[str, float], snapshot: Snapshot | None) -> None:
-        """Report to Ray Train."""
-        report: dict[str, Any] = {**metrics, **_host_metrics(), **self.rejected}
+        """Report to Ray Train.
+
+        Raises:
+            ValueError: too many records are rejected.
+        """
+        report: dict[str, Any] = {**metrics, **_host_metrics()}
+        if self.reader is not None:
+            audit = self.reader.audit
+            if audit.records >= BATCH or audit.complete:
+                audit.check()
+            report |= {f"rejected/{cause}": count for cause, count in dict(audit.rejected).items()}
         if self.store.write_seconds is not None:
             report["save/write_seconds"] = self.store.write_seconds
         if snapshot is not None:
             report["save/stall_seconds"] = snapshot.stall_seconds
-            if _rank() == 0:
-                snapshot.trainer_state |= {"metrics": {**report}, "time": time()}
+            if self.reader is not None:
+                snapshot.trainer_state |= {
+                    "reader": asdict(self.reader.position),
+                    "metrics": {**report},
+                    "time": time(),
+                }
         report, self.first = report | self.first, {}
         self.store.report(report, snapshot, self.tokenizer, self.run)
 
@@ -285,11 +293,15 @@ def _save_bad_rows(directory: str, tokenizer: "PreTrainedTokenizerBase", bad: "B
     return path
 
 
-def _write_rejected(directory: str, audit: Audit) -> None:
-    """Write the sample of the rejected records."""
-    if audit.samples:
-        with suppress(OSError), fsspec.open(f"{directory}/rejected.jsonl", "w") as file:
-            file.writelines(json.dumps(sample) + "\n" for sample in audit.samples)
+@contextmanager
+def _rejected_to(directory: str, audit: Audit) -> Iterator[None]:
+    """Write the sample of the rejected records at the end, also after an error."""
+    try:
+        yield
+    finally:
+        if audit.samples:  # a resumed run has those of the records that it read itself
+            with suppress(OSError), fsspec.open(f"{directory}/rejected.jsonl", "w") as file:
+                file.writelines(json.dumps(sample) + "\n" for sample in audit.samples)
 
 
 def _host_metrics() -> dict[str, float]:

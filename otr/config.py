@@ -52,6 +52,11 @@ class ModelConfig:
         }
         object.__setattr__(self, "chat_template_args", told)
 
+    @property
+    def changes_template(self) -> bool:
+        """Whether the chat template is not simply the model's own."""
+        return bool(self.chat_template or self.chat_template_args)
+
 
 @dataclass(frozen=True)
 class LoraConfig:

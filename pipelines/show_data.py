@@ -1,8 +1,10 @@
-"""Show what training makes of its data.
+"""Show what training makes of its data; nothing is trained, and nothing is written.
 
-otr data show --model MODEL --data train.jsonl
-otr data show --data train.jsonl --record 17
-python pipelines/show_data.py show --data train.jsonl --rejected over-long
+Records are read, rendered and tokenized as a run would do it.
+
+    otr data show --model MODEL --data train.jsonl
+    otr data show --data train.jsonl --record 17
+    python pipelines/show_data.py show --data train.jsonl --rejected over-long
 """
 
 import json

@@ -59,7 +59,7 @@ class Rendered:
 
 @dataclass(frozen=True)
 class TurnEnd:
-    """What a chat template writes after the content of an answer."""
+    """The end of an answer as a chat template writes it, and how much of it is trained."""
 
     written: str
     """The whole of it, if nothing follows the answer."""
@@ -160,7 +160,7 @@ class ChatTemplate:
 
     @cached_property
     def end(self) -> TurnEnd:
-        """What the template writes after an answer."""
+        """Return how the template ends an answer after its content."""
         asked = {"role": "user", "content": "Q"}
         answer = {"role": "assistant", "content": _SENTINEL}
         try:
@@ -281,14 +281,14 @@ class ChatTemplate:
                 {**message, "content": [{"type": "text", "text": message["content"]}]}
                 for message in messages
             ]
-        render = partial(self._apply, tools=conversation.tools, generate=generate)
+        tools, arguments = conversation.tools, conversation.template_args
+        render = partial(self._apply, tools=tools, template_args=arguments, generate=generate)
         try:
-            return render(messages, template_args=conversation.template_args)
+            return render(messages)
         except Exception as error:  # jinja's own errors, raised by the template's author
             with suppress(Exception):  # DeepSeek's templates take arguments as JSON text
                 if any(message.get("tool_calls") for message in messages):
-                    told = list(map(_with_told_arguments, messages))
-                    return render(told, template_args=conversation.template_args)
+                    return render(list(map(_with_told_arguments, messages)))
             raise Rejected("template", " ".join(str(error).split())) from None
 
     def _apply(

@@ -121,7 +121,7 @@ def tokenize(
 
 @dataclass(frozen=True)
 class _Encoded:
-    """What one record gave."""
+    """The examples of one record, with its unused fields and remarks."""
 
     examples: list[Example]
     unused: frozenset[str] = frozenset()

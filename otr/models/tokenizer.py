@@ -55,7 +55,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     if config.chat_template_args:
         check_chat_template(tokenizer, config.path)
         tokenizer.chat_template = _with_defaults(tokenizer.chat_template, config.chat_template_args)
-    if config.chat_template or config.chat_template_args:
+    if config.changes_template:
         _check_renders(tokenizer, config)
     return tokenizer
 

@@ -65,7 +65,7 @@ class Text:
 
 @dataclass
 class SourceReport:
-    """What one of the configured paths gave."""
+    """Counts of the records, examples and tokens that one configured path gave."""
 
     records: int = 0
     rejected: int = 0
@@ -216,7 +216,8 @@ def inspect_corpus(
     """
     from otr.models.tokenizer import check_chat_template
 
-    chunks = list_chunks(config.paths, config.split)
+    by_path = {path: list_chunks([path], config.split) for path in config.paths}
+    chunks = [chunk for path in config.paths for chunk in by_path[path]]
     batches = _text_batches(chunks, config.skip_bad)
     read: list[list[Text]] = []
     left = limit
@@ -233,7 +234,7 @@ def inspect_corpus(
     audit = Audit(config.max_rejected, config.skip_bad)
     first: Example | None = None
     lengths: list[list[int]] = []
-    sources = _Sources(config)
+    sources = _Sources(by_path)
     for texts in read:
         done = _tokenized(texts, config, model)
         audit.add([batch_audit(texts, done)])
@@ -264,7 +265,7 @@ def inspect_corpus(
 
 @dataclass(frozen=True)
 class Look:
-    """What became of one record."""
+    """One record with its examples, or with the reason why it is rejected."""
 
     number: int
     """Its place in the corpus, from 0."""
@@ -295,12 +296,10 @@ def look_at_records(config: DataConfig, model: ModelConfig, *, limit: int) -> It
 class _Sources:
     """Counts per configured path."""
 
-    def __init__(self, config: DataConfig) -> None:
-        self.found = {path: SourceReport() for path in config.paths}
+    def __init__(self, chunks: Mapping[str, Sequence[SourceChunk]]) -> None:
+        self.found = {path: SourceReport() for path in chunks}
         self._path_of = {
-            (chunk.kind, chunk.path): path
-            for path in config.paths
-            for chunk in list_chunks([path], config.split)
+            (chunk.kind, chunk.path): path for path, some in chunks.items() for chunk in some
         }
 
     def add(self, texts: Sequence[Text], done: "Tokenized") -> None:

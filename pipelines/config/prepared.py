@@ -112,7 +112,7 @@ class PreparedRun:
         if self.adapter and (self.adapter / "tokenizer_config.json").is_file():
             return self.adapter
         model = self.config.train.model
-        if not has_own_template(model):
+        if not model.changes_template:
             return self._config_dir
         folder = Path(tempfile.mkdtemp(prefix="otr-tokenizer-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -133,7 +133,7 @@ class PreparedRun:
         """
         model = self.config.train.model
         directory = local_model(model.path)
-        if not has_own_template(model):
+        if not model.changes_template:
             return directory
         return write_with_template(model, directory, self.directory / "base_model")
 
@@ -235,11 +235,6 @@ def _check_hub(model: str) -> None:
         reason = str(error).strip().partition("\n")[0]
         note = f"the Hugging Face hub does not answer ({reason}): using the local cache"
         print(note, file=sys.stderr)
-
-
-def has_own_template(model: ModelConfig) -> bool:
-    """Return whether the configuration changes the model's chat template."""
-    return bool(model.chat_template or model.chat_template_args)
 
 
 def write_with_template(model: ModelConfig, directory: Path, target: Path) -> Path:

@@ -35,7 +35,7 @@ class Bin:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a corpus, or its first records, holds: the content of data.json."""
+    """The sizes of a corpus or of its first records, as data.json stores them."""
 
     rows: int
     """Records that were read."""
@@ -156,7 +156,7 @@ def finding_table(summary: Summary) -> Table:
     rows = [
         [text.format(name), f"{count:,}"]
         for text, counts in texts.items()
-        for name, count in sorted(counts.items(), key=lambda each: (-each[1], each[0]))
+        for name, count in most_first(counts)
     ]
     return Table(["found in the data", "count"], rows)
 
@@ -175,6 +175,11 @@ def overview(summary: Summary) -> str:
         f"The first {summary.rows:,}{of} records {gave} Only these were looked at before training; "
         "training reads the others too."
     )
+
+
+def most_first(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    """Return names and counts, the largest counts first, equal ones by name."""
+    return sorted(counts.items(), key=lambda each: (-each[1], each[0]))
 
 
 def share(part: int, whole: int) -> str:

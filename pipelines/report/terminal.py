@@ -10,7 +10,7 @@ from otr.hints import full_disk
 from pipelines.config import defaults
 from pipelines.config.prepared import PreparedRun
 from pipelines.config.presets import SweepConfig
-from pipelines.report import differences, leaderboard, measures, tables
+from pipelines.report import data, differences, leaderboard, measures, tables
 from pipelines.report.leaderboard import Entry
 from pipelines.report.tables import Overlaps
 from pipelines.runtime import console
@@ -78,8 +78,7 @@ def print_remarks(corpus: "CorpusReport", say: Callable[[str], None] = console.n
     """Print which fields of the data are not used, and what else its owner should know."""
     read = "" if corpus.complete else f" of the first {corpus.rows:,}"
     if corpus.unused:
-        most_first = sorted(corpus.unused.items(), key=lambda each: (-each[1], each[0]))
-        fields = ", ".join(f"{name} ({count:,})" for name, count in most_first)
+        fields = ", ".join(f"{name} ({count:,})" for name, count in data.most_first(corpus.unused))
         say(f"fields that neither otr nor the chat template uses (records{read}): {fields}")
     for split, count in corpus.left_out.items():
         files = "1 file" if count == 1 else f"{count:,} files"

@@ -34,7 +34,6 @@ MOVED = {
     "otr.rows": "otr.loss.rows",
     "otr.shape": "otr.models.architecture",
     "otr.tokenizer": "otr.models.tokenizer",
-    "otr.training.kept": "otr.training.packed_cache",
     "otr.training.saved": "otr.training.checkpoint_store",
 }
 

@@ -5,12 +5,14 @@ The docstrings of the fields are the help texts of the command-line options.
 
 import json
 import math
+import re
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from otr._deprecated import renamed_arguments
 from otr.loss.objective import Objective
 
+_WEIGHT = re.compile(r"@(\d+(?:\.\d*)?|\.\d+)$")
 RENAMED = {
     "data.row_length": "data.sequence_length",
     "step_rows": "global_batch_size",
@@ -99,7 +101,11 @@ class DataConfig:
 
     paths: tuple[str, ...]
     """Training data: JSON, CSV, TSV (plain, gz, zst), Parquet or Arrow files, glob patterns,
-    directories, object-store URLs, or `hf:NAME[:CONFIG[:SPLIT]]` for a Hugging Face data set."""
+    directories, object-store URLs, or `hf:NAME[:CONFIG[:SPLIT]]` for a Hugging Face data set. With
+    `@WEIGHT` at the end of each, as in a.jsonl@0.3 b.jsonl@0.7, they are mixed in these shares."""
+    weights: tuple[float, ...] = ()
+    """Share of each of the paths among the trained rows, which `@WEIGHT` sets too; they need not
+    add up to 1. Empty: every row once per epoch."""
     columns: dict[str, str] = field(default_factory=dict)
     """Columns of the data whose names differ from otr's: otr's name to the name in the data. otr
     reads messages, or prompt and completion, or instruction, input and output, or text."""
@@ -129,6 +135,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not self.paths:
             raise ValueError("data.paths is empty: name a file, a directory or hf:NAME")
+        self._take_weights()
         if self.sequence_length < 8:
             raise ValueError(f"data.sequence_length is {self.sequence_length}: use at least 8")
         if self.train_on not in ("assistant", "last", "all"):
@@ -146,7 +153,28 @@ class DataConfig:
     @property
     def of_validation(self) -> "DataConfig":
         """The configuration that reads the validation data as training data is read."""
-        return replace(self, paths=self.validation, validation=(), split="validation")
+        return replace(self, paths=self.validation, weights=(), validation=(), split="validation")
+
+    def _take_weights(self) -> None:
+        """Move the weights from the ends of the paths to their field, and check them."""
+        found = [_WEIGHT.search(path) for path in self.paths]
+        if any(found):
+            if not all(found):
+                plain = next(p for p, each in zip(self.paths, found, strict=True) if not each)
+                raise ValueError(
+                    f"data.paths: {plain!r} has no weight: give each path one, or none"
+                )
+            weights = tuple(float(each[1]) for each in found if each)
+            paths = tuple(path[: path.rindex("@")] for path in self.paths)
+            object.__setattr__(self, "paths", paths)
+            object.__setattr__(self, "weights", weights)
+        if self.weights and len(self.weights) != len(self.paths):
+            raise ValueError(
+                f"data.weights has {len(self.weights)} values for {len(self.paths)} paths: give "
+                "one for each"
+            )
+        if not all(0 < weight < math.inf for weight in self.weights):
+            raise ValueError(f"data.weights is {self.weights}: use numbers > 0")
 
 
 @dataclass(frozen=True)

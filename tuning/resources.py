@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import ray
 
 from otr.config import Workers
-from otr.training.corpus import TASK_CPUS
+from otr.training.store.write import TASK_CPUS
 
 Bundle = Mapping[str, float]
 """Amount per resource."""

@@ -65,6 +65,7 @@ def run(  # noqa: PLR0913 - the objects of a sweep are few and independent; most
     callbacks: Sequence[tune.Callback] = (),
     resume: bool = False,
     stop_file: str | None = None,
+    packed: str | None = None,
 ) -> list[TrialResult]:
     """Run every trial, or with `resume` continue an interrupted sweep.
 
@@ -80,6 +81,7 @@ def run(  # noqa: PLR0913 - the objects of a sweep are few and independent; most
             trials stay, interrupted ones resume from their last checkpoint, failed ones run again.
             If `max_steps` is larger than before, all trials go on from their last checkpoints.
         stop_file: once this file exists, each trial saves and fails; `resume` continues it.
+        packed: directory or URI of the packed stores of corpora; by default within the sweep's.
 
     Returns:
         One result per trial, in the order of `trials`.
@@ -102,7 +104,9 @@ def run(  # noqa: PLR0913 - the objects of a sweep are few and independent; most
         raise ValueError(f"{directory} holds a sweep already: resume it, or use another name")
     all_callbacks = UnsavedCallbacks([ReportLog(), MoveEndedTrials(), *callbacks])
     trainable = tune.with_resources(
-        tune.with_parameters(run_trial, config=config, directory=directory, stop_file=stop_file),
+        tune.with_parameters(
+            run_trial, config=config, directory=directory, stop_file=stop_file, packed=packed
+        ),
         DRIVER_RESOURCES,
     )
     tuner = _restore(trainable, trials, directory) if exists else None

@@ -29,6 +29,7 @@ def run_trial(
     config: TrainConfig,
     directory: str,
     stop_file: str | None = None,
+    packed: str | None = None,
 ) -> None:
     """Train one trial.
 
@@ -37,6 +38,7 @@ def run_trial(
         config: the sweep's config, which the trial overrides.
         directory: the sweep's directory, a path or URI.
         stop_file: the trial saves and fails once this file exists.
+        packed: directory or URI of the packed stores of corpora; by default `<directory>/packed`.
 
     Raises:
         RuntimeError: training failed, or was stopped before its end; the message is the one line
@@ -54,6 +56,7 @@ def run_trial(
             callbacks=[TuneReportCallback()],
             run={"trial": asdict(trial), "config": asdict(trial_config)},
             stop_file=stop_file,
+            packed=packed or f"{directory}/packed",
         )
     except Exception as error:
         raise RuntimeError(worker_error(error)) from error

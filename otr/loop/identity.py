@@ -36,6 +36,7 @@ _FREE = (
 ADDED = {
     "data.over_long": "reject",
     "data.train_on": "assistant",
+    "data.weights": [],
     "model.chat_template": "",
     "model.chat_template_args": {},
 }

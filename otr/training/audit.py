@@ -1,8 +1,7 @@
 """Count of a corpus's records, and of those that can't be used.
 
-Packed rows carry it in their `audit` column. On the first packed row of a batch it is JSON {"rows":
-records read, "rejected": {cause: count}, "samples": [{cause, detail, row, place}], "unused":
-{field: count}, "remarks": {remark: count}}, on the others empty.
+Each batch of packed rows comes with it as JSON: {"rows": records read, "rejected": {cause: count},
+"samples": [{cause, detail, row, place}], "unused": {field: count}, "remarks": {remark: count}}.
 """
 
 import json
@@ -20,7 +19,7 @@ UNREADABLE = "unreadable"  # cause that counts files, or rests of files, not rec
 
 
 class Audit:
-    """Records read and rejected, summed over the batches of the first epoch.
+    """Records read and rejected, summed over batches.
 
     Args:
         max_rejected: largest share of the records that may be rejected.
@@ -30,8 +29,6 @@ class Audit:
     def __init__(self, max_rejected: float, skip_bad: bool = False) -> None:
         self.max_rejected, self.skip_bad = max_rejected, skip_bad
         self.records = 0
-        self.complete = False
-        """Whether the first epoch is over."""
         self.rejected: Counter[str] = Counter()
         """Count per cause."""
         self.samples: list[dict[str, str]] = []
@@ -41,17 +38,16 @@ class Audit:
         """Records per remark, see `otr.data.Tokenized`."""
 
     def add(self, audits: Iterable[str]) -> None:
-        """Count an `audit` column; after the first epoch, only check for unreadable files.
+        """Count the audits of batches.
 
         Raises:
             ValueError: a file can't be read, and `skip_bad` is off.
         """
-        for batch in map(json.loads, filter(None, audits)):
+        for batch in map(json.loads, audits):
             if UNREADABLE in batch["rejected"] and not self.skip_bad:
                 details = [s["detail"] for s in batch["samples"] if s["cause"] == UNREADABLE]
                 raise ValueError(details[0])
-            if not self.complete:
-                self._count(batch)
+            self._count(batch)
 
     def _count(self, batch: Mapping[str, Any]) -> None:
         self.records += batch["rows"]
@@ -64,22 +60,17 @@ class Audit:
             if sampled[sample["cause"]] <= 10 * MAX_SAMPLES:
                 self.samples.append(sample)
 
-    def counts(self) -> dict[str, Any]:
-        """Return the counts as JSON for `restore`, without the samples."""
-        return {
-            "rows": self.records,
-            "complete": self.complete,
-            "rejected": dict(self.rejected),
-            "unused": dict(self.unused),
-            "remarks": dict(self.remarks),
-        }
-
-    def restore(self, counts: Mapping[str, Any]) -> None:
-        """Set the counts to those of an earlier run."""
-        self.records, self.complete = counts["rows"], counts["complete"]
-        self.rejected = Counter(counts["rejected"])
-        self.unused = Counter(counts.get("unused", {}))  # absent in checkpoints before 0.3
-        self.remarks = Counter(counts.get("remarks", {}))
+    def to_json(self) -> str:
+        """Return the audit of all that was counted, as one batch."""
+        return json.dumps(
+            {
+                "rows": self.records,
+                "rejected": self.rejected,
+                "samples": self.samples,
+                "unused": self.unused,
+                "remarks": self.remarks,
+            }
+        )
 
     def check(self) -> None:
         """Check the share of rejected records; files that `skip_bad` leaves out do not count.
@@ -113,7 +104,7 @@ class Audit:
             f"{s['place']}{', ' if s['place'] else ''}{s['cause']}, {s['detail']}: {s['row'][:120]}"
             for s in ordered[:1]
         ]
-        return "".join(first) or "it was read before this run was resumed"
+        return "".join(first)
 
 
 def batch_audit(texts: "Sequence[Text]", done: "Tokenized") -> str:

@@ -1,12 +1,6 @@
-"""A corpus as a stream of packed rows, made by Ray Data; the corpus is never in memory as a whole.
+"""Records of a corpus and what becomes of them: read, tokenized, packed and counted, without Ray.
 
-A packed row has the columns `input_ids` int32[S], `loss_mask` bool[S] and `segment_ids` int32[S]
-(see `otr.data`), and two more:
-
-- `position` int32[3]: (part, batch, row). The corpus is read in parts, one task each; BATCH
-  examples of a part are packed together. A stream can start at any batch.
-- `audit`: on the first row of a batch, the counts of its rejected records (see `audit.py`). They
-  travel with the rows so that the reader has them without another process.
+`otr.training.store` packs whole corpora with it.
 """
 
 import functools
@@ -14,7 +8,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, groupby, islice, pairwise
+from itertools import chain, groupby, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +16,6 @@ import numpy as np
 from otr._deprecated import renamed_names
 from otr.config import DataConfig, ModelConfig
 from otr.hints import did_you_mean
-from otr.training import packed_cache
 from otr.training.audit import Audit, batch_audit
 from otr.training.sources import (
     SourceChunk,
@@ -34,17 +27,12 @@ from otr.training.sources import (
 )
 
 if TYPE_CHECKING:
-    import ray.data
     from transformers import PreTrainedTokenizerBase
 
     from otr.data import Example, RejectedRecord, Tokenized
 
 BATCH = 1000  # examples that are packed together
 LOOKED_AT_ONCE = 64  # records that are tokenized together where only some are shown
-MAX_TASKS = 256  # tasks that read a corpus
-BLOCK_BYTES = 4 * 2**20  # with Ray's 128 MiB, a run would wait long for its first rows
-TASK_CPUS = 0.9  # below 1, so that two cores hold a worker, a trial's driver and a task
-MAX_READERS = 8  # tasks of a run at the same time
 
 
 @dataclass(frozen=True)
@@ -119,70 +107,6 @@ class CorpusReport:
             return None
         rows = sum(count_rows(batch, sequence_length) for batch in self.lengths)
         return rows if self.complete else round(rows * self.records / self.rows)
-
-
-def packed_dataset(
-    config: DataConfig, model: ModelConfig, *, part: int = 0, batch: int = 0
-) -> "ray.data.Dataset":
-    """Return the training corpus as packed rows, in the same order each time.
-
-    A file that can't be read is noted in the `audit` column; pass all of it to `Audit.add`, which
-    raises. Raised in a task, the reason would be lost in two hundred lines of Ray Data's error.
-
-    Args:
-        config: the corpus.
-        model: the model whose tokenizer is used.
-        part: first part of the stream; parts before it are not read.
-        batch: first batch of that part; the part's records before it are read, not tokenized.
-
-    Raises:
-        ValueError: a path does not exist or holds no file of a known format, or the corpus has
-            fewer parts.
-    """
-    import ray.data  # a corpus can also be packed without Ray, whose import takes seconds
-
-    parts = _parts(list_chunks(config.paths, config.split))
-    if part >= len(parts):
-        raise ValueError(f"the corpus ends before part {part}, it has {len(parts)}: did it change?")
-    numbers = [{"part": number} for number in range(part, len(parts))]
-    dataset = ray.data.from_items(numbers, override_num_blocks=len(numbers)).map_batches(
-        _read_and_pack,  # type: ignore[arg-type]
-        batch_size=None,
-        fn_args=(parts, (part, batch), config, model),
-        # No logical CPU: after nodes are lost, workers that wait for these rows may hold them all.
-        num_cpus=0,
-        compute=ray.data.TaskPoolStrategy(min(MAX_READERS, os.cpu_count() or 1)),
-        label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},
-    )
-    options = dataset.context
-    options.enable_progress_bars = False
-    options.execution_options.preserve_order = True  # a resumed run must see the same order
-    options.target_max_block_size = BLOCK_BYTES
-    return dataset
-
-
-def stream_packed(
-    config: DataConfig, model: ModelConfig, part: int, batch: int, max_rows: int
-) -> Iterator[dict[str, np.ndarray]]:
-    """Yield the rows of `packed_dataset` in blocks of up to `max_rows`.
-
-    Parts that this host has cached are read without Ray.
-
-    Raises:
-        ValueError: as `packed_dataset`.
-    """
-    parts = _parts(list_chunks(config.paths, config.split))
-    first = part
-    while part < len(parts):
-        path = packed_cache.cache_path(parts[part], config, model)
-        batches = packed_cache.read_batches(path, batch)
-        if batches is None:
-            break
-        yield from _with_positions(batches, part, batch)
-        part, batch = part + 1, 0
-    if part < len(parts) or part == first:
-        rest = packed_dataset(config, model, part=part, batch=batch)
-        yield from rest.iterator().iter_batches(batch_size=max_rows)
 
 
 def pack_locally(config: DataConfig, model: ModelConfig, *, limit: int) -> dict[str, np.ndarray]:
@@ -315,74 +239,28 @@ class _Sources:
             of[number].trained_tokens += sum(example.mask)
 
 
-def _text_batches(chunks: Sequence[SourceChunk], skip_bad: bool) -> Iterator[list[Text]]:
-    """Yield the records that are packed together: BATCH of a part of the corpus at a time."""
-    for part in _parts(chunks):
-        texts = _texts(part, skip_bad)
-        while batch := list(islice(texts, BATCH)):
-            yield batch
+def pack_batches(
+    chunks: Sequence[SourceChunk], config: DataConfig, model: ModelConfig
+) -> Iterator[tuple[dict[str, np.ndarray], str]]:
+    """Yield the packed rows of BATCH records at a time, and what became of the records.
 
+    A file that can't be read is noted among these; `Audit.add` raises its error.
 
-def _parts(chunks: Sequence[SourceChunk]) -> list[Sequence[SourceChunk]]:
-    """Return the chunks in consecutive groups, one per task."""
-    parts = min(len(chunks), MAX_TASKS)
-    bounds = [len(chunks) * part // parts for part in range(parts + 1)]
-    return [chunks[start:end] for start, end in pairwise(bounds)]
-
-
-def _read_and_pack(
-    task: Mapping[str, np.ndarray],
-    parts: Sequence[Sequence[SourceChunk]],
-    start: tuple[int, int],
-    config: DataConfig,
-    model: ModelConfig,
-) -> Iterator[dict[str, np.ndarray]]:
-    """Yield the packed rows of a task's parts, from the batch `start` = (part, batch) on."""
-    for part in task["part"]:
-        first = start[1] if part == start[0] else 0
-        find_path = functools.partial(packed_cache.cache_path, parts[part], config, model)
-        batches = packed_cache.read_batches(find_path(), first)
-        if batches is None:
-            made = _batches(parts[part], first, config, model)
-            if first == 0:
-                batches = packed_cache.write_through(find_path, made)
-            else:  # the rest of a part is not the part: do not cache it
-                batches = (columns for columns, _ in made)
-        yield from _with_positions(batches, part, first)
-
-
-def _with_positions(
-    batches: Iterable[dict[str, np.ndarray]], part: int, first: int
-) -> Iterator[dict[str, np.ndarray]]:
-    for batch, columns in enumerate(batches, first):
-        positions = [(part, batch, row) for row in range(len(columns["audit"]))]
-        yield {**columns, "position": np.array(positions, np.int32)}
-
-
-def _batches(
-    part: Sequence[SourceChunk], first: int, config: DataConfig, model: ModelConfig
-) -> Iterator[tuple[dict[str, np.ndarray], bool]]:
-    """Yield the packed rows of BATCH examples at a time, and whether all of these were readable."""
-    texts = islice(_texts(part, True), first * BATCH, None)
-    while some := list(islice(texts, BATCH)):
-        readable = not any(isinstance(text.content, UnreadableSource) for text in some)
-        yield _pack(some, config, model), readable
-
-
-def _pack(texts: Sequence[Text], config: DataConfig, model: ModelConfig) -> dict[str, np.ndarray]:
-    """Return the packed rows of a batch; one empty row, for its audit, if none is usable."""
+    Yields:
+        The columns of a packed batch, [N, S] each, and its audit as JSON.
+    """
     from otr.data import pack
 
-    done = _tokenized(texts, config, model)
-    columns = pack(done.examples, config.sequence_length)
-    if not done.examples:
-        columns = {
-            name: np.zeros((1, config.sequence_length), column.dtype)
-            for name, column in columns.items()
-        }
-    audit = [batch_audit(texts, done)]
-    audit += [""] * (len(columns["input_ids"]) - 1)
-    return {**columns, "audit": np.array(audit, dtype=object)}
+    for texts in _text_batches(chunks, skip_bad=True):
+        done = _tokenized(texts, config, model)
+        yield pack(done.examples, config.sequence_length), batch_audit(texts, done)
+
+
+def _text_batches(chunks: Sequence[SourceChunk], skip_bad: bool) -> Iterator[list[Text]]:
+    """Yield BATCH records at a time, which are packed together."""
+    texts = _texts(chunks, skip_bad)
+    while batch := list(islice(texts, BATCH)):
+        yield batch
 
 
 def _tokenized(texts: Iterable[Text], config: DataConfig, model: ModelConfig) -> "Tokenized":

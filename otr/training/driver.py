@@ -25,6 +25,7 @@ from otr.training import _compat
 from otr.training.checkpoint_store import check_can_go_on, last_report, recover, saved_position
 from otr.training.restarts import Preempted, Restart, loss, reason, restart_text
 from otr.training.sources import absolute_path, corpus_identity
+from otr.training.store.write import ensure_store
 from otr.training.worker import Job, stop_requested, train_loop
 
 RETRIES = 3
@@ -32,7 +33,7 @@ START_TIMEOUT_SECONDS = 7 * 24 * 3600
 IDENTITY = "identity.json"
 
 
-def fit(
+def fit(  # noqa: PLR0913 - what a run is made of; all but the config go by keyword
     config: TrainConfig,
     *,
     storage: str,
@@ -40,6 +41,7 @@ def fit(
     callbacks: Sequence[Any] = (),
     run: dict[str, Any] | None = None,
     stop_file: str | None = None,
+    packed: str | None = None,
 ) -> Result:
     """Train to `config.max_steps`, from the run's newest complete checkpoint if it has one.
 
@@ -59,6 +61,8 @@ def fit(
         callbacks: `ray.train.UserCallback`s, called in Ray Train's controller.
         run: content of a checkpoint's run.json.
         stop_file: path or URI; once this file exists, the run saves and returns early.
+        packed: directory or URI of the packed stores of corpora, which runs share; by default
+            `<storage>/packed`.
 
     Raises:
         ValueError: `storage` can't be written, or holds a run of this name with another model,
@@ -69,6 +73,7 @@ def fit(
     storage, config = absolute_path(storage), _with_absolute_paths(config)
     directory = f"{storage}/{name}"
     longer = _check_identity(config, directory)
+    corpus = ensure_store(config.data, config.model, absolute_path(packed or f"{storage}/packed"))
     _set_ray_train_environment()
     _compat.start_autoscaling_coordinator()
     failures, restarts, previous, lost = 0, 0, None, ""
@@ -80,7 +85,7 @@ def fit(
         if lost:
             saved, reached = saved_position(directory, newest), last_report(directory)
             restart = Restart(restarts, restart_text(lost, saved, reached, time.time()))
-        job = Job(config, directory, run, stop_file, newest, tuple(notes), restart)
+        job = Job(config, directory, corpus, run, stop_file, newest, tuple(notes), restart)
         try:
             result = _trainer(job, storage, name, callbacks).fit()
             step = (result.metrics or {}).get("step", 0)

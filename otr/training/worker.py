@@ -4,14 +4,13 @@ Metrics and checkpoints are reported to Ray Train. Two files may appear in the r
 sample of the rejected records in `rejected.jsonl`, and the packed rows of a step whose loss is not
 finite in `bad-STEP-RANK.jsonl`.
 
-transformers is imported inside functions: its import takes seconds, and rank 0 reads the corpus
-meanwhile.
+transformers is imported inside functions: its import takes seconds.
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import monotonic, time
@@ -29,9 +28,10 @@ from otr.loop.checkpoint import Snapshot, load_checkpoint
 from otr.training import _compat
 from otr.training.audit import Audit
 from otr.training.checkpoint_store import CheckpointStore
-from otr.training.corpus import BATCH, pack_locally
-from otr.training.reader import COLUMNS, Batch, Reader, corpus_stream, micro_batches
+from otr.training.corpus import pack_locally
 from otr.training.restarts import Restart
+from otr.training.store.feed import Batch, micro_batches
+from otr.training.store.read import COLUMNS, PackedStore, local_copy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -51,6 +51,8 @@ class Job:
     config: TrainConfig
     directory: str
     """The run's directory, a path or URI."""
+    packed: str
+    """The corpus's packed store, a path or URI."""
     run: dict[str, Any] | None = None
     """Content of a checkpoint's run.json."""
     stop_file: str | None = None
@@ -80,15 +82,18 @@ def train_loop(job: Job) -> bool:
     config = job.config
     torch.set_num_threads(max(1, int(config.workers.cpus)))
     group = dist.new_group(backend="gloo") if config.workers.count > 1 else None
-    store = CheckpointStore(job.directory, group)
-    with store.local_copy(job.resume_from) as checkpoint:
+    checkpoints = CheckpointStore(job.directory, group)
+    corpus = PackedStore(local_copy(job.packed))
+    if _rank() == 0:
+        _write_rejected(job.directory, corpus.audit())
+    with checkpoints.local_copy(job.resume_from) as checkpoint:
         state = load_checkpoint(checkpoint) if checkpoint is not None else {}
-        audit = Audit(config.data.max_rejected, config.data.skip_bad)
-        with _rejected_to(job.directory, audit):
-            reader = None
-            if _rank() == 0:  # it reads while transformers is imported and the model loaded
-                reader = Reader(corpus_stream(config), config.seed, audit, state.get("reader"))
-            _train(job, store, reader, state, checkpoint)
+        if "reader" in state:
+            raise ValueError(
+                f"{checkpoint} is of a version before 0.3, which took the data in another order: "
+                f"go on from it in a new run, with another --name and --model {checkpoint}"
+            )
+        _train(job, checkpoints, corpus, state, checkpoint)
     from otr.loop import parallel
 
     # Every rank takes part; the driver gets the answer of rank 0.
@@ -98,7 +103,7 @@ def train_loop(job: Job) -> bool:
 def _train(
     job: Job,
     store: CheckpointStore,
-    reader: Reader | None,
+    corpus: PackedStore,
     state: dict[str, Any],
     checkpoint: Path | None,
 ) -> None:
@@ -125,9 +130,9 @@ def _train(
     try:
         train(
             _load_model(config, tokenizer, checkpoint),
-            micro_batches(reader, config),
+            micro_batches(corpus, config, step=state.get("step", 0), rank=_rank()),
             config,
-            _Reporter(store, tokenizer, job.run, reader, first),
+            _Reporter(store, tokenizer, job.run, corpus.audit().rejected, first),
             resume_from=checkpoint,
             validation=_validation(config),
             hooks=hooks,
@@ -143,7 +148,7 @@ class _Reporter:
         store: writes the checkpoints.
         tokenizer: saved with each checkpoint.
         run: content of a checkpoint's run.json.
-        reader: on rank 0, the reader of the corpus.
+        rejected: records that can't be used, per cause.
         first: further values of the first report.
     """
 
@@ -152,34 +157,21 @@ class _Reporter:
         store: CheckpointStore,
         tokenizer: "PreTrainedTokenizerBase",
         run: dict[str, Any] | None,
-        reader: Reader | None,
+        rejected: Mapping[str, int],
         first: dict[str, Any],
     ) -> None:
-        self.store, self.tokenizer, self.run, self.reader = store, tokenizer, run, reader
-        self.first = first
+        self.store, self.tokenizer, self.run, self.first = store, tokenizer, run, first
+        self.rejected = {f"rejected/{cause}": count for cause, count in rejected.items()}
 
     def __call__(self, metrics: dict[str, float], snapshot: Snapshot | None) -> None:
-        """Report to Ray Train.
-
-        Raises:
-            ValueError: too many records are rejected.
-        """
-        report: dict[str, Any] = {**metrics, **_host_metrics()}
-        if self.reader is not None:
-            audit = self.reader.audit
-            if audit.records >= BATCH or audit.complete:
-                audit.check()
-            report |= {f"rejected/{cause}": count for cause, count in dict(audit.rejected).items()}
+        """Report to Ray Train."""
+        report: dict[str, Any] = {**metrics, **_host_metrics(), **self.rejected}
         if self.store.write_seconds is not None:
             report["save/write_seconds"] = self.store.write_seconds
         if snapshot is not None:
             report["save/stall_seconds"] = snapshot.stall_seconds
-            if self.reader is not None:
-                snapshot.trainer_state |= {
-                    "reader": asdict(self.reader.position),
-                    "metrics": {**report},
-                    "time": time(),
-                }
+            if _rank() == 0:
+                snapshot.trainer_state |= {"metrics": {**report}, "time": time()}
         report, self.first = report | self.first, {}
         self.store.report(report, snapshot, self.tokenizer, self.run)
 
@@ -293,15 +285,11 @@ def _save_bad_rows(directory: str, tokenizer: "PreTrainedTokenizerBase", bad: "B
     return path
 
 
-@contextmanager
-def _rejected_to(directory: str, audit: Audit) -> Iterator[None]:
-    """Write the sample of the rejected records at the end, also after an error."""
-    try:
-        yield
-    finally:
-        if audit.samples:  # a resumed run has those of the records that it read itself
-            with suppress(OSError), fsspec.open(f"{directory}/rejected.jsonl", "w") as file:
-                file.writelines(json.dumps(sample) + "\n" for sample in audit.samples)
+def _write_rejected(directory: str, audit: Audit) -> None:
+    """Write the sample of the rejected records."""
+    if audit.samples:
+        with suppress(OSError), fsspec.open(f"{directory}/rejected.jsonl", "w") as file:
+            file.writelines(json.dumps(sample) + "\n" for sample in audit.samples)
 
 
 def _host_metrics() -> dict[str, float]:

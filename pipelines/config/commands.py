@@ -98,6 +98,21 @@ class Score(_StartingPoint):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pack(_StartingPoint):
+    """Pack training data: render, tokenize and pack it, so that runs find it done.
+
+    Every run packs its data itself if it is not packed yet.
+    """
+
+    module: ClassVar[str] = "pack_data"
+    options: Annotated[dict[str, Any], _options("output", "train")]
+
+    def load(self) -> SweepConfig:
+        """Return the configuration that the options ask for, with a single trial."""
+        return load_config(self.preset, self.config, self.options, single="pack")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Data(_StartingPoint):
     """Show what training makes of its data.
 
@@ -189,4 +204,4 @@ class Ui:
     """Port to listen on."""
 
 
-Command = Sweep | Train | Data | Score | Show | Merge | Doctor | Ui
+Command = Sweep | Train | Pack | Data | Score | Show | Merge | Doctor | Ui

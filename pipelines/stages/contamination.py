@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from evals.benchmark import Benchmark, Item
 from otr.config import DataConfig
 from otr.files import write_json
-from otr.training.corpus import MAX_TASKS, TASK_CPUS
 from otr.training.sources import UnreadableSource, corpus_identity, list_chunks, read_records
+from otr.training.store.write import MAX_PARTS, TASK_CPUS
 from pipelines.runtime import console
 
 LONGEST, SHORTEST = 13, 8
@@ -174,7 +174,7 @@ def _count_hits(data: DataConfig, known: Grams) -> tuple[Counter[int], int]:
     shared = ray.put(known)
     stream = ray.data.from_items(
         [{"chunk": number} for number in range(len(chunks))],
-        override_num_blocks=min(len(chunks), MAX_TASKS),
+        override_num_blocks=min(len(chunks), MAX_PARTS),
     ).map_batches(
         _search_chunks,  # type: ignore[arg-type]
         batch_size=None,

@@ -8,6 +8,7 @@ import ray
 from pipelines.config.prepared import PreparedRun
 from pipelines.runtime import console
 from pipelines.runtime.stopping import save_at_signal
+from pipelines.stages.pack import pack, packed_dir
 from pipelines.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def train(
         from pipelines.checks import ray_cluster
 
         ray_cluster.check_nodes(config)
+    pack(run)
     tracker.is_stopping = stop_file.exists
     with save_at_signal(stop_file), console.stage("train") as stage:
         recorder = TrialRecorder(tracker, config.train, stage, len(config.trials))
@@ -52,6 +54,7 @@ def train(
             callbacks=[recorder, *callbacks],
             resume=True,
             stop_file=str(stop_file),
+            packed=packed_dir(run),
         )
         for result in results:
             finalize_trial(tracker, config.train, result)

@@ -25,8 +25,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from otr.config import TrainConfig
 from otr.models.parts import position_ids
 from otr.optim import learning_rate
-from otr.training.audit import Audit
-from otr.training.reader import Batch, Reader, corpus_stream, micro_batches
+from otr.training.store.feed import Batch, micro_batches
+from otr.training.store.read import PackedStore
 from pipelines.config.run_json import read_run
 from tests.assets.mlflow_server import stored_runs
 from tests.benchmarks.loss import describe_machine
@@ -49,13 +49,12 @@ def main() -> None:
     options = parse_options()
     os.nice(RAYS_NICENESS)
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["OTR_CACHE"] = f"{folder}/cache"  # where the bare loop finds the same rows
         ratios = []
         for number in range(options.rounds):
             output = Path(folder, str(number))
             ours = otr_train(options, output)
             config = read_run(output / "run" / "run.json").train
-            bare = bare_loop(config)
+            bare = bare_loop(config, output)
             ratios.append(ours.tokens_per_second / bare.tokens_per_second)
             print(f"otr train {ours}, bare loop {bare}, ratio {ratios[-1]:.3f}", flush=True)
     shape = f"{config.data.sequence_length}x{config.global_batch_size}x{config.micro_batch_size}"
@@ -92,15 +91,16 @@ def otr_train(options: argparse.Namespace, output: Path) -> Speed:
     return Speed(values["tokens_per_second"] or 0.0, values["nll"] or 0.0)
 
 
-def bare_loop(config: TrainConfig) -> Speed:
-    """Take the same steps with transformers and torch alone."""
+def bare_loop(config: TrainConfig, output: Path) -> Speed:
+    """Take the same steps, on the rows that the command packed, with transformers and torch."""
     torch.set_num_threads(int(config.workers.cpus))
     model = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float32)
     optimizer = torch.optim.AdamW(
         model.parameters(), betas=(0.9, 0.95), weight_decay=config.optim.weight_decay, fused=True
     )
-    reader = Reader(corpus_stream(config), config.seed, Audit(config.data.max_rejected))
-    micro, tokens, start, nll = micro_batches(reader, config), 0, 0.0, 0.0
+    [packed] = (output / "packed").iterdir()
+    micro = micro_batches(PackedStore(packed), config, step=0, rank=0)
+    tokens, start, nll = 0, 0.0, 0.0
     for step in range(config.max_steps - 1):
         if step == 1:
             tokens, start = 0, time.perf_counter()

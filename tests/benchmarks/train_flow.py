@@ -92,24 +92,24 @@ def _share(pid: int) -> int:
 
 
 def ray_data(job: Figures) -> Figures:
-    """Pack with Ray Data, and read as a training worker does."""
+    """Make the packed store, as a run does before it trains."""
     import ray
     import ray.data  # its import is start-up, not work
 
     from otr import DataConfig, ModelConfig
-    from otr.training.corpus import packed_dataset
+    from otr.training.store.write import ensure_store, read_index
 
     ray.init(address="local", num_cpus=job["processes"], log_to_driver=False, logging_level="ERROR")
     data = DataConfig((f"{job['directory']}/plain",), sequence_length=job["sequence_length"])
-    start, tokens, rows = time.perf_counter(), 0, 0
-    for batch in packed_dataset(data, ModelConfig(BASE)).iter_batches(batch_size=1024):
-        tokens += int((batch["segment_ids"] > 0).sum())
-        rows += len(batch["segment_ids"])
-    seconds = time.perf_counter() - start
+    with tempfile.TemporaryDirectory(dir=job["directory"]) as folder:
+        start = time.perf_counter()
+        index = read_index(ensure_store(data, ModelConfig(BASE), folder))
+        seconds = time.perf_counter() - start
+    tokens = sum(part.tokens for part in index.parts)
     return {
         "seconds": seconds,
         "tokens": tokens,
-        "density": tokens / (rows * job["sequence_length"]),
+        "density": tokens / (index.rows * job["sequence_length"]),
     }
 
 

@@ -66,3 +66,26 @@ def test_the_smallest_allowed_settings() -> None:
         "eval_interval": 1,
     }
     assert replace(RUN, optim=optim, workers=Workers(1, 0.5, 0.0), **smallest).accumulation == 1
+
+
+def test_weights_stand_at_the_ends_of_paths() -> None:
+    mixed = DataConfig(("a.jsonl@0.3", "hf:b@0.7"))
+    assert (mixed.paths, mixed.weights) == (("a.jsonl", "hf:b"), (0.3, 0.7))
+    assert replace(mixed, sequence_length=64) == DataConfig(
+        ("a.jsonl", "hf:b"), weights=(0.3, 0.7), sequence_length=64
+    )
+    assert DataConfig(("s3://user@host/a",)).weights == ()
+    assert DataConfig(("a@0.3", "b@1"), validation=("c",)).of_validation.paths == ("c",)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"paths": ("a@0.3", "b")}, "'b' has no weight: give each path one, or none"),
+        ({"paths": ("a@0",)}, r"data.weights is \(0.0,\): use numbers > 0"),
+        ({"paths": ("a", "b"), "weights": (1.0,)}, "1 values for 2 paths: give one for each"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DataConfig(**settings)

@@ -1,0 +1,107 @@
+"""Which packed row is trained when: a function of the seed and of the step alone.
+
+Training takes an endless sequence of rows; row i of step t is number t * G + i of it. The state of
+a run in its data is therefore its step: a resumed run, on whatever number of workers, goes on with
+the same rows.
+
+Without weights the sequence is one permutation of all rows per epoch. With weights it is cut into
+blocks of BLOCK rows. Each block has its share of each source, in an order of its own; and each
+source gives its rows in one permutation per pass over it.
+
+Shapes: G rows per step, B rows per micro-batch of one worker.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+
+BLOCK = 256  # rows in which the weights of the sources are held
+MOST_SOURCES = 16  # the largest of more could get less than rounding takes from it
+
+
+class Order:
+    """The order of the rows of a store.
+
+    Args:
+        rows: number of rows of each source; the rows of a source have consecutive numbers, and the
+            sources follow each other.
+        seed: of the permutations.
+        weights: share of each source among the trained rows; None: all rows once per epoch.
+    """
+
+    def __init__(
+        self, rows: Sequence[int], seed: int, weights: Sequence[float] | None = None
+    ) -> None:
+        if weights is not None and len(rows) > MOST_SOURCES:
+            raise ValueError(f"{len(rows)} sources with weights: use at most {MOST_SOURCES}")
+        self.seed = seed
+        if weights is None:
+            rows, weights = [sum(rows)], [1.0]
+        self.rows = np.array(rows, np.int64)
+        self.first = np.concatenate([[0], np.cumsum(self.rows)[:-1]])
+        self.weights = np.array(weights, np.float64) / sum(weights)
+        self._permutation = lru_cache(maxsize=2 * len(rows))(self._make_permutation)
+        self._block = lru_cache(maxsize=2)(self._make_block)
+
+    def rows_at(self, places: np.ndarray) -> np.ndarray:
+        """Return the numbers of the rows at some places of the sequence.
+
+        Args:
+            places: [N], from 0.
+        """
+        found = np.empty(len(places), np.int64)
+        for block in np.unique(places // BLOCK):
+            inside = places // BLOCK == block
+            found[inside] = self._block(int(block))[places[inside] % BLOCK]
+        return found
+
+    def _make_block(self, block: int) -> np.ndarray:
+        """Return the numbers of the rows of a block, in order, [BLOCK]."""
+        before, after = self._taken(block), self._taken(block + 1)
+        # Which source comes when; each gives its rows in its own order.
+        sources = np.repeat(np.arange(len(self.rows)), after - before)
+        if len(self.rows) > 1:
+            sources = np.random.default_rng([self.seed, 1, block]).permutation(sources)
+        found = np.empty(BLOCK, np.int64)
+        for source in range(len(self.rows)):
+            numbers = np.arange(before[source], after[source])
+            found[sources == source] = self._of_source(source, numbers)
+        return found
+
+    def _taken(self, block: int) -> np.ndarray:
+        """Return how many rows of each source the blocks before this one have."""
+        taken = np.floor(self.weights * block * BLOCK).astype(np.int64)
+        largest = int(self.weights.argmax())
+        taken[largest] += block * BLOCK - taken.sum()  # what rounding down leaves
+        return taken
+
+    def _of_source(self, source: int, numbers: np.ndarray) -> np.ndarray:
+        """Return the row numbers of the `numbers`-th rows that a source gives."""
+        count = self.rows[source]
+        found = np.empty(len(numbers), np.int64)
+        for epoch in np.unique(numbers // count):
+            inside = numbers // count == epoch
+            found[inside] = self._permutation(source, int(epoch))[numbers[inside] % count]
+        return self.first[source] + found
+
+    def _make_permutation(self, source: int, epoch: int) -> np.ndarray:
+        random = np.random.default_rng([self.seed, 0, source, epoch])
+        return random.permutation(self.rows[source])
+
+
+def places_of(
+    step: int, micro_batch: int, rank: int, *, world: int, batch: int, micro: int
+) -> np.ndarray:
+    """Return the places in the sequence of one worker's micro-batch, [B].
+
+    Args:
+        step: optimizer step, from 0.
+        micro_batch: number of the micro-batch within the step.
+        rank: of the worker.
+        world: number of workers.
+        batch: rows per step, G.
+        micro: rows per micro-batch of one worker, B.
+    """
+    first = step * batch + (micro_batch * world + rank) * micro
+    return np.arange(first, first + micro, dtype=np.int64)

@@ -18,6 +18,7 @@ from typing import Any
 from evals.benchmark import Item
 from evals.grading import code_passes
 from evals.sandbox import runner
+from evals.tasks import mbpp
 
 FILES = {
     "humaneval": "humaneval/HumanEval.jsonl",
@@ -46,7 +47,8 @@ def _mbpp(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[Item, str]]:
     for row in rows:
         before = [row["test_setup_code"]] if "test_setup_code" in row else row["test_imports"]
         tests = "\n".join([*before, *row["test_list"]])
-        yield Item(f"mbpp/{row['task_id']}", "", "", tests), f"```python\n{row['code']}\n```"
+        item = Item(f"mbpp/{row['task_id']}", "", "", tests, meta={"cpu_seconds": mbpp.CPU_SECONDS})
+        yield item, f"```python\n{row['code']}\n```"
 
 
 def _empty(answer: str) -> str:

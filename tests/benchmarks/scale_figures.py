@@ -1,5 +1,6 @@
 """Figures of a simulated sweep: time and CPU of its parts, memory, MLflow, files."""
 
+import contextlib
 import json
 import resource
 import time
@@ -91,15 +92,16 @@ def _counted(
 
 def _look(output: Path) -> dict[str, float]:
     """Return memory of this process and Ray's GCS, size of the store, bytes written, CPU time."""
-    servers = {child.name(): child for child in psutil.Process().children(recursive=True)}
     found: dict[str, float] = {
         "driver": psutil.Process().memory_info().rss,
         "written": psutil.Process().io_counters().write_chars,
         "cpu": time.process_time(),
         "store": sum(path.stat().st_size for path in output.glob("mlflow.db*")),
     }
-    if "gcs_server" in servers:
-        found["gcs"] = servers["gcs_server"].memory_info().rss
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # A child may end between two looks.
+            if child.name() == "gcs_server":
+                found["gcs"] = child.memory_info().rss
     return found
 
 

@@ -6,6 +6,7 @@ The docstrings of the fields are the help texts of the command-line options.
 import json
 import math
 import re
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -103,9 +104,6 @@ class DataConfig:
     """Training data: JSON, CSV, TSV (plain, gz, zst), Parquet or Arrow files, glob patterns,
     directories, object-store URLs, or `hf:NAME[:CONFIG[:SPLIT]]` for a Hugging Face data set. With
     `@WEIGHT` at the end of each, as in a.jsonl@0.3 b.jsonl@0.7, they are mixed in these shares."""
-    weights: tuple[float, ...] = ()
-    """Share of each of the paths among the trained rows, which `@WEIGHT` sets too; they need not
-    add up to 1. Empty: every row once per epoch."""
     columns: dict[str, str] = field(default_factory=dict)
     """Columns of the data whose names differ from otr's: otr's name to the name in the data. otr
     reads messages, or prompt and completion, or instruction, input and output, or text."""
@@ -131,6 +129,9 @@ class DataConfig:
     skip_bad: bool = False
     """Skip and count what would otherwise end the run: unreadable files, and steps whose loss or
     gradient is not finite."""
+    weights: tuple[float, ...] = ()
+    """Share of each of the paths among the trained rows, which `@WEIGHT` sets too; they need not
+    add up to 1. Empty: every row once per epoch."""
 
     def __post_init__(self) -> None:
         if not self.paths:
@@ -173,6 +174,9 @@ class DataConfig:
                 f"data.weights has {len(self.weights)} values for {len(self.paths)} paths: give "
                 "one for each"
             )
+        twice = [path for path, count in Counter(self.paths).items() if count > 1]
+        if self.weights and twice:
+            raise ValueError(f"data.paths: {twice[0]!r} has two weights: give it one")
         if not all(0 < weight < math.inf for weight in self.weights):
             raise ValueError(f"data.weights is {self.weights}: use numbers > 0")
 

@@ -34,8 +34,9 @@ def run(command: "Pack") -> int:
     needs = trial_resources(prepared.config.train.workers)
     logs = Path(packed_dir(prepared)) / "logs"
     with cluster.ray_session(logs, cluster.logical_cpus(prepared.config), needs):
-        path = pack(prepared)
-    console.say(f"packed store: {next_steps.display_path(Path(path))}")
+        paths = pack(prepared)
+    for path in paths:
+        console.say(f"packed store: {next_steps.display_path(Path(path))}")
     return 0
 
 

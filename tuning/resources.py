@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 import ray
 
 from otr.config import Workers
-from otr.training.store.write import TASK_CPUS
 
 Bundle = Mapping[str, float]
 """Amount per resource."""
-DRIVER_CPUS = 0.01  # a trial's own process only waits for its workers
 RELEASE_SECONDS = 5.0  # Ray reports the resources of an ended process as held for up to this long
 
 
@@ -29,9 +27,8 @@ def free_resources() -> dict[str, float]:
 
 
 def trial_resources(workers: Workers) -> list[Bundle]:
-    """Return the bundles of a trial: one per worker, and one for Ray Data and the driver."""
-    worker: Bundle = {"CPU": workers.cpus, "GPU": workers.gpus}
-    return [worker] * workers.count + [{"CPU": TASK_CPUS + DRIVER_CPUS}]
+    """Return the bundles of a trial, one per worker; its driver only waits for them."""
+    return [{"CPU": workers.cpus, "GPU": workers.gpus}] * workers.count
 
 
 def total_resources(bundles: Sequence[Bundle]) -> dict[str, float]:
@@ -49,7 +46,7 @@ def max_concurrent_trials(workers: Workers, resources: Mapping[str, float]) -> i
     fitting = min(int(resources.get(kind, 0) / amount) for kind, amount in needs.items() if amount)
     if fitting < 1:
         raise ValueError(
-            f"a trial (its workers and Ray Data) needs {needs['CPU']:g} CPUs and "
+            f"a trial needs {needs['CPU']:g} CPUs and "
             f"{needs['GPU']:g} GPUs; free are {resources.get('CPU', 0):g} and "
             f"{resources.get('GPU', 0):g}: use fewer or smaller workers (--train.workers), or "
             "start Ray with a larger num_cpus"

@@ -168,7 +168,7 @@ def _look(config: SweepConfig) -> Facts:
     if config.chosen.get("train.data.sequence_length") == "":
         length = min(LONGEST, max_positions(train.model) or LONGEST)
         data = replace(data, sequence_length=length)
-    corpus = inspect_corpus(data, train.model, count="train.max_steps" in config.chosen)
+    corpus = inspect_corpus(data, train.model)
     longest = corpus.longest
     if data.validation:
         report = inspect_corpus(data.of_validation, train.model)

@@ -19,6 +19,7 @@ from otr.training.sources import listing
 from otr.training.store import write
 from otr.training.store.feed import micro_batches
 from otr.training.store.read import PackedStore, local_copy
+from otr.training.store.statistics import Statistic, write_statistic
 from otr.training.store.write import ensure_store, read_index
 from tests.assets.tiny import make_tiny_model
 
@@ -272,6 +273,25 @@ def test_a_store_of_an_object_store_is_copied_to_the_host(
     local = PackedStore(ensure_store(one, model, str(tmp_path / "packed")))
     every = np.arange(local.index.rows)
     assert (copied.read(every)["input_ids"] == local.read(every)["input_ids"]).all()
+
+
+def test_a_value_per_example_is_stored_beside_the_rows(packed: str, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(packed, tmp_path / "store"))
+    store = PackedStore(copied)
+    with pytest.raises(ValueError, match="no statistic 'length'"):
+        Statistic(store, "length")
+    with pytest.raises(ValueError, match=r"shape \(3,\): .* has 3202 examples"):
+        write_statistic(str(copied), "length", np.zeros(3))
+    rows = store.read(np.arange(store.index.rows))
+    segments = rows["segment_ids"]
+    lengths = [(row == n).sum() for row in segments for n in range(1, row.max() + 1)]
+    write_statistic(str(copied), "length", np.array(lengths))
+    some = np.array([store.index.rows - 1, 0, 7])
+    found = Statistic(PackedStore(copied), "length").of_tokens(some, segments[some])
+    for row, values in zip(segments[some], found, strict=True):
+        assert values.tolist() == [(row == n).sum() if n else 0 for n in row]
+    with pytest.raises(ValueError, match=r"no statistic 'lenght': did you mean 'length'"):
+        Statistic(store, "lenght")
 
 
 @pytest.mark.parametrize("weights", [(), (1.0, 2.0, 1.0, 4.0)])

@@ -84,6 +84,7 @@ def test_weights_stand_at_the_ends_of_paths() -> None:
         ({"paths": ("a@0.3", "b")}, "'b' has no weight: give each path one, or none"),
         ({"paths": ("a@0",)}, r"data.weights is \(0.0,\): use numbers > 0"),
         ({"paths": ("a", "b"), "weights": (1.0,)}, "1 values for 2 paths: give one for each"),
+        ({"paths": ("a@1", "a@2")}, "'a' has two weights: give it one"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(settings: dict, message: str) -> None:

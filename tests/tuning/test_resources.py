@@ -10,15 +10,15 @@ from tuning.resources import free_resources, max_concurrent_trials
 @pytest.mark.parametrize(
     ("workers", "available", "expected"),
     [
-        (Workers(), {"CPU": 2}, 1),
-        (Workers(), {"CPU": 4}, 2),
-        (Workers(count=2), {"CPU": 16}, 5),
+        (Workers(), {"CPU": 2}, 2),
+        (Workers(), {"CPU": 1.5}, 1),
+        (Workers(count=2), {"CPU": 17}, 8),
         (Workers(cpus=2, gpus=1), {"CPU": 64, "GPU": 8}, 8),
-        (Workers(cpus=2, gpus=1), {"CPU": 6, "GPU": 8}, 2),
+        (Workers(cpus=2, gpus=1), {"CPU": 7, "GPU": 8}, 3),
         (Workers(count=4, gpus=0.5), {"CPU": 64, "GPU": 4}, 2),
     ],
 )
-def test_each_trial_leaves_ray_data_a_cpu(
+def test_as_many_trials_as_their_workers_fit(
     workers: Workers, available: dict[str, float], expected: int
 ) -> None:
     assert max_concurrent_trials(workers, available) == expected
@@ -26,7 +26,7 @@ def test_each_trial_leaves_ray_data_a_cpu(
 
 @pytest.mark.parametrize(
     ("workers", "available"),
-    [(Workers(cpus=2), {"CPU": 2}), (Workers(gpus=1), {"CPU": 64}), (Workers(), {})],
+    [(Workers(cpus=2), {"CPU": 1}), (Workers(gpus=1), {"CPU": 64}), (Workers(), {})],
 )
 def test_a_cluster_too_small_for_one_trial_is_refused(
     workers: Workers, available: dict[str, float]

@@ -6,7 +6,8 @@ the tokenizer with its chat template, and the code. It holds
 - `part-00000.rows`, ...: one file per part of the corpus, an array of packed rows (`row_dtype`);
 - `part-00000.json`, ...: what the part holds (`Part`), written after its rows;
 - `index.json`: the whole (`Index`), written last. A directory without it is being made, or its
-  making was interrupted; what is complete in it is used again.
+  making was interrupted; what is complete in it is used again;
+- `statistic-NAME.npy`: values per example, if somebody has stored some (`statistics`).
 """
 
 import json

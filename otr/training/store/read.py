@@ -64,6 +64,11 @@ class PackedStore:
             "segment_ids": rows["segment_ids"].astype(np.int32),
         }
 
+    def examples_per_row(self) -> np.ndarray:
+        """Return the number of examples in each row of the store; this reads the whole store."""
+        counts = [part["segment_ids"].max(axis=1) for part in self._maps if len(part)]
+        return np.concatenate(counts).astype(np.int64)
+
     def _check(self, row: np.ndarray, part: str, number: int) -> None:
         if checksum(row) != row["checksum"]:
             raise ValueError(
@@ -106,7 +111,7 @@ def local_copy(path: str) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         names = [name.rpartition("/")[2] for name in fs.ls(inner, detail=False)]
         for name in sorted(names, key=lambda each: each == INDEX):  # the index makes it complete
-            if name.endswith((".rows", INDEX)) and not (copy / name).exists():
+            if name.endswith((".rows", ".npy", INDEX)) and not (copy / name).exists():
                 fs.get_file(f"{inner}/{name}", str(copy / f".{name}"))
                 files.publish(copy / f".{name}", copy / name)
     return copy

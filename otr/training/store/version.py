@@ -50,7 +50,7 @@ def of_text(chunks: Sequence[SourceChunk]) -> list[Any]:
 def of_model(model: ModelConfig) -> list[Any]:
     """Return a value that changes when the tokenizer, its chat template or the code does."""
     template = [chat_template_digest(model.chat_template), model.chat_template_args]
-    return [_of_tokenizer(model.path), model.trust_remote_code, template, _of_code()]
+    return [_of_tokenizer(model), model.trust_remote_code, template, _of_code()]
 
 
 def _of_file(path: str) -> list[str]:
@@ -70,16 +70,23 @@ def _of_dataset(path: str) -> str | None:
     return HfApi().dataset_info(path.removeprefix("hf:").partition(":")[0]).sha
 
 
-def _of_tokenizer(model: str) -> list[Any]:
-    """Return digests of a directory's tokenizer files, or the cached commit of a hub model."""
-    folder = Path(model)
+def _of_tokenizer(model: ModelConfig) -> list[Any]:
+    """Return digests of a directory's tokenizer files, or the commit of a hub model.
+
+    Raises:
+        ValueError: there is no tokenizer.
+    """
+    folder = Path(model.path)
     if folder.is_dir():
         found = [path for path in sorted(folder.iterdir()) if path.suffix in TOKENIZER_FILES]
         return [(path.name, _of_content(path, path.stat().st_mtime_ns)) for path in found]
     from huggingface_hub import try_to_load_from_cache
 
-    config = try_to_load_from_cache(model, "tokenizer_config.json")
-    return [model, Path(config).parent.name if isinstance(config, str) else None]
+    from otr.models.tokenizer import load_tokenizer  # imports transformers
+
+    load_tokenizer(model)  # into the cache
+    config = try_to_load_from_cache(model.path, "tokenizer_config.json")
+    return [model.path, Path(config).parent.name if isinstance(config, str) else None]
 
 
 @functools.lru_cache

@@ -41,6 +41,8 @@ class Progress:
     parts: int
     """Parts that are done."""
     all_parts: int
+    done_here: int = 0
+    """Those of them that this call packed; the counts below are of these."""
     records: int = 0
     rejected: int = 0
     rows: int = 0
@@ -72,7 +74,7 @@ def ensure_store(
         config: the corpus.
         model: the model whose tokenizer is used.
         root: directory or URI of the stores.
-        report: called after each batch.
+        report: called before the first batch and after each, unless all is packed already.
 
     Raises:
         ValueError: a file is missing, can't be read or changed while it was packed, too many
@@ -138,19 +140,19 @@ def _make(
     path: str,
     report: Callable[[Progress], None],
 ) -> None:
-    fs, inner = fsspec.core.url_to_fs(path)
-    fs.makedirs(inner, exist_ok=True)
     done = {planned.name: _finished(path, planned.name) for planned in plan}
     missing = [number for number, planned in enumerate(plan) if done[planned.name] is None]
     progress = Progress(len(plan) - len(missing), len(plan))
     report(progress)
+    fs, inner = fsspec.core.url_to_fs(path)
+    fs.makedirs(inner, exist_ok=True)
     for step in _all_steps(missing, plan, config, model, path):
         if "error" in step:
             raise ValueError(step["error"])
         if "part" in step:
             part = Part(**step["part"])
             done[part.name] = part
-            progress = replace(progress, parts=progress.parts + 1)
+            progress = replace(progress, parts=progress.parts + 1, done_here=progress.done_here + 1)
         counts = {name: getattr(progress, name) + step.get(name, 0) for name in _COUNTS}
         progress = replace(progress, **counts)
         report(progress)
@@ -218,7 +220,7 @@ def _steps(
     audit = Audit(1.0, config.skip_bad)
     dtype = layout.row_dtype(config.sequence_length)
     rows = tokens = trained = examples = 0
-    with _FileToPublish(f"{path}/{planned.name}.rows") as file:
+    with FileToPublish(f"{path}/{planned.name}.rows") as file:
         for columns, text in pack_batches(planned.chunks, config, model):
             before = audit.records, audit.rejected.total()
             audit.add([text])
@@ -253,7 +255,7 @@ def _packed_rows(columns: Mapping[str, np.ndarray], dtype: np.dtype) -> np.ndarr
     return rows
 
 
-class _FileToPublish:
+class FileToPublish:
     """A file of the store that appears complete or not at all.
 
     On local storage it is written beside its place; for an object store in the host's temporary
@@ -283,5 +285,5 @@ class _FileToPublish:
 
 
 def _publish_text(text: str, path: str) -> None:
-    with _FileToPublish(path) as file:
+    with FileToPublish(path) as file:
         file.write(text.encode())

@@ -31,12 +31,12 @@ def fits(
 @pytest.mark.parametrize(
     ("free", "unfinished", "expected"),
     [
-        ({"CPU": 4}, 2, False),  # two trials of 1.91 take all
-        ({"CPU": 4}, 1, True),
-        ({"CPU": 5}, 2, True),
+        ({"CPU": 2}, 2, False),  # two trials take all
+        ({"CPU": 2}, 1, True),
+        ({"CPU": 3}, 2, True),
         ({"CPU": 2}, 5, False),
-        ({"CPU": 2}, 0, True),
-        ({"CPU": 1}, 1, False),  # no trial fits either
+        ({"CPU": 1}, 0, True),
+        ({"CPU": 0.5}, 1, False),  # no trial fits either
     ],
 )
 def test_the_engine_leaves_enough_for_the_trials(

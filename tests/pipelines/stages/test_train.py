@@ -38,6 +38,7 @@ def test_the_last_line(
 
     monkeypatch.setattr("tuning.sweep.run", run)
     monkeypatch.setattr("ray.nodes", list)
+    monkeypatch.setattr(train, "pack", lambda _: [])
     monkeypatch.setattr("pipelines.tracking.trial_callbacks.finalize_trial", lambda *_: None)
     prepared = PreparedRun(replace(debug(), output=str(tmp_path)))
     prepared.directory.mkdir()

@@ -36,6 +36,7 @@ def run_trial(
     config: TrainConfig,
     directory: str,
     stop_file: str | None = None,
+    packed: str | None = None,
 ) -> None:
     """Report as a run of `otr.loop.loop.train` does, and write its last checkpoint."""
     trial = Trial(**tune_config["trial"])

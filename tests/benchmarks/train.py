@@ -7,7 +7,8 @@ prints each measure with its bar, and writes FILE (``--json``) after every part:
 speed   all contenders at once, one step each in turns; medians after the warm-up
 memory  one contender after the other, each in a fresh process
 ranks   one process, two ranks, and two independent processes, one thread each, in turns
-fit     a real run on Ray: seconds to the end of its first step, share of time waiting for rows
+fit     a sweep of two trials on Ray: seconds to their first steps, share of time waiting for rows
+order   shares of sources in all stretches of 50 steps
 save    snapshots: seconds that training is blocked, and seconds to write
 corpus  tokenize and pack a corpus: Ray Data, TRL's way, TRL's packing after one batched map
 mfu     a model of 1.7 B parameters, on a GPU only
@@ -43,6 +44,7 @@ QUICK = {
     "rounds": 1,
     "fit_steps": 3,
     "fit_megabytes": 0.5,
+    "order_rows": 2000,
     "megabytes": [0.1],
 }
 
@@ -77,15 +79,11 @@ def parse_options() -> argparse.Namespace:
     add("--memory", nargs="+", default=["wide:1024x4x1", "wide:1024x4x4"], metavar="MODEL:SxRxB")
     add("--ranks", default="base:256x32x16", metavar="MODEL:SxRxB")
     add("--fit", default="base:256x32x32", metavar="MODEL:SxRxB")
+    add("--order-rows", type=int, default=20_000, help="packed rows of the corpus")
     add("--save", default="wide", metavar="MODEL")
     add("--mfu", default="large:4096x8x2", metavar="MODEL:SxRxB")
     add("--rounds", type=int, default=7, help="timed steps per contender")
-    add(
-        "--fit-steps",
-        type=int,
-        default=150,
-        help="steps on Ray; 32 per window of the corpus",
-    )
+    add("--fit-steps", type=int, default=150, help="steps of each trial")
     add("--fit-megabytes", type=float, default=4, help="size of its corpus")
     add("--megabytes", nargs="+", type=float, default=[10, 100], help="sizes of the corpus")
     add("--ways", nargs="+", choices=WAYS, default=WAYS, help="ways to tokenize and pack it")
@@ -169,6 +167,11 @@ def fit(options: argparse.Namespace) -> list[dict[str, Any]]:
     return [{"name": options.fit} | ways]
 
 
+def order(options: argparse.Namespace) -> list[dict[str, Any]]:
+    found = measured("order", global_batch_size=16, rows=options.order_rows)
+    return [{"name": f"{options.order_rows:,} rows, 16 per step"} | found]
+
+
 def save(options: argparse.Namespace) -> list[dict[str, Any]]:
     return [{"name": options.save} | measured("save", model=options.save)]
 
@@ -195,7 +198,7 @@ def corpus(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 RUN: dict[str, Callable[[argparse.Namespace], list[dict[str, Any]]]] = {
-    part.__name__: part for part in (speed, memory, ranks, fit, save, corpus, mfu)
+    part.__name__: part for part in (speed, memory, ranks, fit, order, save, corpus, mfu)
 }
 
 

@@ -143,15 +143,20 @@ def _prepared(prepare: Callable[..., Any], job: Figures) -> Figures:
 
 
 def fit(job: Figures) -> Figures:
-    """Run on Ray: seconds from the command to the end of step 1, and the share spent waiting."""
+    """Run a sweep of two trials, one after the other, on Ray.
+
+    Returns:
+        Seconds from the command to the end of the first trial's first step; seconds from the end of
+        the first trial to that of the second's first step; share of time spent waiting for rows.
+    """
     import ray
 
     from otr import DataConfig, ModelConfig, TrainConfig
-    from otr.training.driver import fit
+    from tuning import sweep
+    from tuning.settings import SearchSettings
+    from tuning.space import Trial
 
-    ray.init(
-        address="local", num_cpus=job["processes"] + 1, log_to_driver=False, logging_level="ERROR"
-    )
+    ray.init(address="local", num_cpus=job["processes"], log_to_driver=False, logging_level="ERROR")
     config = TrainConfig(
         model=ModelConfig(BASE),
         data=DataConfig((f"{job['directory']}/plain",), sequence_length=job["sequence_length"]),
@@ -161,27 +166,68 @@ def fit(job: Figures) -> Figures:
         micro_batch_size=job["global_batch_size"],
         log_interval=job["steps"] - 1,  # the second report covers all steps but the first and last
     )
-    seen = Path(job["scratch"]) / "reports.jsonl"
-    fit(config, storage=job["scratch"], name="run", callbacks=[_callback(str(seen))])
-    first, between, *_ = (json.loads(line) for line in seen.read_text().splitlines())
+    trials = [Trial("first"), Trial("second", seed=1)]
+    seen = _reports_to_tune()
+    sweep.run(
+        config,
+        trials,
+        SearchSettings(max_concurrent=1),
+        storage=job["scratch"],
+        name="trials",
+        callbacks=[seen],
+    )
+    first, second = (seen.of[trial.name] for trial in trials)
     return {
-        "first_step_seconds": first["time"] - job["started"],
-        "data_wait": between["data_wait"],
-        "tokens_per_second": between["tokens_per_second"],
+        "first_step_seconds": first[0]["time"] - job["started"],
+        "second_trial_seconds": second[0]["time"] - first[-1]["time"],
+        "data_wait": first[1]["data_wait"],
+        "tokens_per_second": first[1]["tokens_per_second"],
     }
 
 
-def _callback(path: str) -> Any:
-    """Return a callback that writes reports to a file; the run's controller is another process."""
-    from ray.train import UserCallback
+def _reports_to_tune() -> Any:
+    """Return a callback of Tune that keeps the reports of each trial, with their times."""
+    from ray.tune import Callback
 
-    class Reports(UserCallback):
-        def after_report(self, run_context: Any, metrics: Any, checkpoint: Any) -> None:
-            timed = {name: metrics[0].get(name) for name in ("data_wait", "tokens_per_second")}
-            with open(path, "a") as file:
-                file.write(json.dumps(timed | {"time": time.time()}) + "\n")
+    class Reports(Callback):
+        def __init__(self) -> None:
+            self.of: dict[str, list[Figures]] = {}
+
+        def on_trial_result(
+            self, iteration: int, trials: Any, trial: Any, result: Figures, **info: Any
+        ) -> None:
+            timed = {name: result.get(name) for name in ("data_wait", "tokens_per_second")}
+            self.of.setdefault(str(trial), []).append(timed | {"time": time.time()})
 
     return Reports()
+
+
+def order(job: Figures) -> Figures:
+    """Look at the sources of the rows that training takes, in all stretches of 50 steps.
+
+    Returns:
+        The largest difference between a source's share of a stretch and its weight, in standard
+        errors of a random draw: of two mixed files, and of the halves of a single, sorted one.
+    """
+    import numpy as np
+
+    from otr.training.store.order import Order
+
+    batch, rows = job["global_batch_size"], job["rows"]
+    stretch = 50 * batch
+
+    def worst(order: Order, first: int, share: float) -> float:
+        places = np.arange(3 * rows)
+        mine = np.cumsum(order.rows_at(places) < first)
+        shares = (mine[stretch:] - mine[:-stretch]) / stretch
+        error = np.sqrt(share * (1 - share) / stretch)
+        return float(np.abs(shares - share).max() / error)
+
+    half = rows // 2
+    return {
+        "mixed": worst(Order([half, rows - half], 0, [0.3, 0.7]), half, 0.3),
+        "sorted": worst(Order([rows], 0), half, half / rows),
+    }
 
 
 def save(job: Figures) -> Figures:
@@ -211,7 +257,7 @@ def save(job: Figures) -> Figures:
     return {"stall_seconds": stalls, "write_seconds": writes}
 
 
-WAYS = {way.__name__: way for way in (ray_data, trl, trl_batched, fit, save)}
+WAYS = {way.__name__: way for way in (ray_data, trl, trl_batched, fit, order, save)}
 
 
 def main() -> None:

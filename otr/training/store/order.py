@@ -8,6 +8,10 @@ Without weights the sequence is one permutation of all rows per epoch. With weig
 blocks of BLOCK rows. Each block has its share of each source, in an order of its own; and each
 source gives its rows in one permutation per pass over it.
 
+A permutation is stratified: the rows are cut into STRATA stretches, and every STRATA consecutive
+rows of the permutation come one from each, in random order. So each part of training sees the
+whole corpus evenly, also of a sorted file.
+
 Shapes: G rows per step, B rows per micro-batch of one worker.
 """
 
@@ -17,7 +21,10 @@ from functools import lru_cache
 import numpy as np
 
 BLOCK = 256  # rows in which the weights of the sources are held
+STRATA = 256
 MOST_SOURCES = 16  # the largest of more could get less than rounding takes from it
+
+_NONE = -1
 
 
 class Order:
@@ -87,7 +94,13 @@ class Order:
 
     def _make_permutation(self, source: int, epoch: int) -> np.ndarray:
         random = np.random.default_rng([self.seed, 0, source, epoch])
-        return random.permutation(self.rows[source])
+        count = int(self.rows[source])
+        strata = min(STRATA, count)
+        bounds = np.arange(strata + 1) * count // strata
+        rows = bounds[:-1, None] + np.arange(-(-count // strata))  # a line per stratum
+        rows[rows >= bounds[1:, None]] = _NONE  # strata differ by one row
+        dealt = random.permuted(random.permuted(rows, axis=1).T, axis=1).ravel()
+        return dealt[dealt != _NONE]
 
 
 def places_of(

@@ -19,12 +19,22 @@ def test_every_epoch_has_each_row_once_in_an_order_of_its_own() -> None:
     assert sequence(Order([700, 300], seed=1), 3000) != seen
 
 
-def test_rows_of_one_file_come_from_the_beginning_on() -> None:
-    """Also of the second of two files, or of the end of a sorted one."""
-    seen = np.array(sequence(Order([3000, 3000], seed=0), 1600))
-    for start in range(0, 1600, 400):
-        share = (seen[start : start + 400] >= 3000).mean()
-        assert abs(share - 0.5) < 3 * np.sqrt(0.25 / 400)
+@pytest.mark.parametrize("rows", [1, 2, 255, 256, 257, 3001])
+def test_few_rows_are_all_there_too(rows: int) -> None:
+    seen = sequence(Order([rows], seed=3), 2 * rows)
+    assert sorted(seen[:rows]) == sorted(seen[rows:]) == list(range(rows))
+    assert rows < 10 or seen[:rows] != seen[rows:] != list(range(rows))
+
+
+@pytest.mark.parametrize("batch", [4, 16, 100])
+def test_any_50_steps_see_each_part_of_a_sorted_file_evenly(batch: int) -> None:
+    """Also of two files: their rows follow each other in the store."""
+    parts, steps = 8, 50
+    seen = np.array(sequence(Order([5000, 3000], seed=0), 24_000))
+    for start in range(0, len(seen) - steps * batch, 37):
+        counts = np.bincount(seen[start : start + steps * batch] // 1000, minlength=parts)
+        error = np.abs(counts / (steps * batch) - 1 / parts)
+        assert (error < 3 * np.sqrt(1 / parts * (1 - 1 / parts) / (steps * batch))).all()
 
 
 @pytest.mark.parametrize("start", [1, 255, 256, 1234])
@@ -43,7 +53,7 @@ def test_weights_hold_in_every_stretch(rows: list[int], weights: tuple) -> None:
     shares = np.array(list(weights)) / sum(weights)
     seen, ends = np.array(sequence(order, 8000)), np.cumsum(rows)
     sources = np.searchsorted(ends, seen, side="right")
-    for start in range(0, 8000, 800):  # 50 steps of 16 rows
+    for start in range(0, 7200, 37):  # any 50 steps of 16 rows
         for source, share in enumerate(shares):
             found = (sources[start : start + 800] == source).mean()
             assert abs(found - share) <= 3 * np.sqrt(share * (1 - share) / 800)

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from otr.config import RENAMED, TrainConfig
+from otr.config import TrainConfig
 
 DIGEST_PIECES = 16  # of a large file, evenly spaced, that a digest covers
 WEIGHT_BYTES = 64 * 2**10  # of each weight file that a digest covers
@@ -33,14 +33,8 @@ _FREE = (
     "model.attention",
 )
 """Dotted keys, or prefixes of them, that may change when a run resumes."""
-ADDED = {
-    "data.over_long": "reject",
-    "data.train_on": "assistant",
-    "data.weights": [],
-    "model.chat_template": "",
-    "model.chat_template_args": {},
-}
-"""Dotted keys that runs before 0.3 did not store, and what they did."""
+ORDER = 2
+"""Version of the order in which a run takes its rows. 1, before 0.3: shuffled in windows."""
 LENGTH = "max_steps"
 """Dotted key of the length, which may grow."""
 
@@ -57,7 +51,7 @@ def identity(config: TrainConfig, corpus: Sequence[Sequence[Any]]) -> dict[str, 
     settings["model.path"] = str(settings["model.path"]).rstrip("/").rpartition("/")[2]
     settings["model.weights"] = _weights(Path(config.model.path))
     settings["model.chat_template"] = chat_template_digest(config.model.chat_template)
-    return settings | {"data.files": [[*file] for file in corpus]}
+    return settings | {"data.files": [[*file] for file in corpus], "data.order": ORDER}
 
 
 def _weights(model: Path) -> list[list[Any]] | None:
@@ -101,14 +95,20 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], directory: str
     """Compare a run's identity with the one it started with; the run may have become longer.
 
     Args:
-        before: the stored identity; may have keys from before they were renamed.
+        before: the stored identity.
         now: the identity of the run that is to resume.
         directory: of the run, for the message.
 
     Raises:
-        ValueError: they differ; the message names the keys with both values.
+        ValueError: they differ (the message names the keys with both values), or the run took its
+            data in another order.
     """
-    before = ADDED | {RENAMED.get(key, key): value for key, value in before.items()}
+    if before.get("data.order") != ORDER:
+        raise ValueError(
+            f"{directory} holds a run of another version of otr, which took the data in another "
+            "order: go on from its last checkpoint in a new run, with another --name and "
+            f"--model {directory}/step-..."
+        )
     pairs = [
         (key, before.get(key), now.get(key))
         for key in {**before, **now}

@@ -88,11 +88,6 @@ def train_loop(job: Job) -> bool:
         _write_rejected(job.directory, corpus.audit())
     with checkpoints.local_copy(job.resume_from) as checkpoint:
         state = load_checkpoint(checkpoint) if checkpoint is not None else {}
-        if "reader" in state:
-            raise ValueError(
-                f"{checkpoint} is of a version before 0.3, which took the data in another order: "
-                f"go on from it in a new run, with another --name and --model {checkpoint}"
-            )
         _train(job, checkpoints, corpus, state, checkpoint)
     from otr.loop import parallel
 

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -142,12 +143,15 @@ def test_packing_goes_on_after_a_kill(
     (store / "index.json").unlink()
     (store / "part-00000.json").unlink()
     (store / "part-00000.rows").write_bytes(b"half")
-    (store / ".part-00000.rows.left").write_bytes(b"half")
+    for name, age in (("left", 2 * write.LEFTOVER_SECONDS), ("of-another-run", 1)):
+        (store / f".part-00000.rows.{name}").write_bytes(b"half")
+        os.utime(store / f".part-00000.rows.{name}", (time.time() - age,) * 2)
     kept = (store / "part-00003.rows").stat().st_mtime_ns
     steps: list[Any] = []
     assert ensure_store(data, model, str(tmp_path), steps.append) == str(store)
     assert steps[0].parts == 3 and steps[-1].parts == 4
     assert (store / "part-00003.rows").stat().st_mtime_ns == kept
+    assert [file.name for file in store.glob(".*")] == [".part-00000.rows.of-another-run"]
     assert (store / "part-00000.rows").read_bytes() == (
         Path(packed) / "part-00000.rows"
     ).read_bytes()

@@ -8,11 +8,13 @@ same files. Memory holds one batch of a part at a time.
 import json
 import os
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -31,6 +33,7 @@ from otr.training.store.read import checksum
 
 MAX_PARTS = 256  # of a corpus; a task packs one
 TASK_CPUS = 0.9  # below 1, so that two cores hold a worker, the driver of a trial and a task
+LEFTOVER_SECONDS = 3600  # a file that is being written changes with every batch
 _COUNTS = ("records", "rejected", "rows", "tokens")
 
 
@@ -146,6 +149,8 @@ def _make(
     report(progress)
     fs, inner = fsspec.core.url_to_fs(path)
     fs.makedirs(inner, exist_ok=True)
+    if isinstance(fs, LocalFileSystem):
+        _remove_leftovers(Path(inner))
     for step in _all_steps(missing, plan, config, model, path):
         if "error" in step:
             raise ValueError(step["error"])
@@ -186,6 +191,14 @@ def _all_steps(
     dataset.context.enable_progress_bars = False
     for batch in dataset.iterator().iter_batches(batch_size=None):
         yield from map(json.loads, batch["step"])
+
+
+def _remove_leftovers(directory: Path) -> None:
+    """Remove what killed processes left half made; what another run is writing stays."""
+    for file in directory.glob(".*"):
+        with suppress(OSError):  # another run removed it
+            if time.time() - file.stat().st_mtime > LEFTOVER_SECONDS:
+                file.unlink()
 
 
 def _finished(path: str, name: str) -> Part | None:

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from otr import DataConfig, ModelConfig, TrainConfig, Workers
-from otr.config import RENAMED
 from otr.loop.identity import check_same, identity, sampled_digest
 
 CONFIG = TrainConfig(ModelConfig("hub/name"), DataConfig(("data.jsonl",)), global_batch_size=64)
@@ -45,13 +44,10 @@ def test_other_settings_are_named_with_both_values() -> None:
         check_same(stored(CONFIG), identity(CONFIG, [["data.jsonl", 101, "digest"]]), "run")
 
 
-def test_an_identity_from_before_options_were_renamed_is_still_equal() -> None:
-    old_names = {new: old for old, new in RENAMED.items()}
-    before = {old_names.get(key, key): value for key, value in stored(CONFIG).items()}
-    assert {"step_rows", "data.row_length"} <= before.keys()
-    check_same(before, identity(CONFIG, CORPUS), "run")
-    with pytest.raises(ValueError, match="global_batch_size was 64, is 32"):
-        check_same(before, identity(replace(CONFIG, global_batch_size=32), CORPUS), "run")
+def test_a_run_that_took_the_data_in_another_order_is_refused() -> None:
+    before = {key: value for key, value in stored(CONFIG).items() if key != "data.order"}
+    with pytest.raises(ValueError, match=r"another order: go on .* --model runs/a/step-\.\.\.$"):
+        check_same(before, identity(CONFIG, CORPUS), "runs/a")
 
 
 def test_a_sampled_digest_sees_size_start_and_end(tmp_path: Path) -> None:

@@ -30,12 +30,14 @@ from torch.distributed.fsdp import (
     register_fsdp_forward_method,
 )
 from torch.nn.parallel import DistributedDataParallel
+from transformers import PreTrainedModel
 
-from otr._compat import tree_map_with_path
+from otr._compat import attention_name, tree_map_with_path
 from otr.config import TrainConfig
 from otr.loop.checkpoint import OPTIMIZER, TRAINER, Staging, saved_weights
 from otr.loop.policy import Policy
-from otr.models.parts import decoder_layers
+from otr.models.structure import decoder_layers, without_adapters
+from otr.models.unpacked import is_unpacked, set_unpacked
 
 
 def rank() -> int:
@@ -64,6 +66,8 @@ def wrap(policy: Policy, config: TrainConfig) -> nn.Module:
         ValueError: the strategy is fsdp and the model has no list of layers.
     """
     strategy = config.memory.strategy
+    if world_size() > 1:
+        _share_computation(policy.model)
     if config.memory.gradient_checkpointing:
         policy.model.gradient_checkpointing_enable({"use_reentrant": False})
         if hasattr(policy.model, "peft_config"):
@@ -77,6 +81,18 @@ def wrap(policy: Policy, config: TrainConfig) -> nn.Module:
     if world_size() == 1:
         return policy
     return DistributedDataParallel(policy, gradient_as_bucket_view=True)
+
+
+def _share_computation(model: PreTrainedModel) -> None:
+    """Compute examples as rank 0 does; a rank without weights can't find out what is right."""
+    model = without_adapters(model)
+    ways: list[Any] = [(attention_name(model.config), is_unpacked(model))]
+    before = ways[0][0]
+    dist.broadcast_object_list(ways)
+    attention, unpacked = ways[0]
+    if attention != before:
+        model.set_attn_implementation(attention)
+    set_unpacked(model, unpacked)
 
 
 def _sharded(policy: Policy, config: TrainConfig) -> nn.Module:

@@ -33,7 +33,8 @@ from otr.loss import fused
 from otr.loss.objective import Objective
 from otr.loss.rows import loss_and_gradient_
 from otr.models.attention import PACKED, Lengths, no_mask, register
-from otr.models.parts import head, without_adapters
+from otr.models.parts import head
+from otr.models.structure import trunk, without_adapters
 from otr.optim import make_optimizer
 
 Kind = Literal["parameters", "gradients", "optimizer", "activations", "loss"]
@@ -300,9 +301,9 @@ def _hidden(model: Any, rows: int, length: int) -> Tensor:
     position_BS = torch.arange(length).expand(rows, length)
     ids_BS = torch.zeros(rows, length, dtype=torch.int64)
     if attention_name(model.config) != PACKED:
-        out = model.base_model(input_ids=ids_BS, position_ids=position_BS, use_cache=False)
+        out = trunk(model)(input_ids=ids_BS, position_ids=position_BS, use_cache=False)
         return cast(Tensor, out.last_hidden_state.flatten(0, 1))
-    out = model.base_model(
+    out = trunk(model)(
         input_ids=ids_BS.reshape(1, -1),
         position_ids=position_BS.reshape(1, -1),
         attention_mask=no_mask(ids_BS.device),

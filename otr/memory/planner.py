@@ -19,7 +19,7 @@ from otr.config import TrainConfig
 from otr.memory.fake_step import Footprint, footprint
 from otr.memory.strategy import Strategy, resolve_strategy
 from otr.models.load import empty_model
-from otr.models.parts import decoder_layers
+from otr.models.structure import decoder_layers
 
 HEADROOM = 0.1  # share of a device for its context, fragmentation and libraries
 _LAYERS = (2, 4)  # numbers of layers that are counted

@@ -22,6 +22,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from otr._compat import attention_name
+from otr.models.structure import trunk
 
 PACKED = "otr_packed"
 _PROBE = "otr_probe"
@@ -75,7 +76,7 @@ def passes_lengths(model: PreTrainedModel) -> bool:
     model.set_attn_implementation(_PROBE)
     ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
     try:
-        model.base_model(
+        trunk(model)(
             input_ids=ids,
             position_ids=ids,
             attention_mask=no_mask(ids.device),

@@ -1,8 +1,8 @@
 """Checks that a model computes what training assumes, on a few dozen made-up tokens.
 
-A run checks its model once before the first step, on its device, before the model is wrapped,
-sharded or compiled. A model that fails would train without an error, but on other logits or with
-examples that attend to each other.
+`load_model` chooses how a model computes packed examples. A run checks its model once more before
+the first step, on its device, before the model is wrapped, sharded or compiled. A model that fails
+would train without an error, but on other logits or with examples that see each other.
 
 Shapes: S sequence length (tokens per packed row), N tokens that are not padding, D width,
 V vocabulary.
@@ -18,10 +18,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from otr._compat import attention_name, can_set_attention, supports_sdpa
-from otr.models.parts import head, hidden_states, without_adapters
+from otr.models.parts import head, hidden_states
+from otr.models.structure import trunk, without_adapters
+from otr.models.unpacked import set_unpacked
 
 LENGTHS = (24, 17)
 """Tokens of the two made-up examples."""
+PADDING = 8
+"""Tokens of padding after them: enough for both to be computed together when not packed."""
 WINDOW = 6
 """Size that sliding windows are set to during the checks, shorter than both examples."""
 
@@ -45,44 +49,66 @@ def check_head(model: PreTrainedModel) -> None:
         )
 
 
+def choose_computation(model: PreTrainedModel, *, attention: str) -> None:
+    """Choose how the examples of a packed row are kept apart, and set the model to it.
+
+    The first of these ways is taken in which two examples get the hidden states that each has on
+    its own with the model's eager attention: packed with the attention that is set, packed with
+    SDPA, each example in a row of its own (`otr.models.unpacked`), and the same with eager
+    attention. If none is right, nothing changes, and `check_packing` fails.
+
+    Args:
+        model: with its weights.
+        attention: `ModelConfig.attention`; one that was asked for stays.
+    """
+    ways = [(None, False), ("sdpa", False), (None, True), ("eager", True)]
+    before = attention_name(model.config)
+    with _quiet(model), _narrow(model):
+        for name, unpacked in ways:
+            if name and (attention != "auto" or not _has_attention(model, name)):
+                continue
+            model.set_attn_implementation(name or before)
+            set_unpacked(model, unpacked)
+            if not _packing_error(model):
+                return
+    model.set_attn_implementation(before)
+    set_unpacked(model, False)
+
+
 def check_packing(model: PreTrainedModel) -> None:
     """Check that two examples in a packed row get the same hidden states as each on its own.
 
-    The reference of each example on its own uses the model's eager attention.
+    A model for which this is so only with each example in a row of its own is set to that.
 
     Raises:
-        ValueError: the hidden states differ; the message names a `--train.model.attention` that
-            gives the right ones, if there is one.
+        ValueError: the hidden states differ.
     """
     model = without_adapters(model)
     with _quiet(model), _narrow(model):
-        ids_N = _ids(model)
-        with _attention(model, "eager"):
-            alone_ND = torch.cat([_alone(model, part) for part in ids_N.split(LENGTHS)])
-        found = _packing_error(model, ids_N, alone_ND)
-        if not found:
+        if not _packing_error(model):
             return
-        for other in ("sdpa", "eager"):
-            with _attention(model, other):
-                if not _packing_error(model, ids_N, alone_ND):
-                    raise ValueError(
-                        f"this {model.config.model_type} model computes packed examples wrongly "
-                        f"({found}): use --train.model.attention {other}"
-                    )
-    raise ValueError(
-        f"models of type {model.config.model_type} are not supported: later examples of a "
-        f"packed row come out wrong ({found})"
-    )
+        set_unpacked(model, True)
+        found = _packing_error(model)
+    if found:
+        raise ValueError(
+            f"models of type {model.config.model_type} are not supported: examples come out wrong "
+            f"({found})"
+        )
 
 
-def _packing_error(
-    model: PreTrainedModel, ids_N: Int[Tensor, " N"], alone_ND: Float[Tensor, "N D"]
-) -> str:
-    """Return what is wrong with the two examples in one padded row; empty if nothing is."""
+def _packing_error(model: PreTrainedModel) -> str:
+    """Return what is wrong with the two examples in one padded row; empty if nothing is.
+
+    The reference of each example on its own uses the model's eager attention.
+    """
+    ids_N = _ids(model)
+    with _attention(model, "eager"):
+        alone_ND = torch.cat([_alone(model, part) for part in ids_N.split(LENGTHS)])
     segments = [number for number, length in enumerate(LENGTHS, 1) for _ in range(length)]
-    segment_ids_1S = torch.tensor([[*segments, 0, 0]], device=ids_N.device)
+    segment_ids_1S = torch.tensor([[*segments, *[0] * PADDING]], device=ids_N.device)
+    ids_1S = torch.cat([ids_N, ids_N[:PADDING]])[None]
     try:
-        packed_ND = hidden_states(model, torch.cat([ids_N, ids_N[:2]])[None], segment_ids_1S)
+        packed_ND = hidden_states(model, ids_1S, segment_ids_1S)
     except (TypeError, ValueError) as error:  # the model rejects positions or this attention
         return str(error).split("\n")[0]
     gap = _gap(packed_ND, alone_ND)
@@ -90,7 +116,7 @@ def _packing_error(
 
 
 def _alone(model: PreTrainedModel, ids_N: Int[Tensor, " N"]) -> Float[Tensor, "N D"]:
-    return model.base_model(input_ids=ids_N[None], use_cache=False).last_hidden_state[0]
+    return trunk(model)(input_ids=ids_N[None], use_cache=False).last_hidden_state[0]
 
 
 def _ids(model: PreTrainedModel) -> Int[Tensor, " N"]:
@@ -126,7 +152,7 @@ def _quiet(model: PreTrainedModel) -> Iterator[None]:
 def _attention(model: PreTrainedModel, name: str) -> Iterator[None]:
     """Use another attention implementation, in models that can change it."""
     before = attention_name(model.config)
-    can = can_set_attention(model) and (name != "sdpa" or supports_sdpa(model))
+    can = _has_attention(model, name)
     if can:
         model.set_attn_implementation(name)
     try:
@@ -134,6 +160,10 @@ def _attention(model: PreTrainedModel, name: str) -> Iterator[None]:
     finally:
         if can:
             model.set_attn_implementation(before)
+
+
+def _has_attention(model: PreTrainedModel, name: str) -> bool:
+    return can_set_attention(model) and (name != "sdpa" or supports_sdpa(model))
 
 
 @contextmanager

@@ -13,12 +13,16 @@ from otr._compat import can_set_attention, supports_attention_interface, support
 from otr.config import ModelConfig
 from otr.models.architecture import load_architecture
 from otr.models.attention import PACKED, passes_lengths, register
+from otr.models.checks import choose_computation
+from otr.models.structure import towers
 
 
 def load_model(
     config: ModelConfig, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> PreTrainedModel:
-    """Load a model with float32 weights on the CPU.
+    """Load a model with float32 weights on the CPU, set to compute packed examples rightly.
+
+    Vision and audio towers are frozen.
 
     Args:
         config: the model.
@@ -55,7 +59,10 @@ def load_model(
             f"vocabulary mismatch at {config.path!r}: the tokenizer has {len(tokenizer)} tokens, "
             f"the model {rows} embeddings; use the model's own tokenizer"
         )
-    return _with_attention(model, config)
+    _prepare(model, config)
+    if not config.attention.startswith(("flash", "flex")):  # these need a GPU, or minutes
+        choose_computation(model, attention=config.attention)
+    return model
 
 
 def empty_model(config: ModelConfig) -> PreTrainedModel:
@@ -73,7 +80,7 @@ def empty_model(config: ModelConfig) -> PreTrainedModel:
             trust_remote_code=config.trust_remote_code,
             attn_implementation=_requested_attention(config),
         )
-    return _with_attention(model, config)
+    return _prepare(model, config)
 
 
 @contextmanager
@@ -91,13 +98,15 @@ def _requested_attention(config: ModelConfig) -> str | None:
     return None if config.attention == "auto" else config.attention
 
 
-def _with_attention(model: PreTrainedModel, config: ModelConfig) -> PreTrainedModel:
-    """Set the attention PACKED if the config allows it and the model supports it.
+def _prepare(model: PreTrainedModel, config: ModelConfig) -> PreTrainedModel:
+    """Freeze the model's towers, which text does not reach; set the attention PACKED if it can be.
 
     A model supports it if it calls its attention through transformers' interface, passes `lengths`
     on, and computes softmax(q k) v with or without a soft cap. Other forms of attention, such as
     attention sinks, are recognized by the lack of SDPA support.
     """
+    for tower in towers(model).values():
+        tower.requires_grad_(False)
     if config.attention != "auto":
         return model
     softcap = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)

@@ -10,6 +10,7 @@ Modules that may not need adapters import this one inside functions, since peft 
 """
 
 import functools
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
@@ -28,6 +29,7 @@ from transformers.pytorch_utils import Conv1D  # GPT-2's linear layers
 
 from otr.config import LoraConfig, ModelConfig
 from otr.models.load import empty_model, load_model
+from otr.models.structure import towers
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 
@@ -52,6 +54,7 @@ def add_adapters(model: PreTrainedModel, config: LoraConfig, *, seed: int = 0) -
         r=config.rank,
         lora_alpha=config.alpha,  # type: ignore[arg-type]  # declared int, but any number works
         target_modules=list(config.targets) or "all-linear",
+        exclude_modules=_tower_pattern(model),
         task_type=peft.TaskType.CAUSAL_LM,
     )
     meta = model.device.type == "meta"
@@ -160,6 +163,12 @@ def merge_adapters(model: PeftModel) -> PreTrainedModel:
         ValueError: a merged weight is not finite.
     """
     return model.merge_and_unload(safe_merge=True)
+
+
+def _tower_pattern(model: PreTrainedModel) -> str | None:
+    """Return a regular expression for the names of all modules in towers, for peft."""
+    names = "|".join(map(re.escape, towers(model)))
+    return rf"({names})(\..*)?" if names else None
 
 
 def _check_targets(model: PreTrainedModel, targets: tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""The parts of a causal language model that training uses: layers, hidden states, head.
+"""What training computes with a causal language model: hidden states, and logits from them.
 
 All functions accept a transformers model, with or without peft's adapters.
 
@@ -11,35 +11,16 @@ from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from otr._compat import attention_name
 from otr.models.attention import PACKED, Lengths, no_mask
+from otr.models.structure import trunk, without_adapters
+from otr.models.unpacked import is_unpacked, unpacked_states
 
 TOKEN_MULTIPLE = 128
 """Numbers of tokens that are computed in bfloat16 on the CPU are multiples of this one."""
-
-
-def without_adapters(model: PreTrainedModel) -> PreTrainedModel:
-    """Return the transformers model inside a peft model, or the model itself."""
-    base = getattr(model, "get_base_model", None)
-    return model if base is None else base()
-
-
-def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """Return the longest list of layers in a model.
-
-    Raises:
-        ValueError: the model has no list of layers.
-    """
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    if not lists:
-        raise ValueError(
-            f"{type(model).__name__} has no list of layers to split: use memory.strategy ddp or "
-            "single"
-        )
-    return max(lists, key=len)
 
 
 def position_ids(segment_ids_BS: Int[Tensor, "B S"]) -> Int[Tensor, "B S"]:
@@ -60,13 +41,17 @@ def hidden_states(
     """Return the head's input for each token that is not padding, in row order.
 
     Examples of the same packed row do not attend to each other. With the attention PACKED the model
-    never computes on padding.
+    never computes on padding. A model that is marked in `otr.models.unpacked` gets each example in
+    a row of its own.
     """
     model = without_adapters(model)
     real_BS = segment_ids_BS > 0
     position_BS = position_ids(segment_ids_BS)
+    if is_unpacked(model):
+        starts = (position_BS[real_BS] == 0).nonzero().flatten().tolist()
+        return unpacked_states(model, input_ids_BS[real_BS], starts, input_ids_BS.numel())
     if attention_name(model.config) != PACKED:
-        hidden_BSD = model.base_model(
+        hidden_BSD = trunk(model)(
             input_ids=input_ids_BS, position_ids=position_BS, use_cache=False
         ).last_hidden_state
         return hidden_BSD[real_BS]
@@ -76,7 +61,7 @@ def hidden_states(
     ids_N = torch.cat([ids_N, ids_N.new_zeros(extra)])
     position_N = torch.cat([position_N, torch.arange(extra).to(position_N)])
     ends = [*(position_N == 0).nonzero().flatten().tolist(), len(position_N)]
-    hidden_1ND = model.base_model(
+    hidden_1ND = trunk(model)(
         input_ids=ids_N[None],
         position_ids=position_N[None],
         attention_mask=no_mask(position_N.device),
@@ -123,8 +108,11 @@ def head(model: PreTrainedModel) -> Head:
     return Head(
         weight=layer.weight,
         bias=getattr(layer, "bias", None),
-        # Cohere multiplies by logit_scale, Granite divides by logits_scaling.
+        # Cohere and Falcon-H1 multiply, Granite divides.
         logit_scale=(getattr(config, "logit_scale", None) or 1.0)
+        * (getattr(config, "lm_head_multiplier", None) or 1.0)
         / (getattr(config, "logits_scaling", None) or 1.0),
-        softcap=getattr(config, "final_logit_softcapping", None),  # Gemma
+        # Gemma and Recurrent Gemma.
+        softcap=getattr(config, "final_logit_softcapping", None)
+        or getattr(config, "logits_soft_cap", None),
     )

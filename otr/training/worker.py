@@ -122,9 +122,12 @@ def _train(
         before_snapshot=store.flush,
         on_bad_step=partial(_save_bad_rows, job.directory, tokenizer),
     )
+    model = _load_model(config, tokenizer, checkpoint)
+    if first:
+        first["note"] = "; ".join(filter(None, [first["note"], *_model_notes(model)]))
     try:
         train(
-            _load_model(config, tokenizer, checkpoint),
+            model,
             micro_batches(corpus, config, step=state.get("step", 0), rank=_rank()),
             config,
             _Reporter(store, tokenizer, job.run, corpus.audit().rejected, first),
@@ -227,6 +230,21 @@ def _notes(config: TrainConfig, state: dict[str, Any]) -> list[str]:
         notes.append(f"resumes from step {state['step']}")
         if state["world"] != workers:
             notes.append(f"had {state['world']} workers, has {workers}: the same rows in each step")
+    return notes
+
+
+def _model_notes(model: "PreTrainedModel") -> list[str]:
+    """Return what the terminal should say about how the model is trained."""
+    from otr.models.structure import towers, without_adapters
+    from otr.models.unpacked import is_unpacked
+
+    model, notes = without_adapters(model), []
+    if names := [*towers(model)]:
+        notes.append(f"text does not reach {', '.join(names)}: frozen")
+    if is_unpacked(model):
+        notes.append(
+            f"{model.config.model_type} mixes packed examples up: each is computed on its own"
+        )
     return notes
 
 

@@ -142,7 +142,7 @@ def _limit(positions: int | None) -> str:
 
 def _count_layers(model: ModelConfig) -> int:
     from otr.models.load import empty_model
-    from otr.models.parts import decoder_layers
+    from otr.models.structure import decoder_layers
 
     return len(decoder_layers(empty_model(model)))
 

@@ -34,7 +34,8 @@ from otr.loop.loop import BadStep, Hooks, train
 from otr.loop.policy import Policy
 from otr.models.load import load_model
 from otr.models.lora import add_adapters
-from otr.models.parts import decoder_layers, head, hidden_states
+from otr.models.parts import head, hidden_states
+from otr.models.structure import decoder_layers
 from otr.models.tokenizer import load_tokenizer
 from tests.assets.tiny import make_tiny_model
 from tests.otr.runs import LENGTH, ROWS, batches, config, examples, join_ranks

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from otr.config import LoraConfig, MemoryConfig
-from otr.models.parts import decoder_layers
+from otr.models.structure import decoder_layers
 from pipelines.checks import preflight
 from pipelines.checks.model import check_training
 from pipelines.config.prepared import PreparedRun

@@ -134,6 +134,8 @@ class Snapshot:
     precision: str | None = None
     """Precision of training, as in `ModelConfig.dtype`. The written config names it, so that
     transformers and vLLM compute as the forward passes of training did. None: the model's dtype."""
+    ends: Mapping[int, int] = field(default_factory=dict)
+    """How often each token ended a trained stretch: where generation is to stop."""
     stall_seconds: float = 0.0
     """Seconds that this snapshot paused training, including the wait for the previous one."""
 
@@ -179,18 +181,7 @@ class Snapshot:
                 _barrier(group)
                 _write_optimizer(scratch / TRAINER / OPTIMIZER, self.optimizer, group)
                 if self.weights is not None:
-                    self._write_model(scratch, self.weights)
-                    tokenizer.save_pretrained(scratch)
-                    state = {"step": self.step, "world": world, **self.trainer_state}
-                    if run is not None:
-                        write_json(scratch / "run.json", run)
-                    unlike = self._check_export(scratch)
-                    if unlike:
-                        write_json(scratch / UNVERIFIED, {"step": self.step, "reason": unlike})
-                    elif self.dtype == "bfloat16":
-                        self._round_model(scratch, self.weights)
-                        state["dtype"] = self.dtype
-                    write_json(scratch / TRAINER / STATE, state)
+                    unlike = self._write_files(scratch, self.weights, tokenizer, run, world)
                 unlike = _from_first_rank(unlike, group)
                 if unlike:
                     directory = directory.with_name(f"unverified-{directory.name}")
@@ -208,13 +199,45 @@ class Snapshot:
             raise UnverifiedCheckpoint(str(directory), unlike)
         return directory
 
+    def _write_files(
+        self,
+        directory: Path,
+        weights: dict[str, Tensor],
+        tokenizer: "PreTrainedTokenizerBase",
+        run: dict[str, Any] | None,
+        world: int,
+    ) -> str:
+        """Write and check all but the optimizer's state; return what `_check_export` does."""
+        # Imports transformers' models, as does the check.
+        from otr.models.stops import trained_stops, with_stop, write_stops
+
+        stops = trained_stops(self.ends, tokenizer)
+        self._write_model(directory, weights)
+        (with_stop(tokenizer, stops) if stops else tokenizer).save_pretrained(directory)
+        state = {"step": self.step, "world": world, **self.trainer_state}
+        if run is not None:
+            write_json(directory / "run.json", run)
+        unlike = self._check_export(directory)
+        if unlike:
+            write_json(directory / UNVERIFIED, {"step": self.step, "reason": unlike})
+        elif self.dtype == "bfloat16":
+            self._round_model(directory, weights)
+            state["dtype"] = self.dtype
+        if stops:
+            write_stops(directory, stops, self.model)
+        write_json(directory / TRAINER / STATE, state)
+        return unlike
+
     def _write_model(self, directory: Path, weights: dict[str, Tensor]) -> None:
         if hasattr(self.model, "peft_config"):
             from otr.models.lora import write_adapter
 
             write_adapter(directory, self.model, weights)
         else:
+            from otr.models.processor import copy_processor
+
             self.model.save_pretrained(directory, state_dict=weights)
+            copy_processor(self.model, directory)
             if self.precision is not None:
                 path = directory / "config.json"
                 write_json(path, json.loads(path.read_text()) | {"dtype": self.precision})

@@ -11,6 +11,7 @@ Shapes: B packed rows of a micro-batch, S sequence length (tokens per packed row
 import itertools
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +27,11 @@ from otr.loop import parallel
 from otr.loop.checkpoint import Probe, Snapshot, Staging, load_checkpoint
 from otr.loop.evaluate import evaluate
 from otr.loop.policy import Batch, Policy
+from otr.models.stops import count_ends
 from otr.optim import learning_rate, make_optimizer
 
 PROBE_ROWS = 4  # packed rows of the check of a saved model, which reloads it on the CPU
+ENDS_STEPS = 20  # steps in which it is counted how trained stretches end
 
 Report = Callable[[dict[str, float], Snapshot | None], Any]
 
@@ -160,6 +163,7 @@ def train(  # noqa: PLR0913 - four positional arguments, the rest are optional k
             if saves:
                 snapshot = take_snapshot(policy, run.optimizer, staging, progress, run.hooks)
                 snapshot.precision, saved = config.model.dtype, time.monotonic()
+                snapshot.ends = steps.ends
             if snapshot is not None and last:
                 snapshot.probe = _probe(policy, steps.micro[0], config)
                 snapshot.dtype = config.save_dtype
@@ -303,6 +307,9 @@ class _StepBatches(Iterator[list[Batch]]):
         self.batches, self.config, self.step = iter(batches), config, step
         self.wait = 0.0
         self.micro: list[Batch] = []
+        self.counted = 0
+        self.ends: Counter[int] = Counter()
+        """Last tokens of the trained stretches of the first steps, on this rank."""
 
     def __next__(self) -> list[Batch]:
         start = time.perf_counter()
@@ -312,6 +319,9 @@ class _StepBatches(Iterator[list[Batch]]):
                 f"the data ended after step {self.step} of {self.config.max_steps}: "
                 "add data or lower max_steps"
             )
+        if self.counted < ENDS_STEPS:
+            self.counted += 1
+            self.ends.update(count_ends(micro[0]))
         self.step, self.micro = self.step + 1, micro
         self.wait += time.perf_counter() - start
         return micro

@@ -33,6 +33,9 @@ from otr.models.structure import towers
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 
+STATE_SPACE_TYPES = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
+"""Model types in which peft 0.21 refuses adapters on some layers (peft/tuners/tuners_utils.py)."""
+
 
 def add_adapters(model: PreTrainedModel, config: LoraConfig, *, seed: int = 0) -> PeftModel:
     """Add an adapter to every linear layer that `config` names, and freeze all other weights.
@@ -54,7 +57,7 @@ def add_adapters(model: PreTrainedModel, config: LoraConfig, *, seed: int = 0) -
         r=config.rank,
         lora_alpha=config.alpha,  # type: ignore[arg-type]  # declared int, but any number works
         target_modules=list(config.targets) or "all-linear",
-        exclude_modules=_tower_pattern(model),
+        exclude_modules=_excluded(model),
         task_type=peft.TaskType.CAUSAL_LM,
     )
     meta = model.device.type == "meta"
@@ -165,10 +168,22 @@ def merge_adapters(model: PeftModel) -> PreTrainedModel:
     return model.merge_and_unload(safe_merge=True)
 
 
-def _tower_pattern(model: PreTrainedModel) -> str | None:
-    """Return a regular expression for the names of all modules in towers, for peft."""
-    names = "|".join(map(re.escape, towers(model)))
-    return rf"({names})(\..*)?" if names else None
+def _excluded(model: PreTrainedModel) -> str | None:
+    """Return a regular expression for the names of modules that get no adapter, for peft.
+
+    These are the modules of towers, which text does not reach; linear layers that compute something
+    else besides, such as the choice of experts; and what peft refuses in state-space models, whose
+    fused kernels take the weights without calling the layer.
+    """
+    patterns = [rf"{re.escape(name)}(\..*)?" for name in towers(model)]
+    patterns += [
+        re.escape(name)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward
+    ]
+    if model.config.model_type in STATE_SPACE_TYPES:
+        patterns.append(r".*\.(out_proj|conv1d)")
+    return "|".join(f"({pattern})" for pattern in patterns) or None
 
 
 def _check_targets(model: PreTrainedModel, targets: tuple[str, ...]) -> None:

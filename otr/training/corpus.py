@@ -85,6 +85,9 @@ class CorpusReport:
     """Records per remark, such as the number that were truncated."""
     sources: dict[str, SourceReport]
     """What each configured path gave."""
+    unended: int
+    """Examples whose last trained token is part of the text, such as a line break: a model that
+    learns them does not learn to stop."""
     left_out: dict[str, int]
     """Files that are not read, per split that they belong to."""
     tokens: int
@@ -158,7 +161,7 @@ def inspect_corpus(config: DataConfig, model: ModelConfig, *, limit: int = 20_00
     audit = Audit(config.max_rejected, config.skip_bad)
     first: Example | None = None
     lengths: list[list[int]] = []
-    sources = _Sources(by_path)
+    sources, unended = _Sources(by_path), 0
     _tokenizer(model)  # loading it is not tokenizing
     seconds = 0.0
     for texts in read:
@@ -168,6 +171,7 @@ def inspect_corpus(config: DataConfig, model: ModelConfig, *, limit: int = 20_00
         audit.add([batch_audit(texts, done)])
         first = first or next(iter(done.examples), None)
         lengths.append([len(ids) for ids, _ in done.examples])
+        unended += _count_unended(done.examples, _tokenizer(model))
         sources.add(texts, done)
     audit.check()
     if not audit.records:
@@ -184,12 +188,21 @@ def inspect_corpus(config: DataConfig, model: ModelConfig, *, limit: int = 20_00
         unused=dict(audit.unused),
         remarks=dict(audit.remarks),
         sources=sources.found,
+        unended=unended,
         left_out=left_out(config.paths, config.split),
         tokens=sum(source.tokens for source in sources.found.values()),
         trained_tokens=sum(source.trained_tokens for source in sources.found.values()),
         seconds=seconds,
         example=rendered(first, _tokenizer(model)),
     )
+
+
+def _count_unended(examples: "Sequence[Example]", tokenizer: "PreTrainedTokenizerBase") -> int:
+    from otr.models.stops import ending_tokens
+
+    ends = ending_tokens(tokenizer)
+    last = (ids[max(n for n, target in enumerate(mask) if target)] for ids, mask in examples)
+    return sum(token not in ends for token in last)
 
 
 @dataclass(frozen=True)

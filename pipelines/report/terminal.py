@@ -80,6 +80,13 @@ def print_remarks(corpus: "CorpusReport", say: Callable[[str], None] = console.n
     if corpus.unused:
         fields = ", ".join(f"{name} ({count:,})" for name, count in data.most_first(corpus.unused))
         say(f"fields that neither otr nor the chat template uses (records{read}): {fields}")
+    examples = sum(map(len, corpus.lengths))
+    if corpus.unended > examples / 2:
+        say(
+            f"warning: {corpus.unended:,} of {examples:,} examples do not end with a token of its "
+            "own, so the model does not learn to stop: use a --chat-template that writes one after "
+            "each answer"
+        )
     for split, count in corpus.left_out.items():
         files = "1 file" if count == 1 else f"{count:,} files"
         say(f"not read: {files} of the split {split!r} (--train.data.split)")

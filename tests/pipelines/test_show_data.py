@@ -66,3 +66,15 @@ def test_what_is_rejected(words: list[str], capsys: pytest.CaptureFixture[str]) 
     assert "rejected: 2 of the records" in out
     assert cli.main([*words, "--rejected", "over-long"]) == 0
     assert "rejected as over-long: 0 of the records" in capsys.readouterr().out
+
+
+def test_answers_without_an_end_are_warned_of(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    assert cli.main([*words, "--chat-template", template]) == 0
+    assert "warning: 3 of 4 examples do not end with a token of its own" in (
+        capsys.readouterr().out
+    )
+    assert cli.main(words) == 0
+    assert "warning" not in capsys.readouterr().out

@@ -6,22 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from transformers import (
-    BloomConfig,
-    FalconConfig,
-    FalconH1Config,
-    GptOssConfig,
-    Lfm2Config,
-    Llama4TextConfig,
-    MambaConfig,
-    NemotronConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-    Qwen3_5TextConfig,
-    Qwen3NextConfig,
-    RecurrentGemmaConfig,
-    StableLmConfig,
-)
+from transformers import PreTrainedModel
 
 from otr import ModelConfig, Objective, load_model
 from otr._compat import attention_name
@@ -31,7 +16,17 @@ from otr.models.attention import PACKED
 from otr.models.load import empty_model
 from otr.models.parts import head, hidden_states
 from otr.models.unpacked import is_unpacked, set_unpacked
-from tests.otr.models.families import FAMILIES, SIZE, alone, make_family, packed_rows, toy
+from tests.otr.models.families import (
+    FAMILIES,
+    LONG_ROWS,
+    MODELS,
+    OWN_ROWS,
+    SIZE,
+    alone,
+    make_family,
+    packed_rows,
+    toy,
+)
 
 KINDS = [(name, tied) for name in FAMILIES for tied in (True, False)]
 SFT = Objective("sft")
@@ -87,57 +82,15 @@ def test_the_window_is_narrower_than_the_examples(name: str, tmp_path: Path) -> 
     assert (hidden_states(narrow, *rows) - hidden_states(wide, *rows)).abs().max() > 1e-2
 
 
-STATES = {"mamba_d_state": 8, "mamba_n_groups": 1, "mamba_chunk_size": 8}
-LINEAR = {
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-    "linear_key_head_dim": 8,
-    "linear_value_head_dim": 8,
-    "layer_types": ["linear_attention", "full_attention"],
-}
-EXPERTS = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16}
-OTHERS: dict[str, tuple[type[PretrainedConfig], dict[str, object], str, bool]] = {
-    # Padded rows: their own attention classes, no keywords passed on, chunks in the mask alone.
-    "stablelm": (StableLmConfig, {}, "sdpa", False),
-    "nemotron": (NemotronConfig, {}, "sdpa", False),
-    "llama4": (
-        Llama4TextConfig,
-        {"num_local_experts": 2, "intermediate_size_mlp": 48, "attention_chunk_size": 8},
-        "sdpa",
-        False,
-    ),
-    # Each example in a row of its own: attention sinks, ALiBi, states and convolutions.
-    "gpt_oss": (GptOssConfig, {"num_local_experts": 4, "num_experts_per_tok": 2}, "eager", True),
-    "falcon": (FalconConfig, {}, "sdpa", True),
-    "bloom": (BloomConfig, {"n_head": 4, "n_layer": 2}, "eager", True),
-    "mamba": (MambaConfig, {}, "eager", True),
-    "falcon_h1": (
-        FalconH1Config,
-        {"mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_d_head": 8, "lm_head_multiplier": 0.5}
-        | STATES,
-        "sdpa",
-        True,
-    ),
-    "qwen3_5": (Qwen3_5TextConfig, LINEAR, "sdpa", True),
-    "qwen3_next": (
-        Qwen3NextConfig,
-        LINEAR | EXPERTS | {"shared_expert_intermediate_size": 16},
-        "sdpa",
-        True,
-    ),
-    "lfm2": (Lfm2Config, {"layer_types": ["conv", "full_attention"]}, PACKED, True),
-    "recurrent_gemma": (RecurrentGemmaConfig, {"logits_soft_cap": 2.0}, "sdpa", True),
-}
-
-
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "gemma3"])
 def test_a_model_is_set_to_the_way_that_keeps_examples_apart(name: str, tmp_path: Path) -> None:
-    kind, more, attention, unpacked = OTHERS[name]
-    size = {key: value for key, value in SIZE.items() if (name, key) != ("falcon", "head_dim")}
-    toy(kind(**size | more)).save_pretrained(tmp_path)
+    """As documented in docs/reference/models.md."""
+    toy(MODELS[name].config()).save_pretrained(tmp_path)
     config = ModelConfig(str(tmp_path))
-    assert is_unpacked(load_model(config)) is unpacked
-    assert_computed_as_alone(config, attention)
+    model = load_model(config)
+    assert is_unpacked(model) is (MODELS[name].examples == OWN_ROWS)
+    assert (attention_name(model.config) == PACKED) >= (MODELS[name].examples == LONG_ROWS)
+    assert_computed_as_alone(config, attention_name(model.config))
 
 
 @pytest.mark.parametrize("unpacked", [False, True])

@@ -30,6 +30,8 @@ CHAT_TEMPLATES = {
 }
 """Templates that can be named. `chatml` is for tokenizers that have its two tokens, `plain` ends
 answers with any tokenizer's own end of sequence."""
+TEKKEN = "tekken.json"
+"""File of a tokenizer in the format of mistral-common."""
 _CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
 
 
@@ -45,6 +47,8 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             config.path, trust_remote_code=config.trust_remote_code
         )
+        if is_tekken(config.path) or type(tokenizer).__name__ == "MistralCommonBackend":
+            tokenizer = _from_tekken(config.path)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(
@@ -58,6 +62,22 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     if config.changes_template:
         _check_renders(tokenizer, config)
     return tokenizer
+
+
+def is_tekken(path: str | Path) -> bool:
+    """Return whether a directory's tokenizer is in the format of mistral-common."""
+    return (Path(path) / TEKKEN).is_file()
+
+
+def _from_tekken(path: str) -> PreTrainedTokenizerBase:
+    """Convert a tokenizer of mistral-common, whose own class has no template and no positions.
+
+    Its chat template is the one beside it, or the one that mistral-common itself renders.
+    """
+    from transformers.integrations.mistral import convert_tekken_tokenizer
+    from transformers.utils import cached_file
+
+    return convert_tekken_tokenizer(str(cached_file(path, TEKKEN)))
 
 
 def check_chat_template(tokenizer: PreTrainedTokenizerBase, path: str) -> None:

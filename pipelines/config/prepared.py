@@ -112,7 +112,7 @@ class PreparedRun:
         if self.adapter and (self.adapter / "tokenizer_config.json").is_file():
             return self.adapter
         model = self.config.train.model
-        if not model.changes_template:
+        if not _needs_view(model, self._config_dir):
             return self._config_dir
         folder = Path(tempfile.mkdtemp(prefix="otr-tokenizer-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -128,12 +128,12 @@ class PreparedRun:
     def model_dir(self) -> Path:
         """The base model's directory; a ValueError if the model is not available.
 
-        With a chat template of the configuration's it is one in the run's directory: the base model
-        is asked as the trained ones are.
+        With a chat template of the configuration's, or a tokenizer that otr converts, it is one in
+        the run's directory: the base model is asked as the trained ones are.
         """
         model = self.config.train.model
         directory = local_model(model.path)
-        if not model.changes_template:
+        if not _needs_view(model, directory):
             return directory
         return write_with_template(model, directory, self.directory / "base_model")
 
@@ -237,8 +237,15 @@ def _check_hub(model: str) -> None:
         print(note, file=sys.stderr)
 
 
+def _needs_view(model: ModelConfig, directory: Path) -> bool:
+    """Return whether training's tokenizer is not simply the one in the model's directory."""
+    from otr.models.tokenizer import is_tekken  # imports transformers
+
+    return model.changes_template or is_tekken(directory)
+
+
 def write_with_template(model: ModelConfig, directory: Path, target: Path) -> Path:
-    """Write a model directory with the configuration's chat template; weights are links.
+    """Write a model directory with the tokenizer and template of training; weights are links.
 
     Args:
         model: the configuration.
@@ -251,14 +258,15 @@ def write_with_template(model: ModelConfig, directory: Path, target: Path) -> Pa
     Raises:
         ValueError: the template can't be used, see `otr.models.tokenizer.load_tokenizer`.
     """
-    from otr.models.tokenizer import load_tokenizer  # imports transformers
+    from otr.models.tokenizer import TEKKEN, load_tokenizer  # imports transformers
 
     target.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=target.parent, prefix=".writing-") as folder:
         made = Path(folder) / target.name
         load_tokenizer(replace(model, path=str(directory))).save_pretrained(made)
         for file in directory.iterdir():
-            if not (made / file.name).exists() and not file.name.startswith("chat_template"):
+            replaced = file.name.startswith("chat_template") or file.name == TEKKEN
+            if not (made / file.name).exists() and not replaced:
                 (made / file.name).symlink_to(file.resolve())
         shutil.rmtree(target, ignore_errors=True)
         made.rename(target)

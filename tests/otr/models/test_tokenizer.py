@@ -1,11 +1,14 @@
 """A chat template and its arguments can be given, and checkpoints keep them."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from otr import ModelConfig, load_tokenizer
+from otr.data import tokenize
 from otr.loop.identity import chat_template_digest
 from otr.models.tokenizer import check_chat_template
 from tests.assets.tiny import byte_tokenizer
@@ -116,3 +119,35 @@ def test_named_templates_need_their_tokens(tmp_path: Path) -> None:
     other.save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match=r"'chatml' needs the token <\|im_start\|>.*use 'plain'"):
         load_tokenizer(ModelConfig(str(tmp_path / "other"), chat_template="chatml"))
+
+
+@pytest.mark.parametrize("name", ["tekken_240718.json", "tekken_240911.json"])
+def test_a_tokenizer_of_mistral_common_is_converted_token_for_token(
+    name: str, tmp_path: Path
+) -> None:
+    """mistral-common's package comes with two of its vocabularies."""
+    common = pytest.importorskip("mistral_common")
+    shutil.copy(Path(common.__file__).parent / "data" / name, tmp_path / "tekken.json")
+    (tmp_path / "config.json").write_text('{"model_type": "mistral"}')
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert type(theirs).__name__ == "MistralCommonBackend"
+    ours = load_tokenizer(ModelConfig(str(tmp_path)))
+    asked = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "12345 ünïcode, and\n\n\tdef f(x):\n    return x?"},
+        {"role": "assistant", "content": "  Yes.\n"},
+        {"role": "user", "content": "日本語"},
+    ]
+    for conversation in (asked[1:2], asked):
+        wanted = theirs.apply_chat_template(conversation, tokenize=True)
+        assert ours.apply_chat_template(conversation, tokenize=True) == wanted
+    record = {"messages": [*asked, {"role": "assistant", "content": "No."}]}
+    examples = tokenize([record], ours, columns={}, sequence_length=200).examples
+    trained = [[i for i, t in zip(*each, strict=True) if t] for each in examples]
+    # The system message is written before the last question, so each answer has its own example.
+    assert [*map(ours.decode, trained)] == ["  Yes.\n</s>", "No.</s>"]
+    ours.save_pretrained(tmp_path / "saved")
+    saved = load_tokenizer(ModelConfig(str(tmp_path / "saved")))
+    assert saved.apply_chat_template(asked) == ours.apply_chat_template(asked)
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    assert load_tokenizer(ModelConfig(str(tmp_path))).chat_template == "{{ messages[0].content }}"

@@ -46,6 +46,9 @@ class ModelConfig:
     attention: str = "auto"
     """Attention implementation. `auto`: packed attention without padding if the model supports it.
     `sdpa`, `flash_attention_2`, `flex_attention`, `eager`: transformers' own, on padded rows."""
+    add_tokens: str = ""
+    """File with tokens to add to the vocabulary, one per line. Their embeddings begin as the mean
+    of all others and are trained. Not with LoRA."""
 
     def __post_init__(self) -> None:
         # A recipe or a call may give values as they are, such as False.
@@ -286,6 +289,11 @@ class TrainConfig:
             )
         if self.save_dtype not in ("float32", "bfloat16"):
             raise ValueError(f"save_dtype is {self.save_dtype!r}: use 'float32' or 'bfloat16'")
+        if self.model.add_tokens and self.lora.rank:
+            raise ValueError(
+                "model.add_tokens with LoRA: the embeddings of new tokens would not be trained: "
+                "leave one of them out"
+            )
         rows = self.micro_batch_size * self.workers.count
         if self.micro_batch_size < 1 or self.global_batch_size < 1 or self.global_batch_size % rows:
             each = self.global_batch_size // self.workers.count

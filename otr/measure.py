@@ -92,8 +92,8 @@ def predict_states(
 def kl_sums(base: States, other: States) -> list[float]:
     """Return the sum of KL(base || other) over the target tokens of each example, in nats.
 
-    Each token's KL is that of the two distributions over the whole vocabulary before the token. The
-    heads compute in float32: the rounding of logits to bfloat16 would count as a difference.
+    Each token's KL is that of the two distributions before the token, over the base's vocabulary.
+    The heads compute in float32: the rounding of logits to bfloat16 would count as a difference.
 
     Args:
         base: of the base model.
@@ -104,7 +104,7 @@ def kl_sums(base: States, other: States) -> list[float]:
     rows = max(1, LOGITS_AT_ONCE // len(base.head.weight))
     for part in torch.arange(len(base.example_T), device=sums_E.device).split(rows):
         base_TV = base.head.logits(base.hidden_TD[part]).log_softmax(-1)
-        other_TV = other.head.logits(other.hidden_TD[part]).log_softmax(-1)
+        other_TV = other.head.logits(other.hidden_TD[part])[:, : base_TV.shape[1]].log_softmax(-1)
         kl_T = base_TV.exp().mul_(base_TV.sub_(other_TV)).sum(-1)
         sums_E.index_add_(0, base.example_T[part], kl_T.double())
     return sums_E.tolist()

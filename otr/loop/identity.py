@@ -51,6 +51,7 @@ def identity(config: TrainConfig, corpus: Sequence[Sequence[Any]]) -> dict[str, 
     settings["model.path"] = str(settings["model.path"]).rstrip("/").rpartition("/")[2]
     settings["model.weights"] = _weights(Path(config.model.path))
     settings["model.chat_template"] = chat_template_digest(config.model.chat_template)
+    settings["model.add_tokens"] = text_digest(config.model.add_tokens)
     return settings | {"data.files": [[*file] for file in corpus], "data.order": ORDER}
 
 
@@ -70,6 +71,14 @@ def chat_template_digest(template: str) -> str:
             content = Path(template).read_bytes()
         except OSError:  # the name of one of otr's own, or empty
             return template
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def text_digest(name: str) -> str:
+    """Return a digest of a text with several lines, or of a file's content; "" of an empty name."""
+    if not name:
+        return ""
+    content = name.encode() if "\n" in name else Path(name).read_bytes()
     return hashlib.sha256(content).hexdigest()[:16]
 
 

@@ -15,6 +15,7 @@ from otr.models.architecture import load_architecture
 from otr.models.attention import PACKED, passes_lengths, register
 from otr.models.checks import choose_computation
 from otr.models.structure import towers
+from otr.models.vocabulary import add_embeddings
 
 
 def load_model(
@@ -53,6 +54,8 @@ def load_model(
             f"{config.path!r} lacks {len(loaded['missing_keys'])} of the model's weights, such as "
             f"{min(loaded['missing_keys'])}: give a directory with all of them"
         )
+    if config.add_tokens:
+        add_embeddings(model, config)
     rows = len(cast(Tensor, model.get_input_embeddings().weight))
     if tokenizer is not None and len(tokenizer) > rows:
         raise ValueError(
@@ -80,6 +83,8 @@ def empty_model(config: ModelConfig) -> PreTrainedModel:
             trust_remote_code=config.trust_remote_code,
             attn_implementation=_requested_attention(config),
         )
+    if config.add_tokens:
+        add_embeddings(model, config)
     return _prepare(model, config)
 
 

@@ -5,12 +5,13 @@ with it: scoring, serving and other people's code then render conversations as t
 """
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase
 
 from otr.config import ModelConfig
 from otr.data.chat_template import mentioned_names
@@ -36,12 +37,12 @@ _CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
-    """Load a model's tokenizer, with the chat template and arguments of the configuration.
+    """Load a model's tokenizer, with the tokens and chat template of the configuration.
 
     It may have no chat template, which a corpus of plain texts does not need.
 
     Raises:
-        ValueError: it cannot be loaded, or the template can't be read or used with it.
+        ValueError: it cannot be loaded, or the tokens or the template can't be read or used.
     """
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
@@ -54,6 +55,9 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
         raise ValueError(
             f"no tokenizer at {config.path!r}: give a Hugging Face directory or hub name ({reason})"
         ) from error
+    if config.add_tokens:
+        new = [AddedToken(token, normalized=False) for token in added_tokens(config.add_tokens)]
+        tokenizer.add_tokens(new)
     if config.chat_template:
         tokenizer.chat_template = template_text(config.chat_template)
     if config.chat_template_args:
@@ -62,6 +66,28 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     if config.changes_template:
         _check_renders(tokenizer, config)
     return tokenizer
+
+
+def added_tokens(name: str) -> list[str]:
+    """Return the tokens in a file, or in a text with one per line.
+
+    Raises:
+        ValueError: the file can't be read, or a token is empty or occurs twice.
+    """
+    text = name
+    if "\n" not in name:
+        try:
+            text = Path(name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"--add-tokens {name!r} can't be read: {error}") from None
+    tokens = text.splitlines()
+    for number, token in enumerate(tokens, 1):
+        if not token.strip():
+            raise ValueError(f"--add-tokens: line {number} is empty: give one token per line")
+    twice = [token for token, count in Counter(tokens).items() if count > 1]
+    if twice:
+        raise ValueError(f"--add-tokens: {twice[0]!r} occurs twice: leave one out")
+    return tokens
 
 
 def is_tekken(path: str | Path) -> bool:

@@ -34,6 +34,7 @@ SHORT = {
     "train.data.over_long": "--over-long",
     "train.model.chat_template": "--chat-template",
     "train.model.chat_template_args": "--chat-template-args",
+    "train.model.add_tokens": "--add-tokens",
     "train.max_steps": "--max-steps",
     "train.workers.count": "--workers",
 }
@@ -50,6 +51,7 @@ _DEFAULT_IN_WORDS = {
     "train.data.columns": "no columns are renamed",
     "train.model.chat_template": "the model's own",
     "train.model.chat_template_args": "none",
+    "train.model.add_tokens": "none",
     "train.lora.targets": "all but the head",
 }
 """What the help shows instead of a default."""

@@ -163,6 +163,10 @@ def prepare(config: SweepConfig, builtin_files: Path | None = None) -> PreparedR
         from otr.models.tokenizer import template_text  # imports transformers
 
         model = replace(model, chat_template=template_text(model.chat_template))
+    if model.add_tokens:
+        from otr.models.tokenizer import added_tokens
+
+        model = replace(model, add_tokens="".join(f"{t}\n" for t in added_tokens(model.add_tokens)))
     path = resolve(model.path)
     if not Path(path).is_dir():
         _check_hub(model.path)
@@ -263,7 +267,7 @@ def write_with_template(model: ModelConfig, directory: Path, target: Path) -> Pa
     target.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=target.parent, prefix=".writing-") as folder:
         made = Path(folder) / target.name
-        load_tokenizer(replace(model, path=str(directory))).save_pretrained(made)
+        load_tokenizer(replace(model, path=str(directory), add_tokens="")).save_pretrained(made)
         for file in directory.iterdir():
             replaced = file.name.startswith("chat_template") or file.name == TEKKEN
             if not (made / file.name).exists() and not replaced:

@@ -19,7 +19,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from otr.config import ModelConfig
-from otr.loop.identity import chat_template_digest
+from otr.loop.identity import chat_template_digest, text_digest
 from otr.training.sources import SourceChunk
 
 CODE = (
@@ -50,6 +50,7 @@ def of_text(chunks: Sequence[SourceChunk]) -> list[Any]:
 def of_model(model: ModelConfig) -> list[Any]:
     """Return a value that changes when the tokenizer, its chat template or the code does."""
     template = [chat_template_digest(model.chat_template), model.chat_template_args]
+    template.append(text_digest(model.add_tokens))
     return [_of_tokenizer(model), model.trust_remote_code, template, _of_code()]
 
 

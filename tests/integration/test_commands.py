@@ -22,23 +22,22 @@ def said_by(words: list[str]) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("rank", [0, 4], ids=["all weights", "lora"])
-def test_train_on_a_file_and_score_what_comes_out(tmp_path: Path, rank: int) -> None:
+def test_train_on_a_file_and_score_what_comes_out(tmp_path: Path) -> None:
+    """An adapter; test_sweep.py trains and scores whole models."""
     rows = [{"question": f"What is {i} + 1?", "answer": str(i + 1)} for i in range(64)]
     data = tmp_path / "train.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     output = tmp_path / "runs"
     line = ["--data", str(data), "--columns", "prompt=question", "completion=answer"]
     line += ["--train.data.sequence-length", "256", "--max-steps", "2", "--output", str(output)]
-    line += ["--train.lora.rank", str(rank)]
+    line += ["--train.lora.rank", "4"]
     done = run([sys.executable, "pipelines/train_one.py", *line, "--name", "mine"])
     assert done.returncode == 0, done.stderr
     assert "✓ serve      vLLM and transformers predict the same" in done.stderr
     said = done.stdout
     checkpoint = output / "mine" / "trials" / "train-seed0" / "train" / "step-000002"
     assert str(checkpoint) in said and "step 2: nll " in said
-    weights = "adapter_model" if rank else "model"
-    assert (checkpoint / f"{weights}.safetensors").is_file()
+    assert (checkpoint / "adapter_model.safetensors").is_file()
     run_json = json.loads((output / "mine" / "run.json").read_text())
     assert run_json["config"]["train"]["max_steps"] == 2 and len(run_json["id"]) == 32
 

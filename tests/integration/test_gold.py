@@ -1,4 +1,4 @@
-"""The graders on all published reference answers: mathematics by value, code in the sandbox."""
+"""The grader of mathematics on all published reference answers."""
 
 import json
 import os
@@ -9,7 +9,6 @@ import pytest
 from evals.benchmark import Item
 from evals.grading import code_passes, math_equal
 from tests.benchmarks import gold
-from tests.benchmarks.sandbox import problems, run_all
 
 FOLDER = os.environ.get("OTR_BENCHMARKS")
 pytestmark = [
@@ -56,14 +55,6 @@ def test_scoring_examples_of_olympiadbench() -> None:
             if math_equal(boxed, case["GT"]) != answer["equal"]:
                 differs.add((text, case["GT"]))
     assert differs == OLYMPIADBENCH_DIFFERS
-
-
-@pytest.mark.parametrize("name", ["humaneval", "mbpp", "mbpp-sanitized"])
-def test_reference_programs_pass_and_empty_functions_fail(name) -> None:
-    folder("humaneval")
-    solved, empty = problems(Path(str(FOLDER)), name)
-    assert [item.id for item, passed in run_all(solved) if not passed] == []
-    assert [item.id for item, passed in run_all(empty) if passed] == []
 
 
 def test_an_item_grades_its_own_answer() -> None:

@@ -13,6 +13,7 @@ from otr._lazy import lazy_names
 if TYPE_CHECKING:
     from torch import Tensor
     from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.nn import Module
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_leaves, tree_map_with_path
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -134,3 +135,12 @@ def uses_plain_backend(tokenizer: "PreTrainedTokenizerBase") -> bool:
         and kind.__call__ is PreTrainedTokenizerFast.__call__
         and kind._encode_plus is PreTrainedTokenizerFast._encode_plus
     )
+
+
+def keep_4bit_layout(layer: "Module") -> None:
+    """Keep bitsandbytes from storing a layer's 4-bit weight in another layout, with other results.
+
+    On CPUs with AVX512-BF16, its Linear4bit replaces the weight in its first pass in eval mode; the
+    new kernel rounds to bfloat16 whatever the input (bitsandbytes/nn/modules.py, 0.50).
+    """
+    layer.support_avx512bf16_for_cpu = False

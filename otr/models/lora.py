@@ -1,17 +1,24 @@
 """LoRA adapters: small trained matrices beside frozen weights, by peft.
 
 Adapters train in float32. They are saved in peft's format (adapter_model.safetensors and
-adapter_config.json, which names the base model) or merged into the weights of a plain model.
+adapter_config.json, which names the base model) or merged into the weights of a plain model. An
+adapter of a base model in 4 bits says so in the metadata of its safetensors file, under QUANTIZED.
 
 Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685, section 4:
 W + (alpha / rank) B A, where A starts random and B starts at zero.
+Kalajdzievski, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA", arXiv:2312.03732:
+alpha / sqrt(rank) in place of alpha / rank.
+Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", arXiv:2402.09353, section 4: each row of
+the sum is scaled to a trained length, which starts as that of the row of W.
 
 Modules that may not need adapters import this one inside functions, since peft is slow to import.
 """
 
 import functools
+import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -28,15 +35,21 @@ from transformers.pytorch_utils import Conv1D  # GPT-2's linear layers
 
 from otr.config import LoraConfig, ModelConfig
 from otr.models.load import empty_model, load_model
+from otr.models.quantize import dequantize, quantized_layers
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+QUANTIZED = "base_quantize"
+"""Key of the metadata of WEIGHTS_FILE for `LoraConfig.quantize`, if that is not "none"."""
 
 
 def add_adapters(model: PreTrainedModel, config: LoraConfig, *, seed: int = 0) -> PeftModel:
     """Add an adapter to every linear layer that `config` names, and freeze all other weights.
 
+    Weights of `config.modules_to_save` are copied, and the copies are trained.
+
     Args:
-        model: changed in place; may be on the meta device.
+        model: changed in place; may be on the meta device. It is quantized already if `config` says
+            so (`load_model(..., quantize=...)`).
         config: with a rank of at least 1.
         seed: of the adapters' initial values, which must be the same on every rank.
 
@@ -44,21 +57,36 @@ def add_adapters(model: PreTrainedModel, config: LoraConfig, *, seed: int = 0) -
         peft's model; `otr.models.parts.head` and `hidden_states` accept it.
 
     Raises:
-        ValueError: a target is not a linear layer, or is the head.
+        ValueError: a target is not a linear layer, or is the head; a module to save does not exist,
+            or can't be trained; or the model is not quantized as `config` says.
     """
     assert config.rank > 0
     _check_targets(model, config.targets)
+    meta, tied = model.device.type == "meta", _is_tied(model)
+    _check_quantized(model, config, meta)
+    saved = _modules_to_save(model, config.modules_to_save)
     settings = peft.LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,  # type: ignore[arg-type]  # declared int, but any number works
         target_modules=list(config.targets) or "all-linear",
         task_type=peft.TaskType.CAUSAL_LM,
+        use_rslora=config.rs,
+        use_dora=config.dora,
+        modules_to_save=saved or None,
+        exclude_modules=_these_and_their_parts(saved),
+        ensure_weight_tying=tied and bool(saved),
     )
-    meta = model.device.type == "meta"
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
         # peft uses a name that transformers has deprecated.
         torch.manual_seed(seed)
-        adapted = peft.get_peft_model(model, settings, low_cpu_mem_usage=meta)
+        with model.device if meta else nullcontext():  # peft's own option unties weights
+            adapted = peft.get_peft_model(model, settings)
+    if tied and not _is_tied(model):
+        raise ValueError(
+            f"lora.modules_to_save is {config.modules_to_save!r}, but the embeddings of this "
+            f"{model.config.model_type} model are its head, which peft can't train together: leave "
+            "them out"
+        )
     # Absolute, since the adapter may be merged from another working directory.
     path = settings.base_model_name_or_path
     if path and Path(path).is_dir():
@@ -80,7 +108,7 @@ def count_adapter_weights(model: ModelConfig, config: LoraConfig) -> int:
 def adapter_state(
     model: nn.Module, weights: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """Return the tensors of the adapters alone, under the names that `write_adapter` expects.
+    """Return the tensors that are trained, under the names that `write_adapter` expects.
 
     Args:
         model: a result of `add_adapters`.
@@ -100,8 +128,13 @@ def write_adapter(directory: str | Path, model: nn.Module, state: Mapping[str, T
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.contiguous() for name, tensor in state.items()}
-    save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+    # Both of two tied weights, as peft reads them: safetensors refuses tensors that share memory.
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        shared = any(tensor.data_ptr() == other.data_ptr() for other in tensors.values())
+        tensors[name] = tensor.clone() if shared else tensor.contiguous()
+    quantized = {QUANTIZED: "nf4"} if any(quantized_layers(model)) else {}
+    save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt", **quantized})
     settings = cast(PeftModel, model).peft_config["default"]
     replace(settings, inference_mode=True).save_pretrained(str(directory))
 
@@ -124,19 +157,33 @@ def base_path(directory: str | Path) -> str:
     return path
 
 
-def load_adapters(directory: str | Path, base: ModelConfig) -> PeftModel:
+def base_quantization(directory: str | Path) -> str:
+    """Return how the base model of an adapter was quantized, as in `LoraConfig.quantize`."""
+    with safe_open(Path(directory) / WEIGHTS_FILE, "pt") as file:
+        return (file.metadata() or {}).get(QUANTIZED, "none")
+
+
+def load_adapters(
+    directory: str | Path, base: ModelConfig, *, dequantized: bool = False
+) -> PeftModel:
     """Load a base model with an adapter, ready to continue training.
+
+    The base model is quantized if it was when the adapter was trained.
 
     Args:
         directory: holds the adapter.
         base: the base model; its path overrides the one that the adapter names.
+        dequantized: replace a quantized base model by the float32 weights that it stands for.
 
     Raises:
         ValueError: there is no adapter, or it does not fit the base model.
     """
     base_path(directory)
     misfit = f"the adapter in {str(directory)!r} does not fit the model at {base.path!r}"
-    model = load_model(base)
+    quantize = base_quantization(directory)
+    model = load_model(base, quantize=quantize)
+    if dequantized and quantize != "none":
+        model = dequantize(model)
     try:
         with warnings.catch_warnings(action="ignore"):  # about missing keys, checked below
             adapted = PeftModel.from_pretrained(model, str(directory), is_trainable=True)
@@ -153,12 +200,16 @@ def load_adapters(directory: str | Path, base: ModelConfig) -> PeftModel:
 def merge_adapters(model: PeftModel) -> PreTrainedModel:
     """Add the adapters' products to the weights; `model` must not be used afterwards.
 
+    Args:
+        model: not quantized, since merged weights are not rounded to 4 bits again.
+
     Returns:
         The plain transformers model.
 
     Raises:
         ValueError: a merged weight is not finite.
     """
+    assert not any(quantized_layers(model)), "load it with dequantized=True"
     return model.merge_and_unload(safe_merge=True)
 
 
@@ -178,3 +229,50 @@ def _check_targets(model: PreTrainedModel, targets: tuple[str, ...]) -> None:
                 f"lora.targets: no linear layer's name ends with {target!r}: "
                 f"did you mean {', '.join(near)}?"
             )
+
+
+def _check_quantized(model: PreTrainedModel, config: LoraConfig, meta: bool) -> None:
+    found = "nf4" if any(quantized_layers(model)) else "none"
+    if not meta and found != config.quantize:
+        raise ValueError(
+            f"lora.quantize is {config.quantize!r}, but the model is loaded with {found!r}: give "
+            f"load_model(..., quantize={config.quantize!r})"
+        )
+
+
+def _modules_to_save(model: PreTrainedModel, wanted: Iterable[str]) -> list[str]:
+    """Return the full names of the modules whose names end with one of `wanted`."""
+    modules = {
+        name: module
+        for name, module in model.named_modules()
+        if name and any(True for _ in module.parameters())
+    }
+    found: list[str] = []
+    for end in wanted:
+        matches = [name for name in modules if f".{name}".endswith(f".{end}")]
+        if not matches:
+            names = sorted({name.rpartition(".")[2] for name in modules} - {""})
+            near = get_close_matches(end, names, 3, 0.5) or names
+            raise ValueError(
+                f"lora.modules_to_save: no module's name ends with {end!r}: did you mean "
+                f"{', '.join(near)}?"
+            )
+        for name in matches:
+            if any(quantized_layers(modules[name])):
+                raise ValueError(
+                    f"lora.modules_to_save: {end!r} is in 4 bits, in which nothing is trained: "
+                    "leave it out, or use lora.quantize none"
+                )
+        found += [name for name in matches if name not in found]
+    return found
+
+
+def _these_and_their_parts(names: list[str]) -> str | None:
+    """Return a pattern of modules that get no adapter, since they are trained as a whole."""
+    return rf"({'|'.join(map(re.escape, names))})(\..*)?" if names else None
+
+
+def _is_tied(model: PreTrainedModel) -> bool:
+    """Return whether the model's embeddings are its head."""
+    head = model.get_output_embeddings()
+    return head is not None and head.weight is model.get_input_embeddings().weight

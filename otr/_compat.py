@@ -137,10 +137,24 @@ def uses_plain_backend(tokenizer: "PreTrainedTokenizerBase") -> bool:
     )
 
 
-def keep_4bit_layout(layer: "Module") -> None:
-    """Keep bitsandbytes from storing a layer's 4-bit weight in another layout, with other results.
+def prepare_4bit(layer: "Module") -> None:
+    """Make bitsandbytes' Linear4bit compute as a linear layer does, on every device.
 
-    On CPUs with AVX512-BF16, its Linear4bit replaces the weight in its first pass in eval mode; the
-    new kernel rounds to bfloat16 whatever the input (bitsandbytes/nn/modules.py, 0.50).
+    On CPUs with AVX512-BF16, its first pass in eval mode replaces the weight by another layout,
+    whose kernel rounds to bfloat16 whatever the input. Under autocast it returns the data type of
+    its input, where a linear layer returns autocast's; without a `compute_dtype` it keeps the first
+    one it meets (`Linear4bit.forward` in bitsandbytes/nn/modules.py, 0.50).
     """
-    layer.support_avx512bf16_for_cpu = False
+    vars(layer).update(
+        support_avx512bf16_for_cpu=False, compute_dtype=None, compute_type_is_set=True
+    )
+    layer.register_forward_pre_hook(_autocast_input)
+
+
+def _autocast_input(layer: "Module", inputs: "tuple[Tensor, ...]") -> "tuple[Tensor, ...]":
+    import torch
+
+    kind = inputs[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return inputs
+    return inputs[0].to(torch.get_autocast_dtype(kind)), *inputs[1:]

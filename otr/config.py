@@ -79,9 +79,9 @@ class LoraConfig:
     """Train the length of each row of a weight matrix beside its direction, which alone is adapted
     (DoRA, arXiv:2402.09353). Slower than LoRA."""
     modules_to_save: tuple[str, ...] = ()
-    """Modules that are trained and saved as a whole beside the adapters, by the ends of their names,
-    such as `embed_tokens`, `lm_head`. If the model's embeddings are its head, each of the two names
-    means both."""
+    """Modules that are trained and saved as a whole beside the adapters, by the ends of their
+    names, such as `embed_tokens` or `lm_head`. If the model's embeddings are its head, each of
+    these means both."""
     quantize: Literal["none", "nf4"] = "none"
     """Data type of the frozen linear layers except the head. `nf4`: 4 bits per weight (QLoRA,
     arXiv:2305.14314), an eighth of the memory; needs the package bitsandbytes. `none`: that of the
@@ -103,8 +103,8 @@ class LoraConfig:
         unused = [name for name, value in given.items() if value]
         if unused and not self.rank:
             raise ValueError(
-                f"lora.{unused[0]} is {getattr(self, unused[0])!r}, but there are no adapters: give "
-                "a lora.rank above 0, such as 16"
+                f"lora.{unused[0]} is {getattr(self, unused[0])!r}, but there are no adapters: "
+                "give a lora.rank above 0, such as 16"
             )
         both = [name for name in self.modules_to_save if name in self.targets]
         if both:
@@ -115,7 +115,7 @@ class LoraConfig:
 
     @property
     def method(self) -> str:
-        """The name of what is trained, such as `QLoRA` or `DoRA`; `all weights` without adapters."""
+        """What is trained: `LoRA`, `rsLoRA`, `DoRA`, `QLoRA` and so on, or `all weights`."""
         if not self.rank:
             return "all weights"
         scaled = f"{'rs' if self.rs else ''}{'DoRA' if self.dora else 'LoRA'}"

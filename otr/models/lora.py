@@ -17,7 +17,7 @@ Modules that may not need adapters import this one inside functions, since peft 
 import functools
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from difflib import get_close_matches
@@ -34,8 +34,9 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D  # GPT-2's linear layers
 
 from otr.config import LoraConfig, ModelConfig
+from otr.models.checks import check_merged, sample_logits
 from otr.models.load import empty_model, load_model
-from otr.models.quantize import dequantize, quantized_layers
+from otr.models.quantize import dequantize, layers_to_quantize, quantized_layers
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 QUANTIZED = "base_quantize"
@@ -64,7 +65,7 @@ def add_adapters(model: PreTrainedModel, config: LoraConfig, *, seed: int = 0) -
     _check_targets(model, config.targets)
     meta, tied = model.device.type == "meta", _is_tied(model)
     _check_quantized(model, config, meta)
-    saved = _modules_to_save(model, config.modules_to_save)
+    saved = _modules_to_save(model, config)
     settings = peft.LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,  # type: ignore[arg-type]  # declared int, but any number works
@@ -213,6 +214,32 @@ def merge_adapters(model: PeftModel) -> PreTrainedModel:
     return model.merge_and_unload(safe_merge=True)
 
 
+def merged_model(directory: str | Path, base: ModelConfig) -> PreTrainedModel:
+    """Merge an adapter into its base model, and check that the result predicts as before.
+
+    An adapter of a base model in 4 bits is merged into the weights that these stand for: it was
+    trained to correct their rounding, which the original weights do not have.
+
+    Args:
+        directory: holds the adapter.
+        base: as for `load_adapters`.
+
+    Returns:
+        A plain transformers model, in float32.
+
+    Raises:
+        ValueError: see `load_adapters` and `merge_adapters`, or the merged model predicts
+            otherwise.
+    """
+    adapted = load_adapters(directory, base)
+    logits_NV = sample_logits(cast(PreTrainedModel, adapted))
+    if any(quantized_layers(adapted)):
+        adapted = load_adapters(directory, base, dequantized=True)
+    merged = merge_adapters(adapted)
+    check_merged(merged, logits_NV)
+    return merged
+
+
 def _check_targets(model: PreTrainedModel, targets: tuple[str, ...]) -> None:
     head = model.get_output_embeddings()
     linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
@@ -240,29 +267,31 @@ def _check_quantized(model: PreTrainedModel, config: LoraConfig, meta: bool) -> 
         )
 
 
-def _modules_to_save(model: PreTrainedModel, wanted: Iterable[str]) -> list[str]:
-    """Return the full names of the modules whose names end with one of `wanted`."""
+def _modules_to_save(model: PreTrainedModel, config: LoraConfig) -> list[str]:
+    """Return the full names of the modules whose names end with one of `modules_to_save`."""
+    # Linear4bit is a linear layer too, so this names those that are quantized or would be.
+    quantized = {name for name, _ in layers_to_quantize(model)}
     modules = {
         name: module
         for name, module in model.named_modules()
         if name and any(True for _ in module.parameters())
     }
     found: list[str] = []
-    for end in wanted:
+    for end in config.modules_to_save:
         matches = [name for name in modules if f".{name}".endswith(f".{end}")]
         if not matches:
-            names = sorted({name.rpartition(".")[2] for name in modules} - {""})
+            names = sorted({name.rpartition(".")[2] for name in modules})
             near = get_close_matches(end, names, 3, 0.5) or names
             raise ValueError(
                 f"lora.modules_to_save: no module's name ends with {end!r}: did you mean "
                 f"{', '.join(near)}?"
             )
-        for name in matches:
-            if any(quantized_layers(modules[name])):
-                raise ValueError(
-                    f"lora.modules_to_save: {end!r} is in 4 bits, in which nothing is trained: "
-                    "leave it out, or use lora.quantize none"
-                )
+        parts = {p for name in matches for p, _ in modules[name].named_modules(prefix=name)}
+        if config.quantize != "none" and parts & quantized:
+            raise ValueError(
+                f"lora.modules_to_save: {end!r} is in 4 bits, in which nothing is trained: leave "
+                "it out, or use lora.quantize none"
+            )
         found += [name for name in matches if name not in found]
     return found
 

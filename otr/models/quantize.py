@@ -17,7 +17,7 @@ from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D  # GPT-2's linear layers
 
-from otr._compat import keep_4bit_layout
+from otr._compat import prepare_4bit
 
 BYTES_PER_WEIGHT = 0.5 + (1 + 4 / 256) / 64
 """Bytes per weight in NF4: 4 bits, an 8-bit scale per 64 weights, a float32 per 256 scales."""
@@ -50,7 +50,6 @@ def loading_options(quantize: str) -> dict[str, Any]:
         load_in_4bit=True,
         bnb_4bit_quant_type=quantize,
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.float32,
     )
     return {"quantization_config": config, "device_map": {"": "cpu"}}
 
@@ -69,7 +68,7 @@ def check_quantized(model: PreTrainedModel) -> None:
             "use lora.quantize none"
         )
     for layer in layers.values():
-        keep_4bit_layout(layer)
+        prepare_4bit(layer)
 
 
 def dequantize(model: PreTrainedModel) -> PreTrainedModel:

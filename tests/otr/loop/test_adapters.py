@@ -141,9 +141,7 @@ def test_a_run_resumes_bitwise(done: tuple[TrainConfig, Run], tmp_path: Path) ->
     assert not any(torch.equal(half[name], one[name]) for name in one)
 
 
-def test_the_merged_model_is_the_adapted_one(
-    done: tuple[TrainConfig, Run], tmp_path: Path
-) -> None:
+def test_the_merged_model_is_the_adapted_one(done: tuple[TrainConfig, Run], tmp_path: Path) -> None:
     run, (model, _, out) = done
     adapted = load_adapters(out / f"step-{STEPS}", run.model, dequantized=True)
     merge_adapters(adapted).save_pretrained(tmp_path / "full")
@@ -218,9 +216,10 @@ TWO_RANKS = [
 def test_two_ranks_equal_one(models: dict[bool, Path], tmp_path: Path) -> None:
     mp.spawn(_on_two_ranks, (models, tmp_path), nprocs=2)
     for strategy, kind, tied in TWO_RANKS:
-        alone = run_training(run_of(models[tied], kind), tmp_path / f"alone-{strategy}-{kind}-{tied}")
+        name = f"{strategy}-{kind}-{tied}"
+        alone = run_training(run_of(models[tied], kind), tmp_path / f"alone-{name}")
         one = load_file(alone.out / f"step-{STEPS}" / WEIGHTS_FILE)
-        two = load_file(tmp_path / f"{strategy}-{kind}-{tied}" / WEIGHTS_FILE)
+        two = load_file(tmp_path / name / WEIGHTS_FILE)
         assert one.keys() == two.keys()
-        for name in one:
-            torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-4, msg=name)
+        for tensor in one:
+            torch.testing.assert_close(two[tensor], one[tensor], rtol=1e-3, atol=1e-4)

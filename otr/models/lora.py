@@ -15,7 +15,6 @@ Modules that may not need adapters import this one inside functions, since peft 
 """
 
 import functools
-import re
 import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -74,7 +73,6 @@ def add_adapters(model: PreTrainedModel, config: LoraConfig, *, seed: int = 0) -
         use_rslora=config.rs,
         use_dora=config.dora,
         modules_to_save=saved or None,
-        exclude_modules=_these_and_their_parts(saved),
         ensure_weight_tying=tied and bool(saved),
     )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
@@ -294,11 +292,6 @@ def _modules_to_save(model: PreTrainedModel, config: LoraConfig) -> list[str]:
             )
         found += [name for name in matches if name not in found]
     return found
-
-
-def _these_and_their_parts(names: list[str]) -> str | None:
-    """Return a pattern of modules that get no adapter, since they are trained as a whole."""
-    return rf"({'|'.join(map(re.escape, names))})(\..*)?" if names else None
 
 
 def _is_tied(model: PreTrainedModel) -> bool:

@@ -196,22 +196,28 @@ class _Quantized(nn.Module):
     """
 
     packed: nn.Parameter
+    shape: torch.Size
+    """Outputs and inputs."""
+    conv: bool
+    """Whether the layer is transformers' Conv1D, whose weight is transposed."""
 
     @staticmethod
     def replace(layer: nn.Module) -> None:
         """Turn a linear layer on the meta device into one in 4 bits, in place."""
-        weight = cast(Tensor, layer.weight)
-        shape = weight.shape if isinstance(layer, nn.Linear) else weight.T.shape
+        weight, conv = cast(Tensor, layer.weight), not isinstance(layer, nn.Linear)
+        shape = weight.T.shape if conv else weight.shape
         size = math.ceil(weight.numel() * BYTES_PER_WEIGHT)
         del layer.weight
         layer.__class__ = _Quantized
         packed = torch.empty(size, dtype=torch.uint8, device="meta")
-        layer.packed, layer.shape = nn.Parameter(packed, requires_grad=False), shape  # type: ignore[assignment]
+        layer.packed = nn.Parameter(packed, requires_grad=False)
+        vars(layer).update(shape=shape, conv=conv)
 
     @property
     def weight(self) -> Tensor:
         """The weight in float32, which DoRA reads."""
-        return self.packed.new_empty(cast(torch.Size, self.shape), dtype=torch.float32)
+        weight = self.packed.new_empty(self.shape, dtype=torch.float32)
+        return weight.T if self.conv else weight
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the layer's product, with autocast's precision."""

@@ -26,6 +26,7 @@ from typing import cast
 import peft
 import torch
 from peft import PeftModel
+from peft.utils.constants import EMBEDDING_LAYER_NAMES
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -62,9 +63,10 @@ def add_adapters(model: PreTrainedModel, config: LoraConfig, *, seed: int = 0) -
     """
     assert config.rank > 0
     _check_targets(model, config.targets)
-    meta, tied = model.device.type == "meta", _is_tied(model)
+    meta = model.device.type == "meta"
     _check_quantized(model, config, meta)
     saved = _modules_to_save(model, config)
+    _check_ties(model, saved)
     settings = peft.LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,  # type: ignore[arg-type]  # declared int, but any number works
@@ -73,19 +75,13 @@ def add_adapters(model: PreTrainedModel, config: LoraConfig, *, seed: int = 0) -
         use_rslora=config.rs,
         use_dora=config.dora,
         modules_to_save=saved or None,
-        ensure_weight_tying=tied and bool(saved),
+        ensure_weight_tying=bool(saved) and _is_tied(model),
     )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
         # peft uses a name that transformers has deprecated.
         torch.manual_seed(seed)
         with model.device if meta else nullcontext():  # peft's own option unties weights
             adapted = peft.get_peft_model(model, settings)
-    if tied and not _is_tied(model):
-        raise ValueError(
-            f"lora.modules_to_save is {config.modules_to_save!r}, but the embeddings of this "
-            f"{model.config.model_type} model are its head, which peft can't train together: leave "
-            "them out"
-        )
     # Absolute, since the adapter may be merged from another working directory.
     path = settings.base_model_name_or_path
     if path and Path(path).is_dir():
@@ -292,6 +288,18 @@ def _modules_to_save(model: PreTrainedModel, config: LoraConfig) -> list[str]:
             )
         found += [name for name in matches if name not in found]
     return found
+
+
+def _check_ties(model: PreTrainedModel, saved: list[str]) -> None:
+    """Check that peft knows the names of tied modules that are to be trained as a whole."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    names = {name for name, module in model.named_modules() if module in ends}
+    unknown = {name for name in names if name.rpartition(".")[2] not in EMBEDDING_LAYER_NAMES}
+    if _is_tied(model) and names & {*saved} and unknown:
+        raise ValueError(
+            f"lora.modules_to_save: in this {model.config.model_type} model the embeddings are the "
+            f"head ({' and '.join(sorted(names))}), and peft can't train them: leave them out"
+        )
 
 
 def _is_tied(model: PreTrainedModel) -> bool:

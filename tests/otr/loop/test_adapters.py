@@ -17,7 +17,7 @@ from otr.loop.checkpoint import Snapshot, UnverifiedCheckpoint, check_checkpoint
 from otr.loop.loop import train
 from otr.loop.policy import Policy
 from otr.models.checks import check_head, check_packing
-from otr.models.load import load_model
+from otr.models.load import empty_model, load_model
 from otr.models.lora import WEIGHTS_FILE, add_adapters, load_adapters, merge_adapters
 from otr.models.tokenizer import load_tokenizer
 from tests.assets.tiny import make_tiny_model
@@ -195,7 +195,11 @@ def _on_two_ranks(rank: int, models: dict[bool, Path], out: Path) -> None:
             memory=MemoryConfig(strategy=strategy),
         )
         tokenizer = load_tokenizer(run.model)
-        model: Any = add_adapters(load_model(run.model, quantize=run.lora.quantize), run.lora)
+        empty = strategy == "fsdp" and rank > 0  # it gets the weights of rank 0
+        base = (
+            empty_model(run.model) if empty else load_model(run.model, quantize=run.lora.quantize)
+        )
+        model: Any = add_adapters(base, run.lora)
 
         def report(_: object, snapshot: Snapshot | None) -> None:
             if snapshot is not None and snapshot.step == STEPS:

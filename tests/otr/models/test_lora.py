@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import GPT2Config, PreTrainedModel
 
 from otr import LoraConfig, ModelConfig, Objective, load_model
 from otr.loop.policy import Policy
@@ -24,6 +24,7 @@ from otr.models.lora import (
 from otr.models.parts import head, hidden_states
 from otr.models.quantize import BYTES_PER_WEIGHT, dequantize, layers_to_quantize, quantized_layers
 from tests.assets.tiny import make_tiny_model
+from tests.otr.models.families import toy
 from tests.otr.runs import batches
 
 LORA = LoraConfig(rank=3, alpha=6.0)
@@ -198,6 +199,15 @@ def test_an_invalid_module_to_save_is_refused_before_weights_are_read(
     for model in (empty_model(base), load_model(base, quantize=quantize)):
         with pytest.raises(ValueError, match=message):
             add_adapters(model, config)
+
+
+@pytest.mark.parametrize("name", ["wte", "lm_head"])
+def test_ties_that_peft_does_not_know_are_refused(tmp_path: Path, name: str) -> None:
+    size = {"vocab_size": 259, "n_embd": 32, "n_layer": 1, "n_head": 2}
+    toy(GPT2Config(**size)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="this gpt2 model the embeddings are the head"):
+        config = LoraConfig(rank=2, modules_to_save=(name,))
+        add_adapters(load_model(ModelConfig(str(tmp_path))), config)
 
 
 def test_gradients_survive_checkpointing(base: ModelConfig) -> None:

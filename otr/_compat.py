@@ -13,6 +13,7 @@ from otr._lazy import lazy_names
 if TYPE_CHECKING:
     from torch import Tensor
     from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.nn import Module
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_leaves, tree_map_with_path
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -134,3 +135,26 @@ def uses_plain_backend(tokenizer: "PreTrainedTokenizerBase") -> bool:
         and kind.__call__ is PreTrainedTokenizerFast.__call__
         and kind._encode_plus is PreTrainedTokenizerFast._encode_plus
     )
+
+
+def prepare_4bit(layer: "Module") -> None:
+    """Make bitsandbytes' Linear4bit compute as a linear layer does, on every device.
+
+    On CPUs with AVX512-BF16, its first pass in eval mode replaces the weight by another layout,
+    whose kernel rounds to bfloat16 whatever the input. Under autocast it returns the data type of
+    its input, where a linear layer returns autocast's; without a `compute_dtype` it keeps the first
+    one it meets (`Linear4bit.forward` in bitsandbytes/nn/modules.py, 0.50).
+    """
+    vars(layer).update(
+        support_avx512bf16_for_cpu=False, compute_dtype=None, compute_type_is_set=True
+    )
+    layer.register_forward_pre_hook(_autocast_input)
+
+
+def _autocast_input(layer: "Module", inputs: "tuple[Tensor, ...]") -> "tuple[Tensor, ...]":
+    import torch
+
+    kind = inputs[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return inputs
+    return inputs[0].to(torch.get_autocast_dtype(kind)), *inputs[1:]

@@ -75,12 +75,54 @@ class LoraConfig:
     targets: tuple[str, ...] = ()
     """Linear layers that get an adapter, by the ends of their names, such as `q_proj`. Empty: all
     linear layers except the head."""
+    rs: bool = False
+    """Scale by alpha / sqrt(rank) instead, so that high ranks learn as fast as low ones (rsLoRA,
+    arXiv:2312.03732)."""
+    dora: bool = False
+    """Train the length of each row of a weight matrix beside its direction, which alone is adapted
+    (DoRA, arXiv:2402.09353). Slower than LoRA."""
+    modules_to_save: tuple[str, ...] = ()
+    """Modules that are trained and saved as a whole beside the adapters, by the ends of their
+    names, such as `embed_tokens` or `lm_head`. If the model's embeddings are its head, each of
+    these means both."""
+    quantize: Literal["none", "nf4"] = "none"
+    """Data type of the frozen linear layers except the head. `nf4`: 4 bits per weight (QLoRA,
+    arXiv:2305.14314), an eighth of the memory; needs the package bitsandbytes. `none`: that of the
+    other weights."""
 
     def __post_init__(self) -> None:
         if self.rank < 0:
             raise ValueError(f"lora.rank is {self.rank}: use 0 (the whole model) or more")
         if not self.alpha > 0:
             raise ValueError(f"lora.alpha is {self.alpha}: use a number > 0")
+        if self.quantize not in ("none", "nf4"):
+            raise ValueError(f"lora.quantize is {self.quantize!r}: use 'none' or 'nf4'")
+        given = {
+            "rs": self.rs,
+            "dora": self.dora,
+            "modules_to_save": self.modules_to_save,
+            "quantize": self.quantize != "none",
+        }
+        unused = [name for name, value in given.items() if value]
+        if unused and not self.rank:
+            raise ValueError(
+                f"lora.{unused[0]} is {getattr(self, unused[0])!r}, but there are no adapters: "
+                "give a lora.rank above 0, such as 16"
+            )
+        both = [name for name in self.modules_to_save if name in self.targets]
+        if both:
+            raise ValueError(
+                f"lora.modules_to_save: {both[0]!r} is trained as a whole and gets no adapter: "
+                "remove it from lora.targets"
+            )
+
+    @property
+    def method(self) -> str:
+        """What is trained: `LoRA`, `rsLoRA`, `DoRA`, `QLoRA` and so on, or `all weights`."""
+        if not self.rank:
+            return "all weights"
+        scaled = f"{'rs' if self.rs else ''}{'DoRA' if self.dora else 'LoRA'}"
+        return f"Q{scaled}" if self.quantize != "none" else scaled
 
 
 @dataclass(frozen=True)
@@ -289,11 +331,6 @@ class TrainConfig:
             )
         if self.save_dtype not in ("float32", "bfloat16"):
             raise ValueError(f"save_dtype is {self.save_dtype!r}: use 'float32' or 'bfloat16'")
-        if self.model.add_tokens and self.lora.rank:
-            raise ValueError(
-                "model.add_tokens with LoRA: the embeddings of new tokens would not be trained: "
-                "leave one of them out"
-            )
         rows = self.micro_batch_size * self.workers.count
         if self.micro_batch_size < 1 or self.global_batch_size < 1 or self.global_batch_size % rows:
             each = self.global_batch_size // self.workers.count
@@ -303,10 +340,24 @@ class TrainConfig:
                 f"micro_batch_size x workers.count = {self.micro_batch_size} x {self.workers.count}"
                 + (f", or micro_batch_size {math.gcd(self.micro_batch_size, each)}" if even else "")
             )
+        self._check_combinations()
+
+    def _check_combinations(self) -> None:
+        """Check what can't be together."""
+        if self.model.add_tokens and self.lora.rank:
+            raise ValueError(
+                "model.add_tokens with LoRA: the embeddings of new tokens would not be trained: "
+                "leave one of them out"
+            )
         if self.memory.strategy == "single" and self.workers.count > 1:
             raise ValueError(
                 f"memory.strategy is 'single' with {self.workers.count} workers: use 'ddp' or "
                 "'fsdp', or workers.count 1"
+            )
+        if self.lora.quantize != "none" and self.memory.strategy.startswith("fsdp"):
+            raise ValueError(
+                f"memory.strategy is {self.memory.strategy!r}, but a model in 4 bits can't be "
+                "sharded: use 'ddp', or 'single' with one worker"
             )
 
     @property

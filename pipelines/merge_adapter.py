@@ -33,6 +33,13 @@ def run(command: "Merge") -> int:
             dtype=command.dtype,
             trust_remote_code=command.trust_remote_code,
         )
+    from otr.models.lora import base_path, base_quantization  # imports peft
+
+    if base_quantization(command.checkpoint) != "none":
+        console.say(
+            "merged into the weights that the 4 bits of its base model stand for, as in training; "
+            f"they differ from those of {base_path(command.checkpoint)} by the rounding to 4 bits"
+        )
     console.say(f"model: {next_steps.display_path(out)}")
     next_steps.print_next_steps(("score it", next_steps.pipeline_command("score_checkpoint", out)))
     return 0

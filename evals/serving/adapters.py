@@ -11,7 +11,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-CONFIG_FILE = "adapter_config.json"
+from safetensors import safe_open
+
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+QUANTIZED = "base_quantize"
+"""Key of the metadata of WEIGHTS_FILE that tells how the base model was quantized in training."""
 MAX_ADAPTERS = 32
 """How many adapters are served together; each takes memory of the engine."""
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # values of vLLM's max_lora_rank
@@ -32,7 +36,7 @@ def check_all(directories: Sequence[str | Path], model_dir: Path) -> dict[str, P
     paths = [Path(directory).absolute() for directory in directories]
     for path in paths:
         config = _config(path)
-        if reason := _obstacle(config):
+        if reason := _obstacle(config) or _other_base(path):
             raise ValueError(f"vLLM can't serve {path} as an adapter: {reason}; merge it instead")
         base = config.get("base_model_name_or_path") or ""
         if base and Path(base).is_dir() and Path(base).resolve() != model_dir.resolve():
@@ -64,6 +68,15 @@ def _config(path: Path) -> dict[str, Any]:
     if not (path / CONFIG_FILE).is_file():
         raise ValueError(f"{path} is not a LoRA adapter: it holds no {CONFIG_FILE}")
     return json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
+
+
+def _other_base(path: Path) -> str:
+    """Return why vLLM would serve an adapter on another base model than its own; empty if not."""
+    if not (path / WEIGHTS_FILE).is_file():
+        return ""
+    with safe_open(path / WEIGHTS_FILE, "pt") as file:
+        found = (file.metadata() or {}).get(QUANTIZED)
+    return f"it was trained on a base model quantized to {found}" if found else ""
 
 
 def _obstacle(config: dict[str, Any]) -> str:

@@ -112,14 +112,15 @@ def _sharded(policy: Policy, config: TrainConfig) -> nn.Module:
         "mesh": dist.device_mesh.init_device_mesh(device.type, (world_size(),)),
     }
     source = {name: tensor.detach() for name, tensor in source.items()}
+    tied = _tied_names(policy)
     policy.to("meta")
-    policy.model.tie_weights()  # moving to another device unties weights
+    _tie(policy, tied)  # moving to another device unties weights
     for layer in layers:
         fully_shard(layer, **shared)
     fully_shard(policy, **shared)
     register_fsdp_forward_method(policy, "predict")
     policy.to_empty(device="cpu" if offload else device)
-    policy.model.tie_weights()
+    _tie(policy, tied)
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, cpu_offload=offload)
     set_model_state_dict(policy, source, options=options)
     for name, buffer in policy.named_buffers():  # includes buffers that are in no state dict
@@ -130,6 +131,21 @@ def _sharded(policy: Policy, config: TrainConfig) -> nn.Module:
             owner, _, own_name = name.rpartition(".")
             setattr(policy.get_submodule(owner), own_name, buffer.to(device))
     return policy
+
+
+def _tied_names(module: nn.Module) -> dict[str, str]:
+    """Return the name of each parameter that is another one, and the name of that one."""
+    first: dict[int, str] = {}
+    named = module.named_parameters(remove_duplicate=False)
+    found = {name: first.setdefault(id(parameter), name) for name, parameter in named}
+    return {name: same for name, same in found.items() if name != same}
+
+
+def _tie(module: nn.Module, tied: dict[str, str]) -> None:
+    """Make parameters one again. Models tie their own, but not those of `modules_to_save`."""
+    for name, same in tied.items():
+        owner, _, own_name = name.rpartition(".")
+        setattr(module.get_submodule(owner), own_name, module.get_parameter(same))
 
 
 @contextmanager

@@ -71,7 +71,8 @@ def reloaded_nll(directory: Path, model: PreTrainedModel, batch: Batch) -> Reloa
         with torch.autocast("cpu", torch.bfloat16):
             autocast_T = policy.predict(batch).nll_T
             for parameter in policy.parameters():
-                parameter.data = parameter.data.bfloat16()
+                if parameter.is_floating_point():  # not the 4 bits of a quantized base model
+                    parameter.data = parameter.data.bfloat16()
             return ReloadedNll(float32_T, autocast_T, policy.predict(batch).nll_T)
 
 

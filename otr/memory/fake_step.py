@@ -9,6 +9,7 @@ Shapes: B packed rows, S sequence length (tokens per packed row), N = B S tokens
 a chunk of logits, V vocabulary.
 """
 
+import math
 import warnings
 import weakref
 from collections.abc import Iterator, Sequence
@@ -34,6 +35,7 @@ from otr.loss.objective import Objective
 from otr.loss.rows import loss_and_gradient_
 from otr.models.attention import PACKED, Lengths, no_mask, register
 from otr.models.parts import head
+from otr.models.quantize import BYTES_PER_WEIGHT, layers_to_quantize
 from otr.models.structure import trunk, without_adapters
 from otr.optim import make_optimizer
 
@@ -173,16 +175,69 @@ def _model(architecture: PretrainedConfig, config: TrainConfig) -> nn.Module:
             # The others store the same tensors as PACKED, and not all of them run on a CPU.
             attn_implementation=name if name in ("sdpa", "eager") else PACKED,
         )
+    quantized = [*layers_to_quantize(model)] if config.lora.quantize != "none" else []
     if config.lora.rank:
         from otr.models.lora import add_adapters
 
         model = add_adapters(model, config.lora)
+    for _, layer in quantized:
+        _Quantized.replace(layer)
     if config.memory.gradient_checkpointing:
         # Fake tensors have no random state to preserve.
         model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
         if config.lora.rank:
             model.enable_input_require_grads()
     return model
+
+
+class _Quantized(nn.Module):
+    """A layer with as many bytes as bitsandbytes' Linear4bit, of which fake tensors can be made.
+
+    Its weight is made anew in each pass, and is not stored for the backward pass.
+    """
+
+    packed: nn.Parameter
+    shape: torch.Size
+    """Outputs and inputs."""
+    conv: bool
+    """Whether the layer is transformers' Conv1D, whose weight is transposed."""
+
+    @staticmethod
+    def replace(layer: nn.Module) -> None:
+        """Turn a linear layer on the meta device into one in 4 bits, in place."""
+        weight, conv = cast(Tensor, layer.weight), not isinstance(layer, nn.Linear)
+        shape = weight.T.shape if conv else weight.shape
+        size = math.ceil(weight.numel() * BYTES_PER_WEIGHT)
+        del layer.weight
+        layer.__class__ = _Quantized
+        packed = torch.empty(size, dtype=torch.uint8, device="meta")
+        layer.packed = nn.Parameter(packed, requires_grad=False)
+        vars(layer).update(shape=shape, conv=conv)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight in float32, which DoRA reads."""
+        weight = self.packed.new_empty(self.shape, dtype=torch.float32)
+        return weight.T if self.conv else weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute the layer's product, with autocast's precision."""
+        out = _QuantizedProduct.apply(x, self.packed, self.shape)
+        return out if self.bias is None else out + self.bias
+
+
+class _QuantizedProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, packed: Tensor, shape: torch.Size) -> Tensor:
+        ctx.save_for_backward(packed)
+        ctx.shape = shape
+        return nn.functional.linear(x, packed.new_empty(shape, dtype=torch.float32))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (packed,) = ctx.saved_tensors
+        weight = packed.new_empty(ctx.shape, dtype=torch.float32).to(gradient.dtype)
+        return gradient @ weight, None, None
 
 
 def _to_cpu(model: nn.Module, dtype: torch.dtype) -> None:
@@ -194,7 +249,8 @@ def _to_cpu(model: nn.Module, dtype: torch.dtype) -> None:
         for name, old in [*parameters, *buffers]:
             trained = isinstance(old, nn.Parameter)
             if old not in made:
-                new = torch.empty(old.shape, dtype=dtype if trained else old.dtype)
+                cast_ = trained and old.is_floating_point()  # not the bits of _Quantized
+                new = torch.empty(old.shape, dtype=dtype if cast_ else old.dtype)
                 made[old] = nn.Parameter(new, old.requires_grad) if trained else new
             setattr(module, name, made[old])
 

@@ -114,6 +114,8 @@ def _candidates(config: TrainConfig) -> Iterator[list[TrainConfig]]:
 def _strategies(config: TrainConfig) -> list[Strategy]:
     workers = config.workers
     found: list[Strategy] = ["single"] if workers.count == 1 else ["ddp", "fsdp"]
+    if config.lora.quantize != "none":  # never sharded
+        return found[:1]
     return [*found, "fsdp_offload"] if workers.gpus else found
 
 

@@ -17,7 +17,8 @@ def resolve_strategy(config: TrainConfig, device_bytes: int) -> Strategy:
     """Return `config.memory.strategy`, or for ``auto`` the first strategy that should fit.
 
     Weights, gradients and AdamW's two moments take 16 bytes per trained weight, DDP's buckets 4
-    more; a quarter of the device is left for activations and the loss.
+    more; a quarter of the device is left for activations and the loss. A base model in 4 bits is
+    never sharded.
 
     Raises:
         ValueError: the model's config cannot be loaded.
@@ -26,7 +27,7 @@ def resolve_strategy(config: TrainConfig, device_bytes: int) -> Strategy:
         return config.memory.strategy
     workers = config.workers.count
     unsharded: Strategy = "single" if workers == 1 else "ddp"
-    if workers == 1 and not config.workers.gpus:
+    if config.lora.quantize != "none" or (workers == 1 and not config.workers.gpus):
         return unsharded
     weights = sum(p.numel() for p in empty_model(config.model).parameters())
     trained = 0 if config.lora.rank else weights

@@ -96,6 +96,32 @@ def check_packing(model: PreTrainedModel) -> None:
         )
 
 
+def sample_logits(model: PreTrainedModel) -> Float[Tensor, "N V"]:
+    """Return the logits of the made-up tokens, as one example."""
+    model = without_adapters(model)
+    ids_1N = _ids(model)[None]
+    with _quiet(model):
+        return head(model).logits(hidden_states(model, ids_1N, torch.ones_like(ids_1N)))
+
+
+def check_merged(model: PreTrainedModel, adapted_NV: Float[Tensor, "N V"]) -> None:
+    """Check that a merged model has the logits of the model with an adapter.
+
+    Args:
+        model: the merged model, in the precision of `adapted_NV`.
+        adapted_NV: `sample_logits` before the merge.
+
+    Raises:
+        ValueError: the logits differ by more than rounding.
+    """
+    gap = _gap(sample_logits(model), adapted_NV)
+    if not gap <= _tolerance(model):
+        raise ValueError(
+            f"the merged {model.config.model_type} model is not the model with the adapter: its "
+            f"logits are off by {gap:.1e}"
+        )
+
+
 def _packing_error(model: PreTrainedModel) -> str:
     """Return what is wrong with the two examples in one padded row; empty if nothing is.
 

@@ -14,12 +14,16 @@ from otr.config import ModelConfig
 from otr.models.architecture import load_architecture
 from otr.models.attention import PACKED, passes_lengths, register
 from otr.models.checks import choose_computation
+from otr.models.quantize import check_quantized, loading_options
 from otr.models.structure import towers
 from otr.models.vocabulary import add_embeddings
 
 
 def load_model(
-    config: ModelConfig, tokenizer: PreTrainedTokenizerBase | None = None
+    config: ModelConfig,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    quantize: str = "none",
 ) -> PreTrainedModel:
     """Load a model with float32 weights on the CPU, set to compute packed examples rightly.
 
@@ -28,11 +32,13 @@ def load_model(
     Args:
         config: the model.
         tokenizer: checked to fit the model's vocabulary, if given.
+        quantize: data type of the linear layers except the head, as in `LoraConfig.quantize`.
 
     Raises:
-        ValueError: the model cannot be loaded, is a LoRA adapter, lacks weights, or has fewer
-            embeddings than `tokenizer` has tokens.
+        ValueError: the model cannot be loaded, is a LoRA adapter, lacks weights, has fewer
+            embeddings than `tokenizer` has tokens, or can't be quantized.
     """
+    more = loading_options(quantize) if quantize != "none" else {}
     if (Path(config.path) / "adapter_config.json").is_file():
         raise ValueError(
             f"{config.path!r} holds a LoRA adapter: merge it into a model with "
@@ -47,6 +53,7 @@ def load_model(
             use_safetensors=True,
             attn_implementation=_requested_attention(config),
             output_loading_info=True,
+            **more,
         )
     model, loaded = cast(tuple[PreTrainedModel, dict[str, set[str]]], both)
     if loaded["missing_keys"]:
@@ -62,6 +69,8 @@ def load_model(
             f"vocabulary mismatch at {config.path!r}: the tokenizer has {len(tokenizer)} tokens, "
             f"the model {rows} embeddings; use the model's own tokenizer"
         )
+    if quantize != "none":
+        check_quantized(model)
     _prepare(model, config)
     if not config.attention.startswith(("flash", "flex")):  # these need a GPU, or minutes
         choose_computation(model, attention=config.attention)

@@ -198,7 +198,7 @@ def _load_model(
     if not has_weights:
         model = empty_model(source)
     else:
-        model = load_model(source, tokenizer)
+        model = load_model(source, tokenizer, quantize=config.lora.quantize)
         if not fsdp:
             model.to(ray.train.torch.get_device())
         if checkpoint is None:

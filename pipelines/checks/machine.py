@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from evals.serving.adapters import MAX_ADAPTERS
-from otr.config import TrainConfig, Workers
+from otr.config import LoraConfig, TrainConfig, Workers
 from pipelines import _compat
 from pipelines.config.presets import SweepConfig
 from pipelines.runtime.versions import installed_versions
@@ -78,10 +78,16 @@ def _bytes_of_trials(config: SweepConfig) -> int | None:
     total = max(sizes) + sum(map(operator.mul, sizes, map(_checkpoints_of, configs)))
     last = (_SAVED_BYTES[each.save_dtype] for each in configs)
     total += sum(bytes_each * (count or 0) for bytes_each, count in zip(last, trained, strict=True))
-    adapters = sum(each.lora.rank > 0 for each in configs)
-    if adapters < len(configs) or adapters > MAX_ADAPTERS:  # not served together: merged
-        total += adapters * 4 * parameters
+    adapters = [each.lora for each in configs if each.lora.rank]
+    together = len(adapters) == len(configs) <= MAX_ADAPTERS and all(map(_is_served, adapters))
+    if not together:  # merged
+        total += len(adapters) * 4 * parameters
     return total
+
+
+def _is_served(lora: LoraConfig) -> bool:
+    """Return whether vLLM serves such an adapter (see `evals.serving.adapters`)."""
+    return not (lora.dora or lora.modules_to_save or lora.quantize != "none")
 
 
 def _config_of(train: TrainConfig, trial: Trial) -> TrainConfig:

@@ -98,7 +98,10 @@ def _column(config: TrainConfig, found: Plan) -> dict[str, str]:
 def _remedy(config: TrainConfig, size: int) -> str:
     found = suggest(config, size)
     if found is None:
-        return "nothing fits: use a smaller model, --train.lora.rank 16, or more devices"
+        return (
+            "nothing fits: use a smaller model, --train.lora.rank 16 (with --train.lora.quantize "
+            "nf4 it needs least), or more devices"
+        )
     return f"give {' '.join(_options_for(config, *found, size))}"
 
 

@@ -63,9 +63,13 @@ def check_training(config: SweepConfig) -> str:
         found.append(f"attention {_check_attention(train.model)}")
     if train.lora.rank:
         from otr.models.lora import count_adapter_weights
+        from otr.models.quantize import require_package
 
+        if train.lora.quantize != "none":
+            require_package()
         trained = count_adapter_weights(train.model, train.lora)
-        found.append(f"{trained} trained weights in adapters")
+        whole = " and modules" if train.lora.modules_to_save else ""
+        found.append(f"{trained} trained weights in {train.lora.method} adapters{whole}")
     if train.memory.strategy.startswith("fsdp"):
         found.append(f"sharded by {_count_layers(train.model)} layers")
     return ", ".join(found)

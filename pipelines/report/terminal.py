@@ -52,7 +52,8 @@ def print_choices(
     """Print what is trained, how fast and how often, what was chosen, and what it is scored on."""
     train = config.train
     rates = sorted({config_of(train, trial).optim.lr for trial in config.trials})
-    how = f"LoRA of rank {train.lora.rank}" if train.lora.rank else "all weights"
+    how = f"{train.lora.method} of rank {train.lora.rank}" if train.lora.rank else "all weights"
+    how = " and ".join([how, *train.lora.modules_to_save])
     many = "learning rates" if len(rates) > 1 else "learning rate"
     rows = corpus.packed_rows(train.data.sequence_length) if corpus else None
     epochs = train.max_steps * train.global_batch_size / rows if rows else 0.0

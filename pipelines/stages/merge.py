@@ -11,7 +11,7 @@ def merge(
     dtype: str = "auto",
     trust_remote_code: bool = False,
 ) -> Path:
-    """Write the full model of an adapter; return its directory.
+    """Write the full model of an adapter, if it predicts as the adapter does; return its directory.
 
     The directory appears only when it is complete. It holds the merged weights, the tokenizer and
     the chat template, and run.json where the checkpoint has one.
@@ -24,13 +24,16 @@ def merge(
         trust_remote_code: run code that comes with the model.
 
     Raises:
-        ValueError: there is no adapter, its base model is missing or does not fit, or `out` exists.
+        ValueError: there is no adapter, its base model is missing or does not fit, `out` exists, or
+            see `otr.models.lora.merged_model`.
     """
     import torch  # takes seconds, as do the next lines
+    from transformers import GenerationConfig
 
     from otr import ModelConfig, load_tokenizer, save_checkpoint
     from otr.models.architecture import load_architecture
-    from otr.models.lora import base_path, load_adapters, merge_adapters
+    from otr.models.lora import base_path, merged_model
+    from otr.models.stops import GENERATION
 
     checkpoint, out = Path(checkpoint), Path(out).absolute()
     base = base_path(checkpoint)
@@ -44,9 +47,11 @@ def merge(
     tokenizer_dir = str(checkpoint) if (checkpoint / "tokenizer_config.json").is_file() else base
     tokenizer = load_tokenizer(ModelConfig(tokenizer_dir, trust_remote_code=trust_remote_code))
     base_config = ModelConfig(base, trust_remote_code=trust_remote_code)
-    model = merge_adapters(load_adapters(checkpoint, base_config))
+    model = merged_model(checkpoint, base_config)
     kept = load_architecture(base_config).dtype if dtype == "auto" else getattr(torch, dtype)
     torch.nn.Module.to(model, kept or torch.float32)
+    if (checkpoint / GENERATION).is_file():  # where generation stops
+        model.generation_config = GenerationConfig.from_pretrained(checkpoint)
     run_file = checkpoint / "run.json"
     run = json.loads(run_file.read_text()) if run_file.is_file() else None
     return save_checkpoint(out, model, tokenizer, run=run)

@@ -19,13 +19,14 @@ from tempfile import TemporaryDirectory
 
 import torch
 import torch.distributed as dist
-from transformers import Qwen3Config
+from transformers import PreTrainedModel, Qwen3Config
 
 from evals.settings import free_port
 from otr.config import DataConfig, LoraConfig, MemoryConfig, ModelConfig, TrainConfig, Workers
 from otr.loss.objective import Objective
 from otr.memory.planner import plan
 from otr.models.load import empty_model
+from otr.models.quantize import check_quantized, layers_to_quantize
 
 MIB = 2**20
 IMMEDIATE_FREE = {  # makes glibc return freed memory at once
@@ -57,6 +58,7 @@ class Case:
     objective: str = "otr"
     workers: int = 1
     strategy: str = "auto"
+    quantize: str = "none"
 
 
 CASES = (
@@ -74,6 +76,8 @@ CASES = (
     Case("eager", 2, 512, attention="eager"),
     Case("lora", 4, 512, rank=8),
     Case("lora bf16 checkpointed", 4, 512, rank=8, dtype="bfloat16", again=True),
+    Case("qlora", 4, 512, rank=8, quantize="nf4"),
+    Case("qlora bf16 checkpointed", 4, 512, rank=8, quantize="nf4", dtype="bfloat16", again=True),
     Case("deep", 2, 256, layers=12),
     Case("ddp", 4, 512, workers=2, strategy="ddp"),
     Case("ddp, few tokens, twice", 2, 256, steps=2, workers=2, strategy="ddp"),
@@ -106,7 +110,7 @@ def written(case: Case, directory: Path) -> TrainConfig:
         model=ModelConfig(str(directory), dtype=case.dtype, attention=case.attention),  # type: ignore[arg-type]
         data=DataConfig(("-",), sequence_length=case.length),
         objective=Objective(case.objective),  # type: ignore[arg-type]
-        lora=LoraConfig(rank=case.rank),
+        lora=LoraConfig(rank=case.rank, quantize=case.quantize),  # type: ignore[arg-type]
         memory=MemoryConfig(case.strategy, gradient_checkpointing=case.again),  # type: ignore[arg-type]
         workers=Workers(case.workers),
         global_batch_size=case.rows * case.steps * case.workers,
@@ -168,21 +172,39 @@ def train_briefly(config: TrainConfig, vocabulary: int, device: str = "cpu") -> 
 
     torch.manual_seed(0)
     model = empty_model(config.model)
+    if config.lora.quantize != "none":
+        _quantize(model)
     if config.lora.rank:
         model = add_adapters(model, config.lora)
     if not (
         config.memory.strategy == "fsdp" and dist.get_rank()
     ):  # models of other ranks may be empty
-        model.to_empty(device=device)
+        if config.lora.quantize == "none":
+            model.to_empty(device=device)
         (getattr(model, "get_base_model", lambda: model))().tie_weights()
         for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=0.02)
+            if parameter.is_floating_point():
+                torch.nn.init.normal_(parameter, std=0.02)
         for buffer in model.buffers():
             buffer.fill_(0.5)
     try:
         train(model, _batches(config, vocabulary), config, lambda *_: None)
     except ValueError as error:
         assert "the data ended" in str(error)
+
+
+def _quantize(model: PreTrainedModel) -> None:
+    """Give an empty model memory on the CPU, and random linear layers in 4 bits."""
+    import bitsandbytes
+
+    model.to_empty(device="cpu")  # memory that is not used yet
+    for name, layer in [*layers_to_quantize(model)]:
+        random = torch.randn_like(layer.weight)
+        new = bitsandbytes.nn.LinearNF4(*random.shape[::-1], bias=False, device="meta")
+        new.weight = bitsandbytes.nn.Params4bit(random, quant_type="nf4", module=new).to("cpu")
+        model.set_submodule(name, new)
+    model.is_loaded_in_4bit = True  # type: ignore[assignment]  # for peft
+    check_quantized(model)
 
 
 def _batches(config: TrainConfig, vocabulary: int) -> Iterator[dict[str, torch.Tensor]]:

@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from otr import ModelConfig, Objective, TrainConfig, Workers
+from otr import LoraConfig, ModelConfig, Objective, TrainConfig, Workers
 from otr.loop.checkpoint import load_checkpoint
 from otr.loop.loop import train
+from otr.loop.policy import Policy
 from otr.memory.planner import plan
 from otr.models.checks import check_packing
 from otr.models.load import load_model
+from otr.models.lora import add_adapters
 from otr.models.tokenizer import load_tokenizer
 from tests.assets.tiny import make_tiny_model
 from tests.benchmarks import memory
@@ -55,6 +57,33 @@ def test_a_run_learns_and_resumes(model_dir: Path, tmp_path: Path) -> None:
     halfway = tmp_path / f"step-{SAVED}"
     again = train_from(run, halfway, tmp_path / "again", halfway)
     assert again == pytest.approx(whole[SAVED:], rel=2e-2)
+
+
+@pytest.mark.parametrize("dora", [False, True], ids=["qlora", "qdora"])
+def test_a_base_model_in_4_bits_is_the_same_on_the_gpu(
+    model_dir: Path, tmp_path: Path, dora: bool
+) -> None:
+    """The last checkpoint's check reloads it on the CPU."""
+    pytest.importorskip("bitsandbytes")
+    run = config(model_dir, Objective("sft"), 2)
+    run = replace(run, model=replace(run.model, dtype="bfloat16"))
+    run = replace(run, lora=LoraConfig(rank=4, dora=dora, quantize="nf4"))
+    model: Any = add_adapters(load_model(run.model, quantize="nf4"), run.lora)
+    name, batch = "model.layers.1.mlp.up_proj.base_layer", batches(1)[0]
+    policy = Policy(model, Objective("sft")).eval()
+    with torch.no_grad():
+        on_cpu = policy.predict(batch).nll_T
+        bits = model.get_base_model().get_submodule(name).weight.clone()
+        policy.to(DEVICE)
+        found = policy.predict({key: column.to(DEVICE) for key, column in batch.items()}).nll_T
+    torch.testing.assert_close(found.cpu(), on_cpu, rtol=0, atol=1e-3)
+
+    def report(_: object, snapshot: Any) -> None:
+        if snapshot is not None:
+            snapshot.write(tmp_path / f"step-{snapshot.step}", load_tokenizer(run.model))
+
+    train(model, batches(2), run, report)
+    assert torch.equal(model.get_base_model().get_submodule(name).weight.cpu(), bits)
 
 
 @pytest.mark.parametrize("attention", ["auto", "sdpa", "flex_attention"])

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import bitsandbytes
 import pytest
 import torch
 import torch.distributed as dist
@@ -137,3 +138,23 @@ def test_a_dtensor_gives_its_local_part(tmp_path: Path) -> None:
         assert part.data_ptr() == local.data_ptr()
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_a_layer_in_4_bits_computes_as_a_linear_layer() -> None:
+    layer = bitsandbytes.nn.LinearNF4(64, 32, bias=False)
+    names = {"support_avx512bf16_for_cpu", "compute_dtype", "compute_type_is_set"}
+    assert names <= vars(layer).keys()
+    layer.to("cpu")  # quantizes it
+    _compat.prepare_4bit(layer)
+    bits, x = layer.weight.clone(), torch.randn(3, 64, requires_grad=True)
+    exact = x @ bitsandbytes.functional.dequantize_4bit(layer.weight, layer.weight.quant_state).T
+    for train in (True, False):
+        found = layer.train(train)(x)
+        torch.testing.assert_close(found, exact, rtol=0, atol=1e-5)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer(x).dtype == torch.bfloat16
+        with torch.no_grad():
+            torch.testing.assert_close(layer(x), exact, rtol=0, atol=1e-5)
+            with torch.autocast("cpu", torch.bfloat16):
+                assert layer(x).dtype == torch.bfloat16
+        assert torch.equal(layer.weight, bits)

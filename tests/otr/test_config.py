@@ -5,7 +5,15 @@ from typing import Any
 
 import pytest
 
-from otr import DataConfig, ModelConfig, OptimConfig, TrainConfig, Workers
+from otr import (
+    DataConfig,
+    LoraConfig,
+    MemoryConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+    Workers,
+)
 
 RUN = TrainConfig(ModelConfig("model"), DataConfig(("data",)))
 
@@ -54,6 +62,44 @@ def test_invalid_settings_are_refused(part: str, name: str, value: Any, remedy: 
     assert (f"{part}.{name}" if part else name) in message
     if value != ():
         assert str(value) in message
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rs": True}, r"lora\.rs is True, but there are no adapters: give a lora\.rank above 0"),
+        ({"dora": True}, r"lora\.dora is True, but there are no adapters"),
+        ({"modules_to_save": ("lm_head",)}, r"lora\.modules_to_save is \('lm_head',\), but"),
+        ({"quantize": "nf4"}, r"lora\.quantize is 'nf4', but there are no adapters"),
+        ({"rank": 4, "quantize": "nf8"}, r"lora\.quantize is 'nf8': use 'none' or 'nf4'"),
+        ({"rank": 4, "targets": ("a", "b"), "modules_to_save": ("b",)}, "remove it from lora.targ"),
+    ],
+)
+def test_invalid_adapters_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LoraConfig(**settings)
+
+
+def test_a_model_in_4_bits_is_not_sharded() -> None:
+    four_bits = replace(RUN, lora=LoraConfig(4, quantize="nf4"))
+    for strategy in ("fsdp", "fsdp_offload"):
+        with pytest.raises(ValueError, match=rf"'{strategy}', but a model in 4 bits .*use 'ddp'"):
+            replace(four_bits, memory=MemoryConfig(strategy))
+
+
+def test_the_names_of_methods() -> None:
+    made = {
+        LoraConfig(**settings).method
+        for settings in (
+            {},
+            {"rank": 4},
+            {"rank": 4, "rs": True},
+            {"rank": 4, "dora": True},
+            {"rank": 4, "quantize": "nf4"},
+            {"rank": 4, "rs": True, "dora": True, "quantize": "nf4"},
+        )
+    }
+    assert made == {"all weights", "LoRA", "rsLoRA", "DoRA", "QLoRA", "QrsDoRA"}
 
 
 def test_the_smallest_allowed_settings() -> None:

@@ -185,6 +185,10 @@ def test_disk_counts_adapters_by_their_own_size(config: SweepConfig) -> None:
     assert weights == 2 * q
     assert trials_bytes() == 12 * count * 3, "two trials, and one checkpoint more"
     assert trials_bytes(rank=4, targets=("q_proj",)) == 12 * 2 * q * 3
+    for kind in ({"dora": True}, {"quantize": "nf4"}, {"modules_to_save": ("norm",)}):
+        lora = LoraConfig(4, **kind)
+        size = count_adapter_weights(config.train.model, lora)
+        assert trials_bytes(rank=4, **kind) == 12 * size * 3 + 2 * 4 * count, "merged to be scored"
     mixed = replace(config.trials[0], overrides={"lora.rank": 4})
     found = machine._bytes_of_trials(replace(config, trials=(mixed, *config.trials[1:]))) or 0
     assert 12 * 2 * count + 4 * count < found < 12 * 3 * count + 4 * count

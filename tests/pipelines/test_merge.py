@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -46,6 +47,7 @@ def test_the_directory_is_the_adapted_model(
     adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     (adapter / "run.json").write_text('{"note": "copied"}')
+    (adapter / "generation_config.json").write_text('{"eos_token_id": [3, 258]}')
     out = tmp_path / "new" / "full"
     assert cli.main(["merge", str(adapter), str(out)]) == 0
     said = capsys.readouterr().out
@@ -57,7 +59,51 @@ def test_the_directory_is_the_adapted_model(
     assert load_tokenizer(config).chat_template
     assert not (out / "adapter_config.json").exists()
     assert json.loads((out / "run.json").read_text()) == {"note": "copied"}
+    generation = json.loads((out / "generation_config.json").read_text())
+    assert generation["eos_token_id"] == [3, 258], "generation stops where the adapter's did"
     assert [p.name for p in out.parent.iterdir()] == ["full"]
+
+
+KINDS = [
+    {"rs": True},
+    {"dora": True},
+    {"modules_to_save": ("lm_head",)},
+    {"quantize": "nf4"},
+    {"dora": True, "modules_to_save": ("embed_tokens",), "quantize": "nf4"},
+]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "+".join(kind))
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_each_kind_is_merged(
+    tmp_path: Path, tied: bool, kind: dict[str, Any], capsys: pytest.CaptureFixture
+) -> None:
+    base = ModelConfig(str(make_tiny_model(tmp_path / "base", tied=tied)))
+    config = LoraConfig(rank=2, **kind)
+    model = add_adapters(load_model(base, quantize=config.quantize), config)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.05 * torch.randn_like(parameter)
+    write_adapter(tmp_path / "adapter", model, adapter_state(model))
+    assert cli.main(["merge", str(tmp_path / "adapter"), str(tmp_path / "full")]) == 0
+    full = load_model(ModelConfig(str(tmp_path / "full")))
+    torch.testing.assert_close(logits(full), logits(model), rtol=0, atol=1e-4)
+    assert (logits(full) - logits(load_model(base))).abs().max() > 0.1
+    said = " ".join(capsys.readouterr().out.split())
+    assert ("the 4 bits of its base model stand for" in said) == (config.quantize == "nf4")
+
+
+def test_a_merge_into_other_weights_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """The original weights in place of those that the 4 bits stand for."""
+    base = ModelConfig(str(make_tiny_model(tmp_path / "base")))
+    model = add_adapters(load_model(base, quantize="nf4"), LoraConfig(rank=2, quantize="nf4"))
+    write_adapter(tmp_path / "adapter", model, adapter_state(model))
+    monkeypatch.setattr("otr.models.lora.dequantize", lambda _: load_model(base))
+    assert cli.main(["merge", str(tmp_path / "adapter"), str(tmp_path / "full")]) == 1
+    assert "is not the model with the adapter: its logits are off by" in capsys.readouterr().err
+    assert not (tmp_path / "full").exists()
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,15 @@ import json
 from typing import get_args
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from evals.benchmark import Decoding
 from evals.serving import adapters, replicas
 from evals.serving.deployment import engine_arguments, root_error, start_failure_hint
 from evals.serving.requests import Request, Response, ServedModel
 from evals.settings import EngineSettings
+from otr.models import lora
 
 TOO_MUCH = (
     "ValueError: Available memory on node 0 (14.78/17.71 GiB) on kv cache allocation is less than "
@@ -68,6 +71,25 @@ def test_ranks_are_those_of_the_installed_vllm():
 def test_adapters_that_vllm_would_apply_in_part_are_rejected(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         adapters.check_all([write_adapter(tmp_path / "a", **changes)], tmp_path)
+
+
+def test_an_adapter_of_a_quantized_base_model_is_rejected(tmp_path):
+    path, kept = write_adapter(tmp_path / "a"), tmp_path / "a" / "adapter_model.safetensors"
+    tensors = {"a": torch.ones(1)}
+    save_file(tensors, kept, metadata={"format": "pt", adapters.QUANTIZED: "nf4"})
+    with pytest.raises(ValueError, match="base model quantized to nf4; merge it instead"):
+        adapters.check_all([path], tmp_path)
+    save_file(tensors, kept, metadata={"format": "pt"})
+    assert [*adapters.check_all([path], tmp_path).values()] == [path]
+    assert adapters.QUANTIZED == lora.QUANTIZED, "what otr writes"
+
+
+def test_rslora_is_served_with_its_own_scale(tmp_path):
+    from vllm.lora.peft_helper import PEFTHelper
+
+    path = write_adapter(tmp_path / "a", r=16, lora_alpha=32, use_rslora=True)
+    adapters.check_all([path], tmp_path)
+    assert PEFTHelper.from_local_dir(str(path), None).vllm_lora_scaling_factor == 32 / 4
 
 
 def test_adapters_of_another_model_and_other_directories_are_rejected(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from otr.config import LoraConfig, MemoryConfig, ModelConfig, TrainConfig, Workers
 from otr.memory import fake_step, planner
 from otr.memory.planner import Plan, plan, resolve_strategy, suggest
+from otr.models.quantize import BYTES_PER_WEIGHT, layers_to_quantize
 from tests.benchmarks.memory import MIB, Case, measured, planned, written
 
 LARGE = 2**40
@@ -30,6 +31,7 @@ def with_memory(run: TrainConfig, **changes: Any) -> TrainConfig:
         Case("float32", 16, 256, 2, 192, 1024),
         Case("bf16, two passes", 4, 256, 3, 512, 8000, steps=2, dtype="bfloat16", tied=False),
         Case("LoRA, checkpointed", 16, 256, 3, 512, 4000, rank=8, again=True),
+        Case("QLoRA, bf16", 4, 256, 4, 768, 4000, rank=8, quantize="nf4", dtype="bfloat16"),
     ],
     ids=lambda case: case.name,
 )
@@ -76,6 +78,22 @@ def test_checkpointing_and_fewer_rows_need_less(run: TrainConfig) -> None:
     whole = plan(run, LARGE).device.activations
     assert plan(with_memory(run, gradient_checkpointing=True), LARGE).device.activations < whole / 2
     assert plan(replace(run, micro_batch_size=1), LARGE).device.activations < whole / 3
+
+
+def test_a_base_model_in_4_bits_is_counted_and_never_sharded(run: TrainConfig) -> None:
+    run = replace(run, lora=LoraConfig(rank=4), global_batch_size=64, micro_batch_size=16)
+    four_bits = replace(run, lora=replace(run.lora, quantize="nf4"))
+    model = planner.empty_model(run.model)
+    linear = sum(layer.weight.numel() for _, layer in layers_to_quantize(model))
+    saved = plan(run, LARGE).device.parameters - plan(four_bits, LARGE).device.parameters
+    assert saved == pytest.approx(linear * (4 - BYTES_PER_WEIGHT), rel=0.001)
+    assert plan(four_bits, LARGE).device.gradients == plan(run, LARGE).device.gradients
+    for change in ({"dora": True}, {"modules_to_save": ("lm_head",)}):
+        plan(replace(run, lora=replace(four_bits.lora, **change)), LARGE)  # can be counted
+    workers = replace(four_bits, workers=Workers(4, gpus=1))
+    assert resolve_strategy(workers, 1) == "ddp" and suggest(workers, MIB) is None
+    alone = replace(four_bits, workers=Workers(1, gpus=1))
+    assert resolve_strategy(alone, 1) == "single"
 
 
 def on(run: TrainConfig, strategy: str, **workers: Any) -> Plan:

@@ -28,13 +28,18 @@ def loaded(directory: Path, kind: type[Any], **more: Any) -> PreTrainedModel:
     return load_model(ModelConfig(str(directory)))
 
 
-@pytest.mark.parametrize("adapters", [False, True], ids=["plain", "lora"])
+@pytest.mark.parametrize(
+    ("adapters", "quantize"),
+    [(False, "none"), (True, "none"), (True, "nf4")],
+    ids=["plain", "lora", "qlora"],
+)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_supported_model_passes_and_stays_unchanged(
-    name: str, adapters: bool, tmp_path: Path
+    name: str, adapters: bool, quantize: str, tmp_path: Path
 ) -> None:
-    model = load_model(ModelConfig(str(make_family(tmp_path, name)))).train()
-    model = add_adapters(model, LoraConfig(rank=2)) if adapters else model
+    model = load_model(ModelConfig(str(make_family(tmp_path, name))), quantize=quantize).train()
+    if adapters:
+        model = add_adapters(model, LoraConfig(rank=2, quantize=quantize))
     before = torch.random.get_rng_state()
     check_head(model)
     check_packing(model)

@@ -1,13 +1,15 @@
 """Only adapters train, with the right gradient; saved and merged ones are the same model."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
+import bitsandbytes
 import pytest
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import GPT2Config, PreTrainedModel
 
 from otr import LoraConfig, ModelConfig, Objective, load_model
 from otr.loop.policy import Policy
@@ -20,7 +22,9 @@ from otr.models.lora import (
     write_adapter,
 )
 from otr.models.parts import head, hidden_states
+from otr.models.quantize import BYTES_PER_WEIGHT, dequantize, layers_to_quantize, quantized_layers
 from tests.assets.tiny import make_tiny_model
+from tests.otr.models.families import toy
 from tests.otr.runs import batches
 
 LORA = LoraConfig(rank=3, alpha=6.0)
@@ -85,6 +89,125 @@ def test_the_gradient_is_the_weights_through_the_other_matrix(base: ModelConfig)
     wanted = LORA.alpha / LORA.rank * plain.get_submodule(LAYER).weight.grad @ a.T
     torch.testing.assert_close(b.grad, wanted, rtol=1e-4, atol=1e-7)
     assert wanted.abs().max() > 1e-4 and (a.grad == 0).all()
+
+
+def test_rslora_scales_by_the_root_of_the_rank(base: ModelConfig) -> None:
+    deltas = []
+    for config in (LORA, replace(LORA, rs=True)):
+        layer = add_adapters(load_model(base), config).get_base_model().get_submodule(LAYER)
+        torch.nn.init.ones_(layer.lora_B["default"].weight)
+        deltas.append(layer.get_delta_weight("default").detach())
+    torch.testing.assert_close(deltas[1], deltas[0] * LORA.rank**0.5)
+    a = layer.lora_A["default"].weight.detach()
+    torch.testing.assert_close(deltas[1], LORA.alpha / 3**0.5 * a.sum(0).expand_as(deltas[1]))
+
+
+def test_dora_trains_the_lengths_of_rows_and_starts_as_the_base(base: ModelConfig) -> None:
+    model = add_adapters(load_model(base), replace(LORA, dora=True))
+    torch.testing.assert_close(log_probs(model), log_probs(load_model(base)), rtol=0, atol=1e-5)
+    layer = model.get_base_model().get_submodule(LAYER)
+    length = layer.lora_magnitude_vector["default"].weight
+    torch.testing.assert_close(length, layer.base_layer.weight.norm(dim=1))
+    loss(model).backward()
+    assert length.requires_grad and length.grad.abs().max() > 1e-5
+
+
+def test_a_base_model_in_4_bits_has_an_eighth_of_the_bytes_and_its_own_head(
+    base: ModelConfig,
+) -> None:
+    model, plain = load_model(base, quantize="nf4"), load_model(base)
+    names = dict(layers_to_quantize(plain))
+    assert dict(quantized_layers(model)).keys() == names.keys() and len(names) == 14
+    found = expected = 0
+    for name in names:
+        weight, exact = model.get_submodule(name).weight, plain.get_submodule(name).weight
+        assert weight.dtype == torch.uint8 and not weight.requires_grad
+        state = weight.quant_state
+        parts = (weight, state.absmax, state.state2.absmax)
+        found += sum(part.numel() * part.element_size() for part in parts)
+        expected += exact.numel() * BYTES_PER_WEIGHT
+        rounded = bitsandbytes.functional.dequantize_4bit(weight, state)
+        assert 0.05 < (rounded - exact).norm() / exact.norm() < 0.15
+    in_bfloat16 = sum(2 * layer.weight.numel() for layer in names.values())
+    assert found == pytest.approx(expected, rel=0.05) and found < 0.3 * in_bfloat16
+    assert torch.equal(head(model).weight, head(plain).weight)
+    assert (head(model).weight is model.get_input_embeddings().weight) == is_tied(plain)
+
+
+def is_tied(model: PreTrainedModel) -> bool:
+    return head(model).weight is model.get_input_embeddings().weight
+
+
+def test_4_bits_are_the_same_before_and_after_an_evaluation(base: ModelConfig) -> None:
+    """bitsandbytes would store them in another layout there, and round to bfloat16."""
+    model = load_model(base, quantize="nf4")
+    before = model.get_submodule(LAYER).weight.clone()
+    same = [log_probs(model.train(mode)) for mode in (True, False, True)]
+    assert torch.equal(model.get_submodule(LAYER).weight, before)
+    torch.testing.assert_close(same[1], same[0], rtol=0, atol=1e-5)
+    assert torch.equal(same[2], same[0])
+    plain = dequantize(load_model(base, quantize="nf4"))
+    torch.testing.assert_close(log_probs(plain), same[0], rtol=0, atol=1e-5)
+
+
+def test_a_missing_package_and_another_base_model_are_refused(
+    base: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    four_bits = LoraConfig(rank=2, quantize="nf4")
+    with pytest.raises(ValueError, match=r"'nf4', but the model is loaded with 'none'"):
+        add_adapters(load_model(base), four_bits)
+    with pytest.raises(ValueError, match=r"'none', but the model is loaded with 'nf4'"):
+        add_adapters(load_model(base, quantize="nf4"), LORA)
+    monkeypatch.setattr("otr.models.quantize.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"package bitsandbytes, .* pip install 'otr\[quant\]'"):
+        load_model(base, quantize="nf4")
+
+
+@pytest.mark.parametrize("names", [("lm_head",), ("embed_tokens",)], ids=lambda names: names[0])
+def test_modules_to_save_are_trained_whole_and_ties_stay(
+    base: ModelConfig, names: tuple[str, ...]
+) -> None:
+    config = LoraConfig(rank=2, modules_to_save=(*names, "layers.1.mlp.up_proj"))
+    model = trained(base, config, steps=1)
+    plain, inside = load_model(base), model.get_base_model()
+    whole = {
+        name.removeprefix("base_model.model.").replace(".modules_to_save.default", "")
+        for name, p in model.named_parameters()
+        if p.requires_grad and ".lora_" not in name
+    }
+    tied = is_tied(plain)
+    assert is_tied(inside) == tied
+    kept = "model.embed_tokens.weight" if tied or names == ("embed_tokens",) else "lm_head.weight"
+    assert whole == {kept, f"{LAYER}.weight"}
+    assert not hasattr(inside.get_submodule(LAYER), "lora_A"), "no adapter beside"
+    changed = head(model).weight if names == ("lm_head",) else inside.get_input_embeddings().weight
+    assert not torch.equal(changed, plain.get_parameter(kept))
+
+
+@pytest.mark.parametrize(
+    ("names", "quantize", "message"),
+    [
+        (("lm_hed",), "none", "no module's name ends with 'lm_hed': did you mean lm_head"),
+        (("q_proj",), "nf4", "'q_proj' is in 4 bits"),
+        (("mlp",), "nf4", "'mlp' is in 4 bits"),
+    ],
+)
+def test_an_invalid_module_to_save_is_refused_before_weights_are_read(
+    base: ModelConfig, names: tuple[str, ...], quantize: str, message: str
+) -> None:
+    config = LoraConfig(rank=2, modules_to_save=names, quantize=quantize)
+    for model in (empty_model(base), load_model(base, quantize=quantize)):
+        with pytest.raises(ValueError, match=message):
+            add_adapters(model, config)
+
+
+@pytest.mark.parametrize("name", ["wte", "lm_head"])
+def test_ties_that_peft_does_not_know_are_refused(tmp_path: Path, name: str) -> None:
+    size = {"vocab_size": 259, "n_embd": 32, "n_layer": 1, "n_head": 2}
+    toy(GPT2Config(**size)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="this gpt2 model the embeddings are the head"):
+        config = LoraConfig(rank=2, modules_to_save=(name,))
+        add_adapters(load_model(ModelConfig(str(tmp_path))), config)
 
 
 def test_gradients_survive_checkpointing(base: ModelConfig) -> None:
@@ -162,8 +285,9 @@ def test_an_invalid_target_is_refused(base: ModelConfig, target: str, message: s
 
 
 def test_an_empty_model_gets_empty_adapters(base: ModelConfig) -> None:
-    empty = add_adapters(empty_model(base), LORA)
-    real = add_adapters(load_model(base), LORA)
+    kinds = LoraConfig(rank=3, dora=True, modules_to_save=("lm_head",))
+    empty = add_adapters(empty_model(base), kinds)
+    real = add_adapters(load_model(base), kinds)
     shapes = {n: (p.shape, p.requires_grad) for n, p in real.named_parameters()}
     assert {n: (p.shape, p.requires_grad) for n, p in empty.named_parameters()} == shapes
     assert {p.device.type for p in empty.parameters()} == {"meta"}

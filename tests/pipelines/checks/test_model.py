@@ -21,7 +21,7 @@ def with_train(config: SweepConfig, **changes: Any) -> SweepConfig:
 def test_a_valid_configuration_is_described(config: SweepConfig) -> None:
     assert check_training(config) == "float32, sequence length 256 of at most 1024"
     adapted = with_train(config, lora=LoraConfig(rank=4), memory=MemoryConfig("fsdp"))
-    assert "trained weights in adapters, sharded by 2 layers" in check_training(adapted)
+    assert "trained weights in LoRA adapters, sharded by 2 layers" in check_training(adapted)
 
 
 def test_preflight_includes_the_training_check(config: SweepConfig) -> None:
@@ -48,6 +48,21 @@ def test_attention_without_float32(config: SweepConfig) -> None:
 def test_model_without_layers_cannot_be_sharded() -> None:
     with pytest.raises(ValueError, match=r"Linear has no list of layers.* ddp or"):
         decoder_layers(torch.nn.Linear(2, 2))
+
+
+def test_kinds_of_adapters_are_named_and_checked(
+    config: SweepConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lora = LoraConfig(rank=4, rs=True, quantize="nf4", modules_to_save=("lm_head",))
+    assert "trained weights in QrsLoRA adapters and modules" in check_training(
+        with_train(config, lora=lora)
+    )
+    wrong = with_train(config, lora=replace(lora, modules_to_save=("lm_hed",)))
+    with pytest.raises(ValueError, match=r"'lm_hed': did you mean lm_head"):
+        check_training(wrong)
+    monkeypatch.setattr("otr.models.quantize.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="needs the package bitsandbytes"):
+        check_training(with_train(config, lora=lora))
 
 
 def test_adapters_for_an_unknown_layer(config: SweepConfig) -> None:

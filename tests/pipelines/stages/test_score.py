@@ -89,6 +89,20 @@ def test_adapters_of_another_model_are_merged(tmp_path, started, scorer, monkeyp
     assert len([*(tmp_path / "run" / "merged").iterdir()]) == 2
 
 
+def test_adapters_that_vllm_cannot_serve_are_merged(tmp_path, started, scorer, monkeypatch) -> None:
+    made = models(tmp_path, str(tmp_path / "model"))
+    path = made["b"] / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"use_dora": True}))
+    monkeypatch.setattr(stage, "merge", lambda path, out, dtype: out.mkdir(parents=True))
+    with scorer:
+        scorer.serve_adapters(made)
+        for name, directory in made.items():
+            scorer.score(name, directory)
+    [call] = started
+    assert call["adapters"] == []
+    assert [name.partition("-")[0] for name, _ in call["scored"]] == ["model", "a", "b"]
+
+
 def test_a_serve_that_ran_before_is_not_stopped(tmp_path, started, scorer, monkeypatch) -> None:
     def refuse(*arguments: Any, **options: Any) -> None:
         raise ValueError("Ray Serve already runs")

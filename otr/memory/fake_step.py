@@ -33,6 +33,7 @@ from otr.loss import fused
 from otr.loss.objective import Objective
 from otr.loss.rows import loss_and_gradient_
 from otr.models.attention import PACKED, Lengths, no_mask, register
+from otr.models.freeze import freeze_equally
 from otr.models.parts import head, without_adapters
 from otr.optim import make_optimizer
 
@@ -58,7 +59,11 @@ class Footprint:
 
 
 def footprint(
-    architecture: PretrainedConfig, config: TrainConfig, *, split: bool = False
+    architecture: PretrainedConfig,
+    config: TrainConfig,
+    *,
+    split: bool = False,
+    frozen_in: nn.Module | None = None,
 ) -> list[Footprint]:
     """Count what a worker with the whole model holds.
 
@@ -67,6 +72,8 @@ def footprint(
         config: the run; its workers and strategy do not matter here.
         split: weights have the precision of the products, as FSDP2 makes them layer by layer; if
             not, low-precision copies exist besides, as under autocast.
+        frozen_in: model whose frozen parameters are frozen here too; of the layers only those that
+            are frozen in all of them. None: all are trained.
 
     Returns:
         Two moments, each of which grows linearly with the number of layers: the peak of the first
@@ -76,6 +83,8 @@ def footprint(
     dtype = getattr(torch, config.model.dtype) if split else torch.float32
     with warnings.catch_warnings(action="ignore"):  # transformers uses deprecated names
         model = _model(architecture, config)
+        if frozen_in is not None:
+            freeze_equally(model, frozen_in)
         with FakeTensorMode():
             _to_cpu(model, dtype)
             with ledger:
@@ -213,7 +222,7 @@ def _step(model: Any, config: TrainConfig, ledger: _Ledger) -> None:
         done += 1
         assert parameter.grad is not None
         ledger.move(parameter.grad, "gradients")
-        if done == len(trained) // 2:
+        if done == max(1, len(trained) // 2):
             ledger.half = 1
 
     for parameter in trained:

@@ -47,12 +47,13 @@ def check_model(config: SweepConfig) -> str:
 
 
 def check_training(config: SweepConfig) -> str:
-    """Check precision, sequence length, attention, adapters and FSDP as configured.
+    """Check precision, sequence length, attention, adapters, optimizer and FSDP as configured.
 
     Raises:
         ValueError: the model or this machine does not support one of them.
     """
     from otr.models.architecture import check_sequence_length
+    from otr.optim.optimizers import check_installed
 
     train = config.train
     slow = _check_dtype(train)
@@ -66,6 +67,9 @@ def check_training(config: SweepConfig) -> str:
 
         trained = count_adapter_weights(train.model, train.lora)
         found.append(f"{trained} trained weights in adapters")
+    if train.freeze:
+        found.append(_check_freeze(train))
+    check_installed(train.optim)
     if train.memory.strategy.startswith("fsdp"):
         found.append(f"sharded by {_count_layers(train.model)} layers")
     return ", ".join(found)
@@ -145,6 +149,16 @@ def _count_layers(model: ModelConfig) -> int:
     from otr.models.parts import decoder_layers
 
     return len(decoder_layers(empty_model(model)))
+
+
+def _check_freeze(train: TrainConfig) -> str:
+    from otr.models.freeze import freeze
+    from otr.models.load import empty_model
+
+    model = empty_model(train.model)
+    freeze(model, train.freeze)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return f"{trained} of {sum(p.numel() for p in model.parameters())} weights trained"
 
 
 def _check_attention(model: ModelConfig) -> str:

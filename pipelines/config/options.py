@@ -51,6 +51,7 @@ _DEFAULT_IN_WORDS = {
     "train.model.chat_template": "the model's own",
     "train.model.chat_template_args": "none",
     "train.lora.targets": "all but the head",
+    "train.freeze": "none",
 }
 """What the help shows instead of a default."""
 _OTHER_DEFAULT = {

@@ -53,6 +53,7 @@ def print_choices(
     train = config.train
     rates = sorted({config_of(train, trial).optim.lr for trial in config.trials})
     how = f"LoRA of rank {train.lora.rank}" if train.lora.rank else "all weights"
+    how += f" but {' '.join(train.freeze)}" if train.freeze else ""
     many = "learning rates" if len(rates) > 1 else "learning rate"
     rows = corpus.packed_rows(train.data.sequence_length) if corpus else None
     epochs = train.max_steps * train.global_batch_size / rows if rows else 0.0

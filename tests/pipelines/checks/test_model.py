@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from otr.config import LoraConfig, MemoryConfig
+from otr.config import LoraConfig, MemoryConfig, OptimConfig
 from otr.models.parts import decoder_layers
 from pipelines.checks import preflight
 from pipelines.checks.model import check_training
@@ -48,6 +48,18 @@ def test_attention_without_float32(config: SweepConfig) -> None:
 def test_model_without_layers_cannot_be_sharded() -> None:
     with pytest.raises(ValueError, match=r"Linear has no list of layers.* ddp or"):
         decoder_layers(torch.nn.Linear(2, 2))
+
+
+def test_frozen_parameters_are_counted_and_packages_looked_for(
+    config: SweepConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frozen = with_train(config, freeze=("model.layers.*", "lm_head.*"))
+    assert check_training(frozen).endswith(", 64 of 90752 weights trained")  # the last norm
+    with pytest.raises(ValueError, match=r"matches 'model.layer.*': did you mean 'model.layers"):
+        check_training(with_train(config, freeze=("model.layer.*",)))
+    monkeypatch.setattr("otr.optim.optimizers.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="bitsandbytes is not installed"):
+        check_training(with_train(config, optim=OptimConfig(optimizer="adamw_8bit")))
 
 
 def test_adapters_for_an_unknown_layer(config: SweepConfig) -> None:

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from otr import ModelConfig, Objective, OptimConfig, TrainConfig
+from otr._compat import tree_leaves
 from otr.loop.checkpoint import Snapshot, check_checkpoint, load_checkpoint
 from otr.loop.loop import train
 from otr.loop.progress import Progress, is_over
@@ -67,7 +68,7 @@ def weights(recorder: Recorder, step: int) -> dict[str, torch.Tensor]:
 def test_each_optimizer_resumes_bitwise(
     model_dir: Path, tmp_path: Path, optimizer: str, freeze: tuple[str, ...]
 ) -> None:
-    optim = OptimConfig(lr=1e-2, warmup_steps=2, optimizer=optimizer, schedule="wsd")
+    optim = OptimConfig(lr=1e-2, warmup_steps=2, optimizer=optimizer, schedule="linear")
     run = config(model_dir, Objective("sft"), 4, checkpoint_interval=2, freeze=freeze)
     run = replace(run, optim=optim)
     whole = Recorder(tmp_path / "whole")
@@ -78,6 +79,9 @@ def test_each_optimizer_resumes_bitwise(
     for name, tensor in weights(again, 4).items():
         torch.testing.assert_close(tensor, expected[name], rtol=0, atol=0, msg=name)
     assert any(not torch.equal(other[name], tensor) for name, tensor in expected.items())
+    states = [tree_leaves(r.last.optimizer) for r in (whole, again) if r.last is not None]
+    for one, two in zip(*states, strict=True):
+        assert torch.equal(one, two) if isinstance(one, torch.Tensor) else one == two
     assert [m["loss"] for m in again.log] == [m["loss"] for m in whole.log[2:]]
 
 

@@ -231,7 +231,9 @@ def _step(model: Any, config: TrainConfig, ledger: _Ledger) -> None:
     with torch.autocast("cpu", torch.bfloat16, enabled=low):
         loss = _loss(model, config, ledger)
         loss.backward()
+    extra = torch.empty(_extra_step_floats(trained, config))
     optimizer.step()
+    del extra
 
 
 def _warm_up(
@@ -269,6 +271,17 @@ def _loss(model: Any, config: TrainConfig, ledger: _Ledger) -> Tensor:
         )
         del extra
     return cast(Tensor, loss_sum)
+
+
+def _extra_step_floats(trained: Sequence[Tensor], config: TrainConfig) -> int:
+    """Return how many floats the optimizer's step holds that fake tensors don't show.
+
+    On the CPU bitsandbytes' step is one operation that makes five float32 tensors of the size of a
+    parameter (bitsandbytes/backends/cpu/ops.py, 0.50); on a GPU it makes none.
+    """
+    if config.optim.optimizer != "adamw_8bit" or config.workers.gpus:
+        return 0
+    return 5 * max(parameter.numel() for parameter in trained)
 
 
 def _extra_chunk_floats(logits: int, dtype: torch.dtype, config: TrainConfig) -> int:

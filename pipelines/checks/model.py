@@ -10,6 +10,7 @@ from otr.config import ModelConfig, TrainConfig
 from pipelines.checks.machine import GIB
 from pipelines.config.prepared import PreparedRun
 from pipelines.config.presets import SweepConfig
+from tuning.space import config_of
 
 # Imports are inside the functions: each check loads no more of transformers than it needs, which
 # saves seconds.
@@ -67,9 +68,11 @@ def check_training(config: SweepConfig) -> str:
 
         trained = count_adapter_weights(train.model, train.lora)
         found.append(f"{trained} trained weights in adapters")
-    if train.freeze:
-        found.append(_check_freeze(train))
-    check_installed(train.optim)
+    trials = [train, *(config_of(train, trial) for trial in config.trials)]
+    for optim in {trial.optim for trial in trials}:
+        check_installed(optim)
+    for patterns in {trial.freeze for trial in trials} - {()}:
+        found.append(_check_freeze(train.model, patterns))
     if train.memory.strategy.startswith("fsdp"):
         found.append(f"sharded by {_count_layers(train.model)} layers")
     return ", ".join(found)
@@ -151,14 +154,15 @@ def _count_layers(model: ModelConfig) -> int:
     return len(decoder_layers(empty_model(model)))
 
 
-def _check_freeze(train: TrainConfig) -> str:
+def _check_freeze(model_config: ModelConfig, patterns: tuple[str, ...]) -> str:
     from otr.models.freeze import freeze
     from otr.models.load import empty_model
 
-    model = empty_model(train.model)
-    freeze(model, train.freeze)
+    model = empty_model(model_config)
+    freeze(model, patterns)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return f"{trained} of {sum(p.numel() for p in model.parameters())} weights trained"
+    weights = sum(p.numel() for p in model.parameters())
+    return f"without {' '.join(patterns)} {trained} of {weights} weights trained"
 
 
 def _check_attention(model: ModelConfig) -> str:

@@ -168,7 +168,7 @@ def test_the_clock_of_rank_0_decides_for_all_when_to_save(done: Path) -> None:
 FROZEN = ("lm_head.*", "model.layers.0.*")
 OPTIMIZERS = [
     *(("ddp", name) for name in ("adamw", "adamw_8bit", "muon", "adafactor")),
-    *(("fsdp", name) for name in ("adamw", "muon")),
+    *((kind, name) for kind in ("fsdp", "fsdp_offload") for name in ("adamw", "muon")),
 ]
 
 

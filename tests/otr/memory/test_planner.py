@@ -32,7 +32,7 @@ def with_memory(run: TrainConfig, **changes: Any) -> TrainConfig:
         Case("float32", 16, 256, 2, 192, 1024),
         Case("bf16, two passes", 4, 256, 3, 512, 8000, steps=2, dtype="bfloat16", tied=False),
         Case("LoRA, checkpointed", 16, 256, 3, 512, 4000, rank=8, again=True),
-        Case("adamw_8bit", 2, 128, 6, 512, 8000, optimizer="adamw_8bit"),
+        Case("adamw_8bit", 2, 128, 4, 512, 16_000, optimizer="adamw_8bit"),
         Case("muon", 2, 128, 6, 512, 8000, optimizer="muon"),
         Case("adafactor", 2, 128, 6, 512, 8000, optimizer="adafactor"),
         Case("frozen", 2, 128, 6, 512, 8000, freeze=("lm_head.*", "model.layers.[0-2].*")),

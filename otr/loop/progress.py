@@ -1,5 +1,6 @@
 """How far a run has come, and whether it is over."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -39,8 +40,9 @@ class Progress:
         )
 
     def evaluated(self, val_nll: float) -> "Progress":
-        """Return the progress after an evaluation."""
-        if self.lowest_val_nll is None or val_nll < self.lowest_val_nll:
+        """Return the progress after an evaluation; NaN and inf are never the lowest."""
+        lowest = math.inf if self.lowest_val_nll is None else self.lowest_val_nll
+        if val_nll < lowest:
             return replace(self, lowest_val_nll=val_nll, stale_evaluations=0)
         return replace(self, stale_evaluations=self.stale_evaluations + 1)
 

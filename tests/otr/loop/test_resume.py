@@ -140,10 +140,11 @@ def test_without_patience_or_improvement_a_run_takes_all_steps(
 
 def test_progress_counts_evaluations() -> None:
     progress, found = Progress(), []
-    for nll in (3.0, 2.0, 2.0, float("nan"), 1.5, 1.6):
+    for nll in (float("nan"), float("inf"), 3.0, 2.0, 2.0, float("nan"), 1.5, 1.6):
         progress = progress.evaluated(nll)
         found.append((progress.lowest_val_nll, progress.stale_evaluations))
-    assert found == [(3.0, 0), (2.0, 0), (2.0, 1), (2.0, 2), (1.5, 0), (1.5, 1)]
+    assert found[:2] == [(None, 1), (None, 2)]
+    assert found[2:] == [(3.0, 0), (2.0, 0), (2.0, 1), (2.0, 2), (1.5, 0), (1.5, 1)]
     assert Progress.of({"step": 3, "skipped_steps": 1}) == Progress(3, 1)  # an old checkpoint
     state = json.loads(json.dumps({"step": 1, "skipped_steps": 0, "lowest_val_nll": 0.1 + 0.2}))
     assert Progress.of(state).lowest_val_nll == 0.1 + 0.2

@@ -11,6 +11,7 @@ from bitsandbytes.optim import AdamW8bit
 from torch import Tensor, nn
 
 from otr import LoraConfig, ModelConfig, OptimConfig, load_model
+from otr.models.freeze import freeze
 from otr.models.lora import add_adapters
 from otr.optim import OPTIMIZERS, make_optimizer
 from otr.optim import optimizers as registry
@@ -163,6 +164,22 @@ def test_adapters_alone_are_trained(model: nn.Module, name: str) -> None:
     optimizer = make_optimizer(adapted, optim(name))
     trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert trained == {id(p) for n, p in adapted.named_parameters() if "lora_" in n}
+
+
+@pytest.mark.parametrize("frozen", ["*proj.*", "*norm.*", "model.layers.*"])
+def test_muon_without_one_kind_of_parameters(model: nn.Module, frozen: str) -> None:
+    model = copy.deepcopy(model)
+    freeze(model, (frozen,))
+    before = copy.deepcopy(model)
+    optimizer = make_optimizer(model, optim("muon"))
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter) if parameter.requires_grad else None
+    optimizer.step()
+    changed = {
+        n for n, p in model.named_parameters() if not torch.equal(p, before.get_parameter(n))
+    }
+    assert changed == {name for name, p in model.named_parameters() if p.requires_grad} != set()
+    assert all(group["params"] for group in optimizer.param_groups)
 
 
 def test_a_missing_package_is_named(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:

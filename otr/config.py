@@ -228,30 +228,75 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW (betas 0.9 and 0.95) with linear warm-up and cosine decay."""
+    """The optimizer, and the course of its learning rate: linear warm-up, then a schedule."""
 
     lr: float = 1e-5
-    """Peak learning rate, reached at the end of the warm-up."""
+    """Peak learning rate, reached at the end of the warm-up. `adafactor`: the largest change of a
+    matrix per step, as a share of its size."""
     warmup_steps: int = 10
     """Optimizer steps of the linear warm-up. 0: none."""
     final_lr: float = 0.1
-    """Learning rate at the end of the cosine decay, as a share of the peak, 0 to 1."""
+    """Learning rate at the end of the decay, as a share of the peak, 0 to 1. Of all schedules but
+    `constant`."""
     weight_decay: float = 0.0
-    """AdamW's weight decay. Applies to matrices, not to norms and biases."""
+    """Decoupled weight decay. Applies to matrices, not to norms and biases."""
     max_grad_norm: float = 1.0
     """Largest norm of the gradient over all weights; larger gradients are scaled down to it."""
+    optimizer: Literal["adamw", "adamw_8bit", "muon", "adafactor"] = "adamw"
+    """`adamw`: 8 bytes of state per trained weight. `adamw_8bit`: the same in 2 bytes; needs the
+    package bitsandbytes. `muon`: orthogonalized momentum for matrices, AdamW for embeddings, head
+    and vectors. `adafactor`: a value per row and column of a matrix. `adamw_8bit` and `adafactor`
+    can't be sharded by fsdp."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of AdamW's two moments, 0 to 1. Of `adamw`, `adamw_8bit`, and the AdamW within
+    `muon`."""
+    eps: float = 1e-8
+    """Term that AdamW adds to the denominator. Of the same optimizers as the betas."""
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """Learning rate after the warm-up. `cosine`, `linear`: it decays to `final_lr`. `constant`: it
+    stays. `wsd`: it stays, and decays to `final_lr` in the last `decay_share` of the steps."""
+    decay_share: float = 0.2
+    """Share of the steps after the warm-up that the decay of `wsd` takes, above 0 to 1."""
 
     def __post_init__(self) -> None:
+        self._check_optimizer()
+        self._check_schedule()
+        if not self.weight_decay >= 0:
+            raise ValueError(f"optim.weight_decay is {self.weight_decay}: use 0 or more")
+        if not self.max_grad_norm > 0:
+            raise ValueError(f"optim.max_grad_norm is {self.max_grad_norm}: use a number > 0")
+
+    def _check_schedule(self) -> None:
         if not self.lr > 0:
             raise ValueError(f"optim.lr is {self.lr}: use a number > 0")
         if self.warmup_steps < 0:
             raise ValueError(f"optim.warmup_steps is {self.warmup_steps}: use 0 or more")
         if not 0 <= self.final_lr <= 1:
             raise ValueError(f"optim.final_lr is {self.final_lr}: use 0 to 1, a share of optim.lr")
-        if not self.weight_decay >= 0:
-            raise ValueError(f"optim.weight_decay is {self.weight_decay}: use 0 or more")
-        if not self.max_grad_norm > 0:
-            raise ValueError(f"optim.max_grad_norm is {self.max_grad_norm}: use a number > 0")
+        if self.schedule not in ("cosine", "linear", "constant", "wsd"):
+            raise ValueError(
+                f"optim.schedule is {self.schedule!r}: use 'cosine', 'linear', 'constant' or 'wsd'"
+            )
+        if not 0 < self.decay_share <= 1:
+            raise ValueError(f"optim.decay_share is {self.decay_share}: use more than 0, up to 1")
+
+    def _check_optimizer(self) -> None:
+        object.__setattr__(self, "betas", tuple(self.betas))  # a recipe has a list
+        if self.optimizer not in ("adamw", "adamw_8bit", "muon", "adafactor"):
+            raise ValueError(
+                f"optim.optimizer is {self.optimizer!r}: use 'adamw', 'adamw_8bit', 'muon' or "
+                "'adafactor'"
+            )
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optim.betas is {self.betas}: use two numbers from 0 to below 1")
+        if not self.eps > 0:
+            raise ValueError(f"optim.eps is {self.eps}: use a number > 0")
+
+    @property
+    def can_shard(self) -> bool:
+        """Whether FSDP2 can shard the optimizer's state."""
+        # bitsandbytes quantizes plain tensors; torch's Adafactor fails on FSDP2's (torch 2.13).
+        return self.optimizer in ("adamw", "muon")
 
 
 @dataclass(frozen=True)
@@ -309,6 +354,12 @@ class TrainConfig:
     halves their size, and training can't go on from it. Earlier checkpoints are float32."""
     seed: int = 0
     """Seed of the data order, of the tokens that the objective samples, and of dropout."""
+    freeze: tuple[str, ...] = ()
+    """Glob patterns of the names of parameters that are not trained, such as model.embed_tokens.*
+    or model.layers.[0-7].*; tied weights are one parameter. Empty: all are trained."""
+    patience: int = 0
+    """Evaluations without a lower val_nll after which training ends. 0: it never ends before
+    `max_steps`."""
 
     def __post_init__(self) -> None:
         if self.max_steps < 1:
@@ -331,6 +382,11 @@ class TrainConfig:
             )
         if self.save_dtype not in ("float32", "bfloat16"):
             raise ValueError(f"save_dtype is {self.save_dtype!r}: use 'float32' or 'bfloat16'")
+        self._check_batch()
+        self._check_sharing()
+        self._check_learning()
+
+    def _check_batch(self) -> None:
         rows = self.micro_batch_size * self.workers.count
         if self.micro_batch_size < 1 or self.global_batch_size < 1 or self.global_batch_size % rows:
             each = self.global_batch_size // self.workers.count
@@ -340,15 +396,8 @@ class TrainConfig:
                 f"micro_batch_size x workers.count = {self.micro_batch_size} x {self.workers.count}"
                 + (f", or micro_batch_size {math.gcd(self.micro_batch_size, each)}" if even else "")
             )
-        self._check_combinations()
 
-    def _check_combinations(self) -> None:
-        """Check what can't be together."""
-        if self.model.add_tokens and self.lora.rank:
-            raise ValueError(
-                "model.add_tokens with LoRA: the embeddings of new tokens would not be trained: "
-                "leave one of them out"
-            )
+    def _check_sharing(self) -> None:
         if self.memory.strategy == "single" and self.workers.count > 1:
             raise ValueError(
                 f"memory.strategy is 'single' with {self.workers.count} workers: use 'ddp' or "
@@ -358,6 +407,32 @@ class TrainConfig:
             raise ValueError(
                 f"memory.strategy is {self.memory.strategy!r}, but a model in 4 bits can't be "
                 "sharded: use 'ddp', or 'single' with one worker"
+            )
+        if self.memory.strategy.startswith("fsdp") and not self.optim.can_shard:
+            raise ValueError(
+                f"optim.optimizer is {self.optim.optimizer!r}, whose state can't be sharded, with "
+                f"memory.strategy {self.memory.strategy!r}: use 'adamw' or 'muon', or the strategy "
+                "'ddp' or 'single'"
+            )
+
+    def _check_learning(self) -> None:
+        if self.model.add_tokens and self.lora.rank:
+            raise ValueError(
+                "model.add_tokens with LoRA: the embeddings of new tokens would not be trained: "
+                "leave one of them out"
+            )
+        object.__setattr__(self, "freeze", tuple(self.freeze))  # a recipe has a list
+        if self.freeze and self.lora.rank:
+            raise ValueError(
+                f"freeze is {' '.join(self.freeze)} with lora.rank {self.lora.rank}: with adapters "
+                "no weight of the model is trained; leave out freeze, or choose lora.targets"
+            )
+        if self.patience < 0:
+            raise ValueError(f"patience is {self.patience}: use 0 (never end early) or more")
+        if self.patience and not self.data.validation:
+            raise ValueError(
+                f"patience is {self.patience}, but there is nothing to evaluate on: set "
+                "data.validation, or patience 0"
             )
 
     @property

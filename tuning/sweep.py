@@ -19,6 +19,7 @@ from ray.tune.result import AUTO_RESULT_KEYS
 from ray.tune.schedulers import TrialScheduler
 
 from otr.config import TrainConfig
+from otr.loop.progress import is_over
 from otr.training.checkpoint_store import list_checkpoints
 from otr.training.driver import stored_max_steps, worker_error
 from tuning import _compat
@@ -42,7 +43,7 @@ class TrialResult:
 
     trial: Trial
     status: Status
-    """"stopped" means stopped early by the scheduler."""
+    """"stopped" means stopped early by the scheduler. A trial that `patience` ended is finished."""
     history: list[dict[str, Any]]
     """Every report, in order: step, loss, nll, ..., checkpoint_path if a checkpoint was written."""
     checkpoint: str | None
@@ -218,7 +219,7 @@ def _outcome(trial: Trial, result: tune.Result, directory: str, max_steps: int) 
     error = None
     if result.error is not None:
         status, error = "failed", worker_error(result.error).removeprefix("RuntimeError: ")
-    elif not history or history[-1]["step"] < max_steps:
+    elif not history or not is_over(history[-1], max_steps):
         status = "stopped"
     return TrialResult(
         trial=trial,

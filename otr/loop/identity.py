@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from otr.config import TrainConfig
+from otr.config import DataConfig, ModelConfig, TrainConfig
 
 DIGEST_PIECES = 16  # of a large file, evenly spaced, that a digest covers
 WEIGHT_BYTES = 64 * 2**10  # of each weight file that a digest covers
@@ -118,6 +118,10 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], directory: str
             "order: go on from its last checkpoint in a new run, with another --name and "
             f"--model {directory}/step-..."
         )
+    # A run from before an option existed did what its default does.
+    defaults = flatten(TrainConfig(ModelConfig("-"), DataConfig(("-",))))
+    added = {key: value for key, value in defaults.items() if key in now and key not in before}
+    before = added | dict(before)
     pairs = [
         (key, before.get(key), now.get(key))
         for key in {**before, **now}

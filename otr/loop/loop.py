@@ -13,7 +13,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from otr.loop import parallel
 from otr.loop.checkpoint import Probe, Snapshot, Staging, load_checkpoint
 from otr.loop.evaluate import evaluate
 from otr.loop.policy import Batch, Policy
+from otr.loop.progress import ENDED_EARLY, Progress
+from otr.models.freeze import freeze
 from otr.models.stops import count_ends
 from otr.optim import learning_rate, make_optimizer
 
@@ -34,16 +36,6 @@ PROBE_ROWS = 4  # packed rows of the check of a saved model, which reloads it on
 ENDS_STEPS = 20  # steps in which it is counted how trained stretches end
 
 Report = Callable[[dict[str, float], Snapshot | None], Any]
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run has come."""
-
-    step: int = 0
-    """Optimizer steps taken, skipped ones included."""
-    skipped: int = 0
-    """Steps that left the weights unchanged, as their loss or gradient was not finite."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +102,9 @@ def train(  # noqa: PLR0913 - four positional arguments, the rest are optional k
     validation: Sequence[Batch] = (),
     hooks: Hooks | None = None,
 ) -> None:
-    """Take optimizer steps up to `config.max_steps`. Every rank calls this.
+    """Take optimizer steps up to `config.max_steps`, or until `config.patience` is used up.
+
+    Every rank calls this. All ranks compute the same val_nll, so that they end together.
 
     The loss of a step is the sum over its target tokens, divided by their number over all ranks and
     micro-batches.
@@ -129,8 +123,10 @@ def train(  # noqa: PLR0913 - four positional arguments, the rest are optional k
     Raises:
         FloatingPointError: a loss or gradient is not finite and `config.data.skip_bad` is off; the
             weights are unchanged.
-        ValueError: the batches end before `max_steps`, or a step has no target token.
+        ValueError: the batches end before `max_steps`, a step has no target token, or
+            `config.freeze` does not fit the model.
     """
+    freeze(model, config.freeze)
     policy = parallel.wrap(Policy(model, config.objective), config)
     run = _Run(policy, make_optimizer(policy, config.optim), config, hooks or Hooks())
     progress = _restore(run, resume_from)
@@ -138,27 +134,35 @@ def train(  # noqa: PLR0913 - four positional arguments, the rest are optional k
     policy.train()
     clock, tokens, stop = time.perf_counter(), 0.0, False
     saved, seconds_between = time.monotonic(), 60 * config.checkpoint_minutes or math.inf
-    while progress.step < config.max_steps and not stop:
+    while progress.step < config.max_steps and not progress.is_stale(config) and not stop:
         lr = learning_rate(config.optim, progress.step, config.max_steps)
         saves = time.monotonic() - saved >= seconds_between
         result = _step(run, next(steps), progress.step, lr, saves=saves)
-        progress = Progress(progress.step + 1, progress.skipped + result.skipped)
+        skipped = progress.skipped + result.skipped
+        progress = replace(progress, step=progress.step + 1, skipped=skipped)
         step, stop, metrics = progress.step, result.stop, dict(result.metrics)
         tokens += result.tokens
-        last = step == config.max_steps
+        seconds = time.perf_counter() - clock
+        # Decided by the config: a rank without validation rows takes part in the evaluation.
+        evaluates = config.data.validation and (
+            step == config.max_steps or step % config.eval_interval == 0
+        )
+        if evaluates:
+            evaluation = evaluate(parallel.unwrap(policy), validation, config.model.dtype)
+            progress = progress.evaluated(evaluation["val_nll"])
+            metrics |= evaluation
+        ends_early = progress.is_stale(config) and step < config.max_steps
+        metrics |= {ENDED_EARLY: 1} if ends_early else {}
+        last = step == config.max_steps or ends_early
         interval = config.checkpoint_interval
         saves = last or stop or result.saves or (interval > 0 and step % interval == 0)
-        if saves or step == 1 or step % config.log_interval == 0:
-            seconds = time.perf_counter() - clock
+        if evaluates or saves or step == 1 or step % config.log_interval == 0:
             metrics |= {
                 "tokens": tokens,  # since the last report
                 "tokens_per_second": tokens / seconds,
                 "data_wait": steps.wait / seconds,
             }
             metrics |= {"skipped_steps": progress.skipped} if progress.skipped else {}
-            # Decided by the config: a rank without validation rows takes part in the evaluation.
-            if config.data.validation and (last or step % config.eval_interval == 0):
-                metrics |= evaluate(parallel.unwrap(policy), validation, config.model.dtype)
             snapshot = None
             if saves:
                 snapshot = take_snapshot(policy, run.optimizer, staging, progress, run.hooks)
@@ -176,8 +180,7 @@ def _restore(run: _Run, checkpoint: Path | None) -> Progress:
     if checkpoint is None:
         return Progress()
     parallel.load_optimizer(run.policy, run.optimizer, checkpoint)
-    state = load_checkpoint(checkpoint)
-    return Progress(state["step"], state["skipped_steps"])
+    return Progress.of(load_checkpoint(checkpoint))
 
 
 def take_snapshot(
@@ -195,7 +198,11 @@ def take_snapshot(
         model=parallel.unwrap(policy).model,
         weights=parallel.gather_weights(policy, staging),
         optimizer=parallel.optimizer_shard(policy, optimizer, staging),
-        trainer_state={"skipped_steps": progress.skipped},
+        trainer_state={
+            "skipped_steps": progress.skipped,
+            "lowest_val_nll": progress.lowest_val_nll,
+            "stale_evaluations": progress.stale_evaluations,
+        },
     )
     snapshot.stall_seconds = time.perf_counter() - start
     return snapshot

@@ -34,6 +34,7 @@ from otr.loss import fused
 from otr.loss.objective import Objective
 from otr.loss.rows import loss_and_gradient_
 from otr.models.attention import PACKED, Lengths, no_mask, register
+from otr.models.freeze import freeze_equally
 from otr.models.parts import head
 from otr.models.quantize import BYTES_PER_WEIGHT, layers_to_quantize
 from otr.models.structure import trunk, without_adapters
@@ -61,7 +62,11 @@ class Footprint:
 
 
 def footprint(
-    architecture: PretrainedConfig, config: TrainConfig, *, split: bool = False
+    architecture: PretrainedConfig,
+    config: TrainConfig,
+    *,
+    split: bool = False,
+    frozen_in: nn.Module | None = None,
 ) -> list[Footprint]:
     """Count what a worker with the whole model holds.
 
@@ -70,6 +75,8 @@ def footprint(
         config: the run; its workers and strategy do not matter here.
         split: weights have the precision of the products, as FSDP2 makes them layer by layer; if
             not, low-precision copies exist besides, as under autocast.
+        frozen_in: model whose frozen parameters are frozen here too; of the layers only those that
+            are frozen in all of them. None: all are trained.
 
     Returns:
         Two moments, each of which grows linearly with the number of layers: the peak of the first
@@ -79,6 +86,8 @@ def footprint(
     dtype = getattr(torch, config.model.dtype) if split else torch.float32
     with warnings.catch_warnings(action="ignore"):  # transformers uses deprecated names
         model = _model(architecture, config)
+        if frozen_in is not None:
+            freeze_equally(model, frozen_in)
         with FakeTensorMode():
             _to_cpu(model, dtype)
             with ledger:
@@ -270,7 +279,7 @@ def _step(model: Any, config: TrainConfig, ledger: _Ledger) -> None:
         done += 1
         assert parameter.grad is not None
         ledger.move(parameter.grad, "gradients")
-        if done == len(trained) // 2:
+        if done == max(1, len(trained) // 2):
             ledger.half = 1
 
     for parameter in trained:
@@ -279,7 +288,9 @@ def _step(model: Any, config: TrainConfig, ledger: _Ledger) -> None:
     with torch.autocast("cpu", torch.bfloat16, enabled=low):
         loss = _loss(model, config, ledger)
         loss.backward()
+    extra = torch.empty(_extra_step_floats(trained, config))
     optimizer.step()
+    del extra
 
 
 def _warm_up(
@@ -317,6 +328,17 @@ def _loss(model: Any, config: TrainConfig, ledger: _Ledger) -> Tensor:
         )
         del extra
     return cast(Tensor, loss_sum)
+
+
+def _extra_step_floats(trained: Sequence[Tensor], config: TrainConfig) -> int:
+    """Return how many floats the optimizer's step holds that fake tensors don't show.
+
+    On the CPU bitsandbytes' step is one operation that makes five float32 tensors of the size of a
+    parameter (bitsandbytes/backends/cpu/ops.py, 0.50); on a GPU it makes none.
+    """
+    if config.optim.optimizer != "adamw_8bit" or config.workers.gpus:
+        return 0
+    return 5 * max(parameter.numel() for parameter in trained)
 
 
 def _extra_chunk_floats(logits: int, dtype: torch.dtype, config: TrainConfig) -> int:

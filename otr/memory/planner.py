@@ -18,8 +18,10 @@ from transformers import PretrainedConfig
 from otr.config import TrainConfig
 from otr.memory.fake_step import Footprint, footprint
 from otr.memory.strategy import Strategy, resolve_strategy
+from otr.models.freeze import freeze, freeze_equally
 from otr.models.load import empty_model
 from otr.models.structure import decoder_layers
+from otr.optim.optimizers import state_bytes
 
 HEADROOM = 0.1  # share of a device for its context, fragmentation and libraries
 _LAYERS = (2, 4)  # numbers of layers that are counted
@@ -113,10 +115,11 @@ def _candidates(config: TrainConfig) -> Iterator[list[TrainConfig]]:
 
 def _strategies(config: TrainConfig) -> list[Strategy]:
     workers = config.workers
-    found: list[Strategy] = ["single"] if workers.count == 1 else ["ddp", "fsdp"]
-    if config.lora.quantize != "none":  # never sharded
-        return found[:1]
-    return [*found, "fsdp_offload"] if workers.gpus else found
+    found: list[Strategy] = ["single" if workers.count == 1 else "ddp"]
+    if config.optim.can_shard and config.lora.quantize == "none":  # else never sharded
+        found += ["fsdp"] if workers.count > 1 else []
+        found += ["fsdp_offload"] if workers.gpus else []
+    return found
 
 
 def _share(
@@ -133,7 +136,7 @@ def _share(
     fetched = size * (counted.root_weights + _FETCHED * layer)
     # A layer's gradient, and its float32 copy that is reduced over the workers.
     reduced = (size + 4) * layer * counted.trained_bytes // counted.parameter_bytes
-    shard, state = counted.parameter_bytes // workers, 2 * counted.trained_bytes // workers
+    shard, state = counted.parameter_bytes // workers, counted.state_bytes // workers
     if strategy == "fsdp_offload":
         device = replace(whole, parameters=fetched, gradients=reduced, optimizer=0)
         return device, shard + state + counted.trained_bytes // workers
@@ -152,6 +155,8 @@ class _Counted:
     """Peaks of the step's two halves."""
     parameter_bytes: int
     trained_bytes: int
+    state_bytes: int
+    """Of the optimizer."""
     layer_weights: int
     root_weights: int
     """Number of weights outside of the layers, which stay fetched during a step."""
@@ -191,28 +196,57 @@ def _counted_once(key: _Key, split: bool) -> _Counted:
         from otr.models.lora import add_adapters
 
         model = add_adapters(empty_model(config.model), config.lora)
-    trained = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
+    freeze(model, config.freeze)
     weights = sum(p.numel() for p in model.parameters())
     layers = decoder_layers(model)
     inside = sum(p.numel() for p in layers.parameters())
     return _Counted(
-        parts=_count_all_layers(architecture, config, split),
+        parts=_count_all_layers(architecture, config, split, model),
         parameter_bytes=4 * weights,
-        trained_bytes=trained,
+        trained_bytes=_trained_bytes(model),
+        state_bytes=state_bytes(model, config.optim),
         layer_weights=inside // len(layers),
         root_weights=weights - inside,
     )
 
 
+def _trained_bytes(model: nn.Module) -> int:
+    return 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
 def _count_all_layers(
-    architecture: PretrainedConfig, config: TrainConfig, split: bool
+    architecture: PretrainedConfig, config: TrainConfig, split: bool, model: nn.Module
 ) -> list[Footprint]:
-    """Count the step of the whole model, by extrapolation if it has many layers."""
+    """Count the step of the whole model, by extrapolation if it has many layers.
+
+    All layers are counted as if each trained what any of them trains. Gradients and state are then
+    reduced to what `model` trains; the activations stay an upper bound.
+    """
+    if not config.freeze:
+        return _count_equal_layers(architecture, config, split, None)
+    equal = empty_model(config.model)
+    freeze_equally(equal, model)
+    gradients = _trained_bytes(model) / _trained_bytes(equal)
+    state = state_bytes(model, config.optim) / state_bytes(equal, config.optim)
+    return [
+        replace(
+            part,
+            gradients=round(gradients * part.gradients),
+            optimizer=round(state * part.optimizer),
+        )
+        for part in _count_equal_layers(architecture, config, split, model)
+    ]
+
+
+def _count_equal_layers(
+    architecture: PretrainedConfig, config: TrainConfig, split: bool, frozen_in: nn.Module | None
+) -> list[Footprint]:
     count = architecture.get_text_config().num_hidden_layers
+    options: dict[str, Any] = {"split": split, "frozen_in": frozen_in}
     try:
         if count <= max(_LAYERS):
-            return footprint(architecture, config, split=split)
-        few, more = (footprint(_with_layers(architecture, n), config, split=split) for n in _LAYERS)
+            return footprint(architecture, config, **options)
+        few, more = (footprint(_with_layers(architecture, n), config, **options) for n in _LAYERS)
     except (RuntimeError, TypeError, AttributeError, IndexError) as error:
         reason = str(error).strip().split("\n")[0]
         raise NotImplementedError(

@@ -8,7 +8,9 @@ import torch
 import torch.distributed as dist
 
 from otr.config import TrainConfig, Workers
+from otr.models.freeze import freeze
 from otr.models.load import empty_model
+from otr.optim.optimizers import state_bytes
 
 Strategy = Literal["single", "ddp", "fsdp", "fsdp_offload"]
 
@@ -16,9 +18,9 @@ Strategy = Literal["single", "ddp", "fsdp", "fsdp_offload"]
 def resolve_strategy(config: TrainConfig, device_bytes: int) -> Strategy:
     """Return `config.memory.strategy`, or for ``auto`` the first strategy that should fit.
 
-    Weights, gradients and AdamW's two moments take 16 bytes per trained weight, DDP's buckets 4
-    more; a quarter of the device is left for activations and the loss. A base model in 4 bits is
-    never sharded.
+    Weights and gradients take 8 bytes per trained weight, AdamW's two moments as many (other
+    optimizers' state less), DDP's buckets 4 more; a quarter of the device is left for activations
+    and the loss. A base model in 4 bits, and some optimizers' state, are never sharded.
 
     Raises:
         ValueError: the model's config cannot be loaded.
@@ -27,14 +29,20 @@ def resolve_strategy(config: TrainConfig, device_bytes: int) -> Strategy:
         return config.memory.strategy
     workers = config.workers.count
     unsharded: Strategy = "single" if workers == 1 else "ddp"
-    if config.lora.quantize != "none" or (workers == 1 and not config.workers.gpus):
+    sharded = config.optim.can_shard and config.lora.quantize == "none"
+    if (workers == 1 and not config.workers.gpus) or not sharded:
         return unsharded
-    weights = sum(p.numel() for p in empty_model(config.model).parameters())
-    trained = 0 if config.lora.rank else weights
+    model = empty_model(config.model)
+    weights = sum(p.numel() for p in model.parameters())
+    if config.lora.rank:
+        model.requires_grad_(False)  # adapters take little
+    freeze(model, config.freeze)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    kept = 4 * trained + state_bytes(model, config.optim)
     available = 0.75 * device_bytes
-    if 4 * weights + (12 if workers == 1 else 16) * trained <= available:
+    if 4 * weights + kept + (0 if workers == 1 else 4 * trained) <= available:
         return unsharded
-    if workers > 1 and (4 * weights + 12 * trained) / workers <= available:
+    if workers > 1 and (4 * weights + kept) / workers <= available:
         return "fsdp"
     return "fsdp_offload" if config.workers.gpus else "fsdp"
 

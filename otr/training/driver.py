@@ -21,6 +21,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from otr._compat import is_lost_peer
 from otr.config import TrainConfig, Workers
 from otr.loop.identity import LENGTH, check_same, identity
+from otr.loop.progress import is_over
 from otr.training import _compat
 from otr.training.checkpoint_store import check_can_go_on, last_report, recover, saved_position
 from otr.training.restarts import Preempted, Restart, loss, reason, restart_text
@@ -43,7 +44,9 @@ def fit(  # noqa: PLR0913 - what a run is made of; all but the config go by keyw
     stop_file: str | None = None,
     packed: str | None = None,
 ) -> Result:
-    """Train to `config.max_steps`, from the run's newest complete checkpoint if it has one.
+    """Train to the run's end, from its newest complete checkpoint if it has one.
+
+    The end is `config.max_steps`, or an earlier step at which `config.patience` is used up.
 
     A run may become longer: with a larger `max_steps` it goes on, and from there on the learning
     rate follows the schedule of the new length.
@@ -88,9 +91,10 @@ def fit(  # noqa: PLR0913 - what a run is made of; all but the config go by keyw
         job = Job(config, directory, corpus, run, stop_file, newest, tuple(notes), restart)
         try:
             result = _trainer(job, storage, name, callbacks).fit()
-            step = (result.metrics or {}).get("step", 0)
-            if step >= config.max_steps or stop_requested(stop_file):
+            last = result.metrics or {}
+            if is_over(last, config.max_steps) or stop_requested(stop_file):
                 return result
+            step = last.get("step", 0)
             if not getattr(result, "return_value", False):  # of `train_loop`; Ray's types lack it
                 raise RuntimeError(f"{directory} ended at step {step} of {config.max_steps}")
             raise Preempted(f"{directory} ended at step {step}: its host will be taken away")
@@ -133,7 +137,7 @@ def _check_identity(config: TrainConfig, directory: str) -> str:
         check_can_go_on(directory)
         note = (
             f"has {config.max_steps} steps instead of {before[LENGTH]}: from here on, the learning "
-            f"rate follows the cosine of {config.max_steps} steps"
+            f"rate follows the schedule of {config.max_steps} steps"
         )
     try:
         fs.makedirs(path.rpartition("/")[0], exist_ok=True)

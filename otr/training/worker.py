@@ -25,6 +25,7 @@ import torch.distributed as dist
 
 from otr.config import TrainConfig
 from otr.loop.checkpoint import Snapshot, load_checkpoint
+from otr.loop.progress import ENDED_EARLY, Progress
 from otr.training import _compat
 from otr.training.audit import Audit
 from otr.training.checkpoint_store import CheckpointStore
@@ -105,13 +106,16 @@ def _train(
     from otr.loop.loop import Hooks, train
     from otr.memory.strategy import with_resolved_strategy
     from otr.models.tokenizer import load_tokenizer
+    from otr.optim.optimizers import check_installed
 
     config = with_resolved_strategy(job.config)
+    check_installed(config.optim)
     first: dict[str, Any] = {"note": "; ".join([*job.notes, *_notes(config, state)])}
     if job.restart is not None:
         first |= {"restart": job.restart.text, "restarts": job.restart.number}
     if job.resume_from is not None:
-        store.report_resumed(job.resume_from, {**state["metrics"], **first})
+        ended = {ENDED_EARLY: 1} if Progress.of(state).is_stale(config) else {}
+        store.report_resumed(job.resume_from, {**state["metrics"], **ended, **first})
         first = {}
     source = config.model
     if checkpoint is not None:
@@ -130,7 +134,7 @@ def _train(
             model,
             micro_batches(corpus, config, step=state.get("step", 0), rank=_rank()),
             config,
-            _Reporter(store, tokenizer, job.run, corpus.audit().rejected, first),
+            _Reporter(store, tokenizer, job, corpus.audit().rejected, first),
             resume_from=checkpoint,
             validation=_validation(config),
             hooks=hooks,
@@ -145,7 +149,7 @@ class _Reporter:
     Args:
         store: writes the checkpoints.
         tokenizer: saved with each checkpoint.
-        run: content of a checkpoint's run.json.
+        job: the run.
         rejected: records that can't be used, per cause.
         first: further values of the first report.
     """
@@ -154,11 +158,12 @@ class _Reporter:
         self,
         store: CheckpointStore,
         tokenizer: "PreTrainedTokenizerBase",
-        run: dict[str, Any] | None,
+        job: Job,
         rejected: Mapping[str, int],
         first: dict[str, Any],
     ) -> None:
-        self.store, self.tokenizer, self.run, self.first = store, tokenizer, run, first
+        self.store, self.tokenizer, self.run, self.first = store, tokenizer, job.run, first
+        self.patience = job.config.patience
         self.rejected = {f"rejected/{cause}": count for cause, count in rejected.items()}
 
     def __call__(self, metrics: dict[str, float], snapshot: Snapshot | None) -> None:
@@ -171,6 +176,9 @@ class _Reporter:
             if _rank() == 0:
                 snapshot.trainer_state |= {"metrics": {**report}, "time": time()}
         report, self.first = report | self.first, {}
+        if ENDED_EARLY in metrics:
+            note = f"ends early: no lower val_nll in {self.patience} evaluations"
+            report["note"] = "; ".join(filter(None, [report.get("note", ""), note]))
         self.store.report(report, snapshot, self.tokenizer, self.run)
 
 

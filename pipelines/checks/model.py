@@ -10,6 +10,7 @@ from otr.config import ModelConfig, TrainConfig
 from pipelines.checks.machine import GIB
 from pipelines.config.prepared import PreparedRun
 from pipelines.config.presets import SweepConfig
+from tuning.space import config_of
 
 # Imports are inside the functions: each check loads no more of transformers than it needs, which
 # saves seconds.
@@ -47,12 +48,13 @@ def check_model(config: SweepConfig) -> str:
 
 
 def check_training(config: SweepConfig) -> str:
-    """Check precision, sequence length, attention, adapters and FSDP as configured.
+    """Check precision, sequence length, attention, adapters, optimizer and FSDP as configured.
 
     Raises:
         ValueError: the model or this machine does not support one of them.
     """
     from otr.models.architecture import check_sequence_length
+    from otr.optim.optimizers import check_installed
 
     train = config.train
     slow = _check_dtype(train)
@@ -70,6 +72,11 @@ def check_training(config: SweepConfig) -> str:
         trained = count_adapter_weights(train.model, train.lora)
         whole = " and modules" if train.lora.modules_to_save else ""
         found.append(f"{trained} trained weights in {train.lora.method} adapters{whole}")
+    trials = [train, *(config_of(train, trial) for trial in config.trials)]
+    for optim in {trial.optim for trial in trials}:
+        check_installed(optim)
+    for patterns in {trial.freeze for trial in trials} - {()}:
+        found.append(_check_freeze(train.model, patterns))
     if train.memory.strategy.startswith("fsdp"):
         found.append(f"sharded by {_count_layers(train.model)} layers")
     return ", ".join(found)
@@ -149,6 +156,17 @@ def _count_layers(model: ModelConfig) -> int:
     from otr.models.structure import decoder_layers
 
     return len(decoder_layers(empty_model(model)))
+
+
+def _check_freeze(model_config: ModelConfig, patterns: tuple[str, ...]) -> str:
+    from otr.models.freeze import freeze
+    from otr.models.load import empty_model
+
+    model = empty_model(model_config)
+    freeze(model, patterns)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    weights = sum(p.numel() for p in model.parameters())
+    return f"without {' '.join(patterns)} {trained} of {weights} weights trained"
 
 
 def _check_attention(model: ModelConfig) -> str:

@@ -53,6 +53,7 @@ _DEFAULT_IN_WORDS = {
     "train.model.chat_template_args": "none",
     "train.model.add_tokens": "none",
     "train.lora.targets": "all but the head",
+    "train.freeze": "none",
 }
 """What the help shows instead of a default."""
 _OTHER_DEFAULT = {

@@ -54,6 +54,7 @@ def print_choices(
     rates = sorted({config_of(train, trial).optim.lr for trial in config.trials})
     how = f"{train.lora.method} of rank {train.lora.rank}" if train.lora.rank else "all weights"
     how = " and ".join([how, *train.lora.modules_to_save])
+    how += f" but {' '.join(train.freeze)}" if train.freeze else ""
     many = "learning rates" if len(rates) > 1 else "learning rate"
     rows = corpus.packed_rows(train.data.sequence_length) if corpus else None
     epochs = train.max_steps * train.global_batch_size / rows if rows else 0.0

@@ -16,6 +16,7 @@ from ray.tune.experiment import Trial as TuneTrial
 
 from evals.settings import EngineSettings
 from otr.config import TrainConfig
+from otr.loop.progress import is_over
 from tuning.resources import max_concurrent_trials, total_resources, trial_resources
 from tuning.space import Trial
 
@@ -113,7 +114,7 @@ class ScoreDuringTraining(Callback):
         """Score the trial, unless the scheduler stopped it early."""
         name = Trial(**trial.config["trial"]).name
         path = self._checkpoints.get(trial.trial_id)
-        if path and trial.last_result["step"] >= self._configs[name].max_steps:
+        if path and is_over(trial.last_result, self._configs[name].max_steps):
             self.add(name, path)
         self._trial_ended()
 

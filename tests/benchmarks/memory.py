@@ -22,7 +22,15 @@ import torch.distributed as dist
 from transformers import PreTrainedModel, Qwen3Config
 
 from evals.settings import free_port
-from otr.config import DataConfig, LoraConfig, MemoryConfig, ModelConfig, TrainConfig, Workers
+from otr.config import (
+    DataConfig,
+    LoraConfig,
+    MemoryConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+    Workers,
+)
 from otr.loss.objective import Objective
 from otr.memory.planner import plan
 from otr.models.load import empty_model
@@ -59,6 +67,8 @@ class Case:
     workers: int = 1
     strategy: str = "auto"
     quantize: str = "none"
+    optimizer: str = "adamw"
+    freeze: tuple[str, ...] = ()
 
 
 CASES = (
@@ -88,6 +98,11 @@ CASES = (
         "fsdp bf16 checkpointed", 4, 512, dtype="bfloat16", again=True, workers=2, strategy="fsdp"
     ),
     Case("fsdp lora", 4, 512, rank=8, workers=2, strategy="fsdp"),
+    Case("8 bits", 2, 256, tied=False, optimizer="adamw_8bit"),
+    Case("muon", 2, 256, tied=False, optimizer="muon"),
+    Case("muon fsdp", 2, 256, tied=False, optimizer="muon", workers=2, strategy="fsdp"),
+    Case("adafactor", 2, 256, tied=False, optimizer="adafactor"),
+    Case("half frozen", 2, 256, freeze=("lm_head.*", "model.layers.[0-2].*")),
     Case("fsdp deep", 2, 256, layers=12, width=768, workers=2, strategy="fsdp"),
 )
 
@@ -110,11 +125,13 @@ def written(case: Case, directory: Path) -> TrainConfig:
         model=ModelConfig(str(directory), dtype=case.dtype, attention=case.attention),  # type: ignore[arg-type]
         data=DataConfig(("-",), sequence_length=case.length),
         objective=Objective(case.objective),  # type: ignore[arg-type]
+        optim=OptimConfig(optimizer=case.optimizer),  # type: ignore[arg-type]
         lora=LoraConfig(rank=case.rank, quantize=case.quantize),  # type: ignore[arg-type]
         memory=MemoryConfig(case.strategy, gradient_checkpointing=case.again),  # type: ignore[arg-type]
         workers=Workers(case.workers),
         global_batch_size=case.rows * case.steps * case.workers,
         micro_batch_size=case.rows,
+        freeze=case.freeze,
     )
 
 

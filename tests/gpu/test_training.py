@@ -16,6 +16,7 @@ from otr.models.checks import check_packing
 from otr.models.load import load_model
 from otr.models.lora import add_adapters
 from otr.models.tokenizer import load_tokenizer
+from otr.optim import OPTIMIZERS
 from tests.assets.tiny import make_tiny_model
 from tests.benchmarks import memory
 from tests.otr.runs import batches, config
@@ -49,9 +50,15 @@ def train_from(run: TrainConfig, source: Path, to: Path, resume_from: Path | Non
     return log
 
 
-def test_a_run_learns_and_resumes(model_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_run_learns_and_resumes(model_dir: Path, tmp_path: Path, optimizer: Any) -> None:
+    if optimizer == "adamw_8bit":
+        pytest.importorskip("bitsandbytes")
     run = config(model_dir, Objective("sft"), STEPS, checkpoint_interval=SAVED)
     run = replace(run, model=replace(run.model, dtype="bfloat16"))
+    # Adafactor's rate is relative to the weights, whose RMS is 0.1.
+    lr = 10 * run.optim.lr if optimizer == "adafactor" else run.optim.lr
+    run = replace(run, optim=replace(run.optim, optimizer=optimizer, lr=lr))
     whole = train_from(run, model_dir, tmp_path, None)
     assert whole[-1] < whole[0]
     halfway = tmp_path / f"step-{SAVED}"
@@ -92,8 +99,16 @@ def test_packed_examples_do_not_see_each_other(model_dir: Path, attention: Any) 
     check_packing(torch.nn.Module.to(model, DEVICE))
 
 
-@pytest.mark.parametrize("name", ["bf16", "bf16 checkpointed", "lora bf16 checkpointed"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("bf16", "bf16 checkpointed", "lora bf16 checkpointed"),
+        *("8 bits", "muon", "adafactor", "half frozen"),
+    ],
+)
 def test_a_step_uses_the_planned_memory(name: str, tmp_path: Path) -> None:
+    if name == "8 bits":
+        pytest.importorskip("bitsandbytes")
     case = next(case for case in memory.CASES if case.name == name)
     run = replace(memory.written(case, tmp_path), workers=Workers(gpus=1))
     before = torch.cuda.memory_allocated()

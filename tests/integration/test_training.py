@@ -141,6 +141,34 @@ def test_the_best_checkpoint_and_the_last_two_stay(
     assert checkpoint_store.best_checkpoint(str(tmp_path / "run")) == f"step-{best:06d}"
 
 
+def test_a_run_ends_early_and_counts_as_finished(
+    ray_cluster: None, tmp_path: Path, paths: tuple[Path, Path]
+) -> None:
+    """Also when it is started again."""
+    other = tmp_path / "other.jsonl"
+    rows = [{"prompt": f"{i} + 1?", "completion": "qqqqqqqq"} for i in range(20)]
+    other.write_text("\n".join(map(json.dumps, rows)))
+    optim = OptimConfig(lr=1e-2, warmup_steps=2, optimizer="muon", schedule="constant")
+    run = config(*paths, optim=optim, max_steps=30, eval_interval=2, freeze=("lm_head.*",))
+    run = replace(run, objective=Objective("sft"), save_dtype="bfloat16")
+    run = replace(run, data=replace(run.data, validation=(str(other),)), patience=2)
+    log = tmp_path / "log"
+    result = fit(run, storage=str(tmp_path), name="run", callbacks=[Recorder(log)])
+    reported = reports(log)
+    measured = {r["step"]: r["val_nll"] for r in reported if "val_nll" in r}
+    end = min(measured, key=lambda step: measured[step]) + 4
+    assert result.metrics["step"] == end < 30 and result.metrics["ended_early"] == 1
+    assert "no lower val_nll in 2 evaluations" in reported[-1]["note"]
+    last = tmp_path / "run" / f"step-{end:06d}"
+    assert result.checkpoint.path == str(last)
+    saved, base = (load_file(where / "model.safetensors") for where in (last, paths[0]))
+    assert torch.equal(
+        saved["model.embed_tokens.weight"], base["model.embed_tokens.weight"].bfloat16()
+    )
+    again = fit(run, storage=str(tmp_path), name="run")
+    assert again.metrics["step"] == end and again.metrics["ended_early"] == 1
+
+
 def test_a_run_restarts_after_it_lost_its_controller(
     undisturbed: Path, tmp_path: Path, paths: tuple[Path, Path]
 ) -> None:

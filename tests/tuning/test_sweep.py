@@ -21,5 +21,9 @@ def test_repeated_steps_count_once_in_the_history_and_twice_in_the_cost() -> Non
     assert (outcome.status, outcome.tokens, outcome.seconds) == ("finished", 30, 11)
     assert [row["step"] for row in outcome.history] == [1, 2, 3]
     assert outcome.history[-1] == {"step": 3, "val_nll": 2.5}
+    rows[-1] |= {"ended_early": 1}
+    for reports, steps, status in ((rows, 9, "finished"), (rows[:-1], 3, "stopped")):
+        result.metrics_dataframe = pandas.DataFrame(reports)
+        assert _outcome(Trial("sft"), result, "nowhere", max_steps=steps).status == status
     result.metrics_dataframe = None
     assert (_outcome(Trial("sft"), result, "nowhere", max_steps=3).seconds) == 0

@@ -50,6 +50,15 @@ def test_a_run_that_took_the_data_in_another_order_is_refused() -> None:
         check_same(before, identity(CONFIG, CORPUS), "runs/a")
 
 
+def test_a_run_from_before_an_option_existed_did_what_its_default_does() -> None:
+    new = ("optim.schedule", "freeze", "patience")
+    before = {key: value for key, value in stored(CONFIG).items() if key not in new}
+    check_same(before, identity(CONFIG, CORPUS), "run")
+    changed = replace(CONFIG, freeze=("model.norm.*",))
+    with pytest.raises(ValueError, match=r"\(freeze was \[\], is \['model.norm.\*'\]\)"):
+        check_same(before, identity(changed, CORPUS), "run")
+
+
 def test_a_sampled_digest_sees_size_start_and_end(tmp_path: Path) -> None:
     content = bytes(range(256)) * 8
     digests = set()

@@ -1,15 +1,17 @@
 """The planner's estimates match measured steps; its suggestions fit on small devices."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from otr.config import LoraConfig, MemoryConfig, ModelConfig, TrainConfig, Workers
+from otr.config import LoraConfig, MemoryConfig, ModelConfig, OptimConfig, TrainConfig, Workers
 from otr.memory import fake_step, planner
 from otr.memory.planner import Plan, plan, resolve_strategy, suggest
 from otr.models.quantize import BYTES_PER_WEIGHT, layers_to_quantize
+from otr.optim.optimizers import state_bytes
 from tests.benchmarks.memory import MIB, Case, measured, planned, written
 
 LARGE = 2**40
@@ -32,6 +34,10 @@ def with_memory(run: TrainConfig, **changes: Any) -> TrainConfig:
         Case("bf16, two passes", 4, 256, 3, 512, 8000, steps=2, dtype="bfloat16", tied=False),
         Case("LoRA, checkpointed", 16, 256, 3, 512, 4000, rank=8, again=True),
         Case("QLoRA, bf16", 4, 256, 4, 768, 4000, rank=8, quantize="nf4", dtype="bfloat16"),
+        Case("adamw_8bit", 2, 128, 4, 512, 16_000, optimizer="adamw_8bit"),
+        Case("muon", 2, 128, 6, 512, 8000, optimizer="muon"),
+        Case("adafactor", 2, 128, 6, 512, 8000, optimizer="adafactor"),
+        Case("frozen", 2, 128, 6, 512, 8000, freeze=("lm_head.*", "model.layers.[0-2].*")),
     ],
     ids=lambda case: case.name,
 )
@@ -94,6 +100,37 @@ def test_a_base_model_in_4_bits_is_counted_and_never_sharded(run: TrainConfig) -
     assert resolve_strategy(workers, 1) == "ddp" and suggest(workers, MIB) is None
     alone = replace(four_bits, workers=Workers(1, gpus=1))
     assert resolve_strategy(alone, 1) == "single"
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw_8bit", "muon", "adafactor"])
+def test_the_state_of_each_optimizer_and_of_frozen_parameters(run: TrainConfig, name: str) -> None:
+    """With two passes per step, gradients lie beside the state when most memory is used."""
+    run = replace(run, optim=OptimConfig(optimizer=name), global_batch_size=32)  # type: ignore[arg-type]
+    model, freeze = planner.empty_model(run.model), ("model.layers.[0-3].*", "lm_head.*")
+    slack = 8192  # numbers of steps, tables of bitsandbytes, and rounding to whole pages
+    everything = plan(run, LARGE).device
+    assert everything.optimizer == pytest.approx(state_bytes(model, run.optim), abs=slack)
+    parts = [p for n, p in model.named_parameters() if re.match(r"model\.(layers\.[45]|norm)", n)]
+    frozen = plan(replace(run, freeze=freeze), LARGE).device
+    assert frozen.gradients == pytest.approx(4 * sum(p.numel() for p in parts), abs=slack)
+    for parameter in set(model.parameters()) - set(parts):
+        parameter.requires_grad_(False)
+    assert frozen.optimizer == pytest.approx(state_bytes(model, run.optim), abs=slack)
+    assert frozen.parameters == everything.parameters
+    assert frozen.total < everything.total
+
+
+def test_what_cannot_be_sharded_is_neither_chosen_nor_suggested(run: TrainConfig) -> None:
+    run = replace(run, optim=OptimConfig(optimizer="adafactor"), micro_batch_size=4)
+    run = replace(run, workers=Workers(4, gpus=1))
+    assert resolve_strategy(run, 1) == "ddp" and suggest(run, MIB) is None
+    with pytest.raises(
+        ValueError, match=r"'adafactor', whose .* 'fsdp': use 'adamw' or 'muon', or"
+    ):
+        with_memory(run, strategy="fsdp")
+    lean = replace(run, optim=OptimConfig(optimizer="muon"), freeze=("model.layers.*",))
+    weights = sum(p.numel() for p in planner.empty_model(run.model).parameters())
+    assert resolve_strategy(lean, 12 * weights) == "ddp", "AdamW with all weights: fsdp"
 
 
 def on(run: TrainConfig, strategy: str, **workers: Any) -> Plan:

@@ -17,7 +17,7 @@ def test_a_run_may_become_longer_which_its_note_and_identity_say(tmp_path: Path)
     assert driver._check_identity(config, run) == driver._check_identity(config, run) == ""
     longer = replace(config, max_steps=200)
     assert driver._check_identity(longer, run) == (
-        "has 200 steps instead of 100: from here on, the learning rate follows the cosine of 200 "
+        "has 200 steps instead of 100: from here on, the learning rate follows the schedule of 200 "
         "steps"
     )
     assert driver.stored_max_steps(run) == 200 and driver._check_identity(longer, run) == ""

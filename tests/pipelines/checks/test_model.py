@@ -12,6 +12,7 @@ from pipelines.checks import preflight
 from pipelines.checks.model import check_training
 from pipelines.config.prepared import PreparedRun
 from pipelines.config.presets import SweepConfig
+from tuning.space import Trial
 
 
 def with_train(config: SweepConfig, **changes: Any) -> SweepConfig:
@@ -63,6 +64,20 @@ def test_kinds_of_adapters_are_named_and_checked(
     monkeypatch.setattr("otr.models.quantize.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="needs the package bitsandbytes"):
         check_training(with_train(config, lora=lora))
+
+
+def test_frozen_parameters_are_counted_and_packages_looked_for(
+    config: SweepConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frozen = with_train(config, freeze=("model.layers.*", "lm_head.*"))
+    expected = ", without model.layers.* lm_head.* 64 of 90752 weights trained"  # the last norm
+    assert check_training(frozen).endswith(expected)
+    with pytest.raises(ValueError, match=r"matches 'model.layer.*': did you mean 'model.layers"):
+        check_training(with_train(config, freeze=("model.layer.*",)))
+    monkeypatch.setattr("otr.optim.optimizers.find_spec", lambda name: None)
+    arms = (Trial("a"), Trial("b", {"optim.optimizer": "adamw_8bit"}))
+    with pytest.raises(ValueError, match="bitsandbytes is not installed"):
+        check_training(replace(config, trials=arms))
 
 
 def test_adapters_for_an_unknown_layer(config: SweepConfig) -> None:

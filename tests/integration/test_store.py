@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import fsspec
 import numpy as np
@@ -57,7 +58,8 @@ def packed(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> str:
     steps: list[Any] = []
-    path = ensure_store(data, model, str(tmp_path_factory.mktemp("packed")), steps.append)
+    with patch.object(write, "SMALL_BYTES", 0):  # by tasks of Ray Data
+        path = ensure_store(data, model, str(tmp_path_factory.mktemp("packed")), steps.append)
     last = steps[-1]
     assert (last.parts, last.records, last.rejected) == (4, sum(FILES) + 1, 1)
     assert last.rows == read_index(path).rows
@@ -327,6 +329,16 @@ def test_all_ranks_together_take_the_same_rows_from_any_step(
     assert taken(2, 2, 0, 6) == taken(4, 1, 0, 6) == whole
     assert taken(2, 4, 4, 2) == whole[4:]
     assert len({json.dumps(rows) for rows in whole}) == 6
+
+
+def test_a_small_corpus_is_packed_in_this_process(
+    packed: str, data: DataConfig, model: ModelConfig, tmp_path: Path
+) -> None:
+    with patch("ray.data.from_items", side_effect=AssertionError("a task of Ray Data")):
+        path = ensure_store(data, model, str(tmp_path))
+    for part in PackedStore(path).index.parts:
+        name = f"{part.name}.rows"
+        assert (Path(path) / name).read_bytes() == (Path(packed) / name).read_bytes()
 
 
 def test_large_files_are_several_parts(

@@ -6,6 +6,7 @@ same files. Memory holds one batch of a part at a time.
 """
 
 import json
+import math
 import os
 import tempfile
 import time
@@ -33,6 +34,7 @@ from otr.training.store.read import checksum
 
 MAX_PARTS = 256  # of a corpus; a task packs one
 TASK_CPUS = 0.9  # below 1, so that two cores hold a worker, the driver of a trial and a task
+SMALL_BYTES = 16 * 2**20  # of a corpus that is packed in one process
 LEFTOVER_SECONDS = 3600  # a file that is being written changes with every batch
 _COUNTS = ("records", "rejected", "rows", "tokens")
 
@@ -174,8 +176,8 @@ def _all_steps(
     path: str,
 ) -> Iterator[dict[str, Any]]:
     """Pack the missing parts; yield their steps (see `_pack_part`) as they come."""
-    if len(missing) <= 1:  # nothing to do at once: do it here, without Ray's start
-        for number in missing:
+    if len(missing) <= 1 or sum(map(_size, (plan[number] for number in missing))) <= SMALL_BYTES:
+        for number in missing:  # here: it takes less time than the start of Ray's processes
             yield from _pack_part(number, plan, config, model, path)
         return
     import ray.data  # takes seconds
@@ -191,6 +193,18 @@ def _all_steps(
     dataset.context.enable_progress_bars = False
     for batch in dataset.iterator().iter_batches(batch_size=None):
         yield from map(json.loads, batch["step"])
+
+
+def _size(planned: _Planned) -> float:
+    """Return the bytes of a part; infinity if they are not on this host's disks."""
+    total = 0.0
+    for chunk in planned.chunks:
+        fs, inner = (None, "") if chunk.kind == "hub" else fsspec.core.url_to_fs(chunk.path)
+        if not isinstance(fs, LocalFileSystem):
+            return math.inf
+        with suppress(OSError):  # reading the file reports the error
+            total += min(chunk.end or math.inf, os.path.getsize(inner)) - chunk.start
+    return total
 
 
 def _remove_leftovers(directory: Path) -> None:

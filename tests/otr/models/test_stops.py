@@ -8,12 +8,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from otr import LoraConfig, load_model, load_tokenizer
+from otr import LoraConfig, Objective, load_model, load_tokenizer
 from otr.config import ModelConfig
+from otr.data import pack, tokenize
 from otr.loop.checkpoint import Snapshot, saved_weights
+from otr.loop.loop import train
 from otr.models.lora import add_adapters
 from otr.models.stops import count_ends, ending_tokens, trained_stops, with_stop, write_stops
 from tests.assets.tiny import PAD, TURN_END, byte_tokenizer, make_tiny_model
+from tests.otr.runs import config
 
 
 def base_tokenizer(template: str | None = None):
@@ -102,3 +105,28 @@ def test_the_loaded_tokenizer_of_a_checkpoint_renders_as_before(tmp_path: Path) 
     chat = [{"role": "user", "content": "Hello"}]
     again = load_tokenizer(ModelConfig(str(tmp_path)))
     assert again.apply_chat_template(chat) == tokenizer.apply_chat_template(chat)
+
+
+def test_a_base_model_that_learned_a_conversation_stops_by_itself(tmp_path: Path) -> None:
+    """In transformers, which reads the checkpoint's files and nothing else."""
+    path, tokenizer = make_tiny_model(tmp_path / "base"), base_tokenizer()
+    record = {"prompt": "2+2?", "completion": "four"}
+    [example] = tokenize([record], tokenizer, columns={}, sequence_length=48).examples
+    packed = {name: torch.from_numpy(column) for name, column in pack([example] * 8, 48).items()}
+    run = config(path, Objective("sft"), 40, global_batch_size=8, micro_batch_size=8)
+
+    def report(_: object, snapshot: Snapshot | None) -> None:
+        if snapshot is not None:
+            snapshot.write(tmp_path / "out", tokenizer)
+
+    train(load_model(run.model), [packed] * 40, run, report)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    asked = AutoTokenizer.from_pretrained(tmp_path / "out").apply_chat_template(
+        [{"role": "user", "content": "2+2?"}],
+        add_generation_prompt=True,
+        return_tensors="pt",
+        return_dict=True,
+    )
+    answer = model.generate(**asked, do_sample=False, max_new_tokens=30)[0]
+    answer = answer[asked["input_ids"].shape[1] :].tolist()
+    assert tokenizer.decode(answer) == "four<|im_end|>"

@@ -92,6 +92,16 @@ def test_python_in_the_guides(tmp_path: Path) -> None:
     }
 
 
+def test_python_that_reads_a_packed_store(tmp_path: Path) -> None:
+    (source,) = blocks(ROOT / "docs/concepts/data.md", "python")
+    (tmp_path / "train.jsonl").write_text('{"prompt": "2 + 2?", "completion": "4"}\n' * 9)
+    (tmp_path / "pipelines").symlink_to(ROOT / "pipelines")
+    done = subprocess.run(
+        [sys.executable, "-c", source], cwd=tmp_path, check=True, capture_output=True, text=True
+    )
+    assert "'input_ids': torch.Size([8, 256])" in done.stdout
+
+
 def test_json_in_the_guides_is_read(tmp_path: Path) -> None:
     """The records shown in "Your data" are usable, those in "Your own benchmark" load."""
     from evals import tasks

@@ -243,18 +243,15 @@ def merged_model(directory: str | Path, base: ModelConfig) -> PreTrainedModel:
 def _excluded(model: PreTrainedModel) -> str | None:
     """Return a regular expression for the names of modules that get no adapter, for peft.
 
-    These are the modules of towers, which text does not reach; linear layers that compute something
-    else besides, such as the choice of experts; and what peft refuses in state-space models, whose
-    fused kernels take the weights without calling the layer.
+    These are the modules of towers, which text does not reach; routers of experts that are linear
+    layers themselves and return a pair (Llama 4); and what peft refuses in state-space models,
+    whose fused kernels take the weights without calling the layer.
     """
-    quantized = {id(module) for _, module in quantized_layers(model)}
     patterns = [rf"{re.escape(name)}(\..*)?" for name in towers(model)]
     patterns += [
         re.escape(name)
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-        and type(module).forward is not nn.Linear.forward
-        and id(module) not in quantized
+        if isinstance(module, nn.Linear) and "Router" in type(module).__name__
     ]
     if model.config.model_type in STATE_SPACE_TYPES:
         patterns.append(r".*\.(out_proj|conv1d)")

@@ -69,7 +69,7 @@ def _bytes_of_trials(config: SweepConfig) -> int | None:
     None if the size of the model is unknown.
     """
     parameters = count_parameters(config.train.model.path)
-    configs = [_config_of(config.train, trial) for trial in config.trials]
+    configs = [valid_config_of(config.train, trial) for trial in config.trials]
     trained = [_trained_weights(each, parameters) for each in configs]
     if parameters is None or None in trained:
         return None
@@ -90,7 +90,7 @@ def _is_served(lora: LoraConfig) -> bool:
     return not (lora.dora or lora.modules_to_save or lora.quantize != "none")
 
 
-def _config_of(train: TrainConfig, trial: Trial) -> TrainConfig:
+def valid_config_of(train: TrainConfig, trial: Trial) -> TrainConfig:
     """Return a trial's configuration; an invalid trial is left to `preflight.check_trials`."""
     with suppress(ValueError):
         return config_of(train, trial)

@@ -7,10 +7,9 @@ from pathlib import Path
 from evals import hardware
 from evals.settings import EngineSettings
 from otr.config import ModelConfig, TrainConfig
-from pipelines.checks.machine import GIB
+from pipelines.checks.machine import GIB, valid_config_of
 from pipelines.config.prepared import PreparedRun
 from pipelines.config.presets import SweepConfig
-from tuning.space import config_of
 
 # Imports are inside the functions: each check loads no more of transformers than it needs, which
 # saves seconds.
@@ -72,7 +71,7 @@ def check_training(config: SweepConfig) -> str:
         trained = count_adapter_weights(train.model, train.lora)
         whole = " and modules" if train.lora.modules_to_save else ""
         found.append(f"{trained} trained weights in {train.lora.method} adapters{whole}")
-    trials = [train, *(config_of(train, trial) for trial in config.trials)]
+    trials = [train, *(valid_config_of(train, trial) for trial in config.trials)]
     for optim in {trial.optim for trial in trials}:
         check_installed(optim)
     for patterns in {trial.freeze for trial in trials} - {()}:

@@ -179,7 +179,8 @@ MODELS: dict[str, Model] = {
     "qwen3_next": Model(
         "Qwen3-Next",
         Qwen3NextConfig,
-        LINEAR | EXPERTS | {"shared_expert_intermediate_size": 16},
+        # Every expert is chosen: a choice by a hair's breadth would differ between two workers.
+        LINEAR | EXPERTS | {"num_experts": 2, "shared_expert_intermediate_size": 16},
         OWN_ROWS,
     ),
     "lfm2": Model("LFM2", Lfm2Config, {"layer_types": ["conv", "full_attention"]}, OWN_ROWS),

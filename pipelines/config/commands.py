@@ -67,7 +67,9 @@ class Train(_StartingPoint):
     serve_check: bool = True
     """At the end, check that vLLM and transformers compute the same log-probabilities from the
     checkpoint."""
-    options: Annotated[dict[str, Any], _options("name", "output", "epochs", "train", "engine")]
+    options: Annotated[
+        dict[str, Any], _options("name", "output", "epochs", "train", "engine", "trackers")
+    ]
 
     def load(self) -> SweepConfig:
         """Return the configuration that the options ask for, with a single trial."""

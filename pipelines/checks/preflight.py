@@ -7,12 +7,12 @@
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
 
+from pipelines import trackers
 from pipelines.checks import cluster_file, hosts, machine, model
 from pipelines.checks.findings import Check, Finding, run_checks
 from pipelines.config.prepared import PreparedRun
 from pipelines.config.presets import SweepConfig
 from pipelines.runtime import console
-from pipelines.tracking import trackers
 
 
 def require(run: PreparedRun, *, skip: Collection[str] = ()) -> PreparedRun:

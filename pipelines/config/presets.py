@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from evals.settings import EngineSettings
 from otr.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
+from pipelines import trackers
 from pipelines.builtin.corpus import BENCHMARKS
-from pipelines.tracking import trackers
 from tuning.settings import SearchSettings
 from tuning.space import Trial, check_names, grid
 

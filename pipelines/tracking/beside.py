@@ -14,9 +14,9 @@ from threading import Thread
 from typing import Any
 
 from otr.files import write_json
+from pipelines import trackers
 from pipelines.runtime import console
-from pipelines.tracking import trackers
-from pipelines.tracking.trackers import TrialLog, TrialToTrack
+from pipelines.trackers import TrialLog, TrialToTrack
 
 SENT = "sent.json"
 _MAX_REASON = 160  # characters

@@ -15,11 +15,12 @@ import pytest
 
 from evals.benchmark import TaskScore
 from evals.settings import free_port
+from pipelines import trackers
 from pipelines.checks.preflight import check_trackers
 from pipelines.config.options import UsageError, load_config
 from pipelines.config.presets import PRESETS, SweepConfig
 from pipelines.config.run_json import fingerprint
-from pipelines.tracking import beside, trackers
+from pipelines.tracking import beside
 from pipelines.tracking.mlflow_store import SWEEP
 from pipelines.tracking.tracker import Tracker
 
@@ -335,7 +336,7 @@ def test_a_resumed_run_is_the_same_run_of_wandb(tmp_path: Path, offline: str) ->
 RECORDED = """
 import sys
 from pathlib import Path
-from pipelines.tracking.trackers import wandb
+from pipelines.trackers import wandb
 from tests.pipelines.tracking.test_trackers import run_trial
 wandb._SECONDS = 2.0
 run_trial(Path(sys.argv[1]), "wandb")

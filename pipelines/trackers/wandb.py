@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Mapping
 
-from pipelines.tracking.trackers import TrialToTrack
+from pipelines.trackers import TrialToTrack
 
 PROJECT = "otr"
 _SECONDS = 30.0  # for W&B to answer

@@ -1,6 +1,6 @@
 """Trackers beside MLflow, by name: every module here is one.
 
-To add a tracker, create `pipelines/tracking/trackers/NAME.py` with two functions, and its test:
+To add a tracker, create `pipelines/trackers/NAME.py` with two functions, and its test:
 
 - `check() -> None`, which raises `ValueError` if a package or a setting is missing;
 - `open_trial(trial: TrialToTrack) -> TrialLog`.

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.tracking.trackers import TrialToTrack
+from pipelines.trackers import TrialToTrack
 
 FOLDER = "tensorboard"
 

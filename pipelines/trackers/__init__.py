@@ -32,6 +32,8 @@ class TrialToTrack:
     """Id of the trial; no other trial of any run has it, and it stays when the run resumes."""
     params: Mapping[str, Any]
     """Its parameters by dotted key."""
+    step: int = -1
+    """The last step that the tracker has for certain; -1: none."""
 
 
 class TrialLog(Protocol):

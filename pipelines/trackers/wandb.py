@@ -51,7 +51,6 @@ class WandbRun:
             finish_timeout=_SECONDS,
             x_disable_stats=True,  # of the driver, which does not train
         )
-        self._last = -1
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             group=trial.run,
@@ -64,7 +63,8 @@ class WandbRun:
             reinit="create_new",  # trials run side by side
             settings=settings,
         )
-        self._last = self._run.step - 1
+        # Offline, W&B does not know what it has of a run that is opened again.
+        self._last = max(self._run.step - 1, trial.step)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Write the metrics of a step; steps that W&B holds keep their values, which it demands."""

@@ -29,8 +29,8 @@ class _Trial:
     """What is known of a trial."""
 
     params: Mapping[str, Any] = field(default_factory=dict)
-    step: int = 0
-    """The last step that was written."""
+    step: int = -1
+    """The last step that was written; -1: none."""
     ended: bool = False
     """Whether all steps up to `step` are certain to be there."""
     scores: dict[str, float] = field(default_factory=dict)
@@ -130,7 +130,7 @@ class BesideMlflow:
         if not new:
             return
         was_open = known.log is not None
-        self._open(trial).log_scores(new, known.step)
+        self._open(trial).log_scores(new, max(known.step, 0))
         known.scores |= new
         if not was_open:  # a sweep may have a thousand trials
             self._end(trial, ok=True)
@@ -159,7 +159,7 @@ class BesideMlflow:
         if known.log is None:
             digest = hashlib.sha256(f"{self.run_id}/{trial}".encode()).hexdigest()[:16]
             known.log = trackers.load(self.name).open_trial(
-                TrialToTrack(self.directory, self.run, trial, digest, known.params)
+                TrialToTrack(self.directory, self.run, trial, digest, known.params, known.step)
             )
         return known.log
 

@@ -320,7 +320,7 @@ def test_wandb_offline_holds_metrics_params_and_scores(
 
 
 def test_a_resumed_run_is_the_same_run_of_wandb(tmp_path: Path, offline: str) -> None:
-    for steps in ((1, 2), (3, 4)):
+    for steps in ((1, 2), (2, 3, 4)):  # the checkpoint of step 1 or 2
         tracker = make_tracker(tmp_path, "wandb")
         with tracker.run({}, {}):
             tracker.start_trial(TRIAL, PARAMS)

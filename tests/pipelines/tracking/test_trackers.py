@@ -150,9 +150,9 @@ from tests.pipelines.tracking.test_trackers import PARAMS, TRIAL, history
 tracker = BesideMlflow(sys.argv[2], "sweep", "run-id", Path(sys.argv[1]))
 tracker.start()
 tracker.start_trial(TRIAL, PARAMS)
-for step, metrics in history(1, 2, 3):
+for step, metrics in history(1, 2, 3, 5):
     tracker.log(TRIAL, metrics, step)
-while tracker._trials.get(TRIAL) is None or tracker._trials[TRIAL].step < 3:
+while tracker._trials.get(TRIAL) is None or tracker._trials[TRIAL].step < 5:
     time.sleep(0.01)
 os._exit(9)
 """
@@ -162,7 +162,7 @@ def test_what_a_killed_process_wrote_stays_and_the_rest_is_added(tmp_path: Path)
     command = [sys.executable, "-c", KILLED, str(tmp_path), "tensorboard"]
     assert subprocess.run(command).returncode == 9
     folder = tmp_path / "tensorboard" / TRIAL
-    assert [*shown(folder)["curves/nll"]] == [1, 2, 3]
+    assert [*shown(folder)["curves/nll"]] == [1, 2, 3, 5]
     tracker = make_tracker(tmp_path, "tensorboard")
     with tracker.run({}, {}):
         tracker.start_trial(TRIAL, PARAMS)

@@ -1,4 +1,4 @@
-"""The command line: ``otr sweep | train | pack | data | score | show | merge | doctor | ui``.
+"""The command line: `otr sweep`, `train`, `pack`, `data`, `score`, `show`, `merge`, `push`, ...
 
 Exit codes: 0; 1 if something failed; 2 for a wrong command line; 130 after Ctrl-C, 143 after
 SIGTERM. An error is one line on stderr; its traceback is in the run's log.

@@ -65,7 +65,8 @@ def sweep(config: SweepConfig) -> int:
     score.check_prompts(prepared)
     record = run_directory.open_run(config, directory)
     terminal.print_choices(config, prepared.benchmarks, prepared.corpus)
-    tracker = Tracker(store_uri(config.output), config.name, record["id"], directory)
+    uri, run_id = store_uri(config.output), record["id"]
+    tracker = Tracker(uri, config.name, run_id, directory, config.trackers)
     params, tags = run_directory.mlflow_params(config), run_directory.mlflow_tags(record)
     with (
         run_directory.hold(directory),

@@ -31,7 +31,7 @@ from pipelines.tracking.tracker import Tracker, store_uri
 if TYPE_CHECKING:
     from pipelines.config.commands import Score
 
-_TRAINING_CHECKS = ("data", "trials", "disk", "training", "memory", "devices")
+_TRAINING_CHECKS = ("data", "trials", "trackers", "disk", "training", "memory", "devices")
 
 
 def run(command: "Score") -> int:

@@ -56,7 +56,8 @@ def _train(config: SweepConfig, *, check_served: bool) -> "TrialResult":
     config = defaults.with_choices(config, prepared.config)
     record = run_directory.open_run(config, directory)
     terminal.print_choices(config, corpus=prepared.corpus)
-    tracker = Tracker(store_uri(config.output), config.name, record["id"], directory)
+    uri, run_id = store_uri(config.output), record["id"]
+    tracker = Tracker(uri, config.name, run_id, directory, config.trackers)
     params, tags = run_directory.mlflow_params(config), run_directory.mlflow_tags(record)
     with (
         run_directory.hold(directory),

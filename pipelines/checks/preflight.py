@@ -7,6 +7,7 @@
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
 
+from pipelines import trackers
 from pipelines.checks import cluster_file, hosts, machine, model
 from pipelines.checks.findings import Check, Finding, run_checks
 from pipelines.config.prepared import PreparedRun
@@ -48,6 +49,7 @@ def check(run: PreparedRun, *, with_ray: bool, skip: Collection[str] = ()) -> It
         "devices": partial(machine.check_devices, config),
         "port": partial(machine.check_engine_port, config),
         "MLflow store": partial(check_mlflow_store, config),
+        "trackers": partial(check_trackers, config),
         "benchmarks": partial(check_benchmarks, run),
         "model": partial(model.check_model, config),
         "data": lambda: check_data(run.decided),  # chooses what was left open
@@ -107,6 +109,17 @@ def check_mlflow_store(config: SweepConfig) -> str:
     from pipelines.tracking.tracker import check_store, store_uri
 
     return check_store(store_uri(config.output))
+
+
+def check_trackers(config: SweepConfig) -> str:
+    """Check that the trackers beside MLflow can be used.
+
+    Raises:
+        ValueError: a package is not installed, or a setting is missing.
+    """
+    for name in config.trackers:
+        trackers.load(name).check()
+    return ", ".join(("MLflow", *config.trackers))
 
 
 def check_benchmarks(run: PreparedRun) -> str:

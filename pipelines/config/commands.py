@@ -67,7 +67,9 @@ class Train(_StartingPoint):
     serve_check: bool = True
     """At the end, check that vLLM and transformers compute the same log-probabilities from the
     checkpoint."""
-    options: Annotated[dict[str, Any], _options("name", "output", "epochs", "train", "engine")]
+    options: Annotated[
+        dict[str, Any], _options("name", "output", "epochs", "train", "engine", "trackers")
+    ]
 
     def load(self) -> SweepConfig:
         """Return the configuration that the options ask for, with a single trial."""
@@ -180,6 +182,24 @@ class Merge:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Push:
+    """Push a model or a LoRA adapter to the Hugging Face hub, with a model card.
+
+    The token is that of the environment variable HF_TOKEN.
+    """
+
+    module: ClassVar[str] = "push_checkpoint"
+    checkpoint: Annotated[Positional[str], arg(metavar="CHECKPOINT")]
+    """Checkpoint of a run, or any Hugging Face directory."""
+    repo: Annotated[Positional[str], arg(metavar="REPO")]
+    """Repository on the hub: USER/NAME. It is created if there is none."""
+    private: Flag = False
+    """Create the repository as a private one."""
+    everything: Flag = False
+    """Also upload run.json and the state that training resumes from."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Doctor(_SweepOptions):
     """Check what a sweep with these options needs, and whether a training step fits in memory.
 
@@ -204,4 +224,4 @@ class Ui:
     """Port to listen on."""
 
 
-Command = Sweep | Train | Pack | Data | Score | Show | Merge | Doctor | Ui
+Command = Sweep | Train | Pack | Data | Score | Show | Merge | Push | Doctor | Ui

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from evals.settings import EngineSettings
 from otr.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
+from pipelines import trackers
 from pipelines.builtin.corpus import BENCHMARKS
 from tuning.settings import SearchSettings
 from tuning.space import Trial, check_names, grid
@@ -68,6 +69,9 @@ class SweepConfig:
     chosen: dict[str, str] = field(default_factory=dict)
     """Options that were not given, and the reason for the value that was chosen for each; empty
     until it is (see `pipelines.config.defaults`)."""
+    trackers: tuple[str, ...] = ()
+    """Trackers that get metrics, parameters and scores of each trial beside MLflow: `tensorboard`
+    (event files in the run's directory), `wandb` (Weights & Biases)."""
 
     def __post_init__(self) -> None:
         if not self.name or set(self.name) & set("/\\ "):
@@ -81,6 +85,7 @@ class SweepConfig:
             raise ValueError(f"max_items is {self.max_items}: use 0 (all) or more")
         if not 0 <= self.epochs < math.inf:
             raise ValueError(f"epochs is {self.epochs}: use a number > 0")
+        trackers.check_names(self.trackers)
 
 
 def builtin() -> SweepConfig:

@@ -13,7 +13,7 @@ from otr.config import RENAMED
 from otr.hints import did_you_mean
 from pipelines.config.presets import SweepConfig
 
-NOT_RESULTS = ("name", "output", "engine", "epochs", "chosen")
+NOT_RESULTS = ("name", "output", "engine", "epochs", "chosen", "trackers")
 """Fields of a configuration that do not decide a run's results."""
 
 

@@ -4,6 +4,8 @@ Only `run_id` and the end of `Tracker.run` wait for MLflow, and nothing here fai
 unavailable. The run's directory holds everything that MLflow is to hold. So the same command again
 brings MLflow up to date: it opens the same runs and repeats every call, `reconcile` for the trials
 that have ended included. Only the driver writes.
+
+Trackers beside MLflow (`--trackers`) get the same metrics, parameters and scores of the trials.
 """
 
 import os
@@ -19,6 +21,7 @@ from typing import Any
 from evals.benchmark import TaskScore
 from pipelines import _compat
 from pipelines.runtime import console
+from pipelines.tracking.beside import BesideMlflow
 from pipelines.tracking.delivery import Delivery, quiet_client, without_login
 from pipelines.tracking.mlflow_store import SWEEP, Report, Store, is_server
 
@@ -90,13 +93,22 @@ class Tracker:
         sweep: name of the sweep.
         sweep_id: id that no other sweep has; runs are found again by it.
         directory: the run's directory; its log lists the requests that the store refuses.
+        trackers: names of trackers beside MLflow.
     """
 
-    def __init__(self, uri: str, sweep: str, sweep_id: str, directory: Path) -> None:
+    def __init__(
+        self,
+        uri: str,
+        sweep: str,
+        sweep_id: str,
+        directory: Path,
+        trackers: Sequence[str] = (),
+    ) -> None:
         self._store = Store(uri, sweep, sweep_id)
         log = directory / "logs" / "driver.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         self._delivery = Delivery(self._store, f"MLflow at {without_login(uri)}", log)
+        self._beside = [BesideMlflow(name, sweep, sweep_id, directory) for name in trackers]
         self.is_stopping: Callable[[], bool] = lambda: False
         """Returns whether a signal asked the run to stop; what it cuts off is KILLED in MLflow."""
 
@@ -105,6 +117,8 @@ class Tracker:
         """Hold the sweep's run open while the body runs; create it, or resume the same one."""
         with quiet_client():
             self._delivery.start()
+            for each in self._beside:
+                each.start()
             self._delivery.put(self._store.start, SWEEP, dict(params), dict(tags), _now())
             outcome, patience = Outcome(), DRAIN_SECONDS
             try:
@@ -114,6 +128,8 @@ class Tracker:
                 raise
             finally:
                 self.end(ok=outcome.ok)
+                for each in self._beside:
+                    each.close(patience)
                 if self._delivery.close(patience):
                     console.note(
                         f"{self._delivery.service} is still unavailable: all results are on disk, "
@@ -131,10 +147,15 @@ class Tracker:
     def start_trial(self, trial: str, params: Mapping[str, Any]) -> None:
         """Create a trial's run below the sweep's, or resume the same one."""
         self._delivery.put(self._store.start, trial, dict(params), {}, _now())
+        for each in self._beside:
+            each.start_trial(trial, dict(params))
 
     def log(self, trial: str, metrics: Mapping[str, float], step: int = 0) -> None:
         """Write the metrics of a step, for the live curves."""
-        self._delivery.put(self._store.log, trial, _report(step, metrics, _now()))
+        report = _report(step, metrics, _now())
+        self._delivery.put(self._store.log, trial, report)
+        for each in self._beside:
+            each.log(trial, report.metrics, step)
 
     def reconcile(
         self,
@@ -152,6 +173,8 @@ class Tracker:
         now = _now()
         reports = [_report(step, metrics, now) for step, metrics in history]
         self._delivery.put(self._store.reconcile, trial, dict(params), reports, now)
+        for each in self._beside:
+            each.reconcile(trial, dict(params), [(r.step, r.metrics) for r in reports])
 
     def log_scores(self, trial: str, scores: Iterable[TaskScore]) -> None:
         """Write each score with the ends of its interval, once however often it is repeated.
@@ -164,7 +187,7 @@ class Tracker:
             for metric, interval in intervals.items():
                 name = _metric_name(f"score/{score.task}" + (f"/{metric}" if metric else ""))
                 metrics |= _with_ends(name, *interval)
-        self._delivery.put(self._store.log_scores, trial, metrics, _now())
+        self._log_scores(trial, metrics)
 
     def log_measures(self, trial: str, measures: Mapping[str, Mapping[str, Any]]) -> None:
         """Write measures, {value, low, high} each, as `log_scores` writes scores."""
@@ -172,7 +195,7 @@ class Tracker:
         for name, measure in measures.items():
             metrics |= _with_ends(name, measure["value"], measure["low"], measure["high"])
         if metrics:
-            self._delivery.put(self._store.log_scores, trial, metrics, _now())
+            self._log_scores(trial, metrics)
 
     def log_summary(self, metrics: Mapping[str, float]) -> None:
         """Write numbers of the whole sweep to its own run, once however often it is repeated."""
@@ -191,6 +214,8 @@ class Tracker:
         """Close a run, unless it is closed already."""
         status = "FINISHED" if ok else "KILLED" if self.is_stopping() else "FAILED"
         self._delivery.put(self._store.end, trial, status, _now())
+        for each in self._beside if trial != SWEEP else ():
+            each.end(trial, ok=ok)
 
     def log_artifacts(self, paths: Sequence[Path], trial: str = SWEEP, folder: str = "") -> None:
         """Upload files into `folder`, and directories under their own name, as artifacts."""
@@ -201,6 +226,11 @@ class Tracker:
     def register(self, trial: str, checkpoint: Path, description: str = "") -> None:
         """Register a trial's checkpoint as the newest version of the sweep's model, once."""
         self._delivery.put(self._store.register, trial, checkpoint.absolute(), description)
+
+    def _log_scores(self, trial: str, metrics: Mapping[str, float]) -> None:
+        self._delivery.put(self._store.log_scores, trial, metrics, _now())
+        for each in self._beside if trial != SWEEP else ():
+            each.log_scores(trial, metrics)
 
 
 def _report(step: int, metrics: Mapping[str, float], time: int) -> Report:

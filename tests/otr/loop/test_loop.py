@@ -4,13 +4,14 @@ import copy
 import json
 import pickle
 from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
 import torch
 import torch.multiprocessing as mp
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from otr import (
     LoraConfig,
@@ -394,3 +395,32 @@ def test_data_that_ends_early_is_an_error(model_dir: Path) -> None:
     model = load_model(ModelConfig(str(model_dir)))
     with pytest.raises(ValueError, match="ended after step 1 of 3"):
         train(model, batches(1), config(model_dir, Objective("sft"), 3), lambda *_: None)
+
+
+@pytest.mark.parametrize("save_dtype", ["float32", "bfloat16"])
+def test_a_model_above_the_limit_of_a_file_is_saved_in_shards(
+    model_dir: Path, tmp_path: Path, save_dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit is transformers' own, 50 GB; here it is small enough for several files."""
+    save = PreTrainedModel.save_pretrained
+    monkeypatch.setattr(
+        PreTrainedModel, "save_pretrained", partialmethod(save, max_shard_size="100KB")
+    )
+    run = config(model_dir, Objective("sft"), 1, save_dtype=save_dtype)
+    model, tokenizer = load_model(run.model), load_tokenizer(run.model)
+
+    def report(metrics: dict[str, float], snapshot: Snapshot | None) -> None:
+        assert snapshot is not None and snapshot.probe is not None
+        snapshot.write(tmp_path / "out", tokenizer)
+
+    train(model, batches(1), run, report)
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    shards = {path.name for path in (tmp_path / "out").glob("*.safetensors")}
+    assert set(index["weight_map"].values()) == shards and len(shards) > 1
+    check_checkpoint(tmp_path / "out")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    for name, tensor in loaded.named_parameters():
+        exact = model.get_parameter(name).detach().to(getattr(torch, save_dtype))
+        torch.testing.assert_close(tensor.detach(), exact.float(), rtol=0, atol=0)
+    again = load_model(ModelConfig(str(tmp_path / "out")))
+    assert sum(p.numel() for p in again.parameters()) == sum(p.numel() for p in model.parameters())

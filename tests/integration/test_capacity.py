@@ -5,12 +5,14 @@ Uses Ray's own autoscaler with a pretend cloud that has CPU nodes but no GPU nod
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import ray
 from ray.exceptions import RayError
 from ray.util import placement_group, remove_placement_group
 
+from otr.config import Workers
 from pipelines._compat import autoscaler_status, internal_kv_get
 from pipelines.config.presets import PRESETS
 from pipelines.runtime import autoscaling
@@ -68,10 +70,11 @@ def test_cluster_grows_to_hold_all_concurrent_trials(
     growing_cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(autoscaling, "_REQUEST_PAUSE_SECONDS", 1)
-    config = PRESETS["debug"]()  # two trials of 1.91 CPUs each
+    config = PRESETS["debug"]()  # two trials
+    config = replace(config, train=replace(config.train, workers=Workers(cpus=2)))
     autoscaling.wait_for_nodes(*autoscaling.sweep_needs(config))
     assert ray.cluster_resources()["CPU"] == 2
-    first = placement_group([{"CPU": 1}, {"CPU": 0.91}])  # what a running trial holds
+    first = placement_group([{"CPU": 2}])  # what a running trial holds
     assert first.wait(60)
     with autoscaling.scale_up_for_trials(config):
         deadline = time.monotonic() + 120

@@ -42,6 +42,8 @@ class WandbRun:
         import wandb
 
         logging.getLogger("wandb").setLevel(logging.CRITICAL)
+        # Where vLLM is imported, W&B else prints an advertisement of another package of its own.
+        os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")
         settings = wandb.Settings(
             silent=True,
             console="off",  # what the driver prints is about all trials

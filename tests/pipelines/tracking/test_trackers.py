@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -296,8 +297,9 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_wandb_offline_holds_metrics_params_and_scores(
-    tmp_path: Path, offline: str, capfd: pytest.CaptureFixture
+    tmp_path: Path, offline: str, capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(sys.modules, "openai", ModuleType("openai"))  # as vLLM imports it
     run_trial(tmp_path, "wandb")
     records = [*wandb_records(tmp_path)]
     runs = [r.run for r in records if r.WhichOneof("record_type") == "run"]

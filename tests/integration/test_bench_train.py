@@ -77,7 +77,9 @@ def test_memory_that_grows_with_the_corpus_misses_its_bar() -> None:
         ways = {"ray_data": way | {"peak_mib": ours}, "trl": way | {"peak_mib": 1.0, "seconds": 1}}
         return {"megabytes": megabytes, "ways": ways}
 
-    report = {"corpus": [{"name": "c", "sizes": [size(10, 100.0), size(100, 120.0)]}]}
+    report = {
+        "corpus": [{"name": "c", "sizes": [size(10, 50.0), size(100, 100.0), size(1000, 120.0)]}]
+    }
     met = {one["measure"]: one["met"] for one in measures(report)}
     assert met["peak memory of packing, largest / smallest corpus"] is False
     assert met["tokens/s of packing, Ray Data / best of datasets"] is False

@@ -118,7 +118,7 @@ class LoraConfig:
 
     @property
     def method(self) -> str:
-        """What is trained: `LoRA`, `rsLoRA`, `DoRA`, `QLoRA` and so on, or `all weights`."""
+        """Name of the method: `LoRA`, `rsLoRA`, `DoRA`, `QLoRA` and so on, or `all weights`."""
         if not self.rank:
             return "all weights"
         scaled = f"{'rs' if self.rs else ''}{'DoRA' if self.dora else 'LoRA'}"

@@ -45,3 +45,11 @@ def publish(partial: str | Path, path: str | Path) -> None:
     with open(partial, "rb") as file:
         os.fsync(file.fileno())  # otherwise a crash can keep the new name and lose the content
     os.replace(partial, path)
+
+
+def existing_parent(path: str | Path) -> Path:
+    """Return a path, or the nearest directory above it that exists."""
+    found = Path(path)
+    while not found.exists():
+        found = found.parent
+    return found

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from evals.serving.adapters import MAX_ADAPTERS
 from otr.config import LoraConfig, TrainConfig, Workers
+from otr.files import existing_parent
 from pipelines import _compat
 from pipelines.config.presets import SweepConfig
 from pipelines.runtime.versions import installed_versions
@@ -45,9 +46,7 @@ def check_disk(config: SweepConfig) -> str:
     Raises:
         ValueError: it can't, or has not.
     """
-    directory = Path(config.output)
-    while not directory.exists():
-        directory = directory.parent
+    directory = existing_parent(config.output)
     if not os.access(directory, os.W_OK):
         raise ValueError(f"{directory} can't be written to: give another --output")
     trials = _bytes_of_trials(config)

@@ -1,14 +1,13 @@
 """Pack the corpus of a run; trials and later runs share what is packed."""
 
-import math
 import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from otr.config import DataConfig, ModelConfig
+from otr.files import existing_parent
 from pipelines.config.prepared import PreparedRun
 from pipelines.runtime import console
 from tuning.space import config_of
@@ -39,7 +38,7 @@ def pack(run: PreparedRun) -> list[str]:
 
 
 def _to_pack(run: PreparedRun) -> list[tuple[DataConfig, ModelConfig]]:
-    """Return the data and models of the trials, without what they have in common."""
+    """Return the pairs of data and model that the trials train on, each pair once."""
     found: list[tuple[DataConfig, ModelConfig]] = []
     for each in (config_of(run.config.train, trial) for trial in run.config.trials):
         if (each.data, each.model) not in found:
@@ -85,7 +84,7 @@ def _tell(corpus: "CorpusReport", sequence_length: int, directory: str) -> None:
         f"packing about {rows:,} rows of {sequence_length:,} tokens: {_size(size)} in {directory}, "
         f"{_duration(seconds)}"
     )
-    free = shutil.disk_usage(directory).free if Path(directory).is_dir() else math.inf
+    free = shutil.disk_usage(existing_parent(directory)).free
     if size > free:
         raise ValueError(
             f"packing needs about {_size(size)} in {directory}, which has {_size(free)} left: free "

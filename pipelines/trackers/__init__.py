@@ -20,7 +20,7 @@ from otr.hints import did_you_mean
 
 @dataclass(frozen=True)
 class TrialToTrack:
-    """What a tracker is told when it opens the log of a trial, for the first time or again."""
+    """A trial whose log a tracker opens, for the first time or again."""
 
     directory: Path
     """The run's directory."""
@@ -37,7 +37,7 @@ class TrialToTrack:
 
 
 class TrialLog(Protocol):
-    """Where a tracker writes the numbers of a trial; its methods are called in one thread."""
+    """The log of a trial in a tracker; its methods are called in one thread."""
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Write the metrics of a step. A trial that restarts repeats the steps after it."""

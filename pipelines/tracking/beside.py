@@ -26,7 +26,7 @@ _Report = tuple[int, Mapping[str, float]]
 
 @dataclass
 class _Trial:
-    """What is known of a trial."""
+    """A trial, and how much of it the tracker has."""
 
     params: Mapping[str, Any] = field(default_factory=dict)
     step: int = -1

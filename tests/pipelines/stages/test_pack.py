@@ -51,11 +51,10 @@ def test_disk_and_time_are_told_before_packing_begins(
 def test_a_disk_that_is_too_small_is_told_before_packing_begins(
     run: PreparedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Path(pack.packed_dir(run)).mkdir(parents=True)
     monkeypatch.setattr("shutil.disk_usage", lambda _: namedtuple("Usage", "free")(1000))
     with pytest.raises(ValueError, match=r"needs about [\d.]+ kB in .* which has 1\.0 kB left"):
         pack.pack(run)
-    assert not list(Path(pack.packed_dir(run)).iterdir())
+    assert not Path(pack.packed_dir(run)).exists()
 
 
 def test_what_trials_change_in_the_data_is_packed_too(run: PreparedRun) -> None:

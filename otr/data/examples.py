@@ -2,7 +2,8 @@
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice, pairwise
@@ -71,7 +72,8 @@ def encode(
     Raises:
         Rejected: any of its causes.
     """
-    [found] = _Encoder(tokenizer, max_tokens).encode([{"messages": list(messages)}], {})
+    encoder = _Encoder(tokenizer, max_tokens)
+    [found] = encoder.finish(encoder.begin([{"messages": list(messages)}], {}))
     if isinstance(found, Rejected):
         raise found
     return found.examples[-1]
@@ -104,19 +106,32 @@ def tokenize(
     """
     done = Tokenized()
     encoder = _Encoder(tokenizer, sequence_length, train_on, over_long)
-    numbered = enumerate(records)
-    while some := list(islice(numbered, TOKENIZED_AT_ONCE)):
-        encoded = encoder.encode([record for _, record in some], columns)
-        for (number, record), found in zip(some, encoded, strict=True):
-            if isinstance(found, Rejected):
-                shown = "" if isinstance(record, ValueError) else record
-                done.rejected.append(RejectedRecord(shown, found.cause, found.detail, number))
-            else:
-                done.examples.extend(found.examples)
-                done.numbers.extend([number] * len(found.examples))
-                done.unused.update(found.unused)
-                done.remarks.update(found.remarks)
+    for number, (record, found) in enumerate(_encoded_records(records, columns, encoder)):
+        if isinstance(found, Rejected):
+            shown = "" if isinstance(record, ValueError) else record
+            done.rejected.append(RejectedRecord(shown, found.cause, found.detail, number))
+        else:
+            done.examples.extend(found.examples)
+            done.numbers.extend([number] * len(found.examples))
+            done.unused.update(found.unused)
+            done.remarks.update(found.remarks)
     return done
+
+
+def _encoded_records(
+    records: Iterable[Any], columns: Mapping[str, str], encoder: "_Encoder"
+) -> "Iterator[tuple[Any, _Encoded | Rejected]]":
+    """Yield each record and what it gives; while some are tokenized, the next are rendered."""
+    remaining = iter(records)
+
+    def begin() -> Iterator[tuple[list[Any], _Begun]]:
+        while some := list(islice(remaining, TOKENIZED_AT_ONCE)):
+            yield some, encoder.begin(some, columns, beside)
+
+    with ThreadPoolExecutor(1) as beside:  # tokenizers in Rust leave Python to other threads
+        for (some, begun), _ in pairwise(chain(begin(), [([], None)])):  # begins one ahead
+            assert begun is not None
+            yield from zip(some, encoder.finish(begun), strict=True)
 
 
 @dataclass(frozen=True)
@@ -126,6 +141,21 @@ class _Encoded:
     examples: list[Example]
     unused: frozenset[str] = frozenset()
     remarks: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """Records that are rendered, and whose texts are being tokenized."""
+
+    sources: Sequence[Conversation | PlainText | Rejected]
+    rendered: Sequence[list[Rendered] | Rejected]
+    encodings: Future[list[Any]] | None = None
+    """Of all texts, in order, if another thread tokenizes them."""
+
+    @property
+    def texts(self) -> list[Rendered]:
+        """The texts of all records, in order."""
+        return [each for one in self.rendered if not isinstance(one, Rejected) for each in one]
 
 
 class _Encoder:
@@ -140,18 +170,35 @@ class _Encoder:
         self.train_on, self.over_long = train_on, over_long
         self.template = ChatTemplate(tokenizer)
 
-    def encode(
-        self, records: Sequence[Any], columns: Mapping[str, str]
-    ) -> list[_Encoded | Rejected]:
-        """Return what each record gives."""
-        return self._encoded(
+    def begin(
+        self,
+        records: Sequence[Any],
+        columns: Mapping[str, str],
+        beside: Executor | None = None,
+    ) -> _Begun:
+        """Read and render records, and have the executor tokenize their texts meanwhile."""
+        return self._begun(
             [
                 Rejected("unreadable", str(record))
                 if isinstance(record, ValueError)
                 else _or_rejected(self._read, record, columns)
                 for record in records
-            ]
+            ],
+            beside,
         )
+
+    def finish(self, begun: _Begun) -> list[_Encoded | Rejected]:
+        """Return what each record gives."""
+        tokenized = iter(self._tokenized(begun))
+        encoded: list[_Encoded | Rejected] = []
+        for source, one in zip(begun.sources, begun.rendered, strict=True):
+            if isinstance(one, Rejected) or isinstance(source, Rejected):
+                encoded.append(one)  # type: ignore[arg-type]
+                continue
+            examples = list(islice(tokenized, len(one)))
+            remarks = frozenset(chain.from_iterable(text.remarks for text in one))
+            encoded.append(_or_rejected(self._fitted, source, examples, remarks))
+        return encoded
 
     def _read(self, record: Any, columns: Mapping[str, str]) -> Conversation | PlainText:
         source = read_record(record, columns)
@@ -160,24 +207,21 @@ class _Encoder:
         last = len(source.trained) - 1 - source.trained[::-1].index(True)
         return replace(source, trained=[number == last for number in range(len(source.trained))])
 
-    def _encoded(
-        self, sources: Sequence[Conversation | PlainText | Rejected]
-    ) -> list[_Encoded | Rejected]:
+    def _begun(
+        self,
+        sources: Sequence[Conversation | PlainText | Rejected],
+        beside: Executor | None = None,
+    ) -> _Begun:
         rendered = [
             source if isinstance(source, Rejected) else _or_rejected(self._rendered, source)
             for source in sources
         ]
-        texts = [each for one in rendered if not isinstance(one, Rejected) for each in one]
-        tokenized = iter(self._tokenized(texts))
-        encoded: list[_Encoded | Rejected] = []
-        for source, one in zip(sources, rendered, strict=True):
-            if isinstance(one, Rejected) or isinstance(source, Rejected):
-                encoded.append(one)  # type: ignore[arg-type]
-                continue
-            examples = list(islice(tokenized, len(one)))
-            remarks = frozenset(chain.from_iterable(text.remarks for text in one))
-            encoded.append(_or_rejected(self._fitted, source, examples, remarks))
-        return encoded
+        begun = _Begun(sources, rendered)
+        # A tokenizer in Python would only take turns with this thread.
+        if beside is None or not (begun.texts and self.tokenizer.is_fast):
+            return begun
+        strings = [text.text for text in begun.texts]
+        return replace(begun, encodings=beside.submit(self._encodings, strings))
 
     def _rendered(self, source: Conversation | PlainText) -> list[Rendered]:
         if isinstance(source, PlainText):
@@ -228,7 +272,7 @@ class _Encoder:
             return [Example(ids[s : s + most], mask[s : s + most]) for s in starts], SPLIT
         if self.over_long == "split":
             assert isinstance(source, Conversation)
-            halves = self._encoded(_halves(source))
+            halves = self.finish(self._begun(_halves(source)))
             kept = [e for half in halves if isinstance(half, _Encoded) for e in half.examples]
             if not kept:
                 raise too_long
@@ -245,8 +289,11 @@ class _Encoder:
             raise too_long
         return kept, TRUNCATED
 
-    def _tokenized(self, texts: Sequence[Rendered]) -> list[Example | Rejected]:
+    def _tokenized(self, begun: _Begun) -> list[Example | Rejected]:
+        texts = begun.texts
         with suppress(Exception):  # if one fails, each is tokenized alone to find it
+            if begun.encodings is not None:
+                return list(map(self._example, texts, begun.encodings.result()))
             return [*self._tokenized_together(texts)]
         return [_or_rejected(self._tokenized_alone, text) for text in texts]
 
@@ -261,14 +308,16 @@ class _Encoder:
             return []
         if not self.tokenizer.is_fast:
             return [self._by_pieces(text) for text in texts]
-        strings = [text.text for text in texts]
-        if uses_plain_backend(self.tokenizer):  # saves a quarter of the time
-            self.tokenizer([""], add_special_tokens=False)  # turns padding and truncation off
-            backend: Any = self.tokenizer.backend_tokenizer
-            encodings = backend.encode_batch(strings, add_special_tokens=False)
-        else:
-            encodings = self.tokenizer(strings, add_special_tokens=False).encodings
-        return list(map(self._example, texts, encodings))
+        return list(map(self._example, texts, self._encodings([text.text for text in texts])))
+
+    def _encodings(self, strings: list[str]) -> list[Any]:
+        """Return the encodings of a fast tokenizer."""
+        if not uses_plain_backend(self.tokenizer):
+            return list(self.tokenizer(strings, add_special_tokens=False).encodings or ())
+        # The backend alone saves a quarter of the time.
+        self.tokenizer([""], add_special_tokens=False)  # turns padding and truncation off
+        backend: Any = self.tokenizer.backend_tokenizer
+        return list(backend.encode_batch(strings, add_special_tokens=False))
 
     def _example(self, text: Rendered, encoding: Any) -> Example:
         """Return a text's token ids and targets, found by the tokens' places in the text."""

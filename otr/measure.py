@@ -18,7 +18,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from otr.data import Example, pack
-from otr.loop.policy import Batch, Policy, target_states
+from otr.loop.batch import PackedBatch
+from otr.loop.policy import Policy, target_states
 from otr.loss.objective import Objective
 from otr.models.parts import Head, head
 
@@ -112,7 +113,7 @@ def kl_sums(base: States, other: States) -> list[float]:
 
 def _batches(
     examples: Sequence[Example], device: torch.device
-) -> Iterator[tuple[Batch, Int[Tensor, " T"]]]:
+) -> Iterator[tuple[PackedBatch, Int[Tensor, " T"]]]:
     """Yield batches of up to TOKENS_AT_ONCE tokens, or of one example, in order.
 
     With each comes the index of the example of each target token.
@@ -127,8 +128,8 @@ def _batches(
             length, end = longest, end + 1
         rows = [pack([example], length) for example in examples[start:end]]
         batch = {
-            name: torch.from_numpy(np.concatenate([row[name] for row in rows])).to(device)
-            for name in rows[0]
+            name: torch.from_numpy(np.concatenate([row[name] for row in rows])) for name in rows[0]
         }
-        yield batch, start + batch["loss_mask"].nonzero()[:, 0]
+        example_T = start + batch["loss_mask"].nonzero()[:, 0]
+        yield PackedBatch.of(batch).to(device), example_T.to(device)
         start = end

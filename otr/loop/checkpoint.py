@@ -30,6 +30,8 @@ from otr.files import write_json
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from otr.loop.batch import PackedBatch
+
 TRAINER = "trainer"
 STATE = "state.json"
 OPTIMIZER = "optimizer"
@@ -107,7 +109,7 @@ class Staging:
 class Probe:
     """A batch that a saved model must predict as the model in training does."""
 
-    batch: Mapping[str, Tensor]
+    batch: "PackedBatch"
     nll_T: Tensor
     """NLL of each target token under the model in training."""
     dtype: str

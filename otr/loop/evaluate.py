@@ -6,7 +6,8 @@ import torch
 import torch.distributed as dist
 
 from otr.loop import parallel
-from otr.loop.policy import Batch, Policy
+from otr.loop.batch import Batch, PackedBatch
+from otr.loop.policy import Policy
 
 
 @torch.no_grad()
@@ -32,9 +33,8 @@ def evaluate(policy: Policy, batches: Sequence[Batch], dtype: str = "float32") -
     for i in range(int(passes)):
         # Under fsdp all ranks take part in every forward pass.
         batch = batches[i] if i < len(batches) else _empty_batch()
-        batch = {name: column.to(device) for name, column in batch.items()}
         with policy.precision(dtype):
-            sums += policy.score(batch)
+            sums += policy.score(PackedBatch.of(batch).to(device))
     policy.train()
     nll, right, tokens, exact, examples = parallel.sum_over_ranks(sums).tolist()
     return {

@@ -24,9 +24,10 @@ from transformers import PreTrainedModel
 
 from otr.config import TrainConfig
 from otr.loop import parallel
+from otr.loop.batch import Batch, PackedBatch
 from otr.loop.checkpoint import Probe, Snapshot, Staging, load_checkpoint
 from otr.loop.evaluate import evaluate
-from otr.loop.policy import Batch, Policy
+from otr.loop.policy import Policy
 from otr.loop.progress import ENDED_EARLY, Progress
 from otr.models.freeze import freeze
 from otr.models.stops import count_ends
@@ -213,24 +214,23 @@ def _probe(policy: nn.Module, batch: Batch, config: TrainConfig) -> Probe:
     own, dtype = parallel.unwrap(policy), parallel.precisest_dtype(policy, config)
     rows = {name: column[:PROBE_ROWS] for name, column in batch.items()}
     own.eval()
+    packed = PackedBatch.of(rows)
     with torch.no_grad(), own.precision(dtype):
-        on_device = {name: column.to(own.device) for name, column in rows.items()}
-        nll_T = own.predict(on_device).nll_T.cpu()
+        nll_T = own.predict(packed.to(own.device)).nll_T.cpu()
     own.train()
-    return Probe(rows, nll_T, dtype)
+    return Probe(packed, nll_T, dtype)
 
 
 def _step(run: _Run, micro: Sequence[Batch], step: int, lr: float, *, saves: bool) -> _StepResult:
     """Take the optimizer step after `step` others; `saves` counts on rank 0 alone."""
     config, policy, own = run.config, run.policy, parallel.unwrap(run.policy)
     device = own.device
-    micro = [{k: v.to(device, non_blocking=True) for k, v in batch.items()} for batch in micro]
-    marked = [(batch["loss_mask"][:, 1:], batch["segment_ids"] > 0) for batch in micro]
-    numbers = [sum(mask.sum() for mask in masks) for masks in zip(*marked, strict=True)]
+    packed = [PackedBatch.of(batch, _first_row(i, batch)) for i, batch in enumerate(micro)]
+    counts = [sum(len(batch.target_T) for batch in packed), sum(b.num_tokens for b in packed)]
     flags = [run.hooks.should_stop(), saves and parallel.rank() == 0]
-    counts = [*map(float, numbers), *map(float, flags)]
+    # In host memory: a GPU need not be waited for.
     count, tokens, *summed = parallel.sum_over_ranks(
-        torch.tensor(counts, dtype=torch.float64, device=device)
+        torch.tensor([*map(float, counts), *map(float, flags)], dtype=torch.float64)
     ).tolist()
     stop, saves = (flag > 0 for flag in summed)
     if count == 0:
@@ -239,17 +239,19 @@ def _step(run: _Run, micro: Sequence[Batch], step: int, lr: float, *, saves: boo
     rank, world_size = parallel.rank(), parallel.world_size()
     torch.manual_seed(seed * world_size + rank)  # dropout repeats when a run resumes
     totals = torch.zeros(5, dtype=torch.float64, device=device)
-    for i, batch in enumerate(micro):
-        last = i == len(micro) - 1
+    for i, batch in enumerate(packed):
+        last = i == len(packed) - 1
         with parallel.accumulating(policy, last=last), own.precision(config.model.dtype):
-            out = policy(batch, seed, _first_row(i, batch))
+            out = policy(batch.to(device), seed)
             # DDP and FSDP average gradients over ranks; the step wants their sum.
             (out.loss_sum * (world_size / count)).backward()
         sums = [out.loss_sum, out.nll_sum, out.reward_sum, out.hit_sum, out.entropy_sum]
         totals += torch.stack([s.detach().double() for s in sums])
-    grad_norm = parallel.clip_gradients(policy, config.optim.max_grad_norm)
-    loss, nll, reward, hits, entropy = (parallel.sum_over_ranks(totals) / count).tolist()
-    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+    norm = parallel.clip_gradients(policy, config.optim.max_grad_norm)
+    # The one place where a step waits for the GPU.
+    *sums, grad_norm = torch.cat([parallel.sum_over_ranks(totals), norm.to(totals)[None]]).tolist()
+    loss, nll, reward, hits, entropy = (total / count for total in sums)
+    if not all(map(math.isfinite, (loss, nll, grad_norm))):
         run.optimizer.zero_grad(set_to_none=True)
         rows = _bad_rows(policy, micro, config)
         _handle_bad_step(BadStep(step + 1, loss, grad_norm, rows, micro), run)
@@ -293,7 +295,8 @@ def _bad_rows(policy: nn.Module, micro: Sequence[Batch], config: TrainConfig) ->
         for row in range(len(batch["input_ids"])):
             single = {name: column[row : row + 1] for name, column in batch.items()}
             with own.precision(config.model.dtype):
-                if not math.isfinite(float(own(single, 0, 0).nll_sum)):
+                out = own(PackedBatch.of(single).to(own.device), 0)
+                if not math.isfinite(float(out.nll_sum)):
                     bad.append(first + row)
     by_rank: list[Any] = [bad]
     if world_size > 1:

@@ -176,10 +176,10 @@ def precisest_dtype(policy: nn.Module, config: TrainConfig) -> str:
     return config.model.dtype if flash or isinstance(policy, FSDPModule) else "float32"
 
 
-def clip_gradients(policy: nn.Module, max_norm: float) -> float:
+def clip_gradients(policy: nn.Module, max_norm: float) -> Tensor:
     """Scale the gradients to a norm of at most `max_norm`; return the norm before."""
     norm = nn.utils.clip_grad_norm_(policy.parameters(), max_norm)
-    return float(getattr(norm, "full_tensor", lambda: norm)())
+    return getattr(norm, "full_tensor", lambda: norm)()
 
 
 def gather_weights(policy: nn.Module, staging: Staging) -> dict[str, Tensor] | None:

@@ -33,11 +33,11 @@ from otr.config import TrainConfig
 from otr.loss import fused
 from otr.loss.objective import Objective
 from otr.loss.rows import loss_and_gradient_
-from otr.models.attention import PACKED, Lengths, no_mask, register
+from otr.models.attention import PACKED, register
 from otr.models.freeze import freeze_equally
-from otr.models.parts import head
+from otr.models.layout import Layout
+from otr.models.parts import head, hidden_states
 from otr.models.quantize import BYTES_PER_WEIGHT, layers_to_quantize
-from otr.models.structure import trunk, without_adapters
 from otr.optim import make_optimizer
 
 Kind = Literal["parameters", "gradients", "optimizer", "activations", "loss"]
@@ -374,18 +374,7 @@ class _FirstChunk:
 
 
 def _hidden(model: Any, rows: int, length: int) -> Tensor:
-    """Compute `hidden_states` of full packed rows, [N, D]."""
-    model = without_adapters(model)
+    """Compute the hidden states of full packed rows, [N, D]."""
     position_BS = torch.arange(length).expand(rows, length)
-    ids_BS = torch.zeros(rows, length, dtype=torch.int64)
-    if attention_name(model.config) != PACKED:
-        out = trunk(model)(input_ids=ids_BS, position_ids=position_BS, use_cache=False)
-        return cast(Tensor, out.last_hidden_state.flatten(0, 1))
-    out = trunk(model)(
-        input_ids=ids_BS.reshape(1, -1),
-        position_ids=position_BS.reshape(1, -1),
-        attention_mask=no_mask(ids_BS.device),
-        use_cache=False,
-        lengths=Lengths([length] * rows),
-    )
-    return cast(Tensor, out.last_hidden_state[0])
+    layout = Layout((length,) * rows, position_BS, torch.arange(rows * length))
+    return hidden_states(model, torch.zeros(rows, length, dtype=torch.int64), layout)

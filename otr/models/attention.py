@@ -5,16 +5,13 @@ example after another; each token attends to its own example. After `register`, 
 find this attention under the name PACKED. They pass the keyword `lengths` of their forward pass on
 to it; without `lengths` it is the same as SDPA.
 
-Shapes: N tokens, H heads, G heads of keys and values, d width of a head, L tokens of an example,
-E number of examples plus one.
+Shapes: N tokens, H heads, G heads of keys and values, d width of a head, L tokens of an example.
 """
 
-from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
@@ -22,29 +19,11 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from otr._compat import attention_name
+from otr.models.layout import Lengths
 from otr.models.structure import trunk
 
 PACKED = "otr_packed"
 _PROBE = "otr_probe"
-
-
-class Lengths:
-    """Lengths of the examples in a long row.
-
-    torch.compile would compile anew for every plain list of numbers; it does not look into objects.
-
-    Args:
-        values: tokens of each example, in order.
-    """
-
-    def __init__(self, values: Sequence[int]) -> None:
-        self.values = list(values)
-
-    @cached_property
-    def ends(self) -> Int[Tensor, " E"]:
-        """Offsets of the examples' ends, after a leading 0; on the GPU if there is one."""
-        ends = torch.tensor([0, *self.values]).cumsum(0, dtype=torch.int32)
-        return ends.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def no_mask(device: torch.device) -> Tensor:
@@ -128,6 +107,7 @@ def packed_attention(  # noqa: PLR0913 - transformers' signature
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, softcap=softcap, **more
         )
+    query, key, value = _as_autocast(query, key, value)
     half = query.dtype in (torch.bfloat16, torch.float16)
     if query.is_cuda and half and softcap is None:
         return _flash(query, key, value, lengths, scaling, sliding_window), None
@@ -136,6 +116,17 @@ def packed_attention(  # noqa: PLR0913 - transformers' signature
         _attend_one(q, k, v, scaling, sliding_window, softcap).transpose(1, 2) for q, k, v in parts
     ]
     return torch.cat(outs, dim=1).contiguous(), None
+
+
+def _as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Return tensors in autocast's dtype, if it is on.
+
+    Queries and keys come in float32: rotary positions and norms multiply them by float32.
+    """
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    return tuple(tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors)
 
 
 def _attend_one(

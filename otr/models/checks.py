@@ -4,8 +4,8 @@
 the first step, on its device, before the model is wrapped, sharded or compiled. A model that fails
 would train without an error, but on other logits or with examples that see each other.
 
-Shapes: S sequence length (tokens per packed row), N tokens that are not padding, D width,
-V vocabulary.
+Shapes: B packed rows, S sequence length (tokens per packed row), N tokens that are not padding,
+D width, V vocabulary.
 """
 
 from collections.abc import Iterator
@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from otr._compat import attention_name, can_set_attention, supports_sdpa
+from otr.models.layout import Layout
 from otr.models.parts import head, hidden_states
 from otr.models.structure import trunk, without_adapters
 from otr.models.unpacked import set_unpacked
@@ -39,7 +40,7 @@ def check_head(model: PreTrainedModel) -> None:
     model = without_adapters(model)
     ids_1S = _ids(model)[None, : LENGTHS[0]]
     with _quiet(model), _attention(model, "eager"):
-        ours_NV = head(model).logits(hidden_states(model, ids_1S, torch.ones_like(ids_1S)))
+        ours_NV = head(model).logits(hidden_states(model, ids_1S, _as_one(ids_1S)))
         theirs_NV = model(input_ids=ids_1S, use_cache=False).logits[0].float()
     gap = _gap(ours_NV, theirs_NV)
     if not gap <= _tolerance(model):
@@ -101,7 +102,7 @@ def sample_logits(model: PreTrainedModel) -> Float[Tensor, "N V"]:
     model = without_adapters(model)
     ids_1N = _ids(model)[None]
     with _quiet(model):
-        return head(model).logits(hidden_states(model, ids_1N, torch.ones_like(ids_1N)))
+        return head(model).logits(hidden_states(model, ids_1N, _as_one(ids_1N)))
 
 
 def check_merged(model: PreTrainedModel, adapted_NV: Float[Tensor, "N V"]) -> None:
@@ -134,7 +135,7 @@ def _packing_error(model: PreTrainedModel) -> str:
     segment_ids_1S = torch.tensor([[*segments, *[0] * PADDING]], device=ids_N.device)
     ids_1S = torch.cat([ids_N, ids_N[:PADDING]])[None]
     try:
-        packed_ND = hidden_states(model, ids_1S, segment_ids_1S)
+        packed_ND = hidden_states(model, ids_1S, Layout.of(segment_ids_1S))
     except (TypeError, ValueError) as error:  # the model rejects positions or this attention
         return str(error).split("\n")[0]
     gap = _gap(packed_ND, alone_ND)
@@ -143,6 +144,11 @@ def _packing_error(model: PreTrainedModel) -> str:
 
 def _alone(model: PreTrainedModel, ids_N: Int[Tensor, " N"]) -> Float[Tensor, "N D"]:
     return trunk(model)(input_ids=ids_N[None], use_cache=False).last_hidden_state[0]
+
+
+def _as_one(ids_BS: Int[Tensor, "B S"]) -> Layout:
+    """Return the layout of rows that hold one example each."""
+    return Layout.of(torch.ones_like(ids_BS))
 
 
 def _ids(model: PreTrainedModel) -> Int[Tensor, " N"]:

@@ -7,7 +7,6 @@ D width, V vocabulary.
 """
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int
@@ -15,7 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from otr._compat import attention_name
-from otr.models.attention import PACKED, Lengths, no_mask
+from otr.models.attention import PACKED, no_mask
+from otr.models.layout import Layout, Lengths
 from otr.models.structure import trunk, without_adapters
 from otr.models.unpacked import is_unpacked, unpacked_states
 
@@ -23,20 +23,8 @@ TOKEN_MULTIPLE = 128
 """Numbers of tokens that are computed in bfloat16 on the CPU are multiples of this one."""
 
 
-def position_ids(segment_ids_BS: Int[Tensor, "B S"]) -> Int[Tensor, "B S"]:
-    """Return positions that restart at 0 with each segment.
-
-    transformers derives the boundaries of packed examples from these, with every attention backend.
-    """
-    index_S = torch.arange(segment_ids_BS.shape[1], device=segment_ids_BS.device)
-    new_BS = torch.ones_like(segment_ids_BS, dtype=torch.bool)
-    new_BS[:, 1:] = segment_ids_BS[:, 1:] != segment_ids_BS[:, :-1]
-    start_BS = torch.where(new_BS, index_S, 0).cummax(dim=1).values
-    return index_S - start_BS
-
-
 def hidden_states(
-    model: PreTrainedModel, input_ids_BS: Int[Tensor, "B S"], segment_ids_BS: Int[Tensor, "B S"]
+    model: PreTrainedModel, input_ids_BS: Int[Tensor, "B S"], layout: Layout
 ) -> Float[Tensor, "N D"]:
     """Return the head's input for each token that is not padding, in row order.
 
@@ -45,28 +33,27 @@ def hidden_states(
     a row of its own.
     """
     model = without_adapters(model)
-    real_BS = segment_ids_BS > 0
-    position_BS = position_ids(segment_ids_BS)
     if is_unpacked(model):
-        starts = (position_BS[real_BS] == 0).nonzero().flatten().tolist()
-        return unpacked_states(model, input_ids_BS[real_BS], starts, input_ids_BS.numel())
+        ids_N = input_ids_BS.reshape(-1)[layout.place_N]
+        return unpacked_states(model, ids_N, layout.lengths, input_ids_BS.numel())
     if attention_name(model.config) != PACKED:
         hidden_BSD = trunk(model)(
-            input_ids=input_ids_BS, position_ids=position_BS, use_cache=False
+            input_ids=input_ids_BS, position_ids=layout.position_BS, use_cache=False
         ).last_hidden_state
-        return hidden_BSD[real_BS]
-    ids_N, position_N = input_ids_BS[real_BS], position_BS[real_BS]
-    count = len(ids_N)
-    extra = _extra_tokens(count, ids_N.device)
+        return hidden_BSD.flatten(0, 1)[layout.place_N]
+    count = len(layout.place_N)
+    extra = _extra_tokens(count, input_ids_BS.device)
+    ids_N, position_N = (x.reshape(-1)[layout.place_N] for x in (input_ids_BS, layout.position_BS))
     ids_N = torch.cat([ids_N, ids_N.new_zeros(extra)])
-    position_N = torch.cat([position_N, torch.arange(extra).to(position_N)])
-    ends = [*(position_N == 0).nonzero().flatten().tolist(), len(position_N)]
+    position_N = torch.cat(
+        [position_N, torch.arange(extra, dtype=position_N.dtype, device=position_N.device)]
+    )
     hidden_1ND = trunk(model)(
         input_ids=ids_N[None],
         position_ids=position_N[None],
         attention_mask=no_mask(position_N.device),
         use_cache=False,
-        lengths=Lengths([end - start for start, end in pairwise(ends)]),
+        lengths=Lengths([*layout.lengths, *([extra] if extra else [])]),
     ).last_hidden_state
     return hidden_1ND[0, :count]
 

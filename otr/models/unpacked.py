@@ -10,7 +10,6 @@ them, D width.
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 
 import torch
 import torch.distributed as dist
@@ -36,18 +35,18 @@ def is_unpacked(model: PreTrainedModel) -> bool:
 
 
 def unpacked_states(
-    model: PreTrainedModel, ids_N: Int[Tensor, " N"], starts: Sequence[int], most_tokens: int
+    model: PreTrainedModel, ids_N: Int[Tensor, " N"], lengths: Sequence[int], most_tokens: int
 ) -> Float[Tensor, "N D"]:
     """Return the hidden states of examples that follow each other in one long row.
 
     Args:
         model: without adapters around it.
         ids_N: token ids.
-        starts: where each example begins.
+        lengths: tokens of each example.
         most_tokens: tokens that are computed at once, padding included; one example may have more.
     """
-    examples = [ids_N[start:end] for start, end in pairwise([*starts, len(ids_N)])]
-    groups = list(_groups([len(example) for example in examples], most_tokens))
+    examples = ids_N.split(list(lengths))
+    groups = list(_groups(lengths, most_tokens))
     states: list[Tensor] = []
     for group in groups:
         found_ELD = _last_states(model, pad_sequence([examples[n] for n in group], True))

@@ -22,9 +22,9 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from otr.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 from otr.data import pack, tokenize
+from otr.loop.batch import Batch
 from otr.loop.checkpoint import Snapshot
 from otr.loop.loop import train
-from otr.loop.policy import Batch
 from otr.loss.objective import Objective
 from pipelines.builtin.corpus import TARGET
 from pipelines.builtin.world import SKILLS, items

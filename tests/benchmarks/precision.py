@@ -29,8 +29,9 @@ from otr import (
     load_tokenizer,
 )
 from otr.data import pack, tokenize
+from otr.loop.batch import Batch, PackedBatch
 from otr.loop.loop import train
-from otr.loop.policy import Batch, Policy
+from otr.loop.policy import Policy
 
 DTYPES = ("float32", "bfloat16")
 COLUMNS = {"prompt": "question", "completion": "answer"}
@@ -151,7 +152,7 @@ def evaluated(model: str, weights: dict[str, Tensor], held_out: list[Batch]) -> 
     policy, found = Policy(loaded, Objective("sft")), {}
     for dtype in DTYPES:
         with policy.precision(dtype):
-            nll_RT = [policy.predict(batch).nll_T.double() for batch in held_out]
+            nll_RT = [policy.predict(PackedBatch.of(batch)).nll_T.double() for batch in held_out]
         sums_R = torch.stack([nll_T.sum() for nll_T in nll_RT])
         found[dtype] = Nll(sums_R, torch.tensor([float(len(nll_T)) for nll_T in nll_RT]))
     return found

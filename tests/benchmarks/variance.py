@@ -24,6 +24,7 @@ from torch import Tensor
 from otr import Objective, load_model
 from otr.files import write_json
 from otr.loss.rows import loss_and_gradient_
+from otr.models.layout import Layout
 from otr.models.parts import head, hidden_states
 from otr.training.corpus import pack_locally
 from pipelines.config.prepared import prepare
@@ -92,7 +93,7 @@ def tokens(most: int = 600) -> tuple[Tensor, Tensor]:
         batch = {name: torch.from_numpy(column) for name, column in columns.items()}
         target_BS = batch["loss_mask"]
         before_BS = target_BS.roll(-1, dims=1)  # a row's first token is never a target
-        hidden_ND = hidden_states(model, batch["input_ids"], batch["segment_ids"])
+        hidden_ND = hidden_states(model, batch["input_ids"], Layout.of(batch["segment_ids"]))
         target_T = batch["input_ids"][target_BS].long()
         logits_TV = head(model).logits(hidden_ND[before_BS[batch["segment_ids"] > 0]])
     chosen = torch.randperm(len(target_T), generator=torch.Generator().manual_seed(0))[:most]

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from otr import LoraConfig, ModelConfig, Objective, TrainConfig, Workers
+from otr.loop.batch import PackedBatch
 from otr.loop.checkpoint import load_checkpoint
 from otr.loop.loop import train
 from otr.loop.policy import Policy
@@ -79,10 +80,10 @@ def test_a_base_model_in_4_bits_is_the_same_on_the_gpu(
     name, batch = "model.layers.1.mlp.up_proj.base_layer", batches(1)[0]
     policy = Policy(model, Objective("sft")).eval()
     with torch.no_grad():
-        on_cpu = policy.predict(batch).nll_T
+        on_cpu = policy.predict(PackedBatch.of(batch)).nll_T
         bits = model.get_base_model().get_submodule(name).weight.clone()
         policy.to(DEVICE)
-        found = policy.predict({key: column.to(DEVICE) for key, column in batch.items()}).nll_T
+        found = policy.predict(PackedBatch.of(batch).to(torch.device(DEVICE))).nll_T
     torch.testing.assert_close(found.cpu(), on_cpu, rtol=0, atol=1e-3)
 
     def report(_: object, snapshot: Any) -> None:

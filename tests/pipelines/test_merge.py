@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from otr import LoraConfig, ModelConfig, load_model, load_tokenizer
+from otr.models.layout import Layout
 from otr.models.lora import adapter_state, add_adapters, write_adapter
 from otr.models.parts import head, hidden_states
 from pipelines import cli
@@ -40,7 +41,7 @@ def adapter(tmp_path: Path) -> Path:
 @torch.no_grad()
 def logits(model: torch.nn.Module) -> torch.Tensor:
     ids = torch.arange(5, 25)[None]
-    return head(model).logits(hidden_states(model, ids, torch.ones_like(ids)))
+    return head(model).logits(hidden_states(model, ids, Layout.of(torch.ones_like(ids))))
 
 
 def test_the_directory_is_the_adapted_model(

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from otr import LoraConfig, MemoryConfig, ModelConfig, Objective, TrainConfig, Workers
+from otr.loop.batch import PackedBatch
 from otr.loop.checkpoint import Snapshot, UnverifiedCheckpoint, check_checkpoint
 from otr.loop.loop import train
 from otr.loop.policy import Policy
@@ -95,7 +96,7 @@ def done(
 
 @torch.no_grad()
 def nll(model: Any) -> float:
-    nll_T = Policy(model, Objective("sft")).predict(batches(STEPS)[0]).nll_T
+    nll_T = Policy(model, Objective("sft")).predict(PackedBatch.of(batches(STEPS)[0])).nll_T
     return float(nll_T.mean())
 
 

@@ -23,6 +23,7 @@ from otr import (
     Workers,
 )
 from otr.data import pack
+from otr.loop.batch import PackedBatch
 from otr.loop.checkpoint import (
     UNVERIFIED,
     Snapshot,
@@ -33,6 +34,7 @@ from otr.loop.checkpoint import (
 from otr.loop.evaluate import evaluate
 from otr.loop.loop import BadStep, Hooks, train
 from otr.loop.policy import Policy
+from otr.models.layout import Layout
 from otr.models.load import load_model
 from otr.models.lora import add_adapters
 from otr.models.parts import head, hidden_states
@@ -62,7 +64,7 @@ def test_packed_examples_do_not_see_each_other(model_dir: Path) -> None:
     ids, segments = packed["input_ids"], packed["segment_ids"]
     assert segments.max() >= 3
     with torch.no_grad():
-        logits_ND = head(model).logits(hidden_states(model, ids, segments))
+        logits_ND = head(model).logits(hidden_states(model, ids, Layout.of(segments)))
     packed_logits = logits_ND.new_zeros(*ids.shape, logits_ND.shape[1])
     packed_logits[segments > 0] = logits_ND
     compared = 0
@@ -195,7 +197,7 @@ def test_the_weights_follow_the_clipped_gradient(model_dir: Path) -> None:
     model, log = load_model(run.model), []
     before = weights(model)
     (batch,) = batches(1)
-    Policy(model, run.objective)(batch, 0, 0).loss_sum.backward()
+    Policy(model, run.objective)(PackedBatch.of(batch), 0).loss_sum.backward()
     summed = torch.cat([p.grad.flatten() for p in model.parameters()])
     gradient = summed / batch["loss_mask"][:, 1:].sum()
     clipped = gradient * (1e-6 / gradient.norm())

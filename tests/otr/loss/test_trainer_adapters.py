@@ -13,6 +13,7 @@ from transformers.trainer_utils import set_seed
 from trl import SFTConfig, SFTTrainer
 
 from otr import ModelConfig, Objective, linear_token_loss, load_model, load_tokenizer
+from otr.models.layout import Layout
 from otr.models.parts import head, hidden_states
 from tests.assets.tiny import make_tiny_model
 
@@ -73,7 +74,7 @@ def weights_by_our_loss(
     generator = torch.Generator().manual_seed(seed)
     for _ in range(STEPS):
         ids_BS = batch["input_ids"]
-        hidden_BSD = hidden_states(model, ids_BS, torch.ones_like(ids_BS)).unflatten(
+        hidden_BSD = hidden_states(model, ids_BS, Layout.of(torch.ones_like(ids_BS))).unflatten(
             0, ids_BS.shape
         )
         out = linear_token_loss(

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from otr import LoraConfig, MemoryConfig, ModelConfig, Objective, TrainConfig, Workers, load_model
 from otr.loop.checkpoint import Snapshot
 from otr.loop.loop import train
+from otr.models.layout import Layout
 from otr.models.lora import add_adapters, load_adapters, merge_adapters
 from otr.models.parts import head, hidden_states
 from otr.models.structure import towers
@@ -121,7 +122,7 @@ def check_export(folder: Path, name: str) -> None:
     assert not loaded["missing_keys"] and not loaded["unexpected_keys"], loaded
     ids = packed_rows()["input_ids"][:1, :6]
     ours = load_model(ModelConfig(str(path))).eval()
-    found = head(ours).logits(hidden_states(ours, ids, torch.ones_like(ids)))
+    found = head(ours).logits(hidden_states(ours, ids, Layout.of(torch.ones_like(ids))))
     wanted = theirs.eval()(input_ids=ids.long(), use_cache=False).logits[0]
     assert_close(found, wanted, 1e-4)
     assert theirs.generation_config is not None
@@ -135,7 +136,9 @@ def assert_close(found: torch.Tensor, wanted: torch.Tensor, share: float) -> Non
 def logits(model: Any) -> torch.Tensor:
     batch = packed_rows()
     with torch.no_grad():
-        return head(model).logits(hidden_states(model, batch["input_ids"], batch["segment_ids"]))
+        return head(model).logits(
+            hidden_states(model, batch["input_ids"], Layout.of(batch["segment_ids"]))
+        )
 
 
 def weights(directory: Path) -> Weights:

@@ -10,9 +10,11 @@ from transformers import PreTrainedModel
 
 from otr import ModelConfig, Objective, load_model
 from otr._compat import attention_name
+from otr.loop.batch import PackedBatch
 from otr.loop.policy import Policy
 from otr.models.architecture import max_positions
 from otr.models.attention import PACKED
+from otr.models.layout import Layout
 from otr.models.load import empty_model
 from otr.models.parts import head, hidden_states
 from otr.models.unpacked import is_unpacked, set_unpacked
@@ -43,9 +45,11 @@ def assert_computed_as_alone(config: ModelConfig, attention: str) -> None:
     wanted, wanted_loss = alone(reference, batch)
     model = load_model(config)
     assert attention_name(model.config) == attention
-    found = head(model).logits(hidden_states(model, batch["input_ids"], batch["segment_ids"]))
+    found = head(model).logits(
+        hidden_states(model, batch["input_ids"], Layout.of(batch["segment_ids"]))
+    )
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5 * wanted.abs().max().item())
-    loss = Policy(model, SFT)(batch, 0, 0).loss_sum
+    loss = Policy(model, SFT)(PackedBatch.of(batch), 0).loss_sum
     torch.testing.assert_close(loss, wanted_loss)
     wanted_slopes = slopes(wanted_loss, reference)
     for name, slope in slopes(loss, model).items():
@@ -78,7 +82,7 @@ def test_the_window_is_narrower_than_the_examples(name: str, tmp_path: Path) -> 
     for holder in (wide.config, *wide.modules()):
         if getattr(holder, "sliding_window", None):
             holder.sliding_window = 1000
-    rows = batch["input_ids"], batch["segment_ids"]
+    rows = batch["input_ids"], Layout.of(batch["segment_ids"])
     assert (hidden_states(narrow, *rows) - hidden_states(wide, *rows)).abs().max() > 1e-2
 
 
@@ -98,7 +102,7 @@ def test_rows_without_tokens_still_pass_through_all_weights(unpacked: bool, tmp_
     model = load_model(ModelConfig(str(make_family(tmp_path, "qwen3"))))
     set_unpacked(model, unpacked)
     empty = {name: torch.zeros_like(column) for name, column in packed_rows().items()}
-    loss = Policy(model, SFT)(empty, 0, 0).loss_sum
+    loss = Policy(model, SFT)(PackedBatch.of(empty), 0).loss_sum
     assert loss == 0
     assert all((slope == 0).all() for slope in slopes(loss, model).values())
 

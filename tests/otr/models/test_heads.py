@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from otr import Objective, linear_token_loss, token_loss
+from otr.models.layout import Layout
 from otr.models.parts import head, hidden_states
 
 SIZE: dict[str, Any] = {
@@ -51,7 +52,9 @@ def test_the_loss_equals_that_of_the_models_own_logits(
         torch.nn.init.normal_(parameter, std=0.3)
     ids_BS = torch.randint(3, 61, (2, 12))
     logits_BSV = model(ids_BS, use_cache=False).logits
-    hidden_BSD = hidden_states(model, ids_BS, torch.ones_like(ids_BS)).unflatten(0, ids_BS.shape)
+    hidden_BSD = hidden_states(model, ids_BS, Layout.of(torch.ones_like(ids_BS))).unflatten(
+        0, ids_BS.shape
+    )
     lm_head = head(model)
     torch.testing.assert_close(lm_head.logits(hidden_BSD), logits_BSV)
     ours = linear_token_loss(

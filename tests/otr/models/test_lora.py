@@ -12,7 +12,9 @@ from torch import Tensor
 from transformers import GPT2Config, PreTrainedModel
 
 from otr import LoraConfig, ModelConfig, Objective, load_model
+from otr.loop.batch import PackedBatch
 from otr.loop.policy import Policy
+from otr.models.layout import Layout
 from otr.models.load import empty_model
 from otr.models.lora import (
     adapter_state,
@@ -39,13 +41,16 @@ def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def loss(model: PreTrainedModel) -> Tensor:
     (batch,) = batches(1)
-    return Policy(model, Objective("sft"))(batch, 0, 0).loss_sum / batch["loss_mask"].sum()
+    return (
+        Policy(model, Objective("sft"))(PackedBatch.of(batch), 0).loss_sum
+        / batch["loss_mask"].sum()
+    )
 
 
 @torch.no_grad()
 def log_probs(model: PreTrainedModel) -> Tensor:
     (batch,) = batches(1)
-    seen = hidden_states(model, batch["input_ids"], batch["segment_ids"])
+    seen = hidden_states(model, batch["input_ids"], Layout.of(batch["segment_ids"]))
     return head(model).logits(seen).log_softmax(-1)
 
 

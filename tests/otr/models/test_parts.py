@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from otr.config import ModelConfig
+from otr.models.layout import Layout
 from otr.models.load import load_model
 from otr.models.parts import TOKEN_MULTIPLE, hidden_states
 from tests.assets.tiny import make_tiny_model
@@ -26,7 +27,7 @@ def test_added_tokens_change_no_other_and_are_dropped(
         lambda module, arguments: seen.append(arguments[0].shape[1])
     )
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-        packed = hidden_states(model, ids, segments)
+        packed = hidden_states(model, ids, Layout.of(segments))
     hook.remove()
     multiple = TOKEN_MULTIPLE if bfloat16 else 1
     assert seen == [max(multiple, -(-tokens // multiple) * multiple)]

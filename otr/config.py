@@ -360,6 +360,10 @@ class TrainConfig:
     patience: int = 0
     """Evaluations without a lower val_nll after which training ends. 0: it never ends before
     `max_steps`."""
+    deterministic: bool = False
+    """On a GPU, compute the same bits whenever the run is repeated or resumed; attention is slower
+    then. Off, the rows and draws are the same, but sums are rounded in another order. On a CPU all
+    runs are deterministic."""
 
     def __post_init__(self) -> None:
         if self.max_steps < 1:

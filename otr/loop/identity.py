@@ -19,6 +19,7 @@ WEIGHT_BYTES = 64 * 2**10  # of each weight file that a digest covers
 _FREE = (
     "memory.",
     "workers.",
+    "deterministic",
     "micro_batch_size",
     "log_interval",
     "eval_interval",

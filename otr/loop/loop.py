@@ -26,6 +26,7 @@ from otr.config import TrainConfig
 from otr.loop import parallel
 from otr.loop.batch import Batch, PackedBatch
 from otr.loop.checkpoint import Probe, Snapshot, Staging, load_checkpoint
+from otr.loop.determinism import determinism
 from otr.loop.evaluate import evaluate
 from otr.loop.policy import Policy
 from otr.loop.progress import ENDED_EARLY, Progress
@@ -127,9 +128,22 @@ def train(  # noqa: PLR0913 - four positional arguments, the rest are optional k
         ValueError: the batches end before `max_steps`, a step has no target token, or
             `config.freeze` does not fit the model.
     """
+    with determinism(config.deterministic):
+        _train(model, batches, config, report, resume_from, validation, hooks or Hooks())
+
+
+def _train(  # noqa: PLR0913 - the arguments of `train`
+    model: PreTrainedModel,
+    batches: Iterable[Batch],
+    config: TrainConfig,
+    report: Report,
+    resume_from: Path | None,
+    validation: Sequence[Batch],
+    hooks: Hooks,
+) -> None:
     freeze(model, config.freeze)
     policy = parallel.wrap(Policy(model, config.objective), config)
-    run = _Run(policy, make_optimizer(policy, config.optim), config, hooks or Hooks())
+    run = _Run(policy, make_optimizer(policy, config.optim), config, hooks)
     progress = _restore(run, resume_from)
     steps, staging = _StepBatches(batches, config, progress.step), Staging()
     policy.train()

@@ -160,11 +160,16 @@ def _set_ray_train_environment() -> None:
 
 
 def runtime_environment(workers: Workers) -> dict[str, Any]:
-    """Return Ray's `runtime_env` of processes with these resources: without GPUs none is visible.
+    """Return Ray's `runtime_env` of processes with these resources.
 
-    Ray leaves the GPUs visible to a process that asks for none.
+    Without GPUs none is visible, though Ray leaves them visible to a process that asks for none. On
+    a GPU, micro-batches differ in their tokens, and the memory of freed tensors of other sizes can
+    only be used again in segments that grow.
     """
-    if workers.gpus or not ray.cluster_resources().get("GPU", 0):
+    if workers.gpus:
+        alloc = os.environ.get("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+        return {"env_vars": {"PYTORCH_ALLOC_CONF": alloc}}
+    if not ray.cluster_resources().get("GPU", 0):
         return {}
     return {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
 

@@ -25,6 +25,7 @@ import torch.distributed as dist
 
 from otr.config import TrainConfig
 from otr.loop.checkpoint import Snapshot, load_checkpoint
+from otr.loop.determinism import determinism
 from otr.loop.progress import ENDED_EARLY, Progress
 from otr.training import _compat
 from otr.training.audit import Audit
@@ -87,7 +88,7 @@ def train_loop(job: Job) -> bool:
     corpus = PackedStore(local_copy(job.packed))
     if _rank() == 0:
         _write_rejected(job.directory, corpus.audit())
-    with checkpoints.local_copy(job.resume_from) as checkpoint:
+    with determinism(config.deterministic), checkpoints.local_copy(job.resume_from) as checkpoint:
         state = load_checkpoint(checkpoint) if checkpoint is not None else {}
         _train(job, checkpoints, corpus, state, checkpoint)
     from otr.loop import parallel

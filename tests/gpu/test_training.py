@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from otr import LoraConfig, ModelConfig, Objective, TrainConfig, Workers
 from otr.loop.batch import PackedBatch
@@ -65,6 +66,18 @@ def test_a_run_learns_and_resumes(model_dir: Path, tmp_path: Path, optimizer: An
     halfway = tmp_path / f"step-{SAVED}"
     again = train_from(run, halfway, tmp_path / "again", halfway)
     assert again == pytest.approx(whole[SAVED:], rel=2e-2)
+
+
+def test_a_deterministic_run_repeats_bitwise(model_dir: Path, tmp_path: Path) -> None:
+    run = config(model_dir, Objective(), STEPS, deterministic=True)
+    run = replace(run, model=replace(run.model, dtype="bfloat16"))
+    for name in ("once", "again"):
+        train_from(run, model_dir, tmp_path / name, None)
+    once, again = (
+        load_file(tmp_path / name / f"step-{STEPS}" / "model.safetensors")
+        for name in ("once", "again")
+    )
+    assert all(torch.equal(once[name], again[name]) for name in once)
 
 
 @pytest.mark.parametrize("dora", [False, True], ids=["qlora", "qdora"])

@@ -131,6 +131,23 @@ def test_bfloat16_learns_nearly_the_same_with_float32_weights(model_dir: Path) -
     assert logs[1] == pytest.approx(logs[0], rel=2e-2) and logs[1] != logs[0]
 
 
+def test_a_deterministic_run_asks_torch_for_it_and_learns_the_same(model_dir: Path) -> None:
+    """What it changes on a GPU is tested there (tests/gpu)."""
+    found = []
+    for deterministic in (False, True):
+        run, asked = config(model_dir, Objective(), 2, deterministic=deterministic), []
+        model = load_model(run.model)
+
+        def report(*_: object, asked: list[bool] = asked) -> None:
+            asked.append(torch.are_deterministic_algorithms_enabled())
+
+        train(model, batches(2), run, report)
+        assert asked == [deterministic] * 2
+        found.append(model.state_dict())
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
 def test_each_seed_and_step_has_other_draws(model_dir: Path) -> None:
     made = []
     for seed in (0, 1, 2**20):

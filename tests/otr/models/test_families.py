@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from otr import ModelConfig, Objective, load_model
 from otr._compat import attention_name
 from otr.loop.batch import PackedBatch
 from otr.loop.policy import Policy
+from otr.models import attention
 from otr.models.architecture import max_positions
 from otr.models.attention import PACKED
 from otr.models.layout import Layout
@@ -61,6 +63,29 @@ def assert_computed_as_alone(config: ModelConfig, attention: str) -> None:
 @pytest.mark.parametrize(("name", "tied"), KINDS, ids=str)
 def test_packed_attention_without_padding(name: str, tied: bool, tmp_path: Path) -> None:
     assert_computed_as_alone(ModelConfig(str(make_family(tmp_path, name, tied))), PACKED)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, model in MODELS.items() if model.examples == LONG_ROWS]
+)
+def test_attention_computes_in_the_dtype_of_autocast(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rotary positions and norms return float32, in which a GPU has no flash attention."""
+    seen: list[torch.dtype] = []
+
+    def attend(*tensors: Any) -> Tensor:
+        seen.extend(tensor.dtype for tensor in tensors[:3])
+        return attend_one(*tensors)
+
+    attend_one = attention._attend_one
+    monkeypatch.setattr(attention, "_attend_one", attend)
+    attention.register()
+    model, batch = toy(MODELS[name].config()), packed_rows()
+    model.set_attn_implementation(PACKED)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        hidden_states(model, batch["input_ids"], Layout.of(batch["segment_ids"]))
+    assert {*seen} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

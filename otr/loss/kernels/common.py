@@ -45,14 +45,14 @@ def cap_slope(z, cap, CAPPED: tl.constexpr):
 
 
 @triton.jit
-def load_logits(z_ptr, column, inside, stride, cap, CAPPED: tl.constexpr, MASKED: tl.constexpr):
-    """Return logits of a row in float32; -inf where they are not `inside`, if MASKED.
+def load_logits(z_ptr, column, readable, inside, cap, CAPPED: tl.constexpr, MASKED: tl.constexpr):
+    """Return logits of a row in float32; if MASKED, -inf where they are not `inside`.
 
-    The mask of the load ends with the row in memory, not with the vocabulary: loads then have 16
-    bytes whatever the vocabulary, if the stride is a multiple of 16.
+    `readable` is `inside` and the rest of the row in memory, so that loads have 16 bytes whatever
+    the vocabulary, if the stride is a multiple of 16.
     """
     if MASKED:
-        z = tl.load(z_ptr + column, mask=column < stride, other=0.0).to(tl.float32)
+        z = tl.load(z_ptr + column, mask=readable, other=0.0).to(tl.float32)
         z = tl.where(inside, capped(z, cap, CAPPED), float("-inf"))
     else:
         z = capped(tl.load(z_ptr + column).to(tl.float32), cap, CAPPED)

@@ -45,12 +45,13 @@ def statistics(
     state = (zero_L + FLOOR, zero_L, zero_L, zero_L, zero_L)
     full = width // SPAN * SPAN
     for start in range(0, full, SPAN):
-        z = load_logits(z_ptr, start + column, True, stride, cap, CAPPED, False)
+        z = load_logits(z_ptr, start + column, True, True, cap, CAPPED, False)
         if BLOCKS:
             _store_blocks(z, high_ptr, sum_ptr, start, inverse_kappa, SPAN, BLOCK, PER)
         state = _accumulate(z, state, inverse_kappa, TEMPERED, SPAN, PER)
     if full < width:
-        z = load_logits(z_ptr, full + column, full + column < width, stride, cap, CAPPED, True)
+        column += full
+        z = load_logits(z_ptr, column, column < stride, column < width, cap, CAPPED, True)
         if BLOCKS:
             _store_blocks(z, high_ptr, sum_ptr, full, inverse_kappa, SPAN, BLOCK, PER)
         state = _accumulate(z, state, inverse_kappa, TEMPERED, SPAN, PER)
@@ -129,11 +130,11 @@ def gradient_(
     start = tl.program_id(1) * SPAN
     column = start + tl.arange(0, SPAN)
     if start + SPAN <= width:
-        z = load_logits(z_ptr, column, True, stride, cap, CAPPED, False)
+        z = load_logits(z_ptr, column, True, True, cap, CAPPED, False)
         slope = _slope(z, record_ptr, inverse_kappa, cap, DENSE_Q, CAPPED)
         tl.store(z_ptr + column, slope.to(z_ptr.dtype.element_ty))
     else:
-        z = load_logits(z_ptr, column, column < width, stride, cap, CAPPED, True)
+        z = load_logits(z_ptr, column, column < stride, column < width, cap, CAPPED, True)
         slope = _slope(z, record_ptr, inverse_kappa, cap, DENSE_Q, CAPPED)
         tl.store(z_ptr + column, slope.to(z_ptr.dtype.element_ty), mask=column < width)
 

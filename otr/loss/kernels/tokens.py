@@ -73,7 +73,7 @@ def _cumulate_blocks(
     own = y // BLOCK
     column = own * BLOCK + tl.arange(0, BLOCK)
     others = (column < width) & (column != y)
-    z = load_logits(z_ptr, column, others, stride, cap, CAPPED, True)
+    z = load_logits(z_ptr, column, column < stride, others, cap, CAPPED, True)
     rest = tl.sum(tl.exp2(z * scale - tl.load(high_ptr + own)), axis=0)
     total = 0.0
     before = 0.0
@@ -148,12 +148,14 @@ def _draw_entries(
         high = tl.load(high_ptr + block)
         column = block[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
         others = (column < width) & (column != y)
-        z = load_logits(z_ptr, column, others, stride, cap, CAPPED, True)
+        readable = (column < stride) & inside[:, None]
+        z = load_logits(z_ptr, column, readable, others, cap, CAPPED, True)
         cdf = tl.cumsum(tl.exp2(z * scale - high[:, None]), axis=1)
         total = tl.max(cdf, axis=1)
         entry = tl.sum((cdf <= _point(uniform, total)[:, None]).to(tl.int32), axis=1)
         token = tl.minimum(block * BLOCK + tl.minimum(entry, BLOCK - 1), width - 1)
-        z = capped(tl.load(z_ptr + token).to(tl.float32), cap, CAPPED)
+        z = tl.load(z_ptr + token, mask=inside, other=0.0).to(tl.float32)
+        z = capped(z, cap, CAPPED)
         token = tl.where((total > 0) & (z > float("-inf")), token, y)
         tl.store(token_ptr + place, tl.where(inside, token, -1))
         tl.store(value_ptr + place, z)

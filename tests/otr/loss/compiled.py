@@ -1,18 +1,16 @@
 """The kernels compiled ahead of time: ``python -m tests.otr.loss.compiled`` rewrites the baseline.
 
-A launch is recorded on meta tensors, so what is compiled is what `loss_and_gradient_` would launch,
-and compiled by Triton and the tools that it comes with; no GPU is needed. The baseline,
-`compiled.json`, has for each launch the registers, the instructions, and those of each loop on an
-H100. It belongs to one version of Triton, the one that the CUDA build of torch requires.
+Triton and the tools in its wheel compile for a GPU without one. Launches are recorded on meta
+tensors, so what is compiled is what `loss_and_gradient_` would launch. The baseline,
+`compiled.json`, has each kernel's registers and instructions on an H100, and the instructions of
+its loops. It belongs to the version of Triton that the CUDA build of torch requires.
 """
 
 import json
-import os
 import re
 import subprocess
 import tempfile
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +72,7 @@ class Launch:
         return ASTSource(self.kernel, signature, constants, attributes)
 
     def compile(self, target: str) -> Any:
-        """Return Triton's compiled kernel."""
+        """Return Triton's compiled kernel for one of TARGETS."""
         return triton.compile(self.source(), target=TARGETS[target])
 
 
@@ -115,8 +113,23 @@ def launches(
     return made
 
 
+# What is compiled for every kind of GPU, and what for an H100 besides.
+CASES = {
+    "sampled": launches(OBJECTIVES["sampled"]),
+    "expected": launches(OBJECTIVES["expected"]),
+}
+H100_CASES = {
+    "sft": launches(OBJECTIVES["sft"]),
+    "dft": {"losses": launches(OBJECTIVES["dft"])["losses"]},
+    "half": {"losses": launches(OBJECTIVES["half"])["losses"]},
+    "sampled, float32": launches(OBJECTIVES["sampled"], dtype=torch.float32),
+    "sampled, vocabulary 50257": launches(OBJECTIVES["sampled"], 50257),
+    "expected, softcap": launches(OBJECTIVES["expected"], softcap=30.0),
+}
+
+
 @dataclass(frozen=True)
-class Machine:
+class Code:
     """What a kernel compiled to on an NVIDIA GPU."""
 
     registers: int
@@ -124,37 +137,76 @@ class Machine:
     """Bytes of local memory."""
     instructions: int
     loops: list[int]
-    """Instructions of each loop, those within it included, in order of the code."""
+    """Instructions of each loop, those within it included, in order of their ends."""
     loads: dict[str, int]
     """Instructions that read global memory, by their width."""
+    stores: dict[str, int]
 
 
-def machine(compiled: Any) -> Machine:
+def code(compiled: Any) -> Code:
     """Disassemble a kernel that was compiled for an NVIDIA GPU."""
     with tempfile.TemporaryDirectory() as directory:
         binary = Path(directory, "kernel.cubin")
         binary.write_bytes(compiled.asm["cubin"])
         usage = _run("cuobjdump", "--dump-resource-usage", binary)
-        code = _run("cuobjdump", "-sass", binary)
+        text = _run("cuobjdump", "-sass", binary)
     found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
     assert found is not None, usage
-    lines = re.findall(r"^\s*/\*([0-9a-f]{4,})\*/\s+(.*?);", code, re.MULTILINE)
+    lines = re.findall(r"^\s*/\*([0-9a-f]{4,})\*/\s+(.*?);", text, re.MULTILINE)
     number = {int(address, 16): i for i, (address, _) in enumerate(lines)}
     loops = []
-    for i, (_, text) in enumerate(lines):
-        jump = re.search(r"BRA.* (0x[0-9a-f]+)", text)
+    for i, (_, line) in enumerate(lines):
+        jump = re.search(r"BRA.* (0x[0-9a-f]+)", line)
         if jump and number.get(int(jump[1], 16), i) < i:  # not the endless one after the end
             loops.append(i - number[int(jump[1], 16)] + 1)
-    loads = re.findall(r"\b(LDG\.[\w.]*)", " ".join(text for _, text in lines))
-    widths = [next((w for w in ("128", "64", "U16", "U8") if w in name), "32") for name in loads]
-    return Machine(
+    every = " ".join(line for _, line in lines)
+    return Code(
         registers=int(found[1]),
         spilled=int(found[2]) + int(found[3]),
         instructions=len(lines),
         loops=loops,
-        loads={width: widths.count(width) for width in sorted(set(widths))},
+        loads=_widths(re.findall(r"\bLDG\.[\w.]*", every)),
+        stores=_widths(re.findall(r"\bSTG\.[\w.]*", every)),
     )
 
 
+def _widths(instructions: list[str]) -> dict[str, int]:
+    widths = [next((w for w in ("128", "64", "16", "8") if w in i), "32") for i in instructions]
+    return {width: widths.count(width) for width in sorted(set(widths))}
+
+
 def _run(tool: str, *arguments: str | Path) -> str:
-    return subprocess.run([TOOLS / tool, *arguments], capture_output=True, text=True, check=True).stdout
+    done = subprocess.run([TOOLS / tool, *arguments], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def measured() -> dict[str, Any]:
+    """Return the numbers of the baseline for the installed Triton."""
+    kernels = {
+        f"{case}: {name}": code(launch.compile("sm_90"))
+        for case, made in (CASES | H100_CASES).items()
+        for name, launch in made.items()
+    }
+    return {
+        "triton": triton.__version__,
+        "kernels": {
+            name: {
+                "registers": found.registers,
+                "instructions": found.instructions,
+                "loops": found.loops,
+            }
+            for name, found in kernels.items()
+        },
+    }
+
+
+def write(path: Path = BASELINE) -> None:
+    """Write the baseline, one kernel per line."""
+    made = measured()
+    lines = [f"  {json.dumps(name)}: {json.dumps(of)}" for name, of in made["kernels"].items()]
+    text = f'{{"triton": {json.dumps(made["triton"])},\n "kernels": {{\n'
+    path.write_text(text + ",\n".join(lines) + "\n}}\n")
+
+
+if __name__ == "__main__":
+    write()

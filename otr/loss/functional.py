@@ -142,8 +142,9 @@ def linear_token_loss(  # noqa: PLR0913 - the public signature of the design
         factor: of `loss_sum` and the gradients, but not of the other sums; such as 1 / the number
             of tokens of all ranks. Multiplying `loss_sum` itself has the same gradients, but reads
             and writes them once more.
-        check: whether bad targets and logits raise an error. If not, they make `loss_sum` and all
-            gradients NaN. None: on the CPU only, since a GPU's host would have to wait.
+        check: whether bad targets and logits raise an error. If not, they make `loss_sum` and the
+            gradients of all scored positions NaN. None: on the CPU only, since a GPU's host would
+            have to wait.
         backend: None: triton on a CUDA device if it is installed, torch otherwise.
 
     Raises:
@@ -232,9 +233,7 @@ def _seed(objective: Objective, generator: torch.Generator | None) -> int:
     return draw_seed(generator) if objective.draws_hits or objective.draws_misses else 0
 
 
-def _output(
-    loss_sum: Tensor, figures: Tensor, scored: _Scored, objective: Objective
-) -> LossOutput:
+def _output(loss_sum: Tensor, figures: Tensor, scored: _Scored, objective: Objective) -> LossOutput:
     """Sum the positions' loss, NLL, hit share and entropy [4, S]."""
     bad_S = ~(figures[1] < torch.finfo(torch.float32).max)  # NaN, or a target whose logit is -inf
     loss_sum = loss_sum.float()

@@ -30,7 +30,7 @@ _BLOCK_ROWS = 8192  # rows of the weight's gradient whose product is rounded bef
 class Backend(Protocol):
     """`otr.loss.rows.loss_and_gradient_`, or a kernel with the same result."""
 
-    def __call__(  # noqa: D102
+    def __call__(  # noqa: D102, PLR0913
         self,
         logits_CV: Tensor,
         target_C: Tensor,

@@ -48,7 +48,9 @@ class Coefficients(NamedTuple):
         """Return the coefficients times a number; None is 1."""
         if factor is None:
             return self
-        return Coefficients(*(None if part is None else part * factor for part in self))
+        q = None if self.q is None else self.q * factor
+        miss = None if self.miss is None else self.miss * factor
+        return Coefficients(self.p * factor, q, self.target * factor, miss)
 
 
 def gradient_coefficients(
@@ -86,7 +88,7 @@ class _Rows(NamedTuple):
         return _Rows(*(tensor[start : start + size] for tensor in self))
 
 
-def loss_and_gradient_(
+def loss_and_gradient_(  # noqa: PLR0913 - the signature of a backend
     logits_CV: Float[Tensor, "C V"],
     target_C: Int[Tensor, " C"],
     position_C: Int[Tensor, " C"],

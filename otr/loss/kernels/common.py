@@ -1,10 +1,12 @@
 """What the kernels share: the record of a row, and a logit after the soft cap.
 
-Names: z is a logit after the soft cap; p = softmax(z), q = softmax(z / kappa). Powers and logarithms
-have base 2, since a GPU computes exp2 in one instruction and exp in five. So the natural logarithm
-of p is LN2 * (LOG2E * z - shift - lse) with shift = LOG2E * (the row's largest z). Pointers end in
-`_ptr`; `width` is the vocabulary, `stride` the distance between rows of logits in memory.
+Names: z is a logit after the soft cap; p = softmax(z), q = softmax(z / kappa). Powers and
+logarithms have base 2, since a GPU computes exp2 in one instruction and exp in five. So log2 p is
+LOG2E * z - shift - lse with shift = LOG2E * (the row's largest z). Pointers end in `_ptr`; `width`
+is the vocabulary, `stride` the distance between rows of logits in memory.
 """
+
+# ruff: noqa: PLR0913 - a kernel's arguments are its tensors
 
 import triton
 import triton.language as tl

@@ -32,14 +32,14 @@ def statistics(
 ):  # fmt: skip
     """Store TOP, LSE and MEAN of each row; LSE_Q and MEAN_Q if TEMPERED; if BLOCKS, block sums.
 
-    Of each block of BLOCK logits, `high` is the largest z / kappa and `sum` that of 2^(z / kappa -
-    high), in base 2. Each thread has its own running maximum and sums, so that the loop over the row
-    needs no exchange between threads but that of a block's.
+    Of each block of BLOCK logits, `high` is the largest LOG2E * z / kappa and `sum` that of
+    2^(LOG2E * z / kappa - high). Each thread has its own running maximum and sums, so that in the
+    loop over the row threads exchange numbers only for the blocks.
     """
-    row = tl.program_id(0)
-    z_ptr += row.to(tl.int64) * stride
-    high_ptr += row.to(tl.int64) * blocks
-    sum_ptr += row.to(tl.int64) * blocks
+    row = tl.program_id(0).to(tl.int64)
+    z_ptr += row * stride
+    high_ptr += row * blocks
+    sum_ptr += row * blocks
     column = tl.arange(0, SPAN)
     zero_L = tl.zeros((SPAN // PER,), tl.float32)
     state = (zero_L + FLOOR, zero_L, zero_L, zero_L, zero_L)
@@ -124,8 +124,8 @@ def gradient_(
     DENSE_Q: tl.constexpr, CAPPED: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
     """Replace the logits by OF_P * p - OF_Q * q, times the slope of the soft cap."""
-    row = tl.program_id(0)
-    z_ptr += row.to(tl.int64) * stride
+    row = tl.program_id(0).to(tl.int64)
+    z_ptr += row * stride
     record_ptr += row * RECORD
     start = tl.program_id(1) * SPAN
     column = start + tl.arange(0, SPAN)

@@ -94,7 +94,7 @@ class Variant:
         return {"DRAWN": self.drawn, "LANES": LANES}
 
 
-def loss_and_gradient_(
+def loss_and_gradient_(  # noqa: PLR0913 - the signature of a backend
     logits_CV: Float[Tensor, "C V"],
     target_C: Int[Tensor, " C"],
     position_C: Int[Tensor, " C"],
@@ -133,8 +133,8 @@ def loss_and_gradient_(
     )  # fmt: skip
     losses[(rows,)](
         logits_CV, target_C, position_C, factor, record, high, total, cdf, token, value, figures,
-        width, stride, blocks, blocks.bit_length(), samples, places, signed(seed), signed(seed >> 32),
-        inverse_kappa, beta, scale, cap,
+        width, stride, blocks, blocks.bit_length(), samples, places, signed(seed),
+        signed(seed >> 32), inverse_kappa, beta, scale, cap,
         **variant.constants("losses", item),
     )  # fmt: skip
     gradient_[(rows, triton.cdiv(width, SPAN))](

@@ -1,10 +1,10 @@
 """What concerns the few tokens of a row: its target and draws, and with them loss and coefficients.
 
 One program per row. Of the K draws only the misses, the draws that are not the target, go through
-the steps after the first, so likely targets cost little. Their scratch memory is [C, places]: `token`
-holds a miss's number, then its block, then its token; `value` its uniform, then its logit, then its
-gradient. Each step reads what other threads of the program wrote in the one before, hence the
-barriers.
+the steps after the first, so likely targets cost little. Their scratch memory is [C, places]:
+`token` holds a miss's number, then its block, then its token; `value` its uniform, then its logit,
+then its gradient. Each step reads what other threads of the program wrote in the one before, hence
+the barriers.
 """
 
 # ruff: noqa: PLR0913 - a kernel's arguments are its tensors
@@ -162,6 +162,27 @@ def _draw_entries(
 
 
 @triton.jit
+def _draw_misses(
+    z_ptr, token_ptr, value_ptr, cdf_ptr, high_ptr, y, low, high, misses,
+    width, stride, blocks, steps, scale, cap,
+    NUMBERED: tl.constexpr, CAPPED: tl.constexpr, BLOCK: tl.constexpr, DRAWS: tl.constexpr,
+    LANES: tl.constexpr, WHICH_BLOCK: tl.constexpr, WHICH_ENTRY: tl.constexpr,
+):  # fmt: skip
+    """Store the token of each miss, and its z. NUMBERED: not all draws are misses."""
+    tl.debug_barrier()
+    _draw_blocks(
+        token_ptr, value_ptr, cdf_ptr, low, high, misses, blocks, steps,
+        NUMBERED, WHICH_BLOCK, WHICH_ENTRY, LANES,
+    )  # fmt: skip
+    tl.debug_barrier()
+    _draw_entries(
+        z_ptr, token_ptr, value_ptr, high_ptr, y, misses, width, stride, scale, cap,
+        CAPPED, BLOCK, DRAWS,
+    )  # fmt: skip
+    tl.debug_barrier()
+
+
+@triton.jit
 def _miss_gradients(
     token_ptr, value_ptr, y, misses, shift, lse, of_p, of_miss, cap,
     CAPPED: tl.constexpr, LANES: tl.constexpr, OTHERS: tl.constexpr,
@@ -196,7 +217,8 @@ def _miss_gradients(
 def losses(
     z_ptr, target_ptr, position_ptr, factor_ptr, record_ptr, high_ptr, sum_ptr, cdf_ptr,
     token_ptr, value_ptr, figures_ptr,
-    width, stride, blocks, steps, samples, places, seed_low, seed_high, inverse_kappa, beta, scale, cap,
+    width, stride, blocks, steps, samples, places, seed_low, seed_high,
+    inverse_kappa, beta, scale, cap,
     OBJECTIVE: tl.constexpr, HITS: tl.constexpr, DRAWN: tl.constexpr, TEMPERED: tl.constexpr,
     DENSE_Q: tl.constexpr, CAPPED: tl.constexpr, BLOCK: tl.constexpr, DRAWS: tl.constexpr,
     LANES: tl.constexpr, OTHERS: tl.constexpr, CDF: tl.constexpr,
@@ -204,15 +226,16 @@ def losses(
 ):  # fmt: skip
     """Draw; store each row's figures, coefficients and the gradients of target and misses.
 
-    The gradients are multiplied by the number at `factor_ptr` (None: 1), the figures are not. HITS: hits are
-    drawn. DRAWN: misses are drawn. DENSE_Q: the gradient has a part Q q.
+    The gradients are multiplied by the number at `factor_ptr` (None: 1), the figures are not.
+    HITS: hits are drawn. DRAWN: misses are drawn. TEMPERED: q is not p. DENSE_Q: the gradient has a
+    part Q q.
     """
-    row = tl.program_id(0)
-    z_ptr += row.to(tl.int64) * stride
+    row = tl.program_id(0).to(tl.int64)
+    z_ptr += row * stride
     record_ptr += row * RECORD
-    token_ptr += row.to(tl.int64) * places
-    value_ptr += row.to(tl.int64) * places
-    high_ptr += row.to(tl.int64) * blocks
+    token_ptr += row * places
+    value_ptr += row * places
+    high_ptr += row * blocks
     y = tl.load(target_ptr + row).to(tl.int32)
     z = capped(tl.load(z_ptr + y).to(tl.float32), cap, CAPPED)
     top = tl.load(record_ptr + TOP)
@@ -223,8 +246,8 @@ def losses(
     tempered = inverse_kappa * LOG2E
     q = p
     if DRAWN:
-        cdf_ptr += row.to(tl.int64) * blocks
-        sum_ptr += row.to(tl.int64) * blocks
+        cdf_ptr += row * blocks
+        sum_ptr += row * blocks
         lse_q = _cumulate_blocks(
             z_ptr, cdf_ptr, high_ptr, sum_ptr, y, top * tempered, width, stride, blocks, tempered,
             cap, CAPPED, BLOCK, CDF,
@@ -233,8 +256,7 @@ def losses(
     elif TEMPERED:
         q = tl.exp2(z * tempered - top * tempered - tl.load(record_ptr + LSE_Q))
     low, high = _row_keys(tl.load(position_ptr + row), seed_low, seed_high)
-    share = q
-    misses = samples
+    share, misses = q, samples
     if HITS:
         hits = _count_hits(token_ptr, low, high, q, samples, DRAWN, HIT, LANES)
         share = hits.to(tl.float32) / samples
@@ -249,22 +271,15 @@ def losses(
         loss += of_q * (tl.load(record_ptr + MEAN_Q) - lse)
         slope -= of_q * q
     if DRAWN:
-        tl.debug_barrier()
-        _draw_blocks(
-            token_ptr, value_ptr, cdf_ptr, low, high, misses, blocks, steps,
-            HITS, WHICH_BLOCK, WHICH_ENTRY, LANES,
+        _draw_misses(
+            z_ptr, token_ptr, value_ptr, cdf_ptr, high_ptr, y, low, high, misses,
+            width, stride, blocks, steps, tempered, cap,
+            HITS, CAPPED, BLOCK, DRAWS, LANES, WHICH_BLOCK, WHICH_ENTRY,
         )  # fmt: skip
-        tl.debug_barrier()
-        _draw_entries(
-            z_ptr, token_ptr, value_ptr, high_ptr, y, misses, width, stride, tempered, cap,
-            CAPPED, BLOCK, DRAWS,
-        )  # fmt: skip
-        tl.debug_barrier()
-        summed = _miss_gradients(
+        loss += of_miss * _miss_gradients(
             token_ptr, value_ptr, y, misses, shift, lse, factor * of_p, factor * of_miss, cap,
             CAPPED, LANES, OTHERS,
         )  # fmt: skip
-        loss += of_miss * summed
         tl.store(record_ptr + MISSES, misses.to(tl.float32))
     tl.store(record_ptr + OF_P, factor * of_p)
     tl.store(record_ptr + OF_Q, factor * of_q)
@@ -282,18 +297,20 @@ def write_(
     DRAWN: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of target and misses over those that `gradient_` wrote for them."""
-    row = tl.program_id(0)
-    z_ptr += row.to(tl.int64) * stride
+    row = tl.program_id(0).to(tl.int64)
+    z_ptr += row * stride
     record_ptr += row * RECORD
+    token_ptr += row * places
+    value_ptr += row * places
     y = tl.load(target_ptr + row).to(tl.int32)
     if DRAWN:
         misses = tl.load(record_ptr + MISSES).to(tl.int32)
         for start in range(0, misses, LANES):
-            place = row.to(tl.int64) * places + start + tl.arange(0, LANES)
-            inside = start + tl.arange(0, LANES) < misses
+            place = start + tl.arange(0, LANES)
+            inside = place < misses
             token = tl.load(token_ptr + place, mask=inside, other=0)
             value = tl.load(value_ptr + place, mask=inside, other=0.0)
-            address = z_ptr + token
-            tl.store(address, value.to(z_ptr.dtype.element_ty), mask=inside & (token != y))
+            value = value.to(z_ptr.dtype.element_ty)
+            tl.store(z_ptr + token, value, mask=inside & (token != y))
     at_target = tl.load(record_ptr + AT_TARGET)
     tl.store(z_ptr + y, at_target.to(z_ptr.dtype.element_ty))

@@ -58,7 +58,11 @@ class Launch:
         for index, parameter in enumerate(self.kernel.params):
             value = self.arguments[parameter.name]
             specialized = not parameter.do_not_specialize
-            if parameter.is_constexpr or value is None or (specialized and type(value) is int and value == 1):
+            if (
+                parameter.is_constexpr
+                or value is None
+                or (specialized and type(value) is int and value == 1)
+            ):
                 signature[parameter.name], constants[(index,)] = "constexpr", value
                 continue
             if isinstance(value, torch.Tensor):

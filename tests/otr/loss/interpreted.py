@@ -203,7 +203,9 @@ def test_a_number_on_the_device_multiplies_and_one_touches_nothing(dtype, work: 
     multiply_(numbers, torch.tensor(1 / 3))
     assert work.read == work.written == numbers.numel()
     # The interpreter rounds bfloat16 towards 0.
-    torch.testing.assert_close(numbers, wanted, rtol=2**-7 if dtype == torch.bfloat16 else 0, atol=0)
+    torch.testing.assert_close(
+        numbers, wanted, rtol=2**-7 if dtype == torch.bfloat16 else 0, atol=0
+    )
 
 
 def test_linear_token_loss_accepts_the_backend_by_name() -> None:

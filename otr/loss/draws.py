@@ -55,8 +55,8 @@ def uniforms(
 
 def row_keys(seed: int, position_T: Int[Tensor, " T"]) -> RowKeys:
     """Return the keys of rows at the given positions."""
-    low_T = _hash_(_int32(position_T) ^ _signed(seed))
-    high_T = _hash_(_int32(position_T >> 32) ^ _signed(seed >> 32) ^ low_T)
+    low_T = _hash_(_int32(position_T) ^ signed(seed))
+    high_T = _hash_(_int32(position_T >> 32) ^ signed(seed >> 32) ^ low_T)
     return RowKeys(low_T, high_T)
 
 
@@ -145,7 +145,7 @@ def _hash_(x: Tensor) -> Tensor:
     """Hash in place: allocating memory for each operation would take most of the time."""
     spare = torch.empty_like(x)
     x.bitwise_xor_(_shift(x, 16, out=spare)).mul_(0x7FEB352D)
-    x.bitwise_xor_(_shift(x, 15, out=spare)).mul_(_signed(0x846CA68B))
+    x.bitwise_xor_(_shift(x, 15, out=spare)).mul_(signed(0x846CA68B))
     return x.bitwise_xor_(_shift(x, 16, out=spare))
 
 
@@ -154,7 +154,7 @@ def _shift(x: Tensor, bits: int, *, out: Tensor) -> Tensor:
     return torch.bitwise_right_shift(x, bits, out=out).bitwise_and_((1 << (32 - bits)) - 1)
 
 
-def _signed(value: int) -> int:
+def signed(value: int) -> int:
     """Return the low 32 bits as a signed number, for int32 arithmetic."""
     return (value & 0xFFFFFFFF) - ((value & 0x80000000) << 1)
 

@@ -7,7 +7,7 @@ Shapes: T positions, one predicted token each (a position with target IGNORE_IND
 V vocabulary, D width, K draws per token.
 """
 
-from typing import Literal, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -51,10 +51,11 @@ def token_loss(
         ValueError, TypeError: an argument has the wrong shape, dtype, range or device.
         FloatingPointError: the logits of a scored position hold NaN or inf.
     """
-    _check(objective, logits_TV, target_T, logits_TV.shape[-1], generator, position_T)
-    scored_T, position_T, seed = _scored(target_T, objective, generator, position_T)
-    figures = _plain(logits_TV[scored_T], target_T[scored_T], objective, seed, position_T[scored_T])
-    return _output(figures[0].sum(), figures.detach(), scored_T, objective)
+    _check(objective, logits_TV, target_T, generator, position_T)
+    scored = _scored(target_T, logits_TV.shape[-1], position_T)
+    seed = _seed(objective, generator)
+    figures = _plain(logits_TV[scored.row], scored.target, objective, seed, scored.position)
+    return _output(figures[0].sum(), figures.detach(), scored, objective)
 
 
 def _plain(
@@ -112,6 +113,9 @@ def linear_token_loss(  # noqa: PLR0913 - the public signature of the design
     softcap: float | None = None,
     generator: torch.Generator | None = None,
     position_T: Int[Tensor, " T"] | None = None,
+    scored_S: Int[Tensor, " S"] | None = None,
+    factor: float | Float[Tensor, ""] | None = None,
+    check: bool | None = None,
     backend: Literal["torch", "triton"] | None = None,
 ) -> LossOutput:
     """Compute `token_loss` of ``hidden_TD @ weight_VD.T + bias`` without a [T, V] tensor.
@@ -132,14 +136,23 @@ def linear_token_loss(  # noqa: PLR0913 - the public signature of the design
         generator: provides the seed of the draws, one per call; None: torch's default generator.
         position_T: a number for each position, as for `token_loss`. The uniforms do not depend on
             batching; draws differ only if the products round differently.
+        scored_S: indices of the positions that are scored, those whose target is not IGNORE_INDEX.
+            Finding them takes a GPU's host a wait for all work before; a caller that knows them
+            saves it.
+        factor: of `loss_sum` and the gradients, but not of the other sums; such as 1 / the number
+            of tokens of all ranks. Multiplying `loss_sum` itself has the same gradients, but reads
+            and writes them once more.
+        check: whether bad targets and logits raise an error. If not, they make `loss_sum` and the
+            gradients of all scored positions NaN. None: on the CPU only, since a GPU's host would
+            have to wait.
         backend: None: triton on a CUDA device if it is installed, torch otherwise.
 
     Raises:
         ValueError, TypeError: an argument has the wrong shape, dtype, range or device.
-        FloatingPointError: the logits of a scored position hold NaN or inf.
+        FloatingPointError: the logits of a scored position hold NaN or inf, with `check`.
     """
     dtype = _products_dtype(hidden_TD, weight_VD)
-    _check(objective, hidden_TD, target_T, len(weight_VD), generator, position_T)
+    _check(objective, hidden_TD, target_T, generator, position_T)
     if softcap is not None and not softcap > 0:
         raise ValueError(f"softcap is {softcap!r}: use a number > 0, or None")
     if bias is not None and bias.shape != weight_VD.shape[:1]:
@@ -148,54 +161,99 @@ def linear_token_loss(  # noqa: PLR0913 - the public signature of the design
     weight_VD, bias = _unsharded(weight_VD), None if bias is None else _unsharded(bias)
     if not torch.is_grad_enabled():  # a Function's needs_input_grad ignores no_grad
         weight_VD, bias = weight_VD.detach(), None if bias is None else bias.detach()
-    scored_T, position_T, seed = _scored(target_T, objective, generator, position_T)
-    hidden_TD = hidden_TD[scored_T]
+    check = hidden_TD.device.type == "cpu" if check is None else check
+    scored = _scored(target_T, len(weight_VD), position_T, scored_S, check=check)
+    hidden_SD = hidden_TD[scored.row]
     if logit_scale != 1:
-        hidden_TD, bias = hidden_TD * logit_scale, None if bias is None else bias * logit_scale
+        hidden_SD, bias = hidden_SD * logit_scale, None if bias is None else bias * logit_scale
+    seed = _seed(objective, generator)
+    if factor is not None:
+        precise = torch.promote_types(dtype, torch.float32)
+        factor = _number(factor, hidden_TD.device, precise)
     loss_sum, figures = LinearLoss.apply(
-        hidden_TD,
+        hidden_SD,
         weight_VD,
         bias,
-        target_T[scored_T],
-        position_T[scored_T],
-        Settings(objective, seed, softcap, dtype, loss_backend),
+        scored.target,
+        scored.position,
+        Settings(objective, seed, softcap, dtype, loss_backend, factor),
     )
-    return _output(loss_sum, figures, scored_T, objective)
+    return _output(loss_sum, figures, scored, objective)
 
 
-def _output(
-    loss_sum: Tensor, figures: Tensor, scored_T: Tensor, objective: Objective
-) -> LossOutput:
-    """Sum the positions' loss, NLL, hit share and entropy [4, T]."""
-    bad_T = ~(figures[1] < torch.finfo(torch.float32).max)  # NaN, or a target whose logit is -inf
-    if bad_T.any():
-        row = int(scored_T[bad_T][0])
+def _number(value: float | Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return a 0-dimensional tensor; a float gets to a GPU without a wait."""
+    if isinstance(value, Tensor):
+        if value.ndim:
+            raise ValueError(f"factor is {tuple(value.shape)}: use a number")
+        return value.detach().to(device, dtype)
+    return torch.full((), value, dtype=dtype, device=device)
+
+
+class _Scored(NamedTuple):
+    """The scored positions: their rows, targets and numbers, [S].
+
+    If targets are not checked, those that are no token are replaced by one and marked in `bad`.
+    """
+
+    row: Tensor
+    target: Tensor
+    position: Tensor
+    bad: Tensor | None
+
+
+def _scored(
+    target_T: Tensor,
+    vocabulary: int,
+    position_T: Tensor | None,
+    scored_S: Tensor | None = None,
+    *,
+    check: bool = True,
+) -> _Scored:
+    """Select the scored positions, whose indices are `scored_S` if that is known."""
+    if scored_S is None:
+        scored_S = (target_T != IGNORE_INDEX).nonzero().squeeze(1)
+    elif scored_S.dtype != torch.int64 or scored_S.ndim != 1:
+        raise ValueError(f"scored is {scored_S.dtype} {tuple(scored_S.shape)}: use int64, [S]")
+    target_S = target_T[scored_S]
+    bad_S = (target_S < 0) | (target_S >= vocabulary)
+    if check and bad_S.any():
+        row = int(scored_S[bad_S][0])
+        raise ValueError(
+            f"target {int(target_T[row])} in row {row}: use 0 to {vocabulary - 1} or {IGNORE_INDEX}"
+        )
+    position_S = scored_S if position_T is None else position_T[scored_S]
+    if check:
+        return _Scored(scored_S, target_S, position_S, None)
+    return _Scored(scored_S, target_S.clamp(0, vocabulary - 1), position_S, bad_S)
+
+
+def _seed(objective: Objective, generator: torch.Generator | None) -> int:
+    """Return the seed of the draws; only objectives that draw advance the generator."""
+    return draw_seed(generator) if objective.draws_hits or objective.draws_misses else 0
+
+
+def _output(loss_sum: Tensor, figures: Tensor, scored: _Scored, objective: Objective) -> LossOutput:
+    """Sum the positions' loss, NLL, hit share and entropy [4, S]."""
+    bad_S = ~(figures[1] < torch.finfo(torch.float32).max)  # NaN, or a target whose logit is -inf
+    loss_sum = loss_sum.float()
+    if scored.bad is not None:
+        one = torch.ones((), device=loss_sum.device)
+        loss_sum = loss_sum * one.masked_fill((bad_S | scored.bad).any(), torch.nan)
+    elif bad_S.any():
+        row = int(scored.row[bad_S][0])
         raise FloatingPointError(f"the logits of row {row} hold NaN or inf: check its input")
     _, nll_sum, hit_sum, entropy_sum = figures.sum(1).float()
-    num_tokens = torch.tensor(len(scored_T), device=scored_T.device)
+    num_tokens = torch.full((), len(scored.row), device=loss_sum.device)
     beta = objective.mismatch_reward
     return LossOutput(
-        loss_sum=loss_sum.float(),
+        loss_sum=loss_sum,
         num_tokens=num_tokens,
         nll_sum=nll_sum,
         reward_sum=objective.reward_scale * (hit_sum + beta * (num_tokens - hit_sum)),
         hit_sum=hit_sum,
         entropy_sum=entropy_sum,
     )
-
-
-def _scored(
-    target_T: Tensor,
-    objective: Objective,
-    generator: torch.Generator | None,
-    position_T: Tensor | None,
-) -> tuple[Tensor, Tensor, int]:
-    """Return indices of the scored positions, the numbers of all positions, the draws' seed."""
-    if position_T is None:
-        position_T = torch.arange(len(target_T), device=target_T.device)
-    draws = objective.draws_hits or objective.draws_misses
-    seed = draw_seed(generator) if draws else 0
-    return (target_T != IGNORE_INDEX).nonzero().squeeze(1), position_T, seed
 
 
 def _backend(backend: str | None, device: torch.device) -> Backend:
@@ -240,7 +298,6 @@ def _check(
     objective: Objective,
     rows: Tensor,
     target_T: Tensor,
-    vocabulary: int,
     generator: torch.Generator | None,
     position_T: Tensor | None,
 ) -> None:
@@ -253,11 +310,5 @@ def _check(
             raise TypeError(f"{name} is {vector.dtype}: use int64")
         if vector is not None and vector.shape != rows.shape[:1]:
             raise ValueError(f"{name} is {tuple(vector.shape)}: use [{len(rows)}], one per row")
-    bad = (target_T != IGNORE_INDEX) & ((target_T < 0) | (target_T >= vocabulary))
-    if bad.any():
-        row = int(bad.nonzero()[0])
-        raise ValueError(
-            f"target {int(target_T[row])} in row {row}: use 0 to {vocabulary - 1} or {IGNORE_INDEX}"
-        )
     if generator is not None and generator.device.type not in ("cpu", rows.device.type):
         raise ValueError(f"generator is on {generator.device}: use the CPU or {rows.device}")

@@ -16,17 +16,21 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from otr.loss import kernels
 from otr.loss.objective import Objective
 
-# Of a chunk's logits. Smaller chunks read the weight and add to its gradient more often.
+# Of a chunk's logits. Smaller chunks read the weight and add to its gradient more often. On a GPU
+# this much is planned for, and a chunk is as large as free memory allows: see `_chunk_bytes`.
 CHUNK_BYTES = {"cpu": 384 * 2**20, "cuda": 768 * 2**20}
+_LARGEST_BYTES, _SMALLEST_BYTES = 3 * 2**30, 48 * 2**20  # of a chunk on a GPU
+_ALIGNED = 64  # logits: rows in memory begin at multiples, so that loads have 16 bytes for any V
 _BLOCK_ROWS = 8192  # rows of the weight's gradient whose product is rounded before it is added
 
 
 class Backend(Protocol):
     """`otr.loss.rows.loss_and_gradient_`, or a kernel with the same result."""
 
-    def __call__(  # noqa: D102
+    def __call__(  # noqa: D102, PLR0913
         self,
         logits_CV: Tensor,
         target_C: Tensor,
@@ -34,6 +38,7 @@ class Backend(Protocol):
         objective: Objective,
         seed: int,
         softcap: float | None = None,
+        factor: Tensor | None = None,
     ) -> Tensor: ...
 
 
@@ -47,6 +52,8 @@ class Settings:
     dtype: torch.dtype
     """Of the matrix products."""
     backend: Backend
+    factor: Tensor | None = None
+    """A number on the device by which loss and gradients are multiplied; the figures are not."""
 
 
 class LinearLoss(torch.autograd.Function):
@@ -72,7 +79,8 @@ class LinearLoss(torch.autograd.Function):
         starts = range(0, len(hidden_TD), rows)
         inputs = _Inputs(hidden_TD, weight_VD, bias_V)
         gradients = _Gradients(inputs, ctx.needs_input_grad, weight, num_chunks=len(starts))
-        logits = weight.new_empty(rows, len(weight))
+        stride = math.ceil(len(weight) / _ALIGNED) * _ALIGNED
+        logits = weight.new_empty(rows, stride)[:, : len(weight)]
         figures = [weight.new_empty(4, 0)]
         for start in starts:
             chunk = slice(start, start + rows)
@@ -88,13 +96,15 @@ class LinearLoss(torch.autograd.Function):
                     settings.objective,
                     settings.seed,
                     settings.softcap,
+                    settings.factor,
                 )
             )
             gradients.add(chunk, logits_CV, hidden_CD)
         ctx.gradients = gradients.in_input_dtypes()
         figures_4T = torch.cat(figures, 1)
         ctx.mark_non_differentiable(figures_4T)
-        return figures_4T[0].sum(), figures_4T
+        loss_sum = figures_4T[0].sum()
+        return loss_sum if settings.factor is None else loss_sum * settings.factor, figures_4T
 
     @staticmethod
     @once_differentiable
@@ -103,10 +113,9 @@ class LinearLoss(torch.autograd.Function):
         if ctx.gradients is None:
             raise RuntimeError("linear_token_loss goes backward once: call it again for a second")
         gradients, ctx.gradients = ctx.gradients, None
-        factor = float(grad_loss)  # a tensor would be rounded to the gradient's dtype
         for grad in gradients:
             if grad is not None:
-                grad.mul_(factor)
+                _multiply_(grad, grad_loss)
         return *gradients, None, None, None
 
 
@@ -136,7 +145,8 @@ class _Gradients:
         if weight_needed:
             rounds = num_chunks > 1 and weight.dtype.itemsize < torch.float32.itemsize
             precise = torch.promote_types(inputs.weight.dtype, torch.float32)
-            self.weight = torch.zeros_like(inputs.weight, dtype=precise if rounds else None)
+            make = torch.empty_like if num_chunks else torch.zeros_like  # the first chunk fills it
+            self.weight = make(inputs.weight, dtype=precise if rounds else None)
         self.bias = None
         if bias_needed:
             precise = torch.promote_types(weight.dtype, torch.float32)
@@ -147,7 +157,7 @@ class _Gradients:
         if self.hidden is not None:
             self.hidden[chunk] = slope_CV @ self.factor
         if self.weight is not None:
-            _add_product(self.weight, slope_CV.T, hidden_CD)
+            _add_product(self.weight, slope_CV.T, hidden_CD, first=chunk.start == 0)
         if self.bias is not None:
             self.bias += slope_CV.sum(0, dtype=self.bias.dtype)
 
@@ -160,19 +170,69 @@ class _Gradients:
 
 def _chunk_rows(rows: int, weight_VD: Tensor) -> int:
     """Return the positions per chunk for chunks of nearly equal size; at least 1."""
-    budget = CHUNK_BYTES["cpu" if weight_VD.device.type == "cpu" else "cuda"]
+    budget = _chunk_bytes(weight_VD.device)
     most = max(1, budget // (weight_VD.element_size() * len(weight_VD)))
     chunks = max(1, math.ceil(rows / most))
     return max(1, math.ceil(rows / chunks))
 
 
-def _add_product(total_VD: Tensor, left_VC: Tensor, right_CD: Tensor) -> None:
-    """Add left @ right to a total that may have a higher precision."""
+def _chunk_bytes(device: torch.device) -> int:
+    """Return the size of a chunk of logits.
+
+    On a GPU it is at most half of the memory that is free or cached, in steps of two, so that it
+    seldom changes from one call to the next, and with it how sums are rounded.
+    """
+    if device.type != "cuda":
+        return CHUNK_BYTES["cpu"]
+    free, _ = torch.cuda.mem_get_info(device)
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return _largest_chunk(free)
+
+
+def _largest_chunk(free: int) -> int:
+    """Return the size in bytes of a chunk of logits on a GPU with `free` bytes of memory."""
+    size = _LARGEST_BYTES
+    while size > max(free // 2, _SMALLEST_BYTES):
+        size //= 2
+    return size
+
+
+def _add_product(total_VD: Tensor, left_VC: Tensor, right_CD: Tensor, *, first: bool) -> None:
+    """Add left @ right to a total that may have a higher precision; the first fills the total."""
     if total_VD.dtype == left_VC.dtype:
-        total_VD.addmm_(left_VC, right_CD)
+        if first:
+            torch.mm(left_VC, right_CD, out=total_VD)
+        else:
+            total_VD.addmm_(left_VC, right_CD)
     elif total_VD.is_cuda:
-        torch.addmm(total_VD, left_VC, right_CD, out_dtype=total_VD.dtype, out=total_VD)
+        if first:
+            torch.mm(left_VC, right_CD, out_dtype=total_VD.dtype, out=total_VD)
+        else:
+            torch.addmm(total_VD, left_VC, right_CD, out_dtype=total_VD.dtype, out=total_VD)
     else:
         blocks = zip(total_VD.split(_BLOCK_ROWS), left_VC.split(_BLOCK_ROWS), strict=True)
         for total, left in blocks:
-            total += left @ right_CD
+            if first:
+                total.copy_(left @ right_CD)
+            else:
+                total += left @ right_CD
+
+
+def _multiply_(grad: Tensor, factor: Tensor) -> None:
+    """Multiply a gradient by a number on its device, rounding once; by 1 costs nothing.
+
+    On a GPU the number is not read by the host, which would have to wait for it.
+    """
+    if not grad.is_cuda:
+        number = float(factor)  # a tensor would be rounded to the gradient's dtype
+        if number != 1:
+            grad.mul_(number)
+    elif grad.dtype.itemsize > torch.float32.itemsize:
+        grad.mul_(factor)
+    elif kernels.available(grad.device):
+        from otr.loss.kernels.scaling import multiply_  # triton is optional
+
+        multiply_(grad, factor)
+    else:
+        for block in grad.split(_BLOCK_ROWS):
+            block.copy_(block.float() * factor)

@@ -44,6 +44,14 @@ class Coefficients(NamedTuple):
     target: Tensor
     miss: Tensor | None
 
+    def times(self, factor: Tensor | None) -> "Coefficients":
+        """Return the coefficients times a number; None is 1."""
+        if factor is None:
+            return self
+        q = None if self.q is None else self.q * factor
+        miss = None if self.miss is None else self.miss * factor
+        return Coefficients(self.p * factor, q, self.target * factor, miss)
+
 
 def gradient_coefficients(
     objective: Objective, p_C: Tensor, q_C: Tensor, hit_C: Tensor
@@ -80,15 +88,19 @@ class _Rows(NamedTuple):
         return _Rows(*(tensor[start : start + size] for tensor in self))
 
 
-def loss_and_gradient_(
+def loss_and_gradient_(  # noqa: PLR0913 - the signature of a backend
     logits_CV: Float[Tensor, "C V"],
     target_C: Int[Tensor, " C"],
     position_C: Int[Tensor, " C"],
     objective: Objective,
     seed: int,
     softcap: float | None = None,
+    factor: Float[Tensor, ""] | None = None,
 ) -> Float[Tensor, "4 C"]:
-    """Return loss, NLL, hit share and entropy of each row; replace the logits by their gradient."""
+    """Return loss, NLL, hit share and entropy of each row; replace the logits by their gradient.
+
+    The gradient is multiplied by `factor`, a number on the logits' device; the figures are not.
+    """
     keys = row_keys(seed, position_C)
     count, vocabulary = logits_CV.shape
     dtype = torch.promote_types(logits_CV.dtype, torch.float32)
@@ -105,7 +117,7 @@ def loss_and_gradient_(
         drawn = _draw_uniforms(objective, keys.low[chunk], keys.high[chunk])
         rows = _Rows(logits_CV[chunk], target_C[chunk], *drawn)
         for first in range(0, len(rows.target), size):
-            tiles.append(_tile_(rows.tile(first, size), objective, scratch, softcap))
+            tiles.append(_tile_(rows.tile(first, size), objective, scratch, softcap, factor))
     return torch.cat(tiles, dim=1)
 
 
@@ -118,7 +130,13 @@ def _draw_uniforms(objective: Objective, low_C: Tensor, high_C: Tensor) -> list[
     return [uniforms(keys, draw_K[: None if on else 0], word=w) for w, on in wanted.items()]
 
 
-def _tile_(rows: _Rows, objective: Objective, scratch: Tensor, softcap: float | None) -> Tensor:
+def _tile_(
+    rows: _Rows,
+    objective: Objective,
+    scratch: Tensor,
+    softcap: float | None,
+    factor: Tensor | None,
+) -> Tensor:
     """Do the work of `loss_and_gradient_` for the rows of a tile."""
     logits_RV, target_R1 = rows.logits, rows.target[:, None]
     z_RV, p_RV, spare_RV = scratch[:, : len(logits_RV)]
@@ -142,20 +160,20 @@ def _tile_(rows: _Rows, objective: Objective, scratch: Tensor, softcap: float | 
         hit_RK = rows.hit < q_y_R[:, None]
         hit_R = hit_RK.sum(1).to(q_y_R.dtype) / objective.num_samples
     part = gradient_coefficients(objective, p_y_R, q_y_R, hit_R)
+    slope = part.times(factor)
     loss_R = -torch.where(part.target == 0, 0, part.target * logp_R)
-    if part.q is not None:
+    p_RV.mul_(slope.p[:, None])
+    if part.q is not None and slope.q is not None:
         loss_R -= part.q * (torch.linalg.vecdot(q_RV, z_RV) - lse_R)
-        p_RV.mul_(part.p[:, None]).addcmul_(q_RV, part.q[:, None], value=-1)
-    else:
-        p_RV.mul_(part.p[:, None])
-    p_RV.scatter_add_(1, target_R1, -part.target[:, None])
-    if part.miss is not None:
+        p_RV.addcmul_(q_RV, slope.q[:, None], value=-1)
+    p_RV.scatter_add_(1, target_R1, -slope.target[:, None])
+    if part.miss is not None and slope.miss is not None:
         row_M, index_M = _misses(rows, q_RV.scatter_(1, target_R1, 0), hit_RK, objective)
         weight_M = part.miss.index_select(0, row_M)
         logp_M = z_RV.view(-1).index_select(0, index_M) - lse_R.index_select(0, row_M)
         total_R = torch.zeros_like(loss_R, dtype=torch.float64)  # index_add_ adds one by one
         loss_R -= total_R.index_add_(0, row_M, (weight_M * logp_M).double())
-        p_RV.view(-1).scatter_add_(0, index_M, -weight_M)
+        p_RV.view(-1).scatter_add_(0, index_M, -slope.miss.index_select(0, row_M))
     if softcap is not None:
         p_RV.mul_(_softcap_slope(logits_RV, softcap))
     logits_RV.copy_(p_RV)

@@ -358,7 +358,7 @@ class _FirstChunk:
     def __init__(self, config: TrainConfig) -> None:
         self.done = config.workers.gpus > 0
 
-    def __call__(
+    def __call__(  # noqa: PLR0913 - the signature of a backend
         self,
         logits_CV: Tensor,
         target_C: Tensor,
@@ -366,11 +366,12 @@ class _FirstChunk:
         objective: Objective,
         seed: int,
         softcap: float | None = None,
+        factor: Tensor | None = None,
     ) -> Tensor:
         if self.done:
             return logits_CV.new_empty(4, len(logits_CV), dtype=torch.float32)
         self.done = True
-        return loss_and_gradient_(logits_CV, target_C, position_C, objective, seed, softcap)
+        return loss_and_gradient_(logits_CV, target_C, position_C, objective, seed, softcap, factor)
 
 
 def _hidden(model: Any, rows: int, length: int) -> Tensor:

@@ -1,180 +1,148 @@
-"""`otr.loss.rows.loss_and_gradient_` in Triton, with two passes over a chunk of logits.
+"""`otr.loss.rows.loss_and_gradient_` in Triton: four kernels, and no other work on the device.
 
-The first pass reads every logit for the statistics; the second replaces it by its gradient. A draw
-reads one block of BLOCK logits. The few entries that draws and target touch are computed
-separately, in float32, and written last, so that each is rounded once.
+1. `statistics` reads the logits of each row.
+2. `losses` reads the blocks that misses are drawn from, BLOCK logits each.
+3. `gradient_` reads the logits and writes their gradient over them.
+4. `write_` writes the few entries that target and misses touch, each rounded once from float32.
 
 Shapes: C rows of logits in a chunk (one per scored position), V vocabulary, N blocks, K draws.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 import triton
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from otr.loss.draws import BLOCK, RowKeys, row_keys
-from otr.loss.kernels import triton_rows as kernel
+from otr.loss.draws import BLOCK, HIT, WHICH_BLOCK, WHICH_ENTRY, signed
+from otr.loss.kernels.common import RECORD
+from otr.loss.kernels.passes import gradient_, statistics
+from otr.loss.kernels.tokens import losses, write_
 from otr.loss.objective import Objective
-from otr.loss.rows import Coefficients, gradient_coefficients
 
-_SPAN = 2048  # logits that a program processes at once; a multiple of BLOCK
-_DRAWS = 32  # draws of a row that a program processes at once
+SPAN = 2048  # logits that a program processes at once; a multiple of BLOCK
+LOAD_BYTES = 16  # that a thread loads at once
+DRAWS = 32  # draws whose blocks of logits a program processes at once
+LANES = 256  # draws that a program processes at once, two per thread
+OTHERS = 16  # draws that each of LANES is compared with at once
+CDF = 1024  # blocks that a program sums at once
 
 
-def loss_and_gradient_(
+@dataclass(frozen=True)
+class Variant:
+    """What is compiled into the kernels: the kind of the objective, and whether logits are capped.
+
+    A further objective is a branch of `kernels.coefficients` and its name here.
+    """
+
+    objective: str
+    """The branch of `kernels.coefficients`."""
+    hits: bool
+    """Whether hits are drawn."""
+    drawn: bool
+    """Whether misses are drawn."""
+    dense_q: bool
+    """Whether the gradient has a part Q q."""
+    tempered: bool
+    """Whether q is not p."""
+    capped: bool
+
+    @classmethod
+    def of(cls, objective: Objective, softcap: float | None) -> "Variant":
+        """Return the variant of an objective."""
+        otr = objective.name == "otr"
+        return cls(
+            objective=objective.estimator if otr else objective.name,
+            hits=objective.draws_hits,
+            drawn=objective.draws_misses,
+            dense_q=otr and objective.estimator == "expected" and objective.mismatch_reward != 0,
+            tempered=otr,
+            capped=softcap is not None,
+        )
+
+    def constants(self, kernel: str, item_bytes: int) -> dict[str, object]:
+        """Return the compile-time arguments of a kernel for logits of `item_bytes`."""
+        if kernel == "statistics":
+            return {
+                "TEMPERED": self.tempered and not self.drawn,  # block sums give q's otherwise
+                "BLOCKS": self.drawn,
+                "CAPPED": self.capped,
+                "SPAN": SPAN,
+                "BLOCK": BLOCK,
+                "PER": LOAD_BYTES // item_bytes,
+            }
+        if kernel == "losses":
+            return {
+                "OBJECTIVE": self.objective,
+                "HITS": self.hits,
+                "DRAWN": self.drawn,
+                "TEMPERED": self.tempered,
+                "DENSE_Q": self.dense_q,
+                "CAPPED": self.capped,
+                "BLOCK": BLOCK,
+                "DRAWS": DRAWS,
+                "LANES": LANES,
+                "OTHERS": OTHERS,
+                "CDF": CDF,
+                "HIT": HIT,
+                "WHICH_BLOCK": WHICH_BLOCK,
+                "WHICH_ENTRY": WHICH_ENTRY,
+            }
+        if kernel == "gradient_":
+            return {"DENSE_Q": self.dense_q, "CAPPED": self.capped, "SPAN": SPAN}
+        return {"DRAWN": self.drawn, "LANES": LANES}
+
+
+def loss_and_gradient_(  # noqa: PLR0913 - the signature of a backend
     logits_CV: Float[Tensor, "C V"],
     target_C: Int[Tensor, " C"],
     position_C: Int[Tensor, " C"],
     objective: Objective,
     seed: int,
     softcap: float | None = None,
+    factor: Float[Tensor, ""] | None = None,
 ) -> Float[Tensor, "4 C"]:
-    """Return loss, NLL, hit share and entropy of each row; replace the logits by their gradient."""
-    chunk = _Chunk(logits_CV, target_C, objective, softcap or 0.0)
-    stats = chunk.statistics()
-    logp_C1, q_C1 = chunk.at(target_C[:, None], stats)
-    logp_C, q_C = logp_C1.squeeze(1), q_C1.squeeze(1)
-    hit_C, token_CK = chunk.draw(row_keys(seed, position_C), q_C, stats)
-    part = gradient_coefficients(objective, logp_C.exp(), q_C, hit_C)
-    loss_C = -torch.where(part.target == 0, 0, part.target * logp_C)
-    if part.q is not None:
-        loss_C -= part.q * (stats.mean_q - stats.lse)
-    if part.miss is not None:
-        logp_CK, _ = chunk.at(token_CK, stats)
-        missed_CK = token_CK != target_C[:, None]
-        loss_C -= part.miss * torch.where(missed_CK, logp_CK, 0).sum(1)
-    chunk.gradient_(part, token_CK, stats)
-    return torch.stack([loss_C, -logp_C, hit_C, stats.lse - stats.mean])
+    """Return loss, NLL, hit share and entropy of each row; replace the logits by their gradient.
 
-
-class _Statistics(NamedTuple):
-    """Statistics of each row's logits minus its largest (`top`); lse is log-sum-exp.
-
-    `blocks` [C, N] are the blocks' log-sum-exps of z / kappa without the target.
+    The gradient is multiplied by `factor`, a number on the logits' device; the figures are not.
     """
+    rows, width = logits_CV.shape
+    stride = logits_CV.stride(0)
+    variant = Variant.of(objective, softcap)
+    blocks = triton.cdiv(width, SPAN) * (SPAN // BLOCK) if variant.drawn else 0
+    samples = objective.num_samples
+    places = triton.cdiv(samples, DRAWS) * DRAWS if variant.drawn else 0
+    # An int would be another type, and 1 a constant: each would be compiled anew.
+    cap, inverse_kappa = float(softcap or 0), 1 / objective.kappa
+    beta, scale = float(objective.mismatch_reward), float(objective.reward_scale)
 
-    top: Tensor
-    lse: Tensor
-    lse_q: Tensor
-    mean: Tensor
-    mean_q: Tensor
-    blocks: Tensor
+    def scratch(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return logits_CV.new_empty(shape, dtype=dtype)
 
+    record = scratch(rows, RECORD.value)
+    figures = scratch(4, rows)
+    high, total, cdf = (scratch(rows, blocks) for _ in range(3))
+    token = scratch(rows, places, dtype=torch.int32)
+    value = scratch(*token.shape)
+    item = logits_CV.element_size()
 
-class _Chunk(NamedTuple):
-    """Rows of logits and the kernels' other arguments; `cap` is the soft cap, 0 for none."""
-
-    logits: Tensor
-    target: Tensor
-    objective: Objective
-    cap: float
-
-    def statistics(self) -> _Statistics:
-        """Run the first pass."""
-        rows, width = self.logits.shape
-        blocks = triton.cdiv(width, BLOCK) if self.objective.draws_misses else 0
-        tempered = self.objective.name == "otr"
-        top, lse, lse_q, mean, mean_q = self.logits.new_empty(5, rows, dtype=torch.float32)
-        block_CN = self.logits.new_empty(rows, blocks, dtype=torch.float32)
-        stats = _Statistics(top, lse, lse_q, mean, mean_q, block_CN)
-        kernel.statistics[(rows,)](
-            self.logits,
-            self.target,
-            *stats,
-            width,
-            self.logits.stride(0),
-            blocks,
-            1 / self.objective.kappa,
-            self.cap,
-            TEMPERED=tempered,
-            BLOCKS=blocks > 0,
-            SPAN=_SPAN,
-            BLOCK=BLOCK,
-        )
-        return stats if tempered else stats._replace(lse_q=stats.lse, mean_q=stats.mean)
-
-    def at(self, token_CK: Tensor, stats: _Statistics) -> tuple[Tensor, Tensor]:
-        """Return log p and q of some tokens of each row."""
-        z_CK = self.logits.gather(1, token_CK).float()
-        if self.cap:
-            z_CK = self.cap * torch.tanh(z_CK / self.cap)
-        z_CK = z_CK - stats.top[:, None]
-        q_CK = (z_CK / self.objective.kappa - stats.lse_q[:, None]).exp()
-        return z_CK - stats.lse[:, None], q_CK
-
-    def draw(self, keys: RowKeys, q_C: Tensor, stats: _Statistics) -> tuple[Tensor, Tensor]:
-        """Return the target's share of the draws, and the tokens drawn (the target for a hit)."""
-        objective = self.objective
-        if not (objective.draws_hits or objective.draws_misses):
-            return q_C, self.target[:, None]
-        rows, width = self.logits.shape
-        blocks = stats.blocks.shape[1]
-        shift_C = stats.top / objective.kappa + stats.lse_q
-        hits_C = torch.zeros_like(self.target, dtype=torch.int32)
-        drawn = objective.num_samples if objective.draws_misses else 1
-        token_CK = self.target[:, None].repeat(1, drawn)
-        kernel.draw[(rows,)](
-            self.logits,
-            self.target,
-            *keys,
-            stats.top,
-            stats.lse_q,
-            q_C,
-            (stats.blocks - shift_C[:, None]).exp().cumsum(1),
-            hits_C,
-            token_CK,
-            width,
-            self.logits.stride(0),
-            blocks,
-            objective.num_samples,
-            1 / objective.kappa,
-            self.cap,
-            HITS=objective.draws_hits,
-            MISSES=objective.draws_misses,
-            STEPS=max(1, blocks).bit_length(),
-            DRAWS=_DRAWS,
-            BLOCK=BLOCK,
-        )
-        return hits_C / objective.num_samples if objective.draws_hits else q_C, token_CK
-
-    def gradient_(self, part: Coefficients, token_CK: Tensor, stats: _Statistics) -> None:
-        """Run the second pass, then write the entries of the target and the draws."""
-        rows, width = self.logits.shape
-        token_CK = torch.cat([self.target[:, None], token_CK], 1)
-        value_CK = self._entries(part, token_CK, stats)
-        kernel.gradient_[(rows, triton.cdiv(width, _SPAN))](
-            self.logits,
-            stats.top,
-            stats.lse,
-            stats.lse_q,
-            part.p,
-            part.p if part.q is None else part.q,
-            width,
-            self.logits.stride(0),
-            1 / self.objective.kappa,
-            self.cap,
-            DENSE_Q=part.q is not None,
-            SPAN=_SPAN,
-        )
-        self.logits.scatter_(1, token_CK, value_CK.to(self.logits.dtype))
-
-    def _entries(self, part: Coefficients, token_CK: Tensor, stats: _Statistics) -> Tensor:
-        """Return the gradients at some tokens; equal tokens of a row get equal gradients."""
-        logp_CK, q_CK = self.at(token_CK, stats)
-        value_CK = part.p[:, None] * logp_CK.exp()
-        if part.q is not None:
-            value_CK -= part.q[:, None] * q_CK
-        at_target_CK = token_CK == self.target[:, None]
-        less_CK = part.target[:, None].expand_as(value_CK)
-        if part.miss is not None:
-            sorted_CK = token_CK.sort(1).values
-            count_CK = torch.searchsorted(sorted_CK, token_CK, right=True)
-            count_CK -= torch.searchsorted(sorted_CK, token_CK)
-            less_CK = torch.where(at_target_CK, less_CK, part.miss[:, None] * count_CK)
-        value_CK = value_CK - less_CK
-        if self.cap:
-            z_CK = self.logits.gather(1, token_CK).float()
-            value_CK *= 1 - torch.tanh(z_CK / self.cap).square()
-        return value_CK
+    statistics[(rows,)](
+        logits_CV, record, high, total, width, stride, blocks, inverse_kappa, cap,
+        **variant.constants("statistics", item),
+    )  # fmt: skip
+    losses[(rows,)](
+        logits_CV, target_C, position_C, factor, record, high, total, cdf, token, value, figures,
+        width, stride, blocks, blocks.bit_length(), samples, places, signed(seed),
+        signed(seed >> 32), inverse_kappa, beta, scale, cap,
+        **variant.constants("losses", item),
+    )  # fmt: skip
+    gradient_[(rows, triton.cdiv(width, SPAN))](
+        logits_CV, record, width, stride, inverse_kappa, cap,
+        **variant.constants("gradient_", item),
+    )  # fmt: skip
+    write_[(rows,)](
+        logits_CV, target_C, token, value, record, stride, places,
+        **variant.constants("write_", item),
+    )  # fmt: skip
+    return figures

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from otr import LossOutput, Objective, linear_token_loss, token_loss
+from otr import IGNORE_INDEX, LossOutput, Objective, linear_token_loss, token_loss
 from tests.otr.loss import oracle
 from tests.otr.loss.losses import (
     EXACT,
@@ -126,6 +126,54 @@ def test_an_outer_gradient_scales_the_gradients() -> None:
     many = x.gradients(x.loss(SFT).loss_sum * (1 / 3))
     for a, b in zip(one, many, strict=True):
         torch.testing.assert_close(b, (a.float() / 3).bfloat16(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("factor", [1 / 3, torch.tensor(1 / 3, dtype=torch.float64)])
+@every_objective
+def test_a_factor_is_that_of_the_loss(objective: Objective, factor, chunks) -> None:
+    x = Inputs()
+    chunks(x, 4, 3)
+    ours, plain = x.loss(objective, factor=factor), x.loss(objective)
+    wanted = x.gradients(plain.loss_sum * (1 / 3))
+    assert ours.loss_sum.item() == pytest.approx(plain.loss_sum.item() / 3)
+    torch.testing.assert_close(x.gradients(ours.loss_sum), wanted, rtol=1e-6, atol=1e-9)
+    for name in ("num_tokens", "nll_sum", "reward_sum", "hit_sum", "entropy_sum"):
+        assert getattr(ours, name) == getattr(plain, name)
+
+
+@every_objective
+def test_indices_of_the_scored_positions_change_nothing(objective: Objective) -> None:
+    x = Inputs()
+    scored = (x.target != IGNORE_INDEX).nonzero()[:, 0]
+    ours, plain = x.loss(objective, scored_S=scored), x.loss(objective)
+    assert ours.loss_sum == plain.loss_sum and ours.num_tokens == plain.num_tokens
+    torch.testing.assert_close(
+        x.gradients(ours.loss_sum), x.gradients(plain.loss_sum), rtol=0, atol=0
+    )
+    with pytest.raises(ValueError, match="target -100 in row 1: use 0 to 28"):
+        x.loss(objective, scored_S=torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize("bad", ["logit", "target", "masked target"])
+@every_objective
+def test_what_is_not_checked_makes_loss_and_gradients_nan(objective: Objective, bad: str) -> None:
+    x = Inputs()
+    good = x.loss(objective, check=False).loss_sum
+    assert good == x.loss(objective).loss_sum
+    assert all(g.isfinite().all() for g in x.gradients(good))
+    bias = torch.zeros(29, dtype=torch.float64)
+    if bad == "logit":
+        x.hidden.data[2, 0] = math.inf
+    elif bad == "target":
+        x.target[2] = 29
+    else:
+        bias[x.target[2]] = -math.inf
+    with pytest.raises((ValueError, FloatingPointError), match="row"):
+        x.loss(objective, bias=bias)
+    loss = x.loss(objective, bias=bias, check=False).loss_sum
+    assert loss.isnan()
+    of_hidden, of_weight = x.gradients(loss)
+    assert of_hidden[x.target != IGNORE_INDEX].isnan().all() and of_weight.isnan().all()
 
 
 def test_a_second_backward_is_an_error() -> None:

@@ -7,15 +7,17 @@ from torch import Tensor
 from otr import Objective, linear_token_loss
 from otr._compat import TorchDispatchMode
 from otr.loss import rows
+from otr.loss.fused import _largest_chunk
 from tests.otr.loss.losses import MANY, SAMPLED, Elsewhere, Inputs
 
 
 class Operations(TorchDispatchMode):
-    """Records matrix products, and the largest storage that any operation returns."""
+    """Records operations by the shape of what they return, and the largest storage among that."""
 
     def __init__(self) -> None:
         super().__init__()
         self.products: list[tuple[int, ...]] = []
+        self.names: dict[tuple[int, ...], list[str]] = {}
         self.largest = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -23,6 +25,7 @@ class Operations(TorchDispatchMode):
         for tensor in out if isinstance(out, (tuple, list)) else (out,):
             if isinstance(tensor, Tensor):
                 self.largest = max(self.largest, tensor.untyped_storage().nbytes())
+                self.names.setdefault(tuple(tensor.shape), []).append(func.overloadpacket.__name__)
         if func.overloadpacket.__name__ in ("mm", "addmm", "addmm_", "bmm", "matmul"):
             self.products.append(tuple(out.shape))
         return out
@@ -72,6 +75,51 @@ def test_only_the_necessary_products_run(chunks) -> None:
         assert counts == wanted
 
 
+VIEWS = ("t", "detach", "slice", "split", "as_strided")
+
+
+def test_the_weights_gradient_is_written_by_products_alone(chunks) -> None:
+    """Neither filled with zeros before them nor multiplied by the factor after them."""
+    x = Inputs()
+    chunks(x, 4, 4)
+    with Operations() as ran:
+        x.loss(SAMPLED, factor=0.5).loss_sum.backward()
+    assert len(x.target[x.target >= 0]) > 8  # three chunks
+    assert [name for name in ran.names[29, 8] if name not in VIEWS] == [
+        "empty_like",
+        "mm",
+        "addmm_",
+        "addmm_",
+    ]
+
+
+def test_rows_of_logits_are_aligned_in_memory_for_any_vocabulary(monkeypatch) -> None:
+    strides = []
+
+    def backend(logits_CV: Tensor, *arguments) -> Tensor:
+        strides.append(logits_CV.stride())
+        return rows.loss_and_gradient_(logits_CV, *arguments)
+
+    monkeypatch.setattr("otr.loss.functional.loss_and_gradient_", backend)
+    for vocabulary in (1, 29, 64, 130):
+        Inputs(v=vocabulary).loss(SAMPLED)
+    assert strides == [(64, 1), (64, 1), (64, 1), (192, 1)]
+
+
+@pytest.mark.parametrize(
+    ("free", "size"),
+    [
+        (100 * 2**30, 3 * 2**30),
+        (6 * 2**30, 3 * 2**30),
+        (5 * 2**30, 1536 * 2**20),
+        (2**30, 384 * 2**20),
+        (0, 48 * 2**20),
+    ],
+)
+def test_a_gpus_chunk_is_at_most_half_of_its_free_memory(free: int, size: int) -> None:
+    assert _largest_chunk(free) == size
+
+
 H, W, Y = torch.zeros(4, 3), torch.zeros(9, 3), torch.zeros(4).long()
 
 
@@ -87,6 +135,9 @@ H, W, Y = torch.zeros(4, 3), torch.zeros(9, 3), torch.zeros(4).long()
         ({"target_T": Y[:3]}, r"target is \(3,\): use \[4\]"),
         ({"target_T": Y.int()}, "target is torch.int32: use int64"),
         ({"position_T": Y[:2]}, r"position is \(2,\): use \[4\]"),
+        ({"scored_S": Y[:2].int()}, r"scored is torch.int32 \(2,\): use int64"),
+        ({"scored_S": torch.zeros(4, 1).long()}, r"scored is torch.int64 \(4, 1\): use"),
+        ({"factor": torch.ones(4)}, r"factor is \(4,\): use a number"),
         ({"bias": torch.zeros(8)}, r"bias is \(8,\): use \[9\]"),
         ({"softcap": 0.0}, "softcap is 0.0: use a number > 0"),
         ({"softcap": -5.0}, "softcap is -5.0: use a number > 0"),

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from otr.loss.objective import IGNORE_INDEX
 from otr.models.layout import Layout, to_device
 
 Batch = Mapping[str, Tensor]
@@ -23,12 +24,12 @@ class PackedBatch:
 
     input_ids_BS: Int[Tensor, "B S"]
     layout: Layout
+    target_N: Int[Tensor, " N"]
+    """The token that each token should predict, or IGNORE_INDEX."""
+    position_N: Int[Tensor, " N"]
+    """A number for each token that is its own in the step, however the step is split."""
     index_T: Int[Tensor, " T"]
-    """The token before each target, among the N tokens that are not padding."""
-    target_T: Int[Tensor, " T"]
-    """The target tokens."""
-    position_T: Int[Tensor, " T"]
-    """A number for each target that is its own in the step, however the step is split."""
+    """The tokens that have a target, among the N."""
     example_T: Int[Tensor, " T"]
     """The example of each target; examples without targets have no number."""
     num_examples: int
@@ -44,21 +45,25 @@ class PackedBatch:
         """
         ids_BS, segments_BS = batch["input_ids"], batch["segment_ids"]
         length = ids_BS.shape[1]
-        real_BS = segments_BS > 0
-        scored_BS = torch.zeros_like(real_BS)
+        scored_BS = torch.zeros_like(segments_BS, dtype=torch.bool)
         scored_BS[:, :-1] = batch["loss_mask"][:, 1:]
-        place_T = (scored_BS & real_BS).view(-1).nonzero().squeeze(1)
-        row_T, column_T = place_T // length, place_T % length
-        among_N = real_BS.view(-1).cumsum(0) - 1
-        segment_T = segments_BS.reshape(-1)[place_T]
-        key_T = row_T * (length + 1) + segment_T  # a row has at most `length` segments
+        next_BS = torch.full_like(ids_BS, IGNORE_INDEX, dtype=torch.long)
+        next_BS[:, :-1] = ids_BS[:, 1:]
+        target_BS = next_BS.masked_fill_(~scored_BS, IGNORE_INDEX)
+        layout = Layout.of(segments_BS)
+        place_N = layout.place_N
+        row_N, column_N = place_N // length, place_N % length
+        target_N = target_BS.view(-1)[place_N]
+        index_T = (target_N != IGNORE_INDEX).nonzero().squeeze(1)
+        # A row has at most `length` segments.
+        key_T = (row_N * (length + 1) + segments_BS.reshape(-1)[place_N])[index_T]
         examples, example_T = key_T.unique(return_inverse=True)
         return cls(
             input_ids_BS=ids_BS,
-            layout=Layout.of(segments_BS),
-            index_T=among_N[place_T],
-            target_T=ids_BS.reshape(-1)[place_T + 1].long(),
-            position_T=(first_row + row_T) * (length - 1) + column_T,
+            layout=layout,
+            target_N=target_N,
+            position_N=(first_row + row_N) * (length - 1) + column_N,
+            index_T=index_T,
             example_T=example_T,
             num_examples=len(examples),
         )
@@ -74,8 +79,8 @@ class PackedBatch:
             self,
             input_ids_BS=to_device(self.input_ids_BS, device),
             layout=self.layout.to(device),
+            target_N=to_device(self.target_N, device),
+            position_N=to_device(self.position_N, device),
             index_T=to_device(self.index_T, device),
-            target_T=to_device(self.target_T, device),
-            position_T=to_device(self.position_T, device),
             example_T=to_device(self.example_T, device),
         )

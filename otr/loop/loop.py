@@ -240,7 +240,7 @@ def _step(run: _Run, micro: Sequence[Batch], step: int, lr: float, *, saves: boo
     config, policy, own = run.config, run.policy, parallel.unwrap(run.policy)
     device = own.device
     packed = [PackedBatch.of(batch, _first_row(i, batch)) for i, batch in enumerate(micro)]
-    counts = [sum(len(batch.target_T) for batch in packed), sum(b.num_tokens for b in packed)]
+    counts = [sum(len(batch.index_T) for batch in packed), sum(b.num_tokens for b in packed)]
     flags = [run.hooks.should_stop(), saves and parallel.rank() == 0]
     # In host memory: a GPU need not be waited for.
     count, tokens, *summed = parallel.sum_over_ranks(
@@ -256,15 +256,16 @@ def _step(run: _Run, micro: Sequence[Batch], step: int, lr: float, *, saves: boo
     for i, batch in enumerate(packed):
         last = i == len(packed) - 1
         with parallel.accumulating(policy, last=last), own.precision(config.model.dtype):
-            out = policy(batch.to(device), seed)
             # DDP and FSDP average gradients over ranks; the step wants their sum.
-            (out.loss_sum * (world_size / count)).backward()
+            out = policy(batch.to(device), seed, world_size / count)
+            out.loss_sum.backward()
         sums = [out.loss_sum, out.nll_sum, out.reward_sum, out.hit_sum, out.entropy_sum]
         totals += torch.stack([s.detach().double() for s in sums])
     norm = parallel.clip_gradients(policy, config.optim.max_grad_norm)
     # The one place where a step waits for the GPU.
-    *sums, grad_norm = torch.cat([parallel.sum_over_ranks(totals), norm.to(totals)[None]]).tolist()
-    loss, nll, reward, hits, entropy = (total / count for total in sums)
+    numbers = torch.cat([parallel.sum_over_ranks(totals), norm.to(totals)[None]]).tolist()
+    loss, grad_norm = numbers[0] / world_size, numbers[-1]
+    nll, reward, hits, entropy = (total / count for total in numbers[1:-1])
     if not all(map(math.isfinite, (loss, nll, grad_norm))):
         run.optimizer.zero_grad(set_to_none=True)
         rows = _bad_rows(policy, micro, config)

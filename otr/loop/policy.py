@@ -90,7 +90,7 @@ class Policy(nn.Module):
         """Return the autocast context for a `ModelConfig.dtype`."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=dtype == "bfloat16")
 
-    def forward(self, batch: PackedBatch, seed: int) -> LossOutput:
+    def forward(self, batch: PackedBatch, seed: int, factor: float = 1.0) -> LossOutput:
         """Compute the loss of a micro-batch.
 
         If logits hold NaN or inf, the loss and all gradients are NaN, on all ranks once gradients
@@ -99,31 +99,28 @@ class Policy(nn.Module):
         Args:
             batch: on the compute device.
             seed: of the step's draws.
+            factor: of the summed loss and the gradients.
         """
         lm_head = head(self.model)
-        hidden_TD = target_states(self.model, batch)
-        try:
-            return linear_token_loss(
-                hidden_TD,
-                lm_head.weight,
-                batch.target_T,
-                self.objective,
-                bias=lm_head.bias,
-                logit_scale=lm_head.logit_scale,
-                softcap=lm_head.softcap,
-                generator=torch.Generator().manual_seed(seed),
-                position_T=batch.position_T,
-            )
-        except FloatingPointError:
-            # NaN that depends on all weights, so that other ranks' backward passes do not hang.
-            parts = [hidden_TD, lm_head.weight, *([] if lm_head.bias is None else [lm_head.bias])]
-            nan = torch.stack([torch.nan * part.float().sum() for part in parts]).sum()
-            num_tokens = torch.tensor(len(batch.target_T))
-            return LossOutput(nan, num_tokens, *[nan.detach()] * 4)
+        return linear_token_loss(
+            hidden_states(self.model, batch.input_ids_BS, batch.layout),
+            lm_head.weight,
+            batch.target_N,
+            self.objective,
+            bias=lm_head.bias,
+            logit_scale=lm_head.logit_scale,
+            softcap=lm_head.softcap,
+            generator=torch.Generator().manual_seed(seed),
+            position_T=batch.position_N,
+            scored_S=batch.index_T,
+            factor=factor,
+            check=False,
+        )
 
     def predict(self, batch: PackedBatch) -> Predictions:
         """Return the NLL of each target token of a batch, and whether it is the most likely one."""
-        hidden_TD, target_T = target_states(self.model, batch), batch.target_T
+        hidden_TD = target_states(self.model, batch)
+        target_T = batch.target_N[batch.index_T]
         nll_T, right_T = (
             torch.zeros_like(target_T, dtype=torch.float),
             torch.zeros_like(target_T, dtype=torch.bool),

@@ -180,10 +180,11 @@ def _chunk_bytes(device: torch.device) -> int:
     """Return the size of a chunk of logits.
 
     On a GPU it is at most half of the memory that is free or cached, in steps of two, so that it
-    seldom changes from one call to the next, and with it how sums are rounded.
+    seldom changes from one call to the next, and with it how sums are rounded; under torch's
+    deterministic algorithms it never does.
     """
-    if device.type != "cuda":
-        return CHUNK_BYTES["cpu"]
+    if device.type != "cuda" or torch.are_deterministic_algorithms_enabled():
+        return CHUNK_BYTES["cuda" if device.type == "cuda" else "cpu"]
     free, _ = torch.cuda.mem_get_info(device)
     free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return _largest_chunk(free)

@@ -2,8 +2,8 @@
 
 The step is the loop's own, on torch's fake tensors with the device "cuda", which have a shape and a
 dtype, but no contents. Only the backward pass is left out, since autograd needs a real
-device. Prints as JSON what a GPU would have been asked: calls of attention with their dtypes,
-operations on tensors of two devices, and how often the host would have waited.
+device. Prints as JSON what a GPU would have been asked: calls of flash attention with their
+dtypes, operations on tensors of two devices, and where the host would have waited.
 
 GUARD is the shared library of fake_cuda_guard.cpp.
 """
@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM
 from otr.config import DataConfig, MemoryConfig, ModelConfig, TrainConfig
 from otr.loop import loop, parallel
 from otr.loop.policy import Policy
-from otr.loss import functional
+from otr.loss import functional, fused
 from otr.loss.objective import Objective
 from otr.models.attention import PACKED, register
 from otr.optim import make_optimizer
@@ -73,7 +73,7 @@ class Spy(TorchDispatchMode):
         devices = {x.device.type for x in given if x.dim()}
         if len(devices) > 1 and name not in ("_to_copy", "copy_"):
             self.mixed[f"{name} {_place()}"] += 1
-        if "attention" in name or "varlen" in name:
+        if "varlen" in name:
             dtypes = {str(x.dtype).removeprefix("torch.") for x in given[:3]}
             self.attention[f"{name} {'/'.join(sorted(dtypes))}"] += 1
         return found
@@ -99,7 +99,7 @@ def step(family: str) -> dict[str, Any]:
     """Take a step of a family's toy in bfloat16; return what `Spy` has seen, as JSON."""
     register()
     config = TrainConfig(
-        ModelConfig("none", "bfloat16"),
+        ModelConfig("none", dtype="bfloat16"),
         DataConfig(("none",)),
         Objective(),
         memory=MemoryConfig("single"),
@@ -152,10 +152,12 @@ def main() -> None:
         patch("torch.cuda.is_available", lambda: True),
         patch("torch.cuda.current_device", lambda: 0),
         patch("torch.cuda._lazy_init", lambda: None),
+        patch("torch.cuda.is_bf16_supported", lambda *_: True),
         patch.object(Tensor, "pin_memory", lambda tensor: tensor),
         patch.object(Tensor, "backward", lambda tensor: None),
         patch.object(Tensor, "tolist", _read),
         patch.object(functional, "_backend", lambda *_: _rows),
+        patch.object(fused, "_chunk_bytes", lambda _: 2**20),
     ):
         print(json.dumps({family: step(family) for family in sys.argv[2:]}))
 

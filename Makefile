@@ -8,7 +8,7 @@ MINOR := "import sys; print(*sys.version_info[:2])"
 FOUND := $(if $(wildcard $(VENV)/.ready),uses,made)
 
 .PHONY: setup sweep real test test-quick test-faults test-cluster check docs
-.PHONY: bench-loss bench-train bench-eval bench-scale
+.PHONY: bench-loss bench-train bench-eval bench-scale gpu-check
 sweep: setup
 	@$(BIN)/python pipelines/full_sweep.py --preset builtin
 
@@ -40,6 +40,10 @@ bench-eval: setup
 
 bench-scale: setup
 	@$(BIN)/python -m tests.benchmarks.scale --json docs/results/scale/benchmark.json
+
+# Without .venv: where torch, triton, transformers, peft and pytest are installed, but no Ray.
+gpu-check:
+	@$(if $(wildcard $(VENV)/.ready),$(BIN)/python,python3) -m tests.gpu.check --json docs/results/gpu/check.json
 
 docs: setup
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -84,12 +84,19 @@ def table(result: Result) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _verdict(ratio: str, value: float, result: Result) -> str:
+def bar_of(ratio: str, result: Result) -> tuple[str, float] | None:
+    """Return the sign and the limit of a ratio's bar for this shape and device, if it has one."""
     bar = next((bar for bar in BARS if bar.ratio == ratio and bar.where(result)), None)
+    limit = None if bar is None else _limit(bar, result)
+    return None if limit is None else (">=" if ratio in AT_LEAST else "<=", limit)
+
+
+def _verdict(ratio: str, value: float, result: Result) -> str:
+    bar = bar_of(ratio, result)
     if bar is None:
         return f"{'-':<8}no bar for this shape"
-    limit = _limit(bar, result)
-    sign, met = (">=", value >= limit) if ratio in AT_LEAST else ("<=", value <= limit)
+    sign, limit = bar
+    met = value >= limit if sign == ">=" else value <= limit
     return f"{sign} {limit:<5.2f}{'met' if met else 'NOT met'}"
 
 

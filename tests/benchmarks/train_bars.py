@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
-from otr.training.store.write import SMALL_BYTES
 from tests.benchmarks.train_data import SHAPES
 
 Report = dict[str, Any]
@@ -149,6 +148,8 @@ def _corpus(result: Report) -> Report:
             ("the same with every start-up", "whole_seconds"),
         ):
             found[name] = min(_advantage(size, seconds) for size in sizes)
+    from otr.training.store.write import SMALL_BYTES  # not where only the core is installed
+
     peaks = [
         size["ways"]["ray_data"]["peak_mib"]
         for size in result["sizes"]

@@ -41,6 +41,10 @@ SHAPES: dict[str, dict[str, Any]] = {
         "head_dim": 64,
         "intermediate_size": 1536,
     },
+    # As Qwen3-0.6B.
+    "medium": {"vocab_size": 151936, "hidden_size": 1024, "num_hidden_layers": 28}
+    | {"num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}
+    | {"intermediate_size": 3072},
     # As Qwen3-1.7B.
     "large": {"vocab_size": 151936, "hidden_size": 2048, "num_hidden_layers": 28}
     | {"num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}

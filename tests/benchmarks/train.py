@@ -75,7 +75,7 @@ def parse_options() -> argparse.Namespace:
     add = parser.add_argument
     add("--parts", nargs="+", choices=RUN, default=list(RUN))
     add("--speed", nargs="+", default=["base:256x32x32", "wide:1024x4x4"], metavar="MODEL:SxRxB")
-    add("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
+    add("--contenders", nargs="+", choices=(*CONTENDERS, "compiled"), default=CONTENDERS)
     add("--memory", nargs="+", default=["wide:1024x4x1", "wide:1024x4x4"], metavar="MODEL:SxRxB")
     add("--ranks", default="base:256x32x16", metavar="MODEL:SxRxB")
     add("--fit", default="base:256x32x32", metavar="MODEL:SxRxB")

@@ -1,5 +1,6 @@
 """Our contenders of the training benchmark: `otr.loop.loop.train` on packed rows, without Ray."""
 
+import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator
 from multiprocessing.synchronize import Barrier
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 
 import otr
+from otr import MemoryConfig
 from tests.benchmarks.train_data import OTR, make_model, make_rows
 from tests.benchmarks.train_turns import Turns
 
@@ -24,11 +26,17 @@ def train(
     rank: int = 0,
     ranks: int = 1,
     wait_for_all: Callable[[], Any] = lambda: None,
+    *,
+    compiled: bool = False,
 ) -> None:
-    """Train as one of `ranks`; `wait_for_all` is a barrier after each step."""
+    """Train as one of `ranks`; `wait_for_all` is a barrier after each step.
+
+    If `compiled`, torch.compile compiles the decoder layers.
+    """
     from otr.loop.loop import train
 
     config = turns.case.config(objective, ranks)
+    config = dataclasses.replace(config, memory=MemoryConfig(compile=compiled))
     rows = make_rows(turns.case)
     model = make_model(turns.case, "auto")
     turns.count(model, rows)

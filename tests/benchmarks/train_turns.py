@@ -172,7 +172,8 @@ def run(name: str, turns: Turns) -> None:
         _, ranks, kind = name.split("-")
         train_ours.train_ranks(turns, int(ranks), connected=kind != "alone")
     else:
-        train_ours.train(turns, {"otr": OTR, "sft": SFT}[name])
+        objective = SFT if name == "sft" else OTR
+        train_ours.train(turns, objective, compiled=name == "compiled")
 
 
 def main() -> None:

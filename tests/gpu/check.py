@@ -133,11 +133,15 @@ def step(machine: Machine) -> Iterator[Measure]:
         length, batch, micro = map(int, sizes.split("x"))
         dtype = "bfloat16" if machine.device == "cuda" else "float32"
         case = Case(name, length, batch, micro, WARM_UP + ROUNDS, machine.device, dtype)
-        found = train_bars.summary(in_turns(("otr", "sft"), case, 1), WARM_UP)
+        names = ["otr", "sft", *(["compiled"] if machine.device == "cuda" else [])]
+        found = train_bars.summary(in_turns(names, case, 1), WARM_UP)
         speeds = found["tokens_per_second"]
         yield Measure(part, "tokens/s, otr", speeds["otr"])
         ratio = speeds["otr"] / speeds["sft"]
         yield Measure.of(part, "tokens/s, otr / sft", ratio, ">=", 0.98)
+        if "compiled" in speeds:
+            compiled = speeds["compiled"] / speeds["otr"]
+            yield Measure(part, "tokens/s, with / without memory.compile", compiled)
         gpu = torch.cuda.get_device_name() if machine.device == "cuda" else ""
         used = train_bars.mfu(speeds["otr"], asdict(case), gpu)
         yield Measure.of(part, "MFU", used, ">=", 0.45)

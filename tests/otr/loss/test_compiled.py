@@ -19,7 +19,10 @@ if not find_spec("triton"):
 
 import triton
 
+from otr.loss import fused
+from otr.loss.kernels import rows
 from otr.loss.kernels.scaling import SPAN, multiply_kernel_
+from tests.benchmarks import loss_estimate
 from tests.otr.loss import compiled
 from tests.otr.loss.compiled import CASES, H100_CASES, Code, Launch
 
@@ -89,6 +92,14 @@ def test_multiplying_by_a_number_loads_16_bytes() -> None:
         arguments = {"x_ptr": values, "factor_ptr": factor, "count": 64, "SPAN": SPAN}
         found = compiled.code(Launch(multiply_kernel_, arguments).compile("sm_90"))
         assert found.spilled == 0 and found.loads["128"] >= 4 and found.stores["128"] >= 4
+
+
+def test_the_estimate_of_times_is_of_these_kernels() -> None:
+    for name in ("SPAN", "BLOCK", "CDF", "LANES", "DRAWS", "OTHERS"):
+        assert getattr(loss_estimate, name) == getattr(rows, name), name
+    assert loss_estimate.CHUNK_BYTES == fused._LARGEST_BYTES
+    loops = baseline()["kernels"]["sampled: losses"]["loops"]
+    assert len(loops) == len(loss_estimate.LOOPS)
 
 
 def baseline() -> dict[str, Any]:

@@ -24,6 +24,7 @@ from otr.loop.checkpoint import Snapshot, UnverifiedCheckpoint, check_checkpoint
 from otr.loop.export import Ranks, content_hash, local_part, write_weights
 from otr.loop.loop import train
 from otr.models.load import empty_model
+from otr.training.worker import _model_notes
 from tests.assets.tiny import make_tiny_model
 from tests.otr.models.families import MODELS, toy
 from tests.otr.models.support import weights
@@ -173,6 +174,14 @@ def test_tensors_that_are_stored_as_one_go_to_one_file(tmp_path: Path) -> None:
         own = [f"model.layers.{layer}.{part}" for part in parts]
         assert any(set(own) <= set(group) for group in groups)
     assert len(groups) > 2, "no more than necessary"
+
+
+def test_a_run_says_if_the_saved_model_is_too_large_to_be_loaded(tmp_path: Path) -> None:
+    model = load_model(ModelConfig(str(make_tiny_model(tmp_path))))
+    assert _model_notes(model) == []
+    with patch.object(export, "RELOAD_SHARE", 1e-9):
+        [note] = _model_notes(model)
+    assert note.startswith("the last checkpoint is compared tensor by tensor, and not loaded again")
 
 
 def fsdp_run(model: Path, **change: Any) -> Any:

@@ -22,7 +22,6 @@ import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from otr._compat import ignored_when_saved, stored_tensors, weight_conversions
 from otr.files import write_json
@@ -31,6 +30,8 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
     from transformers import PreTrainedModel
 
+SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
+"""As in transformers.utils, whose import takes seconds that readers of checkpoints can save."""
 FILE_BYTES = 2 * 10**9
 """Size of a file of a large model; the tensors at its ends may make it larger."""
 RELOAD_SHARE = 0.5

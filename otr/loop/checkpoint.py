@@ -121,7 +121,7 @@ class Probe:
     """NLL of each target token under the model in training."""
     dtype: str
     """Precision that `nll_T` was computed in, as in `ModelConfig.dtype`."""
-    hashes: Mapping[str, int] = field(default_factory=dict)
+    hashes: Mapping[str, int]
     """`content_hash` of each of this rank's parts of the saved tensors, taken from the model in
     training. They are compared if the saved model is too large to be loaded again."""
 
@@ -134,8 +134,8 @@ class Snapshot:
     model: "PreTrainedModel"
     """Used for its config and its adapters' config, not for its weights."""
     weights: dict[str, Tensor] | None
-    """The model's saved tensors: under fsdp this rank's shards of them, otherwise all on rank 0 and
-    None on other ranks."""
+    """The model's saved tensors: under fsdp this rank's shards of them; otherwise, and of adapters,
+    all on rank 0 and None on other ranks."""
     optimizer: dict[str, Any]
     """This rank's part of the optimizer's state, by parameter name."""
     trainer_state: dict[str, Any] = field(default_factory=dict)

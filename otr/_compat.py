@@ -120,6 +120,44 @@ def supports_sdpa(model: "PreTrainedModel") -> bool:
     return model._supports_sdpa
 
 
+def ignored_when_saved(model: "PreTrainedModel") -> frozenset[str]:
+    """Return the names of tensors that `save_pretrained` leaves out.
+
+    An attribute of the model's class (transformers/modeling_utils.py, transformers 5.23).
+    """
+    return frozenset(model._keys_to_ignore_on_save or ())
+
+
+def weight_conversions(model: "PreTrainedModel") -> Any:
+    """Return how the tensors of the files that a model was loaded from became its own.
+
+    None for a model that was not loaded. `from_pretrained` notes it for `save_pretrained`
+    (transformers/core_model_loading.py, transformers 5.23).
+    """
+    return getattr(model, "_weight_conversions", None)
+
+
+def stored_tensors(
+    model: "PreTrainedModel", tensors: "dict[str, Tensor]", conversions: Any
+) -> "dict[str, Tensor]":
+    """Return some of a model's tensors as `save_pretrained` stores them.
+
+    `save_pretrained` converts all at once, which takes the whole model in memory. There is no
+    public way to convert a part (`revert_weight_conversion` in transformers/core_model_loading.py,
+    transformers 5.23).
+
+    Args:
+        model: on a rank without the weights it may not have been loaded from files.
+        tensors: by their names in the model.
+        conversions: result of `weight_conversions` for the model that was loaded.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    if conversions is not None:
+        model._weight_conversions = conversions
+    return dict(revert_weight_conversion(model, tensors))
+
+
 def uses_plain_backend(tokenizer: "PreTrainedTokenizerBase") -> bool:
     """Return whether a fast tokenizer gives exactly the token ids of its Rust backend.
 

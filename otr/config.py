@@ -309,10 +309,18 @@ class Workers:
     """CPU cores per worker; also its number of threads."""
     gpus: float = 0
     """GPUs per worker. 0 trains on the CPU."""
+    min_count: int = 0
+    """Fewest workers to go on with when hosts are lost: each start takes as many as the cluster
+    holds, up to `count`. Each step has the same rows. 0: always `count`, after waiting for them."""
 
     def __post_init__(self) -> None:
         if self.count < 1:
             raise ValueError(f"workers.count is {self.count}: use at least 1")
+        if not 0 <= self.min_count <= self.count:
+            raise ValueError(
+                f"workers.min_count is {self.min_count}: use 0 (always workers.count) to "
+                f"{self.count}, which is workers.count"
+            )
         if not self.cpus > 0:
             raise ValueError(f"workers.cpus is {self.cpus}: use a number > 0")
         if not self.gpus >= 0:
@@ -399,6 +407,15 @@ class TrainConfig:
                 f"global_batch_size is {self.global_batch_size}: use a multiple of "
                 f"micro_batch_size x workers.count = {self.micro_batch_size} x {self.workers.count}"
                 + (f", or micro_batch_size {math.gcd(self.micro_batch_size, each)}" if even else "")
+            )
+        fewest, most = self.workers.min_count or self.workers.count, self.workers.count
+        rows = self.micro_batch_size * math.lcm(*range(fewest, most + 1))
+        if self.global_batch_size % rows:
+            raise ValueError(
+                f"global_batch_size is {self.global_batch_size}: any number of workers from "
+                f"workers.min_count {fewest} to workers.count {most} must divide it into passes of "
+                f"micro_batch_size {self.micro_batch_size}: use a multiple of {rows}, or change "
+                "one of these three"
             )
 
     def _check_sharing(self) -> None:

@@ -14,7 +14,7 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -26,6 +26,15 @@ from torch import Tensor, nn
 
 from otr._compat import is_lost_peer, shard_rank
 from otr.files import write_json
+from otr.loop.export import (
+    Ranks,
+    Written,
+    can_reload,
+    file_difference,
+    first_difference,
+    rounded,
+    write_weights,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -114,6 +123,9 @@ class Probe:
     """NLL of each target token under the model in training."""
     dtype: str
     """Precision that `nll_T` was computed in, as in `ModelConfig.dtype`."""
+    hashes: Mapping[str, int]
+    """`content_hash` of each of this rank's parts of the saved tensors, taken from the model in
+    training. They are compared if the saved model is too large to be loaded again."""
 
 
 @dataclass
@@ -124,7 +136,8 @@ class Snapshot:
     model: "PreTrainedModel"
     """Used for its config and its adapters' config, not for its weights."""
     weights: dict[str, Tensor] | None
-    """The model's saved tensors on rank 0; None on other ranks."""
+    """The model's saved tensors: under fsdp this rank's shards of them; otherwise, and of adapters,
+    all on rank 0 and None on other ranks."""
     optimizer: dict[str, Any]
     """This rank's part of the optimizer's state, by parameter name."""
     trainer_state: dict[str, Any] = field(default_factory=dict)
@@ -169,31 +182,28 @@ class Snapshot:
             OSError: the checkpoint could not be written; nothing is left of it.
             UnverifiedCheckpoint: the checkpoint failed its probe, on every rank.
         """
-        directory = Path(directory)
-        rank, world = (
-            (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
-        )
+        directory, ranks = Path(directory), Ranks(group)
         scratch = directory.with_name(f".{directory.name}")
-        first, unlike = rank == 0 or not shared, ""
+        first = ranks.rank == 0 or not shared
         try:
             with _os_errors():
                 if first:
                     shutil.rmtree(scratch, ignore_errors=True)
                     (scratch / TRAINER).mkdir(parents=True)
-                _barrier(group)
+                ranks.barrier()
                 _write_optimizer(scratch / TRAINER / OPTIMIZER, self.optimizer, group)
-                if self.weights is not None:
-                    unlike = self._write_files(scratch, self.weights, tokenizer, run, world)
-                unlike = _from_first_rank(unlike, group)
+                writers, dtype, unlike = self._write_checked(scratch, ranks, shared)
+                if ranks.rank == 0:
+                    self._write_rest(scratch, tokenizer, run, ranks.world, dtype, unlike)
                 if unlike:
                     directory = directory.with_name(f"unverified-{directory.name}")
-                checksums = _checksums(scratch, _own_files(scratch, rank))
-                write_json(scratch / TRAINER / f"files-{rank}.json", checksums)
-                _barrier(group)
+                checksums = _checksums(scratch, _own_files(scratch, ranks.rank, writers))
+                write_json(scratch / TRAINER / f"files-{ranks.rank}.json", checksums)
+                ranks.barrier()
                 if first:
                     shutil.rmtree(directory, ignore_errors=True)
                     scratch.rename(directory)
-                _barrier(group)
+                ranks.barrier()
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)
             raise
@@ -201,58 +211,86 @@ class Snapshot:
             raise UnverifiedCheckpoint(str(directory), unlike)
         return directory
 
-    def _write_files(
+    def _write_checked(
+        self, directory: Path, ranks: Ranks, shared: bool
+    ) -> tuple[dict[str, int], str, str]:
+        """Write the weights and check them: by loading them if they fit into memory again.
+
+        Returns:
+            The rank that wrote each file of weights that has its own, their data type, and what
+            differs from the model in training on any rank.
+        """
+        if ranks.rank == 0:
+            self._write_config(directory)
+        reloads = ranks.from_first(self.probe is not None and can_reload(self.model))
+        # Loaded weights are checked before they are rounded, which changes more than the check
+        # accepts. The rank that loads them needs all files.
+        dtype = "float32" if reloads else self.dtype
+        first = replace(ranks, share=shared or not reloads)
+        written = self._write_weights(directory, dtype, first, hashed=not reloads)
+        ranks.barrier()
+        difference = self._check_export(directory) if reloads and ranks.rank == 0 else ""
+        unlike = next(filter(None, ranks.of_all(written.difference or difference)), "")
+        if unlike or dtype == self.dtype:
+            return written.writers, dtype, unlike
+        for path in directory.glob("*.safetensors*"):  # there may be fewer of them now
+            if written.writers.get(path.name, 0) == ranks.rank:
+                path.unlink()
+        written = self._write_weights(directory, self.dtype, ranks, hashed=False)
+        return written.writers, self.dtype, ""
+
+    def _write_weights(self, directory: Path, dtype: str, ranks: Ranks, *, hashed: bool) -> Written:
+        """Write the weights; every rank calls this. See `write_weights`."""
+        hashes = self.probe.hashes if self.probe is not None and hashed else None
+        weights = self.weights or {}
+        if not hasattr(self.model, "peft_config"):
+            return write_weights(directory, self.model, weights, dtype, ranks, hashes)
+        if ranks.rank > 0:
+            return Written({})
+        from otr.models.lora import WEIGHTS_FILE, write_adapter
+
+        tensors = {name: rounded(tensor, dtype) for name, tensor in weights.items()}
+        write_adapter(directory, self.model, tensors)
+        if hashes is None:
+            return Written({})
+        difference = first_difference(weights, weights, [hashes], 0)
+        return Written({}, difference or file_difference(directory / WEIGHTS_FILE, tensors))
+
+    def _write_config(self, directory: Path) -> None:
+        """Write all that `save_pretrained` does except the weights; an adapter has its own."""
+        from otr.models.processor import copy_processor
+
+        if hasattr(self.model, "peft_config"):
+            return
+        self.model.save_pretrained(directory, state_dict={})
+        copy_processor(self.model, directory)
+        if self.precision is not None:
+            path = directory / "config.json"
+            write_json(path, json.loads(path.read_text()) | {"dtype": self.precision})
+
+    def _write_rest(
         self,
         directory: Path,
-        weights: dict[str, Tensor],
         tokenizer: "PreTrainedTokenizerBase",
         run: dict[str, Any] | None,
         world: int,
-    ) -> str:
-        """Write and check all but the optimizer's state; return what `_check_export` does."""
-        # Imports transformers' models, as does the check.
-        from otr.models.stops import trained_stops, with_stop, write_stops
+        dtype: str,
+        unlike: str,
+    ) -> None:
+        """Write all but the weights and the optimizer's state."""
+        from otr.models.stops import trained_stops, with_stop, write_stops  # imports transformers
 
         stops = trained_stops(self.ends, tokenizer)
-        self._write_model(directory, weights)
         (with_stop(tokenizer, stops) if stops else tokenizer).save_pretrained(directory)
-        state = {"step": self.step, "world": world, **self.trainer_state}
         if run is not None:
             write_json(directory / "run.json", run)
-        unlike = self._check_export(directory)
         if unlike:
             write_json(directory / UNVERIFIED, {"step": self.step, "reason": unlike})
-        elif self.dtype == "bfloat16":
-            self._round_model(directory, weights)
-            state["dtype"] = self.dtype
         if stops:
             write_stops(directory, stops, self.model)
+        state = {"step": self.step, "world": world, **self.trainer_state}
+        state |= {} if dtype == "float32" else {"dtype": dtype}
         write_json(directory / TRAINER / STATE, state)
-        return unlike
-
-    def _write_model(self, directory: Path, weights: dict[str, Tensor]) -> None:
-        if hasattr(self.model, "peft_config"):
-            from otr.models.lora import write_adapter
-
-            write_adapter(directory, self.model, weights)
-        else:
-            from otr.models.processor import copy_processor
-
-            self.model.save_pretrained(directory, state_dict=weights)
-            copy_processor(self.model, directory)
-            if self.precision is not None:
-                path = directory / "config.json"
-                write_json(path, json.loads(path.read_text()) | {"dtype": self.precision})
-
-    def _round_model(self, directory: Path, weights: dict[str, Tensor]) -> None:
-        """Write the weights again, in bfloat16.
-
-        They are written after the check, which finds smaller differences than rounding makes.
-        """
-        for path in directory.glob("*.safetensors*"):  # there may be fewer of them now
-            path.unlink()
-        rounded = {n: w.bfloat16() if w.is_floating_point() else w for n, w in weights.items()}
-        self._write_model(directory, rounded)
 
     def _check_export(self, directory: Path) -> str:
         """Load the written model as any user would, and compare its NLL with the probe's.
@@ -372,10 +410,10 @@ def _write_optimizer(
         dcp.save(optimizer, checkpoint_id=directory, process_group=group, no_dist=group is None)
 
 
-def _own_files(directory: Path, rank: int) -> Iterator[Path]:
-    """Yield the files that this rank wrote: its shards, and on rank 0 all other files."""
+def _own_files(directory: Path, rank: int, writers: Mapping[str, int]) -> Iterator[Path]:
+    """Yield the files that this rank wrote: its shards and weights, and on rank 0 all others."""
     for path in sorted(directory.rglob("*")):
-        writer = shard_rank(path) if path.suffix == ".distcp" else 0
+        writer = shard_rank(path) if path.suffix == ".distcp" else writers.get(path.name, 0)
         # A name with "files-" may be a list that another rank is writing at this moment.
         if path.is_file() and writer == rank and not path.name.startswith("files-"):
             yield path
@@ -407,16 +445,3 @@ def _os_errors() -> Iterator[None]:
 
 def _mean_difference(one_T: Tensor, other_T: Tensor) -> float:
     return float((one_T - other_T).abs().sum()) / max(1, len(one_T))
-
-
-def _from_first_rank(text: str, group: dist.ProcessGroup | None) -> str:
-    """Return rank 0's text on every rank."""
-    texts = [text]
-    if group is not None:
-        dist.broadcast_object_list(texts, group_src=0, group=group)
-    return texts[0]
-
-
-def _barrier(group: dist.ProcessGroup | None) -> None:
-    if group is not None:
-        dist.barrier(group)

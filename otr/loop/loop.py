@@ -211,7 +211,7 @@ def take_snapshot(
     snapshot = Snapshot(
         step=progress.step,
         model=parallel.unwrap(policy).model,
-        weights=parallel.gather_weights(policy, staging),
+        weights=parallel.stage_weights(policy, staging),
         optimizer=parallel.optimizer_shard(policy, optimizer, staging),
         trainer_state={
             "skipped_steps": progress.skipped,
@@ -232,7 +232,7 @@ def _probe(policy: nn.Module, batch: Batch, config: TrainConfig) -> Probe:
     with torch.no_grad(), own.precision(dtype):
         nll_T = own.predict(packed.to(own.device)).nll_T.cpu()
     own.train()
-    return Probe(packed, nll_T, dtype)
+    return Probe(packed, nll_T, dtype, parallel.part_hashes(policy))
 
 
 def _step(run: _Run, micro: Sequence[Batch], step: int, lr: float, *, saves: bool) -> _StepResult:

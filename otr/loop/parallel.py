@@ -35,6 +35,7 @@ from transformers import PreTrainedModel
 from otr._compat import attention_name, tree_map_with_path
 from otr.config import TrainConfig
 from otr.loop.checkpoint import OPTIMIZER, TRAINER, Staging, saved_weights
+from otr.loop.export import content_hash
 from otr.loop.policy import Policy
 from otr.models.structure import decoder_layers, without_adapters
 from otr.models.unpacked import is_unpacked, set_unpacked
@@ -182,26 +183,36 @@ def clip_gradients(policy: nn.Module, max_norm: float) -> Tensor:
     return getattr(norm, "full_tensor", lambda: norm)()
 
 
-def gather_weights(policy: nn.Module, staging: Staging) -> dict[str, Tensor] | None:
-    """Copy the model's saved tensors to the CPU of rank 0; return None on other ranks.
+def saved_parts(policy: nn.Module) -> dict[str, Tensor] | None:
+    """Return what a checkpoint keeps of the model in training, as `Snapshot.weights` describes it.
 
-    Every rank calls this.
+    Adapters are small: rank 0 gets all of them, on its CPU. Every rank calls this.
     """
     model = unwrap(policy).model
-    if isinstance(policy, FSDPModule):
+    sharded = isinstance(policy, FSDPModule)
+    if sharded and hasattr(model, "peft_config"):
         options = StateDictOptions(
-            full_state_dict=True,
-            cpu_offload=True,
-            ignore_frozen_params=hasattr(model, "peft_config"),
+            full_state_dict=True, cpu_offload=True, ignore_frozen_params=True
         )
-        state: dict[str, Any] = get_model_state_dict(policy, options=options)
-        weights = {name.removeprefix("model."): tensor for name, tensor in state.items()}
+        gathered: dict[str, Any] = get_model_state_dict(policy, options=options)
+        state = {name.removeprefix("model."): tensor for name, tensor in gathered.items()}
+    elif isinstance(policy, FSDPModule):
+        policy.reshard()  # a forward pass without gradients leaves the root fetched
+        return saved_weights(model, model.state_dict())
     else:
-        weights = model.state_dict() if rank() == 0 else {}
-    if rank() != 0:
-        return None
-    saved = saved_weights(model, weights)
-    return {name: staging.copy(name, tensor) for name, tensor in saved.items()}
+        state = model.state_dict()
+    return saved_weights(model, state) if rank() == 0 else None
+
+
+def stage_weights(policy: nn.Module, staging: Staging) -> dict[str, Tensor] | None:
+    """Copy `saved_parts` to the CPU. Every rank calls this."""
+    parts = saved_parts(policy)
+    return parts and {name: staging.copy(name, tensor) for name, tensor in parts.items()}
+
+
+def part_hashes(policy: nn.Module) -> dict[str, int]:
+    """Return the `content_hash` of each of this rank's `saved_parts`. Every rank calls this."""
+    return {name: content_hash(tensor) for name, tensor in (saved_parts(policy) or {}).items()}
 
 
 def optimizer_shard(

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from otr.config import TrainConfig
+from otr.loop.export import FILE_BYTES
 from otr.memory.fake_step import Footprint, footprint
 from otr.memory.strategy import Strategy, resolve_strategy
 from otr.models.freeze import freeze, freeze_equally
@@ -37,6 +38,10 @@ class Plan:
     device: Footprint
     host_bytes: int
     """Host memory per worker besides the device; not 0 under fsdp_offload only."""
+    save_bytes: int
+    """Host memory of a worker that writes a checkpoint: copies of what it saves, and under fsdp the
+    tensors of the file that it writes. The check of the last checkpoint takes more, if it can be
+    had (`otr.loop.export.can_reload`)."""
     device_bytes: int
     """Size of the device."""
     step_tokens: int
@@ -65,7 +70,8 @@ def plan(config: TrainConfig, device_bytes: int) -> Plan:
     shares = [_share(part, counted, config, strategy) for part in counted.parts]
     device, host = max(shares, key=lambda share: share[0].total)
     tokens = config.global_batch_size * config.data.sequence_length
-    return Plan(strategy, device, host, device_bytes, tokens)
+    save = _save_bytes(counted, config, strategy)
+    return Plan(strategy, device, host, save, device_bytes, tokens)
 
 
 def suggest(config: TrainConfig, device_bytes: int) -> tuple[TrainConfig, Plan] | None:
@@ -147,6 +153,18 @@ def _share(
     return device, 0
 
 
+def _save_bytes(counted: "_Counted", config: TrainConfig, strategy: Strategy) -> int:
+    """Return the host memory of rank 0 for a checkpoint."""
+    saved = counted.trained_bytes if config.lora.rank else counted.parameter_bytes
+    if not strategy.startswith("fsdp"):
+        return saved + counted.state_bytes
+    workers = config.workers.count
+    if config.lora.rank:  # rank 0 gets all adapters
+        return saved + counted.state_bytes // workers
+    file = min(saved // workers, FILE_BYTES) + counted.largest_bytes
+    return (saved + counted.state_bytes) // workers + file
+
+
 @dataclass(frozen=True)
 class _Counted:
     """A model's step on a single worker, and the sizes of its parts in float32."""
@@ -157,6 +175,8 @@ class _Counted:
     trained_bytes: int
     state_bytes: int
     """Of the optimizer."""
+    largest_bytes: int
+    """Of a single tensor."""
     layer_weights: int
     root_weights: int
     """Number of weights outside of the layers, which stay fetched during a step."""
@@ -205,6 +225,7 @@ def _counted_once(key: _Key, split: bool) -> _Counted:
         parameter_bytes=4 * weights,
         trained_bytes=_trained_bytes(model),
         state_bytes=state_bytes(model, config.optim),
+        largest_bytes=4 * max(p.numel() for p in model.parameters()),
         layer_weights=inside // len(layers),
         root_weights=weights - inside,
     )

@@ -334,7 +334,7 @@ class CheckpointStore:
         finally:
             self.write_seconds = monotonic() - start
             self._written.set()
-        if snapshot.weights is not None:  # on rank 0
+        if self.group is None or dist.get_rank(self.group) == 0:
             try:
                 delete_old(self.directory)
             except Exception as error:  # any store's error; the new checkpoint is written

@@ -5,6 +5,7 @@ checkpoint. A checkpoint is a Hugging Face directory.
 """
 
 import json
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -177,12 +178,16 @@ def runtime_environment(workers: Workers) -> dict[str, Any]:
 def _trainer(job: Job, storage: str, name: str, callbacks: Sequence[Any]) -> TorchTrainer:
     workers = job.config.workers
     resources = {"CPU": workers.cpus, "GPU": workers.gpus}
+    elastic = (workers.min_count, workers.count)
     return TorchTrainer(
         partial(train_loop, job),  # type: ignore[arg-type]  # Ray's type returns None
         # gloo beside nccl: rows that are read and optimizer state that is saved are in host memory.
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if workers.gpus else None),
-        scaling_config=ScalingConfig(
-            num_workers=workers.count,
+        scaling_config=ScalingConfig(  # type: ignore[call-arg]  # Ray types its old one
+            num_workers=elastic if workers.min_count else workers.count,  # type: ignore[arg-type]
+            # Never while it runs: Ray would start the new workers with this job, from the
+            # checkpoint that it began with.
+            elastic_resize_monitor_interval_s=math.inf,
             use_gpu=workers.gpus > 0,
             resources_per_worker={kind: amount for kind, amount in resources.items() if amount},
         ),

@@ -81,6 +81,7 @@ def train_loop(job: Job) -> bool:
     Returns:
         Whether any worker has been told that its host will be taken away.
     """
+    job = replace(job, config=_as_started(job.config))
     config = job.config
     torch.set_num_threads(max(1, int(config.workers.cpus)))
     group = dist.new_group(backend="gloo") if config.workers.count > 1 else None
@@ -95,6 +96,12 @@ def train_loop(job: Job) -> bool:
 
     # Every rank takes part; the driver gets the answer of rank 0.
     return bool(parallel.sum_over_ranks(torch.tensor(float(_compat.host_will_be_preempted()))))
+
+
+def _as_started(config: TrainConfig) -> TrainConfig:
+    """Return the run with the number of workers that it was started with."""
+    count = ray.train.get_context().get_world_size()
+    return replace(config, workers=replace(config.workers, count=count, min_count=0))
 
 
 def _train(
@@ -244,15 +251,21 @@ def _notes(config: TrainConfig, state: dict[str, Any]) -> list[str]:
 
 def _model_notes(model: "PreTrainedModel") -> list[str]:
     """Return what the terminal should say about how the model is trained."""
+    from otr.loop.export import RELOAD_SHARE, can_reload, reload_bytes
     from otr.models.structure import towers, without_adapters
     from otr.models.unpacked import is_unpacked
 
-    model, notes = without_adapters(model), []
+    whole, model, notes = model, without_adapters(model), []
     if names := [*towers(model)]:
         notes.append(f"text does not reach {', '.join(names)}: frozen")
     if is_unpacked(model):
         notes.append(
             f"{model.config.model_type} mixes packed examples up: each is computed on its own"
+        )
+    if not can_reload(whole):
+        notes.append(
+            f"the last checkpoint is compared tensor by tensor, and not loaded again: that takes "
+            f"{reload_bytes(whole) / 2**30:.0f} GiB, more than {RELOAD_SHARE:.0%} of this machine's"
         )
     return notes
 

@@ -85,6 +85,7 @@ def _column(config: TrainConfig, found: Plan) -> dict[str, str]:
         "total": found.device.total,
         "available": found.device_bytes,
         "host memory per worker": found.host_bytes,
+        "host memory of rank 0 at a save": found.save_bytes,
     }
     return {label: f"{size / GIB:.2f}" for label, size in sizes.items()} | {
         "strategy": found.strategy,

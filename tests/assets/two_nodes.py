@@ -1,9 +1,10 @@
 """A run with two workers on two nodes, which are two raylets of this machine.
 
-    python -m tests.assets.two_nodes DIRECTORY nothing|node|notice
+    python -m tests.assets.two_nodes DIRECTORY nothing|node|notice|half
 
-The second argument says what the run loses once it has saved. It prints JSON {"weights": SHA-256 of
-the final weights, "note": note of the run's last start, "lost": number of lost nodes}.
+The second argument says what the run loses once it has saved; of half of its nodes there is no
+replacement. It prints JSON {"weights": SHA-256 of the final weights, "nll": of the last step,
+"note": note of the run's last start, "lost": number of lost nodes}.
 """
 
 import hashlib
@@ -61,7 +62,7 @@ def main(directory: Path, loses: str) -> None:
     run = TrainConfig(
         ModelConfig(str(make_tiny_model(directory / "model"))),
         DataConfig((str(data),), sequence_length=64),
-        workers=Workers(count=2, cpus=2.5),  # one node has no room for two
+        workers=Workers(2, cpus=2.5, min_count=int(loses == "half")),  # a node has no room for two
         max_steps=STEPS,
         global_batch_size=4,
         micro_batch_size=2,
@@ -74,16 +75,17 @@ def main(directory: Path, loses: str) -> None:
         sign = notes.path.name if loses == "notice" else f"{loses}/step-*"
         while loses != "nothing" and not [*directory.glob(sign)]:
             time.sleep(0.02)
-        if loses == "node":
+        if loses in ("node", "half"):
             second.kill_raylet()
         if loses == "notice":
             drain(cluster, second.node_id)
-        if loses != "nothing":
+        if loses in ("node", "notice"):
             cluster.add_node(num_cpus=4)  # its replacement
-        fitted.result()
+        result = fitted.result()
     weights = (directory / loses / f"step-{STEPS:06d}" / "model.safetensors").read_bytes()
     outcome = {
         "weights": hashlib.sha256(weights).hexdigest(),
+        "nll": result.metrics["nll"],
         "note": notes.path.read_text(),
         "lost": len([node for node in ray.nodes() if not node["Alive"]]),
     }

@@ -6,7 +6,7 @@ from arithmetic on the constants below, none of which was measured here.
 
 Bytes are those of the current code: weights, gradients and both moments in float32, matrix products
 in bfloat16; FSDP2 gathers the weights twice per pass in bfloat16 and reduces gradients in float32;
-rank 0 writes the whole model in float32, every rank its share of the moments.
+every rank writes its share of the model in float32 and of the moments.
 """
 
 import tempfile
@@ -26,7 +26,7 @@ DEVICE_BYTES = int(79.6 * GIB)  # memory that an H100 of 80 GB reports
 GPUS_A_NODE = 8
 MFU = 0.4  # assumed
 NVLINK, NICS, LINK_SHARE = 450 * GB, 400 * GB, 0.7  # bytes/s per GPU, per node; achieved share
-TO_HOST, COPY, STORE = 25 * GB, 10 * GB, 1 * GB  # bytes/s: device to host, in memory, to storage
+TO_HOST, STORE = 25 * GB, 1 * GB  # bytes/s of a rank: device to host, to storage
 BYTES_A_TOKEN = 4  # English text, with a vocabulary of 100,000 or more
 ON_DEMAND, SPOT, STORED = 3.90, 2.25, 0.023  # dollars per GPU-hour (twice) and per GB-month
 LAYERS = {"8B": Qwen3Config, "70B": LlamaConfig}
@@ -104,14 +104,18 @@ class Figures:
 
     @property
     def host_bytes(self) -> float:
-        """Gathered weights, the copy that is written, and the moments of the node's ranks."""
-        ranks = min(self.case.gpus, GPUS_A_NODE)
-        return 8 * self.weights * (1 + ranks / self.case.gpus)
+        """Of a node: its ranks' copies of their shards and the files that they write."""
+        return min(self.case.gpus, GPUS_A_NODE) * self.plan.save_bytes
 
     @property
     def stall_seconds(self) -> float:
-        """Seconds that a save blocks: rank 0 moves the model to the host and copies it there."""
-        return 4 * self.weights * (1 / TO_HOST + 1 / COPY)
+        """Seconds that a save blocks: each rank copies its shards to the host."""
+        return self.share_bytes / TO_HOST
+
+    @property
+    def share_bytes(self) -> float:
+        """Bytes of a checkpoint that each rank writes."""
+        return 12 * self.weights / self.case.gpus
 
 
 ROWS: dict[str, tuple[Callable[[Figures], str], str]] = {
@@ -126,7 +130,8 @@ ROWS: dict[str, tuple[Callable[[Figures], str], str]] = {
     "activations, checkpointed": (lambda f: _gib(f.plan.device.activations), "planner"),
     "loss": (lambda f: _gib(f.plan.device.loss), "planner"),
     "in all, of 79.6 GiB": (lambda f: _gib(f.plan.device.total), "planner"),
-    "host memory of rank 0's node at a save": (lambda f: _gib(f.host_bytes), "computed"),
+    "host memory per node at a save": (lambda f: _gib(f.host_bytes), "planner"),
+    "to load the model: rank 0's memory, float32": (lambda f: _gib(4 * f.weights), "computed"),
     "to score: the weights on one GPU, bfloat16": (lambda f: _gib(2 * f.weights), "computed"),
     "to score: the driver's memory for the proof": (lambda f: _gib(4 * f.weights), "computed"),
     "FLOPs a token": (
@@ -141,9 +146,9 @@ ROWS: dict[str, tuple[Callable[[Figures], str], str]] = {
         lambda f: f"{4 * f.weights / GB:,.0f} + {8 * f.weights / GB:,.0f} GB",
         "computed",
     ),
-    "seconds that a save stops training": (lambda f: f"{f.stall_seconds:.0f}", "speeds assumed"),
-    "minutes that rank 0 writes": (
-        lambda f: f"{4 * f.weights / STORE / 60:.1f}",
+    "seconds that a save stops training": (lambda f: f"{f.stall_seconds:.1f}", "speeds assumed"),
+    "minutes that each rank writes": (
+        lambda f: f"{f.share_bytes / STORE / 60:.1f}",
         "1 GB/s assumed",
     ),
     "bytes read to score a model": (lambda f: f"{12 * f.weights / GB:,.0f} GB", "computed"),

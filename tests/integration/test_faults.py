@@ -178,11 +178,13 @@ def test_a_run_survives_a_lost_and_a_preempted_node(tmp_path: Path) -> None:
     """Two raylets are two nodes with a worker each; the second is killed, or will be taken away."""
     script = [sys.executable, "-m", "tests.assets.two_nodes", str(tmp_path)]
     outcomes = {}
-    for loses in ("nothing", "node", "notice"):
+    for loses in ("nothing", "node", "notice", "half"):
         done = run([*script, loses])
         assert done.returncode == 0, done.stderr[-3000:]
         outcomes[loses] = json.loads(done.stdout.splitlines()[-1])
-    assert [outcome["lost"] for outcome in outcomes.values()] == [0, 1, 0]
+    assert [outcome["lost"] for outcome in outcomes.values()] == [0, 1, 0, 1]
+    assert "had 2 workers, has 1: the same rows in each step" in outcomes["half"]["note"]
+    assert outcomes["half"]["nll"] == pytest.approx(outcomes["nothing"]["nll"], rel=1e-4)
     for loses in ("node", "notice"):
         assert "resumes from step" in outcomes[loses]["note"]
         assert outcomes[loses]["weights"] == outcomes["nothing"]["weights"]

@@ -122,6 +122,20 @@ def test_two_workers_train_a_model_that_transformers_loads(
     assert json.loads(sample)["cause"] == "broken"
 
 
+def test_with_fewer_workers_than_wanted_each_step_has_the_same_rows(
+    undisturbed: Path, tmp_path: Path, paths: tuple[Path, Path]
+) -> None:
+    """The cluster has 4 CPUs, so that one worker with 3 fits."""
+    run = config(*paths, workers=Workers(2, cpus=3, min_count=1), micro_batch_size=1)
+    result = fit(run, storage=str(tmp_path), name="run", callbacks=[Recorder(tmp_path / "log")])
+    assert result.metrics["step"] == 6
+    reported = reports(tmp_path / "log")
+    assert reported[0]["note"] == "single on 1 worker"
+    for ours, alone in zip(reported, reports(undisturbed.parent / "log"), strict=True):
+        assert ours["nll"] == pytest.approx(alone["nll"], rel=1e-4)
+    assert load_checkpoint(tmp_path / "run" / "step-000006")["world"] == 1
+
+
 def test_the_best_checkpoint_and_the_last_two_stay(
     ray_cluster: None, tmp_path: Path, paths: tuple[Path, Path]
 ) -> None:
@@ -349,8 +363,14 @@ def test_a_sharded_run_resumes_bit_for_bit(
     shutil.copytree(tmp_path / "undisturbed", tmp_path / "resumed")
     shutil.rmtree(tmp_path / "resumed" / "step-000006")
     fit(run, storage=str(tmp_path), name="resumed")
-    name = "adapter_model.safetensors" if rank else "model.safetensors"
-    bits = [(tmp_path / n / "step-000006" / name).read_bytes() for n in ("undisturbed", "resumed")]
+    bits = [
+        {
+            path.name: path.read_bytes()
+            for path in (tmp_path / name).glob("step-000006/*.safetensors")
+        }
+        for name in ("undisturbed", "resumed")
+    ]
+    assert len(bits[0]) == (1 if rank else 2), "each rank writes its part of the whole weights"
     assert bits[0] == bits[1]
 
 

@@ -1,6 +1,7 @@
 """The private interfaces that otr uses still exist and behave as it expects."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -12,20 +13,24 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.multiprocessing as mp
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
     GptOssConfig,
     GptOssForCausalLM,
+    MixtralForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from otr import _compat
 from otr._compat import FakeTensorMode, TorchDispatchMode, tree_leaves, tree_map_with_path
 from otr.loop.checkpoint import _os_errors
 from tests.assets.tiny import byte_tokenizer
+from tests.otr.models.families import MODELS, toy
 from tests.otr.runs import join_ranks
 
 
@@ -116,6 +121,26 @@ def test_a_tokenizer_that_changes_its_text_is_not_plain() -> None:
     ids = [found.ids for found in backend.encode_batch_fast(texts, add_special_tokens=False)]
     assert ids == plain(texts, add_special_tokens=False)["input_ids"]
     assert Upper(tokenizer_object=backend)(texts[:1])["input_ids"] != ids[:1]
+
+
+def test_a_part_of_a_model_is_stored_as_the_whole_would_be(tmp_path: Path) -> None:
+    """On the meta device too, and with the conversions of another process."""
+    toy(MODELS["mixtral"].config()).save_pretrained(tmp_path)
+    model = MixtralForCausalLM.from_pretrained(tmp_path)
+    conversions = pickle.loads(pickle.dumps(_compat.weight_conversions(model)))
+    assert conversions
+    [name] = [n for n in model.state_dict() if n.endswith("layers.1.mlp.experts.down_proj")]
+    part = {name: model.state_dict()[name]}
+    stored, files = (
+        _compat.stored_tensors(model, part, conversions),
+        load_file(tmp_path / SAFE_WEIGHTS_NAME),
+    )
+    assert len(stored) == 4 and all(torch.equal(files[n], t) for n, t in stored.items())
+    empty = MixtralForCausalLM(model.config).to("meta")
+    assert _compat.weight_conversions(empty) is None
+    shapes = _compat.stored_tensors(empty, {name: part[name].to("meta")}, conversions)
+    assert {n: t.shape for n, t in shapes.items()} == {n: t.shape for n, t in stored.items()}
+    assert _compat.ignored_when_saved(model) == frozenset()
 
 
 def test_nothing_is_imported_before_it_is_used() -> None:

@@ -28,6 +28,17 @@ def test_workers_that_need_another_micro_batch_size(count: int, remedy: str) -> 
         replace(RUN, workers=Workers(count))
 
 
+def test_every_number_of_workers_must_divide_the_batch() -> None:
+    run = replace(RUN, micro_batch_size=2, global_batch_size=24)
+    assert replace(run, workers=Workers(4, min_count=2)).accumulation == 3
+    message = r"24: any number of workers from workers.min_count 4 to workers.count 6 .* of 120"
+    with pytest.raises(ValueError, match=message):
+        replace(run, workers=Workers(6, min_count=4))
+    for fewest in (-1, 3):
+        with pytest.raises(ValueError, match=f"min_count is {fewest}: use 0 .* to 2"):
+            Workers(2, min_count=fewest)
+
+
 @pytest.mark.parametrize(
     ("part", "name", "value", "remedy"),
     [

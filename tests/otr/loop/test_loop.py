@@ -4,14 +4,13 @@ import copy
 import json
 import pickle
 from dataclasses import replace
-from functools import partialmethod
 from pathlib import Path
 
 import pytest
 import torch
 import torch.multiprocessing as mp
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM
 
 from otr import (
     LoraConfig,
@@ -420,11 +419,7 @@ def test_data_that_ends_early_is_an_error(model_dir: Path) -> None:
 def test_a_model_above_the_limit_of_a_file_is_saved_in_shards(
     model_dir: Path, tmp_path: Path, save_dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The limit is transformers' own, 50 GB; here it is small enough for several files."""
-    save = PreTrainedModel.save_pretrained
-    monkeypatch.setattr(
-        PreTrainedModel, "save_pretrained", partialmethod(save, max_shard_size="100KB")
-    )
+    monkeypatch.setattr("otr.loop.export.FILE_BYTES", 100_000)
     run = config(model_dir, Objective("sft"), 1, save_dtype=save_dtype)
     model, tokenizer = load_model(run.model), load_tokenizer(run.model)
 

@@ -157,6 +157,21 @@ def test_the_memory_of_each_strategy(run: TrainConfig) -> None:
     assert host.host_bytes == pytest.approx(4 * trained / 4, rel=0.01)
 
 
+def test_what_a_save_takes_is_a_share_under_fsdp(run: TrainConfig) -> None:
+    run = replace(run, micro_batch_size=1)
+    model = planner.empty_model(run.model)
+    weights = 4 * sum(p.numel() for p in model.parameters())
+    largest = 4 * max(p.numel() for p in model.parameters())
+    whole = on(run, "single").save_bytes
+    assert whole == pytest.approx(3 * weights, rel=0.01) == on(run, "ddp", count=4).save_bytes
+    for count in (4, 16):
+        share = on(run, "fsdp", count=count).save_bytes
+        assert share == pytest.approx((whole + weights) / count + largest, rel=0.01)
+    adapters = replace(run, lora=LoraConfig(rank=4))
+    assert on(adapters, "fsdp", count=4).save_bytes < on(adapters, "ddp", count=4).save_bytes
+    assert on(adapters, "ddp", count=4).save_bytes < whole / 4
+
+
 def test_suggestions_are_the_cheapest_that_fit(run: TrainConfig) -> None:
     need = plan(run, LARGE).device.total
     assert suggest(run, 2 * need)[0] == run  # type: ignore[index]

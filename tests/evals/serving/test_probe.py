@@ -147,6 +147,8 @@ def test_invalid_settings_are_rejected(field, value):
         (0, 1, {"CPU": 64, "GPU": 7.5}, 7),
         (0, 0.5, {"CPU": 64, "GPU": 2}, 4),
         (0, 1, {"CPU": 3, "GPU": 8}, 3),
+        (0, 2, {"CPU": 64, "GPU": 6}, 2),  # on two nodes with 3 each
+        (0, 4, {"CPU": 64, "GPU": 6}, 1),  # check_can_start then says that no node has 4
         (0, 1, {"CPU": 64}, 1),  # check_can_start then names the missing GPU
         (0, 0, {"CPU": 64}, 1),
         (2, 1, {"CPU": 64, "GPU": 8}, 2),
@@ -156,6 +158,8 @@ def test_there_are_as_many_replicas_as_free_gpus(monkeypatch, num_replicas, gpus
     monkeypatch.setattr(deployment, "GPU_RELEASE_S", 0)
     monkeypatch.setattr(deployment.ray, "available_resources", lambda: free)
     monkeypatch.setattr(deployment.ray, "cluster_resources", lambda: {"GPU": 8.0})
+    node = {"Alive": True, "Resources": {"GPU": 3.0}}
+    monkeypatch.setattr(deployment.ray, "nodes", lambda: [node, node])
     settings = EngineSettings(num_replicas=num_replicas, gpus=gpus)
     assert deployment.with_num_replicas(settings).num_replicas == expected
 

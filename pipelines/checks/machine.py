@@ -1,14 +1,13 @@
 """Check what a run needs of this machine: packages, disk space, devices, a free port."""
 
-import json
 import math
 import operator
 import os
 import shutil
-import struct
 from contextlib import suppress
 from pathlib import Path
 
+from evals.hardware import count_weights
 from evals.serving.adapters import MAX_ADAPTERS
 from otr.config import LoraConfig, TrainConfig, Workers
 from otr.files import existing_parent
@@ -128,13 +127,7 @@ def count_parameters(model: str) -> int | None:
     """
     if not Path(model).is_dir():
         return _count_parameters_on_hub(model)
-    count = 0
-    for path in Path(model).glob("*.safetensors"):
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
-        count += sum(math.prod(t["shape"]) for n, t in header.items() if n != "__metadata__")
-    return count
+    return count_weights(Path(model))
 
 
 def _count_parameters_on_hub(model: str) -> int | None:

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -100,6 +101,14 @@ def test_missing_values_and_an_overflow_are_refused():
     overflow = probe.Reference([[-1.0]], probe.Difference(math.inf, math.inf))
     with pytest.raises(probe.NotServedError, match=r"overflows in float16: give --engine\.dtype"):
         probe.check_logprobs([[-1.0]], overflow, "float16", "it")
+
+
+def test_a_host_with_too_little_memory_is_named_before_the_model_is_read(model, rows, monkeypatch):
+    (weights,) = model.glob("*.safetensors")
+    free = SimpleNamespace(available=weights.stat().st_size // 2)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: free)
+    with pytest.raises(RuntimeError, match=r"needs 0 GiB of memory on \S+, and 0 GiB are free"):
+        probe.reference(model, rows, "float32")
 
 
 def test_reference_is_a_distribution_over_next_tokens(model):

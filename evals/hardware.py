@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evals import gpu
+from evals import shards
 
 if TYPE_CHECKING:
     from evals.settings import EngineSettings
@@ -24,8 +24,6 @@ _FIRST_GPU_WITH_BFLOAT16 = (8, 0)
 _BLOCK_TOKENS = 128  # vLLM gives out the KV cache on the CPU in blocks of this many tokens
 _CACHE_SHARE = 0.25  # of the free memory, unless a single request needs more
 _UNKNOWN_CACHE_GIB = 1.0  # for models whose cache is no list of keys and values
-_WORKSPACE_GIB = 1.0  # per GPU: activations, CUDA graphs, NCCL's buffers; a guess
-_MOST_SHARDS = 64
 
 
 @dataclass(frozen=True)
@@ -110,8 +108,10 @@ def fit(
         )
     settings = dataclasses.replace(settings, dtype=dtype)
     if on_gpu:
-        _check_shards(settings, config)
-        _check_gpu_memory(settings, config, Path(model_dir), machine)
+        per_token = cache_bytes_per_token(config, dtype) or 0
+        weights = count_weights(Path(model_dir)) * (4 if dtype == "float32" else 2) / GIB
+        cache = settings.kv_cache_gib or per_token * settings.max_model_len / GIB
+        shards.check(settings, config, weights, cache, machine.gpu_gib)
         return settings
     threads = settings.threads or max(1, machine.cores // settings.least_replicas)
     cache = settings.kv_cache_gib or _cache_gib(settings, config, Path(model_dir), machine)
@@ -202,67 +202,6 @@ def _cache_gib(settings: EngineSettings, config: Any, model_dir: Path, machine: 
         )
     size = min(one * settings.requests_per_replica, max(one, _CACHE_SHARE * free))
     return math.ceil(size * 100) / 100
-
-
-def _check_shards(settings: EngineSettings, config: Any) -> None:
-    """Check that the model's layers can be divided among the GPUs of a replica.
-
-    Raises:
-        ValueError: they can't.
-    """
-    if not _divides(config, settings.shards):
-        possible = [n for n in range(2, _MOST_SHARDS + 1) if _divides(config, n)]
-        remedy = ", ".join(map(str, possible[:6])) or "no other number than 1"
-        heads, kv_heads = _heads(config)
-        raise ValueError(
-            f"--engine.gpus is {settings.gpus:g}, but a model with {heads} attention heads and "
-            f"{kv_heads} KV heads can't be divided among so many GPUs; possible are 1, {remedy}"
-        )
-
-
-def _heads(config: Any) -> tuple[int, int]:
-    heads = getattr(config, "num_attention_heads", None) or 0
-    return heads, getattr(config, "num_key_value_heads", None) or heads
-
-
-def _divides(config: Any, shards: int) -> bool:
-    """Return whether vLLM can divide a model: KV heads are divided, or each of them is repeated."""
-    heads, kv_heads = _heads(config)
-    width = getattr(config, "intermediate_size", None)  # a list where layers differ
-    width = width if isinstance(width, int) else 0
-    parts = max(kv_heads, shards) % min(kv_heads, shards) if kv_heads else 0
-    return heads % shards == width % shards == parts == 0
-
-
-def _check_gpu_memory(
-    settings: EngineSettings, config: Any, model_dir: Path, machine: Machine
-) -> None:
-    """Check that weights and a single request fit on the GPUs of a replica.
-
-    Raises:
-        ValueError: they don't; the message names a number of GPUs on which they do.
-    """
-    weights = count_weights(model_dir) * (4 if settings.dtype == "float32" else 2) / GIB
-    if not weights or machine.gpu_gib is None:
-        return
-    per_token = cache_bytes_per_token(config, settings.dtype) or 0
-    cache = settings.kv_cache_gib or per_token * settings.max_model_len / GIB
-
-    def needed(shards: int) -> float:  # on each GPU
-        return (weights + cache) / shards + _WORKSPACE_GIB
-
-    available = machine.gpu_gib * gpu.SHARE
-    if needed(settings.shards) <= available * min(1, settings.gpus):
-        return
-    enough = [
-        n for n in range(1, _MOST_SHARDS + 1) if _divides(config, n) and needed(n) <= available
-    ]
-    remedy = f"give --engine.gpus {enough[0]}" if enough else "use GPUs with more memory"
-    raise ValueError(
-        f"the model does not fit: {weights:.1f} GiB of weights in {settings.dtype} and "
-        f"{cache:.1f} GiB of KV cache, on --engine.gpus {settings.gpus:g} with "
-        f"{machine.gpu_gib:.0f} GiB each: {remedy}"
-    )
 
 
 def count_weights(model_dir: Path) -> int:

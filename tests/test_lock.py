@@ -36,7 +36,8 @@ def pins(name: str) -> dict[str, Version]:
         if line and not line.startswith("#"):
             matched = re.fullmatch(r"([\w.-]+)==([\w.+!]+)", line)
             assert matched, f"{name} has the line {line!r}, which is no pin"
-            assert (package := canonicalize_name(matched[1])) not in found, f"{package} twice"
+            package = canonicalize_name(matched[1])
+            assert package not in found, f"{package} twice"
             found[package] = Version(matched[2])
     return found
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from evals import gpu, hardware
+from evals import gpu, hardware, shards
 from evals.hardware import GIB, Machine, fit
 from evals.settings import EngineSettings
 from tests.assets.tiny import make_tiny_model
@@ -109,7 +109,7 @@ def test_a_model_that_needs_several_gpus_is_told_how_many(model: Path) -> None:
 
     def card(gib: float) -> Machine:
         """A GPU of which this much is left beside what CUDA and vLLM need themselves."""
-        return replace(small, gpu_gib=(gib + hardware._WORKSPACE_GIB) / gpu.SHARE)
+        return replace(small, gpu_gib=(gib + shards.WORKSPACE_GIB) / gpu.SHARE)
 
     one = EngineSettings("float32", 32, gpus=1)
     cache = 32 * 2 * 2 * 32 * 4 / GIB
@@ -123,6 +123,14 @@ def test_a_model_that_needs_several_gpus_is_told_how_many(model: Path) -> None:
     half = replace(one, gpus=0.5)
     with pytest.raises(ValueError, match=r"on --engine\.gpus 0\.5 .*give --engine\.gpus 1"):
         fit(half, model, card(1.01 * (weights + cache)))
+
+
+def test_a_model_of_70_billion_weights_is_scored_on_two_gpus_of_80_gb() -> None:
+    from transformers import LlamaConfig
+
+    llama = LlamaConfig(num_attention_heads=64, num_key_value_heads=8, intermediate_size=28672)
+    assert shards.fitting(llama, 131.4 + 2.5, 79.6) == [2, 4, 8, 16, 32, 64]
+    assert shards.fitting(llama, 131.4 + 2.5, 23.7) == [8, 16, 32, 64]
 
 
 def test_replicas_share_the_cores(model: Path) -> None:

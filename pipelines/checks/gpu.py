@@ -27,7 +27,10 @@ def check_gpu(config: SweepConfig) -> str:
         return "those of the cluster at RAY_ADDRESS"
     if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
         return "hidden by CUDA_VISIBLE_DEVICES"
-    cards = gpu.cards()
+    try:
+        cards = gpu.cards()
+    except ValueError as error:
+        raise ValueError(f"{error}; {_CPU_ONLY}") from error
     if not cards:
         return "no NVIDIA GPU"
     _check_driver(cards[0].driver)

@@ -15,7 +15,7 @@ from tests.assets.tiny import make_tiny_model
 
 
 def served_by(
-    directory: Path, rows: list[list[int]], dtype: str = "float32", *, tf32: bool = False, **scale
+    directory: Path, rows: list[list[int]], dtype: str = "float32", *, tf32: str = "", **scale
 ) -> list[list[float]]:
     """Compute log-probs as an engine would: weights and activations in `dtype`, other kernels.
 
@@ -23,13 +23,16 @@ def served_by(
         directory: a model directory.
         rows: token sequences.
         dtype: data type.
-        tf32: round the inputs of attention's products to 10 bits, as TF32 does.
+        tf32: "rounded" or "truncated" inputs of attention's products to 10 bits, as of TF32;
+            Triton's kernels truncate.
         scale: factors of the down projections, `layer_0=1.5`.
     """
 
     def rounded(x: torch.Tensor) -> torch.Tensor:
-        bits = x.contiguous().view(torch.int32)
-        return ((bits + 0x1000) & ~0x1FFF).view(torch.float32) if tf32 else x
+        if not tf32:
+            return x
+        bits = x.contiguous().view(torch.int32) + (0x1000 if tf32 == "rounded" else 0)
+        return (bits & ~0x1FFF).view(torch.float32)
 
     def attention(module, query, key, value, attention_mask, *, scaling, **more):
         groups = query.shape[1] // key.shape[1]
@@ -81,11 +84,12 @@ def test_the_tolerance_is_that_of_the_model(model, rows):
         probe.check_logprobs(shifted, half, "bfloat16", "it")
 
 
-def test_float32_by_tf32_is_refused_with_the_remedy(model, rows):
+@pytest.mark.parametrize("tf32", ["rounded", "truncated"])
+def test_float32_by_tf32_is_refused_with_the_remedy(model, rows, tf32):
     """Its scores would be stored as float32's, but are not those of another machine's."""
     expected = probe.reference(model, rows, "float32")
     with pytest.raises(probe.NotServedError, match=r"TRITON_F32_DEFAULT=ieee .* bfloat16; not"):
-        probe.check_logprobs(served_by(model, rows, tf32=True), expected, "float32", "it")
+        probe.check_logprobs(served_by(model, rows, tf32=tf32), expected, "float32", "it")
     with pytest.raises(probe.NotServedError) as error:
         probe.check_logprobs(served_by(model, rows, layer_1=2.0), expected, "float32", "it")
     assert "TRITON" not in str(error.value)

@@ -84,6 +84,7 @@ def test_a_torch_that_finds_no_gpu_on_a_machine_that_has_one(
     found = [*preflight.check(PreparedRun(config), with_ray=False, skip=("data", "port"))]
     (broken,) = (f for f in found if f.check == "GPU")
     assert not broken.ok and "couldn't communicate" in broken.text and "reboot" in broken.text
+    assert broken.text.endswith("to compute on the CPU, set CUDA_VISIBLE_DEVICES to nothing")
 
 
 def test_a_gpu_that_is_too_old(config, nvidia_smi, cuda, header) -> None:

@@ -28,6 +28,7 @@ APP_NAME = "evals"
 HEALTH_CHECK_PERIOD_S = 2.0
 VLLM_LOG = "vllm.log"
 GPU_RELEASE_S = 5.0  # Ray reports a GPU as free some time after the trial that used it has ended
+_ROUNDING = 1e-6  # in floating point, 1 // 0.1 is 9
 
 
 def with_num_replicas(settings: EngineSettings) -> EngineSettings:
@@ -40,16 +41,20 @@ def with_num_replicas(settings: EngineSettings) -> EngineSettings:
         if free.get("GPU", 0) >= total.get("GPU", 0) or time.monotonic() > deadline:
             break
         time.sleep(0.1)
-    fitting = min(free.get("GPU", 0) // settings.gpus, free.get("CPU", 0))
-    if settings.gpus > 1:  # the GPUs of a replica are on one node
-        by_node = sum(int(amount // settings.gpus) for amount in _gpus_of_nodes())
-        fitting = min(fitting, by_node)
+    on_gpus = free.get("GPU", 0) / settings.gpus + _ROUNDING
+    fitting = min(on_gpus, free.get("CPU", 0), _places(settings.gpus))
     return replace(settings, num_replicas=max(1, int(fitting)))
 
 
-def _gpus_of_nodes() -> list[float]:
-    """Return the number of GPUs of each node."""
-    return [node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]]
+def _places(gpus: float) -> int:
+    """Return how many replicas fit on the cluster's GPUs if nothing else runs there.
+
+    Several GPUs of a replica are on one node, and a part of one is not divided further.
+    """
+    nodes = [int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]]
+    if gpus < 1:
+        return sum(nodes) * int(1 / gpus + _ROUNDING)
+    return sum(amount // int(gpus) for amount in nodes)
 
 
 def model_names(settings: EngineSettings) -> list[str]:
@@ -178,10 +183,10 @@ def check_can_start(settings: EngineSettings) -> None:
                 f"the engine needs {amount:g} logical {name}s and the Ray cluster has "
                 f"{total.get(name, 0):g}; lower num_replicas or gpus, or start Ray with more"
             )
-    if settings.gpus > (most := max(_gpus_of_nodes(), default=0)):
+    if settings.gpus and settings.num_replicas > (places := _places(settings.gpus)):
         raise ValueError(
-            f"a replica needs {settings.gpus:g} GPUs of one node, but the largest node has "
-            f"{most:g}: lower gpus, or use larger nodes"
+            f"the engine needs {settings.num_replicas} replicas with {settings.gpus:g} GPUs of one "
+            f"node each, and the cluster's nodes have room for {places}: lower num_replicas or gpus"
         )
 
 

@@ -58,7 +58,10 @@ def test_the_replica_reserves_its_gpus_and_its_processes_see_no_others(engine):
     assert engine.settings.num_replicas == 1, "both GPUs are one replica's"
 
 
-@pytest.mark.parametrize("victim", [0, 2], ids=["server", "worker"])
+@pytest.mark.parametrize(
+    "victim",
+    [pytest.param(0, id="server"), pytest.param(2, id="worker", marks=pytest.mark.faults)],
+)
 def test_whatever_dies_the_others_end_and_the_replica_recovers(engine, victim):
     before, given = processes(), []
     undisturbed = engine.generate(PROMPTS, SAMPLED)

@@ -10,7 +10,7 @@ import torch
 from transformers import AttentionInterface, AutoModelForCausalLM
 
 from evals.serving import deployment, probe
-from evals.settings import EngineSettings
+from evals.settings import EngineSettings, free_port
 from tests.assets.tiny import make_tiny_model
 
 
@@ -157,8 +157,10 @@ def test_invalid_settings_are_rejected(field, value):
 @pytest.mark.parametrize(
     ("num_replicas", "gpus", "free", "expected"),
     [
-        (0, 1, {"CPU": 64, "GPU": 7.5}, 7),
+        (0, 1, {"CPU": 64, "GPU": 5.5}, 5),
         (0, 0.5, {"CPU": 64, "GPU": 2}, 4),
+        (0, 0.6, {"CPU": 64, "GPU": 6}, 6),  # no two on a GPU
+        (0, 0.1, {"CPU": 99, "GPU": 6}, 60),  # 6 // 0.1 is 59 in floating point
         (0, 1, {"CPU": 3, "GPU": 8}, 3),
         (0, 2, {"CPU": 64, "GPU": 6}, 2),  # on two nodes with 3 each
         (0, 4, {"CPU": 64, "GPU": 6}, 1),  # check_can_start then says that no node has 4
@@ -177,8 +179,35 @@ def test_there_are_as_many_replicas_as_free_gpus(monkeypatch, num_replicas, gpus
     assert deployment.with_num_replicas(settings).num_replicas == expected
 
 
+@pytest.mark.parametrize(
+    ("num_replicas", "gpus", "places"), [(2, 4, 1), (1, 8, 0), (3, 0.6, 2), (2, 0.6, None)]
+)
+def test_replicas_that_no_nodes_have_room_for_are_refused(
+    monkeypatch, num_replicas, gpus, places
+) -> None:
+    """Serve would wait for ever."""
+    nodes = [{"Alive": True, "Resources": {"GPU": n}} for n in ([1, 1] if gpus < 1 else [4, 2, 2])]
+    total = {"CPU": 64, "GPU": sum(node["Resources"]["GPU"] for node in nodes)}
+    monkeypatch.setattr(deployment.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(deployment.ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(deployment.ray, "cluster_resources", lambda: total)
+    monkeypatch.setattr(deployment.serve, "status", lambda: SimpleNamespace(proxies={}))
+    monkeypatch.setattr("evals.hardware._is_installed", lambda name: name == "vllm")
+    settings = EngineSettings(
+        max_model_len=99, num_replicas=num_replicas, gpus=gpus, port=free_port()
+    )
+    if places is None:
+        deployment.check_can_start(settings)
+        return
+    with pytest.raises(ValueError, match=f"{num_replicas} replicas with .* have room for {places}"):
+        deployment.check_can_start(settings)
+
+
 def test_replicas_wait_for_the_gpus_of_trials_that_have_just_ended(monkeypatch):
     free = iter([{"CPU": 9.0}, {"CPU": 9.0, "GPU": 1.0}, {"CPU": 9.0, "GPU": 2.0}])
     monkeypatch.setattr(deployment.ray, "available_resources", lambda: next(free))
     monkeypatch.setattr(deployment.ray, "cluster_resources", lambda: {"GPU": 2.0})
+    monkeypatch.setattr(
+        deployment.ray, "nodes", lambda: [{"Alive": True, "Resources": {"GPU": 2.0}}]
+    )
     assert deployment.with_num_replicas(EngineSettings(gpus=1)).num_replicas == 2

@@ -108,14 +108,31 @@ def fit(
         )
     settings = dataclasses.replace(settings, dtype=dtype)
     if on_gpu:
-        per_token = cache_bytes_per_token(config, dtype) or 0
-        weights = count_weights(Path(model_dir)) * (4 if dtype == "float32" else 2) / GIB
-        cache = settings.kv_cache_gib or per_token * settings.max_model_len / GIB
-        shards.check(settings, config, weights, cache, machine.gpu_gib)
+        check_gpus(settings, config, count_weights(Path(model_dir)), machine)
         return settings
     threads = settings.threads or max(1, machine.cores // settings.least_replicas)
     cache = settings.kv_cache_gib or _cache_gib(settings, config, Path(model_dir), machine)
     return dataclasses.replace(settings, threads=threads, kv_cache_gib=cache)
+
+
+def check_gpus(
+    settings: EngineSettings, config: Any, num_weights: int, machine: Machine | None = None
+) -> None:
+    """Check that a model fits on the GPUs of a replica, and can be divided among them.
+
+    Args:
+        settings: settings of the engine that `fit` has returned.
+        config: the text config of a transformers model.
+        num_weights: number of its weights; 0: unknown.
+        machine: the machine that the engine runs on; by default this one.
+
+    Raises:
+        ValueError: see `evals.shards.check`.
+    """
+    weights = num_weights * (4 if settings.dtype == "float32" else 2) / GIB
+    per_token = cache_bytes_per_token(config, settings.dtype) or 0
+    cache = settings.kv_cache_gib or per_token * settings.max_model_len / GIB
+    shards.check(settings, config, weights, cache, (machine or this_machine()).gpu_gib)
 
 
 def check_build(settings: EngineSettings) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from evals import hardware
 from evals.settings import EngineSettings
 from otr.config import ModelConfig, TrainConfig
-from pipelines.checks.machine import GIB, valid_config_of
+from pipelines.checks.machine import GIB, count_parameters, valid_config_of
 from pipelines.config.prepared import PreparedRun
 from pipelines.config.presets import SweepConfig
 
@@ -110,10 +110,10 @@ def check_engine(run: PreparedRun) -> str:
 
     Raises:
         ValueError: the context is longer than the model's or too short for a benchmark, its KV
-            cache is too small, the hardware lacks the data type, the model needs code of its own,
-            or vLLM is built for another device.
+            cache is too small, the hardware lacks the data type, the model needs code of its own
+            or more GPUs, or vLLM is built for another device.
     """
-    from otr.models.architecture import max_positions
+    from otr.models.architecture import load_architecture, max_positions
 
     model, length = run.config.train.model, run.config.engine.max_model_len
     hardware.check_build(run.config.engine)
@@ -130,6 +130,9 @@ def check_engine(run: PreparedRun) -> str:
             f"give --engine.max-model-len {positions} or less"
         )
     engine = run.engine
+    if engine.gpus:  # of a model on the hub, no file with weights is here yet
+        text = load_architecture(model).get_text_config()
+        hardware.check_gpus(engine, text, count_parameters(model.path) or 0)
     _check_kv_cache(model, engine)
     return f"context length {engine.max_model_len}{_limit(positions)}, {hardware.describe(engine)}"
 

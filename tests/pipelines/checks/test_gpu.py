@@ -153,3 +153,20 @@ def test_a_run_of_another_kind_of_machine_is_refused(
     monkeypatch.setattr(hardware, "_is_installed", lambda name: name == installed)
     with pytest.raises(ValueError, match=said):
         check_engine(PreparedRun(on_gpu(config, 0, engine)))
+
+
+def test_a_model_that_needs_more_gpus_is_refused_before_it_is_downloaded(
+    config, monkeypatch, tmp_path
+) -> None:
+    """Its size comes from the hub then; scoring would only fail when training has ended."""
+    from pipelines.checks import model as model_checks
+
+    h100 = hardware.Machine(8, 16, frozenset(), (9, 0), 79.6)
+    monkeypatch.setattr(hardware, "this_machine", lambda: h100)
+    monkeypatch.setattr(hardware, "_is_installed", lambda name: name == "vllm")
+    (file := tmp_path / "sums.jsonl").write_text('{"prompt": "1 + 1?", "answer": "2"}')
+    run = PreparedRun(replace(on_gpu(config), benchmarks=(f"file:{file}",)))
+    assert "float32" in model_checks.check_engine(run)
+    monkeypatch.setattr(model_checks, "count_parameters", lambda path: 30 * 10**9)
+    with pytest.raises(ValueError, match=r"111\.8 GiB of weights in float32 .* give --engine\.gpus 2"):
+        model_checks.check_engine(run)

@@ -1,4 +1,4 @@
-# make setup | sweep | real | test | check | docs. A new machine needs python3.11 and make.
+# make setup | sweep | real | test | check | docs | lock. A new machine needs python3.11 and make.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ TORCH := 2.13.0
 MINOR := "import sys; print(*sys.version_info[:2])"
 FOUND := $(if $(wildcard $(VENV)/.ready),uses,made)
 
-.PHONY: setup sweep real test test-quick test-faults test-cluster check docs
+.PHONY: setup sweep real test test-quick test-faults test-cluster check docs lock
 .PHONY: bench-loss bench-train bench-eval bench-scale gpu-check
 sweep: setup
 	@$(BIN)/python pipelines/full_sweep.py --preset builtin
@@ -52,6 +52,9 @@ docs: setup
 check: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
+lock: setup
+	@$(BIN)/python -m tests.assets.lock
+
 setup: $(VENV)/.ready
 ifeq ($(origin PYTHON),command line)
 	@test "$$($(PYTHON) -c $(MINOR))" = "$$($(BIN)/python -c $(MINOR))" || { echo "$(VENV) has another Python" \
@@ -68,7 +71,7 @@ ifeq ($(shell command -v nvidia-smi),)
 	    $(PIP) torch==$(TORCH)+cpu --index-url https://download.pytorch.org/whl/cpu
 	@$(PIP) -r requirements-cpu.txt
 else
-	@$(BIN)/python -m pip install --quiet -r requirements-gpu.txt
+	@$(PIP) -r requirements-gpu.txt
 endif
 	@$(PIP) -r requirements-docs.txt
 	@$(PIP) --editable .

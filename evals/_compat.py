@@ -55,14 +55,28 @@ def skip_model_download(llm_config: Any) -> None:
     llm_config.get_or_create_callback().ctx.run_init_node = False
 
 
-def use_one_process(vllm_config: Any) -> None:
-    """Let vLLM's single worker run in the engine's own process.
+def use_executor(vllm_config: Any, name: str) -> None:
+    """Let vLLM run its workers in an executor class, given by its full name.
 
-    Ray overwrites the engine argument `distributed_executor_backend` with "mp" on the CPU.
+    Ray overwrites the engine argument `distributed_executor_backend`, with "mp" on the CPU and with
+    "ray" on GPUs, and refuses others there.
 
     Upstream: ray/llm/_internal/serve/engines/vllm/vllm_models.py
     """
-    vllm_config.parallel_config.distributed_executor_backend = "uni"
+    vllm_config.parallel_config.distributed_executor_backend = name
+
+
+def executors() -> tuple[type[Any], type[Any]]:
+    """Return vLLM's executors of one worker and of several on one host, as base classes.
+
+    Subclasses override `_init_executor`, which runs in the engine's process before any worker.
+
+    Upstream: vllm/v1/executor/uniproc_executor.py and multiproc_executor.py
+    """
+    from vllm.v1.executor.multiproc_executor import MultiprocExecutor
+    from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+    return UniProcExecutor, MultiprocExecutor
 
 
 def vllm_client(server: Any) -> Any:

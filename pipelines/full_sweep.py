@@ -18,14 +18,14 @@ if __name__ == "__main__" and not __package__:  # run as a file
 
 from evals.benchmark import TaskScore
 from otr.config import TrainConfig
-from pipelines.checks import preflight
+from pipelines.checks import machine, preflight
 from pipelines.config import defaults
 from pipelines.config.prepared import PreparedRun, prepare, prepare_temporarily
 from pipelines.config.presets import SweepConfig
 from pipelines.report import data, differences, leaderboard, measures, page, terminal
 from pipelines.report.leaderboard import BASE, Entry
 from pipelines.report.tables import Overlaps
-from pipelines.runtime import autoscaling, cluster, next_steps, run_directory
+from pipelines.runtime import autoscaling, cluster, console, next_steps, run_directory
 from pipelines.stages import contamination, measure, score, train
 from pipelines.stages.score import Scorer
 from pipelines.tracking.tracker import Tracker, store_uri
@@ -65,6 +65,8 @@ def sweep(config: SweepConfig) -> int:
     score.check_prompts(prepared)
     record = run_directory.open_run(config, directory)
     terminal.print_choices(config, prepared.benchmarks, prepared.corpus)
+    if text := machine.turns(config):
+        console.say(text)
     uri, run_id = store_uri(config.output), record["id"]
     tracker = Tracker(uri, config.name, run_id, directory, config.trackers)
     params, tags = run_directory.mlflow_params(config), run_directory.mlflow_tags(record)

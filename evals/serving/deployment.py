@@ -18,21 +18,17 @@ from typing import Any
 import ray
 from ray import serve
 
+from evals import hardware
 from evals._compat import stop_serve_updates
 from evals.files import write_json
+from evals.serving.plan import plan
 from evals.settings import EngineSettings, check_port
 
 APP_NAME = "evals"
 HEALTH_CHECK_PERIOD_S = 2.0
 VLLM_LOG = "vllm.log"
-CPU_ENVIRONMENT = {
-    "RAYLLM_VLLM_ENGINE_CLS": "evals.serving.lean_engine.LeanVLLMEngine",
-    # Otherwise the first request waits half a minute while a log-softmax is compiled.
-    "TORCH_COMPILE_DISABLE": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-}
-_GPU_MEMORY_SHARE = 0.9
 GPU_RELEASE_S = 5.0  # Ray reports a GPU as free some time after the trial that used it has ended
+_ROUNDING = 1e-6  # in floating point, 1 // 0.1 is 9
 
 
 def with_num_replicas(settings: EngineSettings) -> EngineSettings:
@@ -45,8 +41,20 @@ def with_num_replicas(settings: EngineSettings) -> EngineSettings:
         if free.get("GPU", 0) >= total.get("GPU", 0) or time.monotonic() > deadline:
             break
         time.sleep(0.1)
-    fitting = min(free.get("GPU", 0) // settings.gpus, free.get("CPU", 0))
+    on_gpus = free.get("GPU", 0) / settings.gpus + _ROUNDING
+    fitting = min(on_gpus, free.get("CPU", 0), _places(settings.gpus))
     return replace(settings, num_replicas=max(1, int(fitting)))
+
+
+def _places(gpus: float) -> int:
+    """Return how many replicas fit on the cluster's GPUs if nothing else runs there.
+
+    Several GPUs of a replica are on one node, and a part of one is not divided further.
+    """
+    nodes = [int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]]
+    if gpus < 1:
+        return sum(nodes) * int(1 / gpus + _ROUNDING)
+    return sum(amount // int(gpus) for amount in nodes)
 
 
 def model_names(settings: EngineSettings) -> list[str]:
@@ -106,6 +114,11 @@ def start_failure_hint(reason: str, settings: EngineSettings) -> str:
     length = f"max_model_len (now {settings.max_model_len})"
     if re.search(r"larger than the (available KV cache|maximum number of tokens)", reason):
         return f": the KV cache is too small; raise {cache} or lower {length}: {reason}"
+    if re.search(r"Free memory on device", reason):
+        return (
+            ": another process uses the memory of the GPU; end it (nvidia-smi names it), or give a "
+            f"smaller share of the GPU, gpus (now {settings.gpus:g}): {reason}"
+        )
     if re.search(r"memory", reason, re.IGNORECASE):
         return f": out of memory; lower {cache}, {length} or num_replicas: {reason}"
     return f": {reason}" if reason else ""
@@ -115,20 +128,21 @@ def _build(model_dir: Path, settings: EngineSettings, more: Mapping[str, Any]) -
     """Build the Serve application. It reserves one logical CPU per replica."""
     from ray.serve.llm import LLMConfig, build_openai_app  # takes seconds
 
-    kind = "gpu" if settings.gpus else "cpu"
-    bundle = {"CPU": 1, "GPU": settings.gpus} if settings.gpus else {"CPU": 1}
+    planned = plan(settings)
     configs = [
         LLMConfig.model_validate(
             {
                 "server_cls": "evals.serving.server.ScoringServer",
                 "model_loading_config": {"model_id": name, "model_source": str(model_dir)},
-                "accelerator_config": {"kind": kind},
-                "placement_group_config": {"bundle_per_worker": bundle},
-                "engine_kwargs": engine_arguments(settings) | dict(more),
-                "runtime_env": {"env_vars": _environment(settings)},
+                # Also with GPUs, which the replica reserves itself. Of the kind "gpu", Ray leaves
+                # them to actors of their own, in which vLLM then runs its workers.
+                "accelerator_config": {"kind": "cpu"},
+                "placement_group_config": {"bundles": [{"CPU": planned.cpus}]},
+                "engine_kwargs": planned.engine | dict(more),
+                "runtime_env": {"env_vars": planned.environment | _log_environment(settings)},
                 "deployment_config": {
                     "num_replicas": 1,
-                    "ray_actor_options": {"num_cpus": 0},
+                    "ray_actor_options": {"num_cpus": 0, "num_gpus": planned.gpus},
                     "health_check_period_s": HEALTH_CHECK_PERIOD_S,
                     "max_constructor_retry_count": 1,
                 },
@@ -145,8 +159,9 @@ def check_can_start(settings: EngineSettings) -> None:
     """Check what the engine needs before it starts.
 
     Raises:
-        ValueError: the context length is not chosen yet, the Ray cluster has too few CPUs or GPUs,
-            Serve already runs there, or the port is in use.
+        ValueError: the context length is not chosen yet, the vLLM of this machine is built for
+            another device, the Ray cluster has too few CPUs or GPUs, Serve already runs there, or
+            the port is in use.
         RuntimeError: Ray is not initialized.
     """
     if not settings.max_model_len:
@@ -159,6 +174,7 @@ def check_can_start(settings: EngineSettings) -> None:
             "end its applications; run `serve shutdown` or use another cluster"
         )
     check_port(settings.port)
+    hardware.check_build(settings)
     total = ray.cluster_resources()
     needed = {"CPU": settings.num_replicas, "GPU": settings.num_replicas * settings.gpus}
     for name, amount in needed.items():
@@ -167,6 +183,11 @@ def check_can_start(settings: EngineSettings) -> None:
                 f"the engine needs {amount:g} logical {name}s and the Ray cluster has "
                 f"{total.get(name, 0):g}; lower num_replicas or gpus, or start Ray with more"
             )
+    if settings.gpus and settings.num_replicas > (places := _places(settings.gpus)):
+        raise ValueError(
+            f"the engine needs {settings.num_replicas} replicas with {settings.gpus:g} GPUs of one "
+            f"node each, and the cluster's nodes have room for {places}: lower num_replicas or gpus"
+        )
 
 
 def quiet_driver() -> None:
@@ -175,38 +196,10 @@ def quiet_driver() -> None:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
 
 
-def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
-    """Return the arguments of vLLM's engine for these settings."""
-    arguments = {
-        "dtype": settings.dtype,
-        "max_model_len": settings.max_model_len,
-        "enforce_eager": not settings.gpus,
-        "worker_extension_cls": "evals.serving.worker_extension.SwapWeights",
-        # Otherwise the model's own generation_config.json adds a repetition penalty or top-k to
-        # every request that does not set them.
-        "generation_config": "vllm",
-        "use_tqdm_on_load": False,
-    }
-    if settings.kv_cache_gib:
-        arguments["kv_cache_memory_bytes"] = int(settings.kv_cache_gib * 2**30)
-    else:  # vLLM measures what is free; replicas that share a GPU each get their part
-        arguments["gpu_memory_utilization"] = _GPU_MEMORY_SHARE * min(1, settings.gpus)
-    if not settings.gpus:
-        # On the CPU, vLLM 0.29's engine dies of a request with a seed whose prompt is split into
-        # chunks: a generator there can't be set back ("CPU Generator does not use offset").
-        arguments["enable_chunked_prefill"] = False
-        arguments["max_num_batched_tokens"] = max(2048, settings.max_model_len)
-    return arguments
-
-
-def _environment(settings: EngineSettings) -> dict[str, str]:
-    environment = {"PYTHONPATH": str(Path(__file__).parents[2])}
-    if not settings.gpus:
-        environment |= CPU_ENVIRONMENT | {"OMP_NUM_THREADS": str(settings.threads)}
-    if sum(node["Alive"] for node in ray.nodes()) == 1:
-        # On other nodes the folder may not exist: Ray's own log files have to suffice there.
-        environment["VLLM_LOGGING_CONFIG_PATH"] = str(_log_to_file(settings))
-    return environment
+def _log_environment(settings: EngineSettings) -> dict[str, str]:
+    if sum(node["Alive"] for node in ray.nodes()) > 1:
+        return {}  # the folder may not exist on other nodes: Ray's own log files have to suffice
+    return {"VLLM_LOGGING_CONFIG_PATH": str(_log_to_file(settings))}
 
 
 def _log_to_file(settings: EngineSettings) -> Path:

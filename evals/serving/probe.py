@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import os
 import random
+import socket
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from evals.hardware import GIB, count_weights
 from evals.serving.requests import Request, Response
 
 if TYPE_CHECKING:
@@ -133,6 +135,7 @@ def verify(
     directory: Path,
     adapters: Mapping[str, Path],
     settings: EngineSettings,
+    refer: Callable[..., Reference] | None = None,
 ) -> None:
     """Compare an engine with transformers: log-probs of given tokens and of a greedy continuation.
 
@@ -142,10 +145,12 @@ def verify(
         directory: the model that the engine should serve.
         adapters: LoRA adapters served with it, name -> directory.
         settings: settings of the engine.
+        refer: calls `reference` on the host that has the memory for it; by default this one.
 
     Raises:
         NotServedError: it serves something else.
     """
+    refer = refer or reference
     prompts = sequences(directory, settings.max_model_len)
     for name, path in {"": None, **adapters}.items():
         shared = {"temperature": 0.0, "ignore_eos": True, "adapter": name}
@@ -158,7 +163,7 @@ def verify(
             [*first.prompt_logprobs, *then.logprobs]
             for first, then in zip(given, continued, strict=True)
         ]
-        expected = reference(directory, rows, settings.dtype, path)
+        expected = refer(directory, rows, settings.dtype, path)
         check_logprobs(served, expected, settings.dtype, str(path or directory))
 
 
@@ -174,7 +179,11 @@ def reference(
         rows: token sequences.
         dtype: the engine's data type.
         adapter: directory of a LoRA adapter to apply.
+
+    Raises:
+        RuntimeError: this host has too little memory.
     """
+    _check_memory(directory)
     # Imported here: both take seconds, and most users of this module need neither.
     import torch
     from transformers import AutoModelForCausalLM
@@ -201,6 +210,18 @@ def reference(
     return Reference(
         exact if dtype == "float32" else exact_of_rounded, Difference.of(rounded, exact_of_rounded)
     )
+
+
+def _check_memory(directory: Path) -> None:
+    import psutil
+
+    needed, free = 4 * count_weights(directory), psutil.virtual_memory().available
+    if needed > free:
+        raise RuntimeError(
+            f"to verify what the engine serves, transformers needs {needed / GIB:.0f} GiB of "
+            f"memory on {socket.gethostname()}, and {free / GIB:.0f} GiB are free there: end other "
+            "programs, or use hosts with more memory"
+        )
 
 
 def _logprobs(model: Any, row: Sequence[int]) -> list[float]:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from ray import serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.util import list_named_actors
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from evals.serving import client, deployment, probe
 from evals.serving.client import Key, Limits, Replica, ReplicasLostError, ReplicaUnavailableError
+from evals.serving.plan import plan
 from evals.serving.requests import Request, Response
 from evals.settings import EngineSettings
 
@@ -55,6 +58,7 @@ class Replicas:
         # Id of each replica's weights, "" until they are verified.
         self._weights = dict.fromkeys(deployment.model_names(settings), "")
         self._actors: dict[str, str] = {}  # replica -> name of the actor that last loaded weights
+        self._nodes: dict[str, str] = {}  # replica -> id of that actor's node
         self._loads = itertools.count()
         self._lock = threading.RLock()
 
@@ -157,7 +161,7 @@ class Replicas:
         adapters = {key: str(path) for key, path in self._current_adapters().items()}
         loading = replica.handle.load.remote(replica.weights, str(self._model_dir), adapters)
         try:
-            self._actors[name] = loading.result(timeout_s=START_TIMEOUT_S)
+            self._actors[name], self._nodes[name] = loading.result(timeout_s=START_TIMEOUT_S)
         except ReplicaUnavailableError:
             raise
         except RayTaskError as error:
@@ -178,12 +182,36 @@ class Replicas:
             found = dict(client.stream_responses([replica], numbered, options, limits))
             return [found[number] for number in numbered]
 
-        probe.verify(respond, self._model_dir, self._current_adapters(), self._settings)
+        node = self._nodes[replica.name]
+        refer = partial(_reference, node)
+        probe.verify(respond, self._model_dir, self._current_adapters(), self._settings, refer)
 
 
 def handle(name: str) -> Any:
     """Return the Serve handle of a replica; after a restart it reaches the new process."""
     return serve.get_deployment_handle(f"ScoringServer:{name}", deployment.APP_NAME)
+
+
+def _reference(node: str, *arguments: Any) -> probe.Reference:
+    """Call `probe.reference` on the node of a replica, whose host is made for the model.
+
+    The head, where this process runs, may be a small machine.
+    """
+    if node == ray.get_runtime_context().get_node_id():
+        return probe.reference(*arguments)
+    (found,) = (one for one in ray.nodes() if one["NodeID"] == node)
+    variables = plan(EngineSettings()).environment | {
+        "OMP_NUM_THREADS": str(max(1, int(found["Resources"].get("CPU", 1)) // 2))
+    }
+    task = ray.remote(num_cpus=0, max_retries=0)(_call_reference).options(
+        scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
+        runtime_env={"env_vars": variables},
+    )
+    return ray.get(task.remote(*arguments))
+
+
+def _call_reference(*arguments: Any) -> probe.Reference:
+    return probe.reference(*arguments)
 
 
 def _restart(name: str, old_actor: str | None) -> None:

@@ -35,13 +35,16 @@ class ScoringServer(LLMServer):
     _adapters: dict[str, LoRARequest] = {}  # noqa: RUF012  # replaced as a whole, never changed
     _fresh = True  # nothing loaded since the start
 
-    async def load(self, weights: str, path: str, adapters: dict[str, str]) -> str:
-        """Serve the weights under `path` and some LoRA adapters; return this actor's name.
+    async def load(self, weights: str, path: str, adapters: dict[str, str]) -> tuple[str, str]:
+        """Serve the weights under `path` and some LoRA adapters.
 
         Args:
             weights: id of these weights, which requests have to give from now on.
             path: a Hugging Face directory with the architecture that the engine was started on.
             adapters: name -> peft directory; those that are loaded already stay as they are.
+
+        Returns:
+            This actor's name, and the id of its node.
 
         Raises:
             ReplicaUnavailableError: the engine is dead.
@@ -52,7 +55,8 @@ class ScoringServer(LLMServer):
         except Exception as error:
             await self._raise_cause(error)
         self._weights = weights
-        return str(ray.get_runtime_context().get_actor_name())
+        context = ray.get_runtime_context()
+        return str(context.get_actor_name()), context.get_node_id()
 
     async def answer(
         self,

@@ -20,6 +20,7 @@ class SwapWeights:
     """Weight swaps for a vLLM worker; called through `collective_rpc`."""
 
     model_runner: Any
+    reload_weights: Any  # of vLLM's worker: sets the configuration that weight loaders look up
 
     def swap_weights(self, path: str) -> None:
         """Load the weights of a Hugging Face directory in place.
@@ -27,15 +28,20 @@ class SwapWeights:
         Args:
             path: a directory whose weights have the shapes of those being served.
         """
-        self.model_runner.reload_weights(weights_path=path)
+        self.reload_weights(weights_path=path)
         pack_cpu_weights(self.model_runner.get_model())
 
     def end_with_server(self) -> int:
-        """Make Linux kill this process when the replica that started it ends; return its pid.
-
-        vLLM's engine process would otherwise stay alive and keep its memory
-        (https://github.com/vllm-project/vllm/issues/55510).
-        """
-        if hasattr(ctypes.CDLL(None), "prctl"):
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        """Make this process end with its parent, see `end_with_parent`; return its pid."""
+        end_with_parent()
         return os.getpid()
+
+
+def end_with_parent() -> None:
+    """Make Linux kill this process when the process that started it ends.
+
+    vLLM's engine process would otherwise stay alive and keep its memory
+    (https://github.com/vllm-project/vllm/issues/55510).
+    """
+    if hasattr(ctypes.CDLL(None), "prctl"):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -44,6 +44,7 @@ VALIDATION_EXAMPLES = 2000
 MEBIBYTE = 2**20
 FLUSH_SECONDS = 60
 STOP_FILE_SECONDS = 1.0  # between two looks for the stop file
+GPU_CAP = 0.95  # of a worker's share of a GPU; its CUDA context is not counted
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,9 @@ def train_loop(job: Job) -> bool:
     job = replace(job, config=_as_started(job.config))
     config = job.config
     torch.set_num_threads(max(1, int(config.workers.cpus)))
+    if 0 < config.workers.gpus < 1:  # others have the rest of the GPU
+        share = config.workers.gpus * GPU_CAP
+        torch.cuda.set_per_process_memory_fraction(share, ray.train.torch.get_device())
     group = dist.new_group(backend="gloo") if config.workers.count > 1 else None
     checkpoints = CheckpointStore(job.directory, group)
     corpus = PackedStore(local_copy(job.packed))

@@ -1,14 +1,13 @@
 """Check what a run needs of this machine: packages, disk space, devices, a free port."""
 
-import json
 import math
 import operator
 import os
 import shutil
-import struct
 from contextlib import suppress
 from pathlib import Path
 
+from evals.hardware import count_weights
 from evals.serving.adapters import MAX_ADAPTERS
 from otr.config import LoraConfig, TrainConfig, Workers
 from otr.files import existing_parent
@@ -128,13 +127,7 @@ def count_parameters(model: str) -> int | None:
     """
     if not Path(model).is_dir():
         return _count_parameters_on_hub(model)
-    count = 0
-    for path in Path(model).glob("*.safetensors"):
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
-        count += sum(math.prod(t["shape"]) for n, t in header.items() if n != "__metadata__")
-    return count
+    return count_weights(Path(model))
 
 
 def _count_parameters_on_hub(model: str) -> int | None:
@@ -173,8 +166,27 @@ def check_devices(config: SweepConfig) -> str:
     gpus = torch.cuda.device_count()
     require_devices(workers, "GPU", gpus, "this machine")
     if workers.gpus:
-        return f"{workers.count * workers.gpus:g} of {gpus} GPUs"
+        text = f"{workers.count * workers.gpus:g} of {gpus} GPUs"
+        return "; ".join(filter(None, [text, turns(config)]))
     return f"{workers.count * workers.cpus:g} logical CPUs; {os.cpu_count()} cores, {gpus} GPUs"
+
+
+def turns(config: SweepConfig) -> str:
+    """Return how trials and the engine share this machine's GPUs, if there is no room for both.
+
+    Empty otherwise, on the CPU and on a cluster.
+    """
+    import torch
+
+    workers, engine, gpus = config.train.workers, config.engine, torch.cuda.device_count()
+    trial, scoring = workers.count * workers.gpus, engine.least_replicas * engine.gpus
+    if os.environ.get("RAY_ADDRESS") or not trial or not scoring or trial + scoring <= gpus:
+        return ""
+    which = "the GPU" if gpus == 1 else f"the {gpus} GPUs"
+    share = ""
+    if trial == scoring == gpus == 1:
+        share = " (--train.workers.gpus 0.6 --engine.gpus 0.4 lets them share it)"
+    return f"training and scoring take turns on {which}: vLLM starts after the last trial{share}"
 
 
 def require_devices(workers: Workers, kind: str, available: float, where: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from evals import hardware
 from evals.settings import EngineSettings
 from otr.config import ModelConfig, TrainConfig
-from pipelines.checks.machine import GIB, valid_config_of
+from pipelines.checks.machine import GIB, count_parameters, valid_config_of
 from pipelines.config.prepared import PreparedRun
 from pipelines.config.presets import SweepConfig
 
@@ -85,14 +85,18 @@ def _check_dtype(train: TrainConfig) -> str:
     """Check that this machine computes in the precision of training; a cluster's is unknown.
 
     Returns:
-        A remark on a precision that the CPU computes slowly; else nothing.
+        A remark on a precision that this device computes slowly; else nothing.
 
     Raises:
         ValueError: the GPU has no instructions for it.
     """
     dtype, on_gpu = train.model.dtype, train.workers.gpus > 0
-    if os.environ.get("RAY_ADDRESS") or hardware.this_machine().is_fast(dtype, on_gpu=on_gpu):
+    machine = hardware.this_machine()
+    if os.environ.get("RAY_ADDRESS"):
         return ""
+    if machine.is_fast(dtype, on_gpu=on_gpu):
+        slow = on_gpu and dtype == "float32" and machine.is_fast("bfloat16", on_gpu=True)
+        return " (slow on a GPU, which --train.model.dtype bfloat16 is not)" if slow else ""
     if on_gpu:
         raise ValueError(
             f"--train.model.dtype is {dtype}, but this GPU has no instructions for it: give "
@@ -106,12 +110,13 @@ def check_engine(run: PreparedRun) -> str:
 
     Raises:
         ValueError: the context is longer than the model's or too short for a benchmark, its KV
-            cache is too small, the hardware lacks the data type, or the model needs code of its
-            own.
+            cache is too small, the hardware lacks the data type, the model needs code of its own
+            or more GPUs, or vLLM is built for another device.
     """
-    from otr.models.architecture import max_positions
+    from otr.models.architecture import load_architecture, max_positions
 
     model, length = run.config.train.model, run.config.engine.max_model_len
+    hardware.check_build(run.config.engine)
     if model.trust_remote_code:
         raise ValueError(
             "--train.model.trust-remote-code is set, but scoring never runs code that comes with a "
@@ -125,6 +130,9 @@ def check_engine(run: PreparedRun) -> str:
             f"give --engine.max-model-len {positions} or less"
         )
     engine = run.engine
+    if engine.gpus:  # of a model on the hub, no file with weights is here yet
+        text = load_architecture(model).get_text_config()
+        hardware.check_gpus(engine, text, count_parameters(model.path) or 0)
     _check_kv_cache(model, engine)
     return f"context length {engine.max_model_len}{_limit(positions)}, {hardware.describe(engine)}"
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator
 from functools import partial
 
 from pipelines import trackers
-from pipelines.checks import cluster_file, hosts, machine, model
+from pipelines.checks import cluster_file, gpu, hosts, machine, model
 from pipelines.checks.findings import Check, Finding, run_checks
 from pipelines.config.prepared import PreparedRun
 from pipelines.config.presets import SweepConfig
@@ -46,6 +46,7 @@ def check(run: PreparedRun, *, with_ray: bool, skip: Collection[str] = ()) -> It
         "packages": machine.check_packages,
         "trials": partial(check_trials, config),
         "disk": partial(machine.check_disk, config),
+        "GPU": partial(gpu.check_gpu, config),
         "devices": partial(machine.check_devices, config),
         "port": partial(machine.check_engine_port, config),
         "MLflow store": partial(check_mlflow_store, config),

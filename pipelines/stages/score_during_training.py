@@ -61,6 +61,8 @@ def engine_fits(
         running = min(unfinished, most)
         if running and cores - running * busy < threads:
             return False
+        if running and engine.gpus > 1:  # they have to be on one node, which sums do not show
+            return False
         return all(free.get(k, 0) - running * per_trial[k] >= needed[k] for k in needed)
 
     return fits

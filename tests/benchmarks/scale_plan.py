@@ -17,6 +17,7 @@ from typing import Any
 
 from transformers import LlamaConfig, PretrainedConfig, Qwen3Config
 
+from evals import hardware, shards
 from otr.config import DataConfig, MemoryConfig, ModelConfig, TrainConfig, Workers
 from otr.memory.planner import Plan, plan
 from tests.benchmarks.train_bars import TERAFLOPS, flops_per_token
@@ -108,6 +109,21 @@ class Figures:
         return min(self.case.gpus, GPUS_A_NODE) * self.plan.save_bytes
 
     @property
+    def scoring_gpus(self) -> int:
+        """Fewest GPUs of a replica of the engine: for the weights in bfloat16 and one request."""
+        config = LAYERS[self.case.shape](**SHAPES[self.case.shape])
+        request = _cache_bytes(config) * config.max_position_embeddings
+        gib = (2 * self.weights + request) / GIB
+        return shards.fitting(config, gib, DEVICE_BYTES / GIB)[0]
+
+    @property
+    def cache_tokens(self) -> int:
+        """Tokens that fit into the KV cache of such a replica."""
+        config = LAYERS[self.case.shape](**SHAPES[self.case.shape])
+        room = self.scoring_gpus * shards.room(DEVICE_BYTES / GIB) * GIB - 2 * self.weights
+        return int(room / _cache_bytes(config))
+
+    @property
     def stall_seconds(self) -> float:
         """Seconds that a save blocks: each rank copies its shards to the host."""
         return self.share_bytes / TO_HOST
@@ -132,8 +148,16 @@ ROWS: dict[str, tuple[Callable[[Figures], str], str]] = {
     "in all, of 79.6 GiB": (lambda f: _gib(f.plan.device.total), "planner"),
     "host memory per node at a save": (lambda f: _gib(f.host_bytes), "planner"),
     "to load the model: rank 0's memory, float32": (lambda f: _gib(4 * f.weights), "computed"),
-    "to score: the weights on one GPU, bfloat16": (lambda f: _gib(2 * f.weights), "computed"),
-    "to score: the driver's memory for the proof": (lambda f: _gib(4 * f.weights), "computed"),
+    "to score: GPUs per replica, at least": (lambda f: f"{f.scoring_gpus}", "computed"),
+    "weights on each of them, bfloat16": (
+        lambda f: _gib(2 * f.weights / f.scoring_gpus),
+        "computed",
+    ),
+    "KV cache in the rest of all of them": (lambda f: f"{f.cache_tokens:,} tokens", "computed"),
+    "host memory of the replica's node for verification": (
+        lambda f: _gib(4 * f.weights),
+        "computed",
+    ),
     "FLOPs a token": (
         lambda f: f"{flops_per_token(SHAPES[f.case.shape], f.case.sequence_length):.3g}",
         "computed",
@@ -213,6 +237,10 @@ def weights(shape: dict[str, int]) -> int:
     attention = 2 * wide * heads * (shape["num_attention_heads"] + shape["num_key_value_heads"])
     layer = attention + 3 * wide * shape["intermediate_size"]
     return shape["num_hidden_layers"] * layer + 2 * shape["vocab_size"] * wide
+
+
+def _cache_bytes(config: PretrainedConfig) -> int:
+    return hardware.cache_bytes_per_token(config, "bfloat16") or 0
 
 
 def _gib(size: float) -> str:

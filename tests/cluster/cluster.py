@@ -83,7 +83,7 @@ class Cluster:
         (home / "otr-venv").mkdir(parents=True)
         for part in ("bin", "lib", "pyvenv.cfg"):
             (home / "otr-venv" / part).symlink_to(f"{sys.prefix}/{part}")
-        names = ("requirements-gpu.txt", "requirements.txt")
+        names = ("requirements-gpu.txt",)
         sums = {n: hashlib.sha256((self.code / n).read_bytes()).hexdigest() for n in names}
         lines = [f"{total}  /root/otr/{name}\n" for name, total in sums.items()]
         (home / "otr-venv" / "installed").write_text("".join(lines))

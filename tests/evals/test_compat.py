@@ -6,12 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 
 from evals import _compat
-from evals.serving import deployment
+from evals.serving.plan import plan
 from evals.settings import EngineSettings
 
 ROOT = Path(__file__).parents[2]
@@ -52,14 +53,22 @@ def test_the_model_download_can_be_skipped():
     assert not callback.ctx.run_init_node
 
 
-def test_one_process_is_an_executor_of_vllm():
+@pytest.mark.parametrize("name", ["OneWorker", "SeveralWorkers"])
+def test_our_executors_are_vllms_and_end_with_the_replica(name, monkeypatch):
     from vllm.config import ParallelConfig
     from vllm.v1.executor.abstract import Executor
-    from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+    from evals.serving import executors
 
     config = SimpleNamespace(parallel_config=ParallelConfig())
-    _compat.use_one_process(config)
-    assert Executor.get_class(config) is UniProcExecutor
+    _compat.use_executor(config, f"evals.serving.executors.{name}")
+    chosen, calls = Executor.get_class(config), []
+    base = chosen.__mro__[1]
+    assert chosen is getattr(executors, name) and base in _compat.executors()
+    monkeypatch.setattr(executors, "end_with_parent", lambda: calls.append("end"))
+    monkeypatch.setattr(base, "_init_executor", lambda self: calls.append("workers"))
+    chosen(MagicMock())
+    assert calls == ["end", "workers"]
 
 
 def test_the_client_of_a_server_is_vllms():
@@ -89,10 +98,34 @@ def test_workers_can_import_the_classes_that_are_named_in_strings():
     from ray._common.utils import import_attr
     from ray.llm._internal.serve.constants import RAYLLM_VLLM_ENGINE_CLS_ENV
 
-    engine = import_attr(deployment.CPU_ENVIRONMENT[RAYLLM_VLLM_ENGINE_CLS_ENV])
+    planned = plan(EngineSettings())
+    engine = import_attr(planned.environment[RAYLLM_VLLM_ENGINE_CLS_ENV])
     assert issubclass(engine, _compat.ray_vllm_engine())
-    name = deployment.engine_arguments(EngineSettings())["worker_extension_cls"]
-    assert callable(import_attr(name).swap_weights)
+    assert callable(import_attr(planned.engine["worker_extension_cls"]).swap_weights)
+
+
+def test_weights_are_swapped_in_the_workers_configuration(monkeypatch):
+    """Loaders look it up, as those of quantized and expert layers do."""
+    from vllm.config import get_current_vllm_config_or_none
+    from vllm.v1.worker.gpu_worker import Worker
+
+    from evals.serving import worker_extension
+
+    seen = []
+
+    def reload_weights(**arguments):
+        seen.append((arguments, get_current_vllm_config_or_none()))
+
+    class Extended(Worker, worker_extension.SwapWeights):
+        def __init__(self):
+            self.vllm_config = MagicMock()
+            self.model_runner = SimpleNamespace(
+                reload_weights=reload_weights, get_model=torch.nn.Module
+            )
+
+    worker = Extended()
+    worker.swap_weights("here")
+    assert seen == [({"weights_path": "here"}, worker.vllm_config)]
 
 
 @pytest.mark.parametrize("module", ["evals._compat", "evals.serving.worker_extension"])

@@ -1,11 +1,13 @@
 """What is chosen from the model and the machine where the engine's settings leave it open."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
-from evals import hardware
+from evals import gpu, hardware, shards
 from evals.hardware import GIB, Machine, fit
 from evals.settings import EngineSettings
 from tests.assets.tiny import make_tiny_model
@@ -71,6 +73,64 @@ def test_a_data_type_that_the_cpu_emulates_is_said_to_be_slow(model: Path) -> No
     slow = fit(EngineSettings("bfloat16", 1000), model, OLD_CPU)
     assert slow.dtype == "bfloat16" and "slow" in hardware.describe(slow, OLD_CPU)
     assert "slow" not in hardware.describe(slow, AMX_CPU)
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "gpus", "possible"),
+    [
+        (64, 8, 4, None),
+        (64, 8, 16, None),  # each KV head is on two GPUs
+        (64, 8, 3, "1, 2, 4, 8, 16"),
+        (14, 2, 4, "1, 2, 14"),
+        (12, 12, 8, "1, 2, 3, 4, 6, 12"),
+        (9, 3, 2, "1, 3, 9"),
+    ],
+)
+def test_a_model_is_divided_by_its_heads(
+    model: Path, heads: int, kv_heads: int, gpus: int, possible: str | None
+) -> None:
+    config = json.loads((model / "config.json").read_text())
+    shape = {"num_attention_heads": heads, "num_key_value_heads": kv_heads}
+    (model / "config.json").write_text(json.dumps(config | shape | {"intermediate_size": 5040}))
+    settings = EngineSettings(max_model_len=99, gpus=gpus)
+    if possible is None:
+        (model / "config.json").write_text(json.dumps(config | shape | {"intermediate_size": 4096}))
+        assert fit(settings, model, NEW_GPU).shards == gpus
+        return
+    with pytest.raises(ValueError, match=f"{heads} attention heads and {kv_heads} KV.*{possible}"):
+        fit(settings, model, NEW_GPU)
+
+
+def test_a_model_that_needs_several_gpus_is_told_how_many(model: Path) -> None:
+    small = Machine(8, 16, frozenset(), (9, 0), gpu_gib=0.0)
+    parameters = hardware.count_weights(model)
+    assert parameters == sum(p.numel() for p in load_file(model / "model.safetensors").values())
+    weights = 4 * parameters / GIB
+
+    def card(gib: float) -> Machine:
+        """A GPU of which this much is left beside what CUDA and vLLM need themselves."""
+        return replace(small, gpu_gib=(gib + shards.WORKSPACE_GIB) / gpu.SHARE)
+
+    one = EngineSettings("float32", 32, gpus=1)
+    cache = 32 * 2 * 2 * 32 * 4 / GIB
+    assert fit(one, model, card(1.01 * (weights + cache))).gpus == 1
+    with pytest.raises(ValueError, match=r"does not fit: .*GiB each: give --engine\.gpus 2"):
+        fit(one, model, card(0.99 * (weights + cache)))
+    fit(replace(one, gpus=2), model, card(0.51 * (weights + cache)))
+    fit(replace(one, dtype="bfloat16"), model, card(0.51 * (weights + cache)))
+    with pytest.raises(ValueError, match="use GPUs with more memory"):
+        fit(one, model, card(0.1 * weights))
+    half = replace(one, gpus=0.5)
+    with pytest.raises(ValueError, match=r"on --engine\.gpus 0\.5 .*give --engine\.gpus 1"):
+        fit(half, model, card(1.01 * (weights + cache)))
+
+
+def test_a_model_of_70_billion_weights_is_scored_on_two_gpus_of_80_gb() -> None:
+    from transformers import LlamaConfig
+
+    llama = LlamaConfig(num_attention_heads=64, num_key_value_heads=8, intermediate_size=28672)
+    assert shards.fitting(llama, 131.4 + 2.5, 79.6) == [2, 4, 8, 16, 32, 64]
+    assert shards.fitting(llama, 131.4 + 2.5, 23.7) == [8, 16, 32, 64]
 
 
 def test_replicas_share_the_cores(model: Path) -> None:

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from evals.benchmark import Decoding
 from evals.serving import adapters, replicas
-from evals.serving.deployment import engine_arguments, root_error, start_failure_hint
+from evals.serving.deployment import root_error, start_failure_hint
 from evals.serving.requests import Request, Response, ServedModel
 from evals.settings import EngineSettings
 from otr.models import lora
@@ -114,12 +114,10 @@ def test_hints_on_memory_errors_name_the_setting():
     assert root_error("INFO all is well\n") == start_failure_hint("", settings) == ""
 
 
-def test_a_cache_of_no_given_size_is_what_vllm_finds_free_on_the_gpu():
-    whole, half = (engine_arguments(EngineSettings("float16", 99, gpus=n)) for n in (1, 0.5))
-    assert "kv_cache_memory_bytes" not in whole
-    assert whole["gpu_memory_utilization"] == 2 * half["gpu_memory_utilization"] == 0.9
-    given = engine_arguments(EngineSettings("float16", 99, gpus=1, kv_cache_gib=2))
-    assert given["kv_cache_memory_bytes"] == 2 * 2**30 and "gpu_memory_utilization" not in given
+def test_hints_on_a_gpu_that_another_process_uses():
+    reason = "ValueError: Free memory on device cuda:0 (3.1/79.2 GiB) on startup is less than ..."
+    hint = start_failure_hint(reason, EngineSettings(gpus=1))
+    assert "another process uses the memory of the GPU; end it" in hint and "gpus (now 1)" in hint
 
 
 @pytest.mark.parametrize(("max_tokens", "expected"), [(8, 60), (1024, 60), (4096, 240)])

@@ -60,6 +60,12 @@ def test_the_engine_gets_no_gpu_that_a_trial_needs() -> None:
     both = fits(free, gpus=1, engine_gpus=1)
     assert [both(n) for n in (3, 2, 1, 0)] == [False, False, True, True]
     assert fits(free, gpus=1, engine_gpus=1, max_concurrent=1)(3)
+    one = fits({"CPU": 64, "GPU": 1}, gpus=1, engine_gpus=1)
+    assert [one(n) for n in (2, 1, 0)] == [False, False, True], "they take turns on it"
+    shared = fits({"CPU": 64, "GPU": 1}, gpus=0.6, engine_gpus=0.4)
+    assert shared(2), "they share it"
+    several = fits({"CPU": 64, "GPU": 8}, gpus=1, engine_gpus=4)
+    assert [several(n) for n in (2, 0)] == [False, True], "its GPUs may be on two nodes"
 
 
 def ended(scoring: ScoreDuringTraining, number: int, step: int = STEPS, path: str = "/c") -> None:

@@ -5,6 +5,7 @@ error recovery: a text with one character that the grammar does not know is no f
 notation is ambiguous:
 
     ab, 2a, a(b+c)     products; every letter is a symbol of its own
+    abc, n is odd      words, if there is no sign at all; 2abc is a product
     f(0), y(-1)        symbols: a letter before a number in parentheses
     1/2x               (1/2)x: a slash between two numbers is a fraction
     a/bc, a/2b         a/(bc), a/(2b): otherwise a slash divides by the whole product
@@ -63,6 +64,7 @@ _REPEATING = re.compile(
     r"(\d*)\.(\d*)(?:\\(?:overline|bar|dot)\s*\{(\d+)\}|\\(?:bar|dot|overline)\s*(\d)"
     r"|\((\d+)\)(?=\s*$)|(\d)\u0305)"
 )
+_LONG_WORD = re.compile(r"(?<![\\a-zA-Z])[A-Za-z]{3,}")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?|\.\d+")
 _SMALL_FRACTION = re.compile(r"\s*\\frac\s*(?:\{\s*(\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))")
 _DERIVATIVE = re.compile(
@@ -93,10 +95,21 @@ def number(value: int | Fraction) -> Node:
 @lru_cache(4096)
 def parse(text: str) -> Node | None:
     """Return the tree of a formula, or None if not all of `text` is one."""
+    if _is_prose(text):
+        return None
     try:
         return _Parser(text).whole()
     except (NoFormula, RecursionError):
         return None
+
+
+def _is_prose(text: str) -> bool:
+    """Return whether letters are words: three in a row and nothing but letters, or four apart."""
+    words = [word for word in _LONG_WORD.findall(text) if not _WORD.fullmatch(word)]
+    if not words:
+        return False
+    only_letters = re.fullmatch(r"[A-Za-z\s.,'-]+", text)
+    return bool(only_letters) or bool(re.search(r"(?:^|\s)[A-Za-z]?[a-z]{3,}(?:\s|$)", text))
 
 
 @lru_cache(4096)

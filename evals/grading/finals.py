@@ -77,9 +77,15 @@ def after_thinking(text: str) -> str:
     return "" if _OPENED.search(rest) else rest
 
 
+def written(prompt: str, text: str) -> str:
+    """Return a model's text with the mark of a thought that its prompt has begun."""
+    begun = re.search(rf"(?:{_OPENED.pattern})\s*$", prompt[-60:], re.IGNORECASE)
+    return f"<think>{text}" if begun else text
+
+
 def is_unfinished_thought(text: str) -> bool:
     """Return whether the text ends inside a thought."""
-    return bool(text.strip()) and not after_thinking(text) and bool(_OPENED.search(text))
+    return not after_thinking(text) and bool(_OPENED.search(text))
 
 
 def last_boxed(text: str) -> str | None:

@@ -178,6 +178,7 @@ def compact(answer: str) -> str:
 
 def normalize_words(answer: str) -> str:
     """Return the letters and digits of `answer` in lower case if it is words, else ""."""
+    answer = re.sub(_TEXT, r"\1", answer)
     is_words = re.search(r"[A-Za-z]\.?[A-Za-z]", answer) and not re.search(
         r"[\\^_+*/=<>()\[\]-]", answer
     )

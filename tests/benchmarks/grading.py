@@ -179,7 +179,7 @@ def measure(name: str, answers: Sequence[str], sample: int | None = None) -> Row
 
 def _judge(row: Row, answer: str, reference: str) -> bool:
     started = time.thread_time()
-    verdict = math_equal(_text(answer), reference)
+    verdict = bool(math_equal(_text(answer), reference))
     spent = time.thread_time() - started
     row.seconds, row.slowest = row.seconds + spent, max(row.slowest, spent)
     return verdict

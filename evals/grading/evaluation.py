@@ -79,7 +79,7 @@ def proportional(one: Node, other: Node) -> int:
             return 0
     except _NO_VALUE:
         return 0
-    return -1 if not hasattr(ratios[0], "imag") or ratios[0].real < 0 else 1
+    return -1 if ratios[0].real < 0 else 1
 
 
 @lru_cache(4096)
@@ -260,7 +260,7 @@ class _Evaluation:
             return self.known(str(node.value))
         args = [self.value(arg) for arg in node.args]
         result = self.call(str(node.value), args) if node.kind == "call" else self.apply(node, args)
-        if self.domain != "complex" and getattr(result, "imag", 0):
+        if self.domain != "complex" and result.imag:
             raise NoValue
         if context.isnan(result):
             raise NoValue

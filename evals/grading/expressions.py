@@ -25,18 +25,86 @@ from functools import lru_cache
 MAX_DEPTH = 60  # nested brackets, fractions and exponents
 
 GREEK = frozenset(
-    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi "
-    "omicron rho varrho sigma varsigma tau upsilon phi varphi chi psi omega Gamma Delta Theta "
-    "Lambda Xi Pi Sigma Upsilon Phi Psi Omega hbar ell nabla imath jmath odot oplus star dagger "
-    "aleph Re Im".split()
+    [
+        "alpha",
+        "beta",
+        "gamma",
+        "delta",
+        "epsilon",
+        "varepsilon",
+        "zeta",
+        "eta",
+        "theta",
+        "vartheta",
+        "iota",
+        "kappa",
+        "lambda",
+        "mu",
+        "nu",
+        "xi",
+        "omicron",
+        "rho",
+        "varrho",
+        "sigma",
+        "varsigma",
+        "tau",
+        "upsilon",
+        "phi",
+        "varphi",
+        "chi",
+        "psi",
+        "omega",
+        "Gamma",
+        "Delta",
+        "Theta",
+        "Lambda",
+        "Xi",
+        "Pi",
+        "Sigma",
+        "Upsilon",
+        "Phi",
+        "Psi",
+        "Omega",
+        "hbar",
+        "ell",
+        "nabla",
+        "imath",
+        "jmath",
+        "odot",
+        "oplus",
+        "star",
+        "dagger",
+        "aleph",
+        "Re",
+        "Im",
+    ]
 )
 FUNCTIONS = {
-    **{name: name for name in "sin cos tan sec csc cot sinh cosh tanh coth log ln exp".split()},
-    **{f"arc{name}": f"arc{name}" for name in "sin cos tan sec csc cot".split()},
-    **{f"a{name}": f"arc{name}" for name in ("sin", "cos", "tan", "sinh", "cosh", "tanh")},
-    **{f"ar{name}": f"a{name}" for name in ("sinh", "cosh", "tanh")},
-    **{f"arc{name}": f"a{name}" for name in ("sinh", "cosh", "tanh")},
-    **{f"arc{name}": f"arc{name}" for name in ("sin", "cos", "tan")},
+    **{
+        name: name
+        for name in [
+            "sin",
+            "cos",
+            "tan",
+            "sec",
+            "csc",
+            "cot",
+            "sinh",
+            "cosh",
+            "tanh",
+            "coth",
+            "log",
+            "ln",
+            "exp",
+        ]
+    },
+    **{f"arc{name}": f"arc{name}" for name in ["sin", "cos", "tan", "sec", "csc", "cot"]},
+    **{f"a{name}": f"arc{name}" for name in ("sin", "cos", "tan")},
+    **{
+        f"{arc}{name}": f"a{name}"
+        for arc in ("a", "ar", "arc")
+        for name in ("sinh", "cosh", "tanh")
+    },
     "lg": "lg",
     "tg": "tan",
     "ctg": "cot",
@@ -44,9 +112,10 @@ FUNCTIONS = {
     "sgn": "sgn",
     "sign": "sgn",
 }
-FUNCTIONS.update({f"a{name}": f"a{name}" for name in ("sinh", "cosh", "tanh")})
 INVERSES = {name: f"arc{name}" for name in ("sin", "cos", "tan", "sec", "csc", "cot")}
 INVERSES.update({name: f"a{name}" for name in ("sinh", "cosh", "tanh")})
+_CONSTANTS = {"pi": "pi", "infty": "inf", "infinity": "inf", "inf": "inf"}
+_TWO_ARGUMENTS = {"frac": "div", **dict.fromkeys(("binom", "dbinom", "tbinom"), "binomial")}
 LISTS = {"max", "min", "gcd", "lcm"}
 UNIT_LETTERS = frozenset("msghNJWVAKLFCT")  # upright, they are units and no symbols
 _VECTORS = {"mathbf", "vec", "boldsymbol", "bm", "hat", "widehat"}
@@ -395,18 +464,14 @@ class _Parser:
         return self.named(found.group(1), plain=False)
 
     def named(self, name: str, plain: bool) -> Node:
-        if name == "frac":
+        """Parse what a command, or the same word without its backslash, stands for."""
+        if name in _CONSTANTS:
+            return Node("constant", value=_CONSTANTS[name])
+        if name in _TWO_ARGUMENTS:
             above = self.argument()
-            return Node("div", (above, self.argument()))
-        if name in ("binom", "dbinom", "tbinom"):
-            above = self.argument()
-            return Node("binomial", (above, self.argument()))
+            return Node(_TWO_ARGUMENTS[name], (above, self.argument()))
         if name == "sqrt":
             return self.root()
-        if name == "pi":
-            return Node("constant", value="pi")
-        if name in ("infty", "infinity", "inf"):
-            return Node("constant", value="inf")
         if name in FUNCTIONS:
             return self.function(FUNCTIONS[name])
         if name in LISTS:
@@ -415,9 +480,9 @@ class _Parser:
             return self.decorated("vec" if name in _VECTORS else name)
         if name in _UPRIGHT:
             return self.upright()
-        if name in GREEK or plain:
-            return self.symbol(name)
-        raise NoFormula
+        if name not in GREEK and not plain:
+            raise NoFormula
+        return self.symbol(name)
 
     def root(self) -> Node:
         if self.peek() == "[":

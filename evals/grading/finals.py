@@ -17,22 +17,22 @@ _MAX_STATEMENTS = 100  # of "answer is" in one text
 
 _THOUGHT = r"(?:think|thinking|thought|reasoning|seed:think)"
 _OPENED = re.compile(rf"<{_THOUGHT}>|\[THINK\]|<\|channel\|>analysis", re.IGNORECASE)
-_CLOSED = re.compile(
-    rf"</{_THOUGHT}>|\[/THINK\]|<\|channel\|>final<\|message\|>", re.IGNORECASE
-)
+_CLOSED = re.compile(rf"</{_THOUGHT}>|\[/THINK\]|<\|channel\|>final<\|message\|>", re.IGNORECASE)
 _BRACE = re.compile(r"\\(?:boxed|fbox)\s*\{|\\\\(?!boxed|fbox)|\\[{}]|[{}]")
 _BRACE_OR_ESCAPED = re.compile(r"\\(?:boxed|fbox)\s*\{|[{}]")
 _NUMBER = re.compile(r"(?<![\d.])-?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)")
 _ANSWER_IS = re.compile(r"answers?\s+(?:is|are)\b", re.IGNORECASE)
 _HEADING = re.compile(
-    r"^[^\w\n]*(?:the\s+)?(?:final\s+|correct\s+)?answer[^\w\n]*(?:[:\n]|$)[^\w\n]*?(?=\n|\S|[ \t])",
+    r"^[^\w\n]*(?:the\s+)?(?:final\s+|correct\s+)?answer[^\w\n]*(?:[:\n]|$)",
     re.IGNORECASE | re.MULTILINE,
 )
 _FORMULA = re.compile(
-    r"\$\$(.+?)\$\$|(?<!\\)\$(?!\$)([^$\n]+?)(?<!\\)\$(?![\d$])|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL
+    r"\$\$(.+?)\$\$|(?<!\\)\$(?!\$)([^$\n]+?)(?<!\\)\$(?![\d$])|\\\((.+?)\\\)|\\\[(.+?)\\\]",
+    re.DOTALL,
 )
 _NO_ANSWER = re.compile(
-    r"(?:correct|right|wrong|incorrect|clear|reasonable|verified|obvious|unclear)\W*$", re.IGNORECASE
+    r"(?:correct|right|wrong|incorrect|clear|reasonable|verified|obvious|unclear)\W*$",
+    re.IGNORECASE,
 )
 _CLAUSE = re.compile(
     r",?\s+(?:because|since|as\s+shown|as\s+required|which|where|so\s+that|after|when|if|given|"
@@ -43,11 +43,11 @@ _CLAUSE = re.compile(
 _ASIDE = re.compile(r"\s*\([A-Za-z][A-Za-z ,'-]{2,}\)$")
 
 # Option letters
-_LETTER = r"(?:\(([A-Za-z])\)|(?<![A-Za-z])(?<![A-Za-z]['’])([A-Z])(?!['’]?[A-Za-z]))"
+_LETTER = r"(?:\(([A-Za-z])\)|(?<![A-Za-z])(?<![A-Za-z]['\u2019])([A-Z])(?!['\u2019]?[A-Za-z]))"
 _OPTION = re.compile(_LETTER)
 _STATES = re.compile(
     r"\b(?:answer|option|choice)s?\b[\s*_]*(?:(?:\s(?:is|are|would\s+be|must\s+be|should\s+be|has\s+to\s+be))"
-    r"\b|[*_]*\s*[:=]|\s[-–]\s)[\s:*_]*",
+    r"\b|[*_]*\s*[:=]|\s[-\u2013]\s)[\s:*_]*",
     re.IGNORECASE,
 )
 _IS_CORRECT = re.compile(
@@ -55,25 +55,22 @@ _IS_CORRECT = re.compile(
     r"(?:the\s+)?(?:correct|right|best|true|answer|only\s+correct|most\s+\w+\s+answer)"
 )
 _CONCLUDES = re.compile(
-    r"\b(?:so|thus|hence|therefore|choose|pick|select|with|it[’']s|it\s+is|must\s+be|correct|right)\b[:,]?"
+    r"\b(?:so|thus|hence|therefore|choose|pick|select|with|it[\u2019']s|it\s+is|must\s+be|correct|right)\b[:,]?"
     r"\s+(?:option\s+|choice\s+)?[*_\"']*([A-Z])[*_\"'.)]*$",
     re.IGNORECASE,
 )
 _DENIED = re.compile(
-    r"\(([A-Za-z])\)[*_]*\s+(?:is|are|was|can|does)\s*(?:not|n[’']t|in(?:correct|valid)|wrong|false|un)"
+    r"\(([A-Za-z])\)[*_]*\s+(?:is|are|was|can|does)\s*(?:not|n[\u2019']t|in(?:correct|valid)|wrong|false|un)"
 )
 _SEVERAL = re.compile(
-    r"[\s*_]*(?:,|/|&|\+|,?\s*\b(?:and|or|and/or)\b)[\s*_]*(?:\(([A-Z])\)|([A-Z])(?![A-Za-z'’]))"
+    r"[\s*_]*(?:,|/|&|\+|,?\s*\b(?:and|or|and/or)\b)[\s*_]*(?:\(([A-Z])\)|([A-Z])(?![A-Za-z'\u2019]))"
     r"(?![\s*_]+(?:is|was|are|does|has|have|can|could|would|fails|isn)\b)"
 )
 
 
 def after_thinking(text: str) -> str:
     """Return what a model writes after its thoughts; "" if they do not end."""
-    closed = None
-    for closed in _CLOSED.finditer(text):
-        pass
-    rest = text[closed.end() :] if closed else text
+    rest = _after_last_thought(text)
     return "" if _OPENED.search(rest) else rest
 
 
@@ -85,13 +82,18 @@ def written(prompt: str, text: str) -> str:
 
 def is_unfinished_thought(text: str) -> bool:
     """Return whether the text ends inside a thought."""
-    return not after_thinking(text) and bool(_OPENED.search(text))
+    return bool(_OPENED.search(_after_last_thought(text)))
 
 
 def last_boxed(text: str) -> str | None:
     r"""Return the content of the last complete `\boxed{}` that is not empty, in linear time."""
     # "\}" is not a brace in LaTeX, but one reference answer of MATH is broken: "\frac{\}{p}i2".
     return _boxed(_BRACE, text) or _boxed(_BRACE_OR_ESCAPED, text)
+
+
+def _after_last_thought(text: str) -> str:
+    ends = [closed.end() for closed in _CLOSED.finditer(text)]
+    return text[ends[-1] :] if ends else text
 
 
 def marked_answer(text: str) -> str | None:
@@ -236,7 +238,12 @@ def _kept_words(rest: str) -> str:
     first = words[0].lower().strip(",.") if words else ""
     if not re.match(r"\s", rest) or not re.fullmatch(r"[a-z%/]+", first):
         return ""
-    if first in units.SCALES or first in units.CHANGING or units.find(words[0]) or first == "percent":
+    if (
+        first in units.SCALES
+        or first in units.CHANGING
+        or units.find(words[0])
+        or first == "percent"
+    ):
         return f" \\text{{ {' '.join(words[:3])} }}" if first != "in" else ""
     return ""
 
@@ -262,15 +269,17 @@ def _letters(text: str) -> Iterator[re.Match[str]]:
     """Yield the letters that may be options: not "I believe", not "A common error"."""
     for found in _OPTION.finditer(text):
         is_word = found.group() in ("A", "I") and re.match(r"\s+[a-z]", text[found.end() :])
-        if not is_word or not text[: found.start()].strip("*_$\"' \\{"):
-            if not re.match(r"I\s+[a-z]", text[found.start() :]):
-                yield found
+        first = not text[: found.start()].strip("*_$\"' \\{")
+        if not is_word or (first and found.group() == "A"):
+            yield found
 
 
 def _letter(text: str) -> str:
     """Return the first option that `text` does not negate; "" if several are joined."""
     text = re.sub(r"\\(?:text|textbf|mathbf|mathrm|bf|boxed)\s*\{([^{}]*)\}", r"\1", text)
-    text = re.sub(r"\b(?:not|neither|nor|isn[’']t)\s+[*_\"']*(?:\([A-Z]\)|[A-Z]\b)[*_\"']*", "", text)
+    text = re.sub(
+        r"\b(?:not|neither|nor|isn[\u2019']t)\s+[*_\"']*(?:\([A-Z]\)|[A-Z]\b)[*_\"']*", "", text
+    )
     for found in _letters(text):
         letter = "".join(group for group in found.groups() if group).upper()
         joined = _SEVERAL.match(text, found.end())
@@ -295,6 +304,6 @@ def _unmarked_letter(text: str) -> str:
         joined = re.search(r"\(([A-Za-z])\)[\s*_]*(?:,|and|or|&|,\s*and|,\s*or)[\s*_]*$", before)
         return "" if joined else bracketed[-1].group(1).upper()
     last_line = re.sub(r"\\(?:text|textbf|mathbf|mathrm)\s*\{([^{}]*)\}", r"\1", last_line)
-    found = re.match(r"^\W*([A-Z])(?:[.:)*_$\"'`]|\s*$|\s+[-–—]\s)", last_line)
+    found = re.match(r"^\W*([A-Z])(?:[.:)*_$\"'`]|\s*$|\s+[-\u2013\u2014]\s)", last_line)
     found = found or _CONCLUDES.search(last_line)
     return found.group(1).upper() if found and found.group(1).isupper() else ""

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001  # characters that look alike are what this module replaces
 r"""Normalization of mathematical answers that LaTeX, plain text and Python write in many ways.
 
 `normalize` turns a final answer into a string that is still LaTeX. `compact` removes from that what
@@ -9,35 +10,90 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
+_WRITTEN = r"""
+- −–‒﹣－‐‑
+\times ×
+\cdot ·⋅
+\div ÷
+\sqrt √
+\infty ∞
+\pm ±
+\mp ∓
+\cup ∪
+\cap ∩
+\setminus ∖
+\in ∈
+\le ≤
+\ge ≥
+\ne ≠
+\approx ≈
+^\circ °
+' ′’
+\emptyset ∅
+\langle ⟨
+\rangle ⟩
+\angle ∠
+\mathbb{R} ℝ
+\lfloor ⌊
+\rfloor ⌋
+\lceil ⌈
+\rceil ⌉
+\lor ∨
+\ell ℓ
+\hbar ℏ
+, ，∧
+( （
+) ）
+/ ⁄
+\frac{1}{2} ½
+\frac{1}{4} ¼
+\frac{3}{4} ¾
+\frac{1}{3} ⅓
+\frac{2}{3} ⅔
+\alpha α
+\beta β
+\gamma γ
+\delta δ
+\epsilon ε
+\zeta ζ
+\eta η
+\theta θ
+\kappa κ
+\lambda λ
+\mu μµ
+\nu ν
+\xi ξ
+\pi π
+\rho ρ
+\sigma σ
+\tau τ
+\phi φ
+\chi χ
+\psi ψ
+\omega ω
+\Gamma Γ
+\Delta Δ
+\Theta Θ
+\Lambda Λ
+\Sigma Σ
+\Phi Φ
+\Psi Ψ
+\Omega Ω
+"""
+_SPACES = "\u00a0\u2009\u202f\u2002\u2003\u2005\u2006\u3000"
 _CHARACTERS = str.maketrans(
     {
-        **dict.fromkeys("\u2212\u2013\u2012\ufe63\uff0d\u2010\u2011", "-"),
-        **dict.fromkeys("\u00a0\u2009\u202f\u2002\u2003\u2005\u2006\u3000", " "),
-        **{"\u00d7": r"\times ", "\u00b7": r"\cdot ", "\u22c5": r"\cdot ", "\u00f7": r"\div "},
-        **{"\u221a": r"\sqrt ", "\u221e": r"\infty ", "\u00b1": r"\pm ", "\u2213": r"\mp "},
-        **{"\u222a": r"\cup ", "\u2229": r"\cap ", "\u2216": r"\setminus ", "\u2208": r"\in "},
-        **{"\u2264": r"\le ", "\u2265": r"\ge ", "\u2260": r"\ne ", "\u2248": r"\approx "},
-        **{"\u00b0": r"^\circ ", "\u2032": "'", "\u2019": "'", "\u2205": r"\emptyset "},
-        **{"\u27e8": r"\langle ", "\u27e9": r"\rangle ", "\u2220": r"\angle ", "\u211d": r"\mathbb{R}"},
-        **{"\u230a": r"\lfloor ", "\u230b": r"\rfloor ", "\u2308": r"\lceil ", "\u2309": r"\rceil "},
-        **{"\uff0c": ",", "\uff08": "(", "\uff09": ")", "\u2044": "/", "\u210f": r"\hbar "},
-        **{"\u2228": r"\lor ", "\u2227": r", ", "\u2113": r"\ell "},
-        **{"\u00bd": r"\frac{1}{2}", "\u00bc": r"\frac{1}{4}", "\u00be": r"\frac{3}{4}"},
-        **{"\u2153": r"\frac{1}{3}", "\u2154": r"\frac{2}{3}"},
+        **dict.fromkeys(_SPACES, " "),
         **{
-            letter: f"\\{name} "
-            for letter, name in zip(
-                "\u03b1\u03b2\u03b3\u03b4\u03b5\u03b6\u03b7\u03b8\u03b9\u03ba\u03bb\u03bc\u00b5\u03bd\u03be\u03c0\u03c1\u03c3\u03c4"
-                "\u03c6\u03c7\u03c8\u03c9\u0393\u0394\u0398\u039b\u03a0\u03a3\u03a6\u03a8\u03a9",
-                "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu mu nu xi pi rho "
-                "sigma tau phi chi psi omega Gamma Delta Theta Lambda Pi Sigma Phi Psi "
-                "Omega".split(),
-                strict=True,
-            )
+            character: f"{command} " if command[-1].isalpha() else command
+            for command, characters in map(str.split, _WRITTEN.strip().splitlines())
+            for character in characters
         },
     }
 )
-_SUPERSCRIPTS = str.maketrans("\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207b\u207f", "0123456789-n")
+_SUPERSCRIPTS = str.maketrans(
+    "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207b\u207f", "0123456789-n"
+)
 _RAISED = re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u2079\u207b\u207f]+")
 _TEXT = r"\\(?:text|mbox|textbf|textrm|mathrm|mathbf|rm)\s*\{([^{}]*)\}"
 
@@ -61,14 +117,20 @@ _REWRITES = [
             r"(?=(?:\.\d+)?\s*(?:\\?%|\\(?:text|mbox|mathrm)|[A-Za-z]{2}))",
             lambda group: group.group().replace(",", ""),
         ),
-        (r"(?<=[=$] )\s*\d{1,3}(?:,\d{3})+(?=(?:\.\d+)?$)|(?<=[=$])\d{1,3}(?:,\d{3})+(?=(?:\.\d+)?$)", _joined),
+        (
+            r"(?:(?<=[=$])|(?<=[=$] ))\d{1,3}(?:,\d{3})+(?=(?:\.\d+)?$)",
+            _joined,
+        ),
         (r"(?<!\\)\{\s*\d{1,3}(?:,\d{3})+\s*\}", lambda group: group.group().replace(",", "")),
         (r"(?<!\\)\\[,;: ]|~|\\q?quad(?![a-zA-Z])|\s+", " "),
         (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
         (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
         (r"\\frac\s*(\d)\s*\{", r"\\frac{\1}{"),
         (r"(\\frac\s*\{[^{}]*\})\s*(\d)", r"\1{\2}"),
-        (r",?\s*(?:\\(?:text|mbox|mathrm)\s*\{\s*,?\s*or,?\s*\}|\{or\}|(?<![\\a-z]) or )", r" \\lor "),
+        (
+            r",?\s*(?:\\(?:text|mbox|mathrm)\s*\{\s*,?\s*or,?\s*\}|\{or\}|(?<![\\a-z]) or )",
+            r" \\lor ",
+        ),
         (r",?\s*(?:\\(?:text|mbox|mathrm)\s*\{\s*,?\s*and,?\s*\}|(?<=[\d})]) and )", ", "),
         (r",\s*,", ","),
         (r"_\{\\(?:mathrm|text|rm)\s*\{([^{}]*)\}\}", r"_{\1}"),

@@ -18,12 +18,12 @@ _UNIT_END = re.compile(
 )
 _LITERAL = r"[+-]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
 _WORDS_AROUND = re.compile(
-    rf"(?P<before>(?:[A-Za-z'’-]+[:,]?\s+)*)(?P<sign>-?)(?P<symbol>(?:US)?\\?\$|[€¥₹])?\s*"
+    rf"(?P<before>(?:[A-Za-z'\u2019-]+[:,]?\s+)*)(?P<sign>-?)(?P<symbol>(?:US)?\\?\$|[€¥₹])?\s*"
     rf"(?P<number>{_LITERAL}(?:\s*/\s*\d+|\s+\d+/\d+)?|[+-]?\d*\\frac\{{\d+\}}\{{\d+\}})"
-    r"(?P<gap>\s*)(?P<percent>\\?%)?(?P<after>(?:[\s-]*[A-Za-z'’./^\d-]*[A-Za-z][A-Za-z'’./^-]*[23]?[,.]?)*)\s*"
+    r"(?P<gap>\s*)(?P<percent>\\?%)?(?P<after>(?:[\s-]*[A-Za-z'\u2019./^\d-]*[A-Za-z][A-Za-z'\u2019./^-]*[23]?[,.]?)*)\s*"
 )
 _COMPOUND = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\.?,?(?:\s+and)?")
-_SMALL_WORDS = frozenset("of to is in at by on as more".split())
+_SMALL_WORDS = frozenset(["of", "to", "is", "in", "at", "by", "on", "as", "more"])
 _RATE = re.compile(r"[+-]?[\d.]+\s+([A-Za-z]+)\s*/\s*([A-Za-z]+)(?:\^\{?\d\}?|\d)?")
 
 
@@ -140,7 +140,9 @@ def _with_unit(text: str) -> Quantity | None:
         return None
     unit_text = re.sub(r"degree\s+([CF])\b", r"\1", unit_text.replace("~", " "))
     quantity = _quantity(body)
-    if quantity is None or (quantity.literal is None and not is_text and not units.parse(unit_text)):
+    if quantity is None or (
+        quantity.literal is None and not is_text and not units.parse(unit_text)
+    ):
         return None
     return _scaled(quantity, unit_text.replace(",", " ").split())
 
@@ -197,7 +199,7 @@ def _in_words(text: str, leading_words: bool) -> Quantity | None:
     first = re.match(r"([\s-]*)([A-Za-z.]+)", found["after"])
     if first and not units.find(first[2]):  # "2xy" and "5 ab" are products
         apart = found["gap"] or found["percent"] or first[1]
-        if not apart or len(first[2].strip(".")) < 3 and first[2].lower() not in _SMALL_WORDS:
+        if not apart or (len(first[2].strip(".")) < 3 and first[2].lower() not in _SMALL_WORDS):
             return None
     elif first and len(first[2]) == 1:
         return None
@@ -216,7 +218,7 @@ def _in_words(text: str, leading_words: bool) -> Quantity | None:
 def _spelled_out(text: str, leading_words: bool) -> Quantity | None:
     """Parse a number in words: "five", "negative twenty-five", "five million dollars"."""
     words = re.sub(r"[.,]", " ", text.lower()).split()
-    if not words or not all(re.fullmatch(r"[a-z'’-]+", word) for word in words):
+    if not words or not all(re.fullmatch(r"[a-z'\u2019-]+", word) for word in words):
         return None
     starts = range(len(words)) if leading_words else range(min(2, len(words)))
     for start in starts:
@@ -234,4 +236,3 @@ def _spelled_out(text: str, leading_words: bool) -> Quantity | None:
         literal = Number(Fraction(-found[0] if negative else found[0]), 0, False, False)
         return _scaled(Quantity(expressions.number(literal.value), literal), after)
     return None
-

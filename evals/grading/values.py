@@ -7,11 +7,12 @@ compares two of them. The rules, each with an example, are in docs/reference/gra
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
-from evals.grading import evaluation, expressions, notation, quantities, realsets
+from evals.grading import evaluation, expressions, quantities, realsets
 from evals.grading.expressions import Node
 from evals.grading.quantities import Quantity
 from evals.grading.realsets import RealSet
@@ -100,12 +101,12 @@ def equal(answer: Value, gold: Value) -> bool:
     if isinstance(answer, Quantity) and isinstance(gold, Quantity):
         return quantities.equal(answer, gold)
     if isinstance(answer, Grid) and isinstance(gold, Grid):
-        return answer.kind == gold.kind and _all_equal(
-            [row for row in answer.rows], [row for row in gold.rows]
-        )
+        return answer.kind == gold.kind and _all_equal(answer.rows, gold.rows)
     one, other = _as_set(answer), _as_set(gold)
-    if one is not None and other is not None and (
-        isinstance(answer, RealSet | Relation) or isinstance(gold, RealSet | Relation)
+    if (
+        one is not None
+        and other is not None
+        and (isinstance(answer, RealSet | Relation) or isinstance(gold, RealSet | Relation))
     ):
         return realsets.equal(one, other)
     if _is_relation(answer) and _is_relation(gold):
@@ -117,42 +118,21 @@ def equal(answer: Value, gold: Value) -> bool:
 
 
 def _value(text: str, leading_words: bool = False) -> Value | None:
+    """Parse by the loosest sign in the text: or, comma, relation, colon, union, bracket."""
+    text = _without_outer_group(re.sub(r"^(?:\\approx|=)\s*", "", text))
     if not text:
         return None
-    text = _without_outer_group(text)
     matrix = _MATRIX.fullmatch(text)
     if matrix and text.count("\\begin") == 1:
         return _grid(matrix["kind"], matrix["body"])
-    options = _split(text, re.compile(r"\\lor(?![a-zA-Z])|\\vee(?![a-zA-Z])"))
-    if len(options) > 1:
-        return _options(options)
-    parts = _split(text, re.compile(r"[,;]"))
-    if len(parts) > 1:
-        return _list(parts)
-    if re.match(r"^\\approx|^=", text):
-        return _value(re.sub(r"^(?:\\approx|=)\s*", "", text), leading_words)
-    related = _split(text, _RELATION, keep=True)
-    if len(related) > 1:
-        return _relation_value(related)
-    ratio = _split(text, re.compile(":"))
-    if len(ratio) > 1:
-        items = [_value(part) for part in ratio]
-        return None if None in items else Items(":", ":", tuple(filter(None, items)))
-    united = _split(text, re.compile(r"\\cup(?![a-zA-Z])"))
-    if len(united) > 1:
-        return _union(united)
-    removed = _split(text, re.compile(r"\\(?:setminus|backslash)(?![a-zA-Z])|\\\\|(?<=\})-(?=\\\{)"))
-    if len(removed) == 2:
-        whole, hole = map(_as_set, map(_value, removed))
-        return realsets.without(whole, hole) if whole and hole else None
-    if re.fullmatch(r"\\(?:mathbb|mathbf|Bbb)\s*\{?\s*R\s*\}?|\\R", text):
-        return realsets.LINE
-    if re.fullmatch(r"\\(?:emptyset|varnothing)|\\\{\s*\\\}|\u2205", text):
-        return Items("{", "}", ())
+    for separator, keep, parse_parts in _SIGNS:
+        parts = _split(text, separator, keep)
+        if len(parts) > 1:
+            return parse_parts(parts)
+    if text in _KNOWN_SETS:
+        return _KNOWN_SETS[text]
     bracketed = _bracketed(text)
-    if bracketed is not None:
-        return bracketed
-    return _leaf(text, leading_words)
+    return bracketed if bracketed is not None else _leaf(text, leading_words)
 
 
 def _leaf(text: str, leading_words: bool) -> Value | None:
@@ -256,6 +236,19 @@ def _union(parts: Sequence[str]) -> Value | None:
     return realsets.union(found) if len(found) == len(parts) else None
 
 
+def _ratio(parts: Sequence[str]) -> Value | None:
+    items = [_value(part) for part in parts]
+    return None if None in items else Items(":", ":", tuple(filter(None, items)))
+
+
+def _difference(parts: Sequence[str]) -> Value | None:
+    r"""Parse \mathbb{R} \setminus \{1\}."""
+    sets = [_as_set(_value(part)) for part in parts]
+    if len(sets) != 2 or sets[0] is None or sets[1] is None:
+        return None
+    return realsets.without(sets[0], sets[1])
+
+
 def _bracketed(text: str) -> Value | None:
     r"""Parse (a, b), [a, b), {a, b}, {x | x > 3} and \langle a, b \rangle."""
     for opening, closing in (("\\{", "\\}"), ("\\langle", "\\rangle"), ("\\lbrace", "\\rbrace")):
@@ -346,9 +339,9 @@ def _relation_value(parts: Sequence[str]) -> Value | None:
     if None in sides or "in" in operators or "equiv" in operators:
         return None
     found = tuple(side for side in sides if side is not None)
-    if set(operators) == {"="} and len({_constant(side) for side in found} - {None}) == 1:
-        if all(_constant(side) is not None for side in found):  # 2 + 3 = 5
-            return found[-1]
+    constants = [_constant(side) for side in found]
+    if set(operators) == {"="} and None not in constants and len(set(constants)) == 1:
+        return found[-1]  # 2 + 3 = 5
     relation = Relation(found, operators)
     return realsets.from_relation(*_nodes(relation)) or relation
 
@@ -433,7 +426,8 @@ def _as_set(value: Value | None) -> RealSet | None:
         if value.opening == "{":
             return realsets.points(nodes)
         if value.opening and len(nodes) == 2:
-            return realsets.interval(*nodes, value.opening == "(", value.closing == ")")
+            low, high = nodes
+            return realsets.interval(low, high, value.opening == "(", value.closing == ")")
     return None
 
 
@@ -465,8 +459,12 @@ def _items_equal(answer: Value, gold: Value) -> bool:
     brackets = {f"{each.opening}{each.closing}" for each in (answer, gold)}
     named = [all(isinstance(item, Named) for item in each.items) for each in (answer, gold)]
     if any(named) and not all(named):
-        names = [item.name for each in (answer, gold) for item in each.items  # one has names
-                 if isinstance(item, Named)]
+        names = [
+            item.name
+            for each in (answer, gold)
+            for item in each.items  # one has names
+            if isinstance(item, Named)
+        ]
         if len(set(names)) == len(answer.items):
             return _all_equal(answer.items, gold.items)
     if brackets <= {"", "{}"}:
@@ -486,7 +484,7 @@ def _as_row(value: Value, other: Value) -> Value:
     return value
 
 
-def _all_equal(answer: Sequence, gold: Sequence) -> bool:  # type: ignore[type-arg]
+def _all_equal(answer: Sequence[Any], gold: Sequence[Any]) -> bool:
     if len(answer) != len(gold):
         return False
     return all(
@@ -503,3 +501,17 @@ def _same_in_any_order(answer: Sequence[Value], gold: Sequence[Value]) -> bool:
             return False
         left.remove(found)
     return True
+
+
+_SIGNS: Sequence[tuple[re.Pattern[str], bool, Callable[[list[str]], Value | None]]] = (
+    (re.compile(r"\\lor(?![a-zA-Z])|\\vee(?![a-zA-Z])"), False, _options),
+    (re.compile(r"[,;]"), False, _list),
+    (_RELATION, True, _relation_value),
+    (re.compile(":"), False, _ratio),
+    (re.compile(r"\\cup(?![a-zA-Z])"), False, _union),
+    (re.compile(r"\\(?:setminus|backslash)(?![a-zA-Z])|(?<=\})-(?=\\\{)"), False, _difference),
+)
+_KNOWN_SETS: dict[str, Value] = {
+    **dict.fromkeys((r"\mathbb{R}", r"\mathbb R", r"\mathbf{R}", r"\Bbb{R}", r"\R"), realsets.LINE),
+    **dict.fromkeys((r"\emptyset", r"\varnothing", r"\{\}", r"\{ \}"), Items("{", "}", ())),
+}

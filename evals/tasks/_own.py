@@ -116,7 +116,9 @@ def _item(row: dict[str, Any], location: str) -> Item:
     check({"tests": "", **row}, {"tests": str}, location)
     grader = row.get("grader", "code" if row.get("tests") else "exact")
     if grader not in list(DOMAINS):
-        near = f'; did you mean "{nearest_name(grader, DOMAINS)}"?' if isinstance(grader, str) else ""
+        near = (
+            f'; did you mean "{nearest_name(grader, DOMAINS)}"?' if isinstance(grader, str) else ""
+        )
         raise ValueError(
             f'{location}: field "grader" is {grader!r}{near} Known: {", ".join(DOMAINS)}'
         )
@@ -159,11 +161,11 @@ def _problems(row: dict[str, Any], grader: str) -> Iterator[str]:
         yield f'field "answer" is {answer!r:.80}, which the grader "math" does not understand'
     elif grader == "exact" and not isinstance(row["answer"], str):
         yield (
-            f'field "answer" is the number {answer}, but the grader "exact" compares text: give the '
-            f'grader "math", or the answer as "{answer}"'
+            f'field "answer" is the number {answer}, but the grader "exact" compares text: give '
+            f'the grader "math", or the answer as "{answer}"'
         )
     elif grader == "exact" and not grading.exact_equal(answer, answer):
-        yield f'field "answer" is {answer!r:.80}, which no answer can equal; try the grader "math"'
+        yield f'field "answer" is {answer!r:.80}, which no answer can equal: try "math"'
 
 
 def _problems_of_tests(row: dict[str, Any]) -> Iterator[str]:
@@ -173,11 +175,11 @@ def _problems_of_tests(row: dict[str, Any]) -> Iterator[str]:
         return
     try:
         body = ast.parse(tests).body
-    except (SyntaxError, ValueError) as error:
-        line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
-        yield f'field "tests" is no Python program ({error}{line})' if not line else (
-            f'field "tests" is no Python program: {error.msg}{line}'
-        )
+    except SyntaxError as error:
+        yield f'field "tests" is no Python program: {error.msg}, line {error.lineno}'
+        return
+    except ValueError as error:  # a null character
+        yield f'field "tests" is no Python program: {error}'
         return
     if not body:
         yield 'field "tests" is empty: every program would pass'

@@ -198,8 +198,11 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = Path(os.environ["OTR_BENCHMARKS"])
     kinds = [*MUTATIONS, "other"]
-    print("| set | answers | equal themselves | as text | twins refused | wrong accepted: "
-          + " | ".join(kinds) + " | all | answers per s of CPU | slowest |")
+    print(
+        "| set | answers | equal themselves | as text | twins refused | wrong accepted: "
+        + " | ".join(kinds)
+        + " | all | answers per s of CPU | slowest |"
+    )
     print("|---" * (8 + len(kinds)) + "|")
     rows = []
     for name in arguments.sets:

@@ -1,3 +1,4 @@
+# ruff: noqa: E501  # tables of pairs
 r"""The rules by which mathematical answers are equal, and the rates at which they err."""
 
 import threading
@@ -91,7 +92,9 @@ def test_what_cannot_be_parsed_is_compared_as_text_and_says_so() -> None:
     assert compare(r"\boxed{2}", integral) == compare(r"\boxed{1}", integral)
 
 
-@pytest.mark.parametrize("text", ["5)", "(5", "5+", "5 6", r"\foo{5}", r"\frac{5}{}", "x^", "5;", "=5"])
+@pytest.mark.parametrize(
+    "text", ["5)", "(5", "5+", "5 6", r"\foo{5}", r"\frac{5}{}", "x^", "5;", "=5"]
+)
 def test_a_text_is_a_formula_as_a_whole_or_not_at_all(text) -> None:
     assert parse("5") is not None
     assert parse(text) is None
@@ -103,7 +106,9 @@ def test_threads_do_not_disturb_each_other() -> None:
     def compare_often(number: int) -> None:
         for step in range(20):
             gold = rf"2^{{{200 + step}}}\sqrt{{{number + 2}}} + 1"
-            right = math_equal(rf"\boxed{{1 + \sqrt{{{number + 2}}}\cdot 2^{{{200 + step}}}}}", gold)
+            right = math_equal(
+                rf"\boxed{{1 + \sqrt{{{number + 2}}}\cdot 2^{{{200 + step}}}}}", gold
+            )
             if not right or math_equal(rf"\boxed{{{gold[:-1]}2}}", gold):
                 wrong.append(gold)
 
@@ -118,10 +123,27 @@ def test_threads_do_not_disturb_each_other() -> None:
 SAMPLE = [
     *("18", "1234", "-7", "0.25", r"\frac{3}{4}", r"-\frac{2}{3}", r"\frac{5\pi}{6}", "1.5e-7"),
     *(r"3\sqrt{2}", r"2+\sqrt{3}", r"\sqrt[3]{4}", "6.02\\times 10^{23}", "x^2-4x+3", "2x+1"),
-    *("y = 2x - 1", r"\frac{x}{x+1}", "(3,-4)", "(1,2,5)", "[-2,7)", r"(-\infty,3]", "2, 5", "-1, 4"),
+    *(
+        "y = 2x - 1",
+        r"\frac{x}{x+1}",
+        "(3,-4)",
+        "(1,2,5)",
+        "[-2,7)",
+        r"(-\infty,3]",
+        "2, 5",
+        "-1, 4",
+    ),
     *(r"\{1,2,6\}", r"(-\infty,2)\cup(5,\infty)", r"12\text{ cm}", r"90^\circ", r"\text{Evelyn}"),
     *(r"\begin{pmatrix} 1 & 2 \\ -3 & 4 \end{pmatrix}", "x^2+y^2=25", r"2\pi r^2", r"40\%"),
-    *(r"m c^2(\gamma-1)", r"\frac{1}{2} m v_0^2", "1101_2", "5!", r"\binom{7}{3}", "2+3i", r"1\frac{1}{2}"),
+    *(
+        r"m c^2(\gamma-1)",
+        r"\frac{1}{2} m v_0^2",
+        "1101_2",
+        "5!",
+        r"\binom{7}{3}",
+        "2+3i",
+        r"1\frac{1}{2}",
+    ),
     *(r"\frac{n(n+1)}{2}", r"-3 \le x < 8", r"\ln 2", r"e^{-2t}", "10000", "123456", r"\pi - 3"),
 ]
 

@@ -96,6 +96,9 @@ class Benchmark:
         extract: takes an item and the whole text of an answer; returns the final answer, "" if
             there is none. Equal strings count as one vote in maj@n. None if answers can't be
             voted on, as with code.
+        as_text: takes an item and the whole text of an answer; returns whether the verdict rests on
+            spelling, because the answer or the reference could not be parsed. None if that can't
+            happen. The score has the number of such answers.
         average: "items", or "harmonic over subjects" (of `Item.meta["subject"]`).
         notes: what was chosen for this benchmark, each in a few words.
         style: "chat" sends `Item.prompt` as a user turn; "completion" lets the model continue
@@ -114,6 +117,7 @@ class Benchmark:
     metric: str
     source: str
     extract: Callable[[Item, str], str] | None = None
+    as_text: Callable[[Item, str], bool] | None = None
     average: str = "items"
     style: str = "chat"
     notes: tuple[str, ...] = ()

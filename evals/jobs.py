@@ -27,6 +27,9 @@ _STORED_MODULE_NAMES = {
     "evals.grading.published": "evals.published",
 }
 
+RULES_VERSION = 2
+"""To be raised whenever graders of `evals` change their verdicts: stored scores are then void."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -85,6 +88,7 @@ def make_jobs(
             "items": hashlib.sha256(json.dumps(graded, default=str).encode()).hexdigest(),
             "grade": _rule_id(benchmark.grade),
             "extract": _rule_id(benchmark.extract),
+            "rules": RULES_VERSION,
             "metric": benchmark.metric,
             "average": benchmark.average,
             "style": benchmark.style,

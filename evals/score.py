@@ -22,6 +22,7 @@ import numpy as np
 from evals.benchmark import Benchmark, TaskScore
 from evals.files import write_json
 from evals.grading.answers import grading_pool
+from evals.grading.finals import after_thinking, is_unfinished_thought, written
 from evals.jobs import Job, make_jobs
 from evals.records import Journal, write_answers
 from evals.repetition import ends_in_loop
@@ -42,6 +43,8 @@ class _GradedSamples:
     completions: dict[SampleKey, Completion]
     correct_IS: np.ndarray
     extracted_IS: list[list[str]] | None
+    num_unfinished_thoughts: int
+    num_as_text: int
 
 
 def score(
@@ -139,19 +142,33 @@ def _graded_samples(
 
         def grade(key: SampleKey, completion: Completion) -> None:
             completions[key] = completion
-            item = benchmark.items[key.item]
-            verdicts[key] = pool.submit(benchmark.grade, item, completion.text)
+            item, text = benchmark.items[key.item], written_text(key)
+            verdicts[key] = pool.submit(benchmark.grade, item, after_thinking(text))
+
+        def written_text(key: SampleKey) -> str:
+            return written(job.prompts.rendered[key.item], completions[key].text)
 
         _generate(engine, job, journal, grade, progress)
         correct = np.array([verdicts[key].result() for key in job.sample_keys], dtype=bool)
+    texts = {key: written_text(key) for key in job.sample_keys}
+    answers = {key: after_thinking(text) for key, text in texts.items()}
     extracted = None
     if benchmark.extract is not None:
         samples = range(benchmark.decoding.num_samples)
         extracted = [
-            [benchmark.extract(item, completions[SampleKey(i, s)].text) for s in samples]
+            [benchmark.extract(item, answers[SampleKey(i, s)]) for s in samples]
             for i, item in enumerate(benchmark.items)
         ]
-    return _GradedSamples(completions, correct.reshape(len(benchmark.items), -1), extracted)
+    as_text = 0
+    if benchmark.as_text is not None:
+        as_text = sum(benchmark.as_text(benchmark.items[k.item], answers[k]) for k in answers)
+    return _GradedSamples(
+        completions,
+        correct.reshape(len(benchmark.items), -1),
+        extracted,
+        num_unfinished_thoughts=sum(map(is_unfinished_thought, texts.values())),
+        num_as_text=as_text,
+    )
 
 
 def _generate(
@@ -210,6 +227,8 @@ def _task_score(job: Job, graded: _GradedSamples) -> TaskScore:
                 c.finish_reason == "length" and ends_in_loop(c.text) for c in completions
             ),
             "num_timeouts": sum(c.finish_reason == "timeout" for c in completions),
+            "num_unfinished_thoughts": graded.num_unfinished_thoughts,
+            "num_as_text": graded.num_as_text,
         },
         also=multi_sample_metrics(graded.correct_IS, graded.extracted_IS, subjects=subjects),
     )

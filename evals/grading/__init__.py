@@ -3,23 +3,27 @@
 from evals.grading.answers import (
     choice_equal,
     code_passes,
+    compare,
     exact_equal,
     extract_code,
     final_answer,
     grade_all,
-    marked_answer,
     math_equal,
 )
+from evals.grading.finals import after_thinking, marked_answer, option_letter
 
 __all__ = [
+    "after_thinking",
     "choice_equal",
     "code_passes",
+    "compare",
     "exact_equal",
     "extract_code",
     "final_answer",
     "grade_all",
     "marked_answer",
     "math_equal",
+    "option_letter",
 ]
 
 # Stored scores are identified by the name of their grader. This name must not depend on the file.

@@ -1,8 +1,6 @@
-r"""Extraction of the final answer from a model's text, and its comparison with the reference.
+"""The graders: whether the final answer of a text is right.
 
-The final answer is searched for in the order of the evaluation of Qwen2.5-Math: the last complete
-`\boxed{}`, the text after the last "####", the text after the last "answer is", and last the last
-number (mathematics) or line (other domains).
+`evals.grading.finals` says where the final answer stands.
 """
 
 import ast
@@ -11,48 +9,74 @@ import re
 import textwrap
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
 
 from evals.benchmark import Benchmark, Item
-from evals.grading import notation, symbolic
+from evals.grading import notation, values
+from evals.grading.finals import after_thinking, formula, last_boxed, marked_answer, option_letter
+from evals.grading.quantities import Quantity
 from evals.sandbox import runner
 
 CPU_SECONDS = 5.0
-MAX_ANSWER_CHARS = 1_000  # reference answers have under a third of it; a model's loop has more
-_NUMBER = re.compile(r"(?<![\d.])-?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)")
-_OPTION = re.compile(r"\(([A-Za-z])\)|(?<![A-Za-z'])([A-Z])(?![A-Za-z'])")
 _STATEMENT = re.compile(r"^(?:from [\w.]+ import|import \w|(?:async )?def \w|class \w|@\w)", re.M)
-_BRACE = re.compile(r"\\(?:boxed|fbox)\s*\{|\\\\(?!boxed|fbox)|\\[{}]|[{}]")
-_BRACE_OR_ESCAPED = re.compile(r"\\(?:boxed|fbox)\s*\{|[{}]")
 _FENCED = re.compile(r"^[ \t]*```[ \t]*\w*[ \t]*\n(.*?)(?:^[ \t]*```|\Z)", re.M | re.S)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How an answer compares with the reference.
+
+    Attributes:
+        equal: whether it is right.
+        as_text: whether one of the two could not be parsed, so that their spelling was compared.
+    """
+
+    equal: bool
+    as_text: bool = False
 
 
 def math_equal(prediction: str, gold: str) -> bool:
     r"""Return whether the final answer in `prediction` equals `gold` in value.
 
-    Equal spellings and rational numbers are compared here. Everything else goes to math-verify
-    (Kydlicek, 2025) in a separate process with a limit on CPU time, which makes the comparison safe
-    in threads and with hostile input.
+    Answers are parsed as a whole (`evals.grading.values`) and compared by the rules in
+    docs/reference/grading.md. What cannot be parsed is compared as normalized text.
 
     Args:
         prediction: the model's whole answer text.
         gold: the reference answer, LaTeX or plain, with or without `\boxed{}`.
     """
-    answer = notation.normalize(_final(prediction))
-    gold = notation.normalize(_last_boxed(gold) or gold)
+    return compare(prediction, gold).equal
+
+
+def compare(prediction: str, gold: str) -> Comparison:
+    r"""Compare the final answer in `prediction` with `gold`, as `math_equal`."""
+    return _compare(formula(prediction), last_boxed(gold) or gold)
+
+
+@lru_cache(1 << 16)
+def _compare(answer: str, gold: str) -> Comparison:
+    answer, gold = notation.normalize(answer), notation.normalize(gold)
+    if not answer or not gold:
+        return Comparison(False)
     short, gold_short = notation.compact(answer), notation.compact(gold)
-    if not answer or not gold or short == gold_short:
-        return bool(answer) and short == gold_short
-    gold_words = notation.normalize_words(gold)
-    if gold_words and gold_words == notation.normalize_words(answer):
-        return True
-    gold_value, value = notation.parse_number(gold_short), _value(answer)
-    if gold_value and value:
-        return gold_value.equals(value)
+    gold_number, number = notation.parse_number(gold_short), notation.parse_number(short)
+    if gold_number and number:
+        return Comparison(short == gold_short or number.equals(gold_number))
     gold_based = notation.parse_based_number(gold_short)
     based = notation.parse_based_number(short)
     if gold_based and based:
-        return gold_based == based
-    return symbolic.equal(*notation.drop_names(gold, answer))
+        return Comparison(gold_based == based)
+    gold_value, value = values.parse(gold), values.parse(answer, leading_words=True)
+    if short == gold_short:
+        return Comparison(True, as_text=gold_value is None)
+    if gold_value is not None and value is not None and not notation.normalize_words(gold):
+        return Comparison(values.equal(value, gold_value))
+    gold_words = notation.normalize_words(gold)
+    same_words = bool(gold_words) and gold_words == notation.normalize_words(answer)
+    if gold_value is not None and value is not None and not same_words:
+        return Comparison(values.equal(value, gold_value))
+    return Comparison(same_words, as_text=True)
 
 
 def final_answer(text: str) -> str:
@@ -61,28 +85,19 @@ def final_answer(text: str) -> str:
     Rational numbers of equal value are one vote, and so are lists without brackets in any order.
     Other equal expressions in different spellings are different votes.
     """
-    answer = notation.normalize(_final(text))
-    value = _value(answer)
-    if value:
-        return f"{value.value}{'%' if value.percent else ''}"
+    answer = notation.normalize(formula(text))
+    value = values.parse(answer, leading_words=True)
+    if isinstance(value, Quantity) and value.literal:
+        return f"{value.literal.value}{'%' if value.literal.percent else ''}"
+    answer = answer.replace("\\lor", ",")
     short = notation.normalize_words(answer) or notation.compact(answer)
     return short if re.search(r"[(\[{]", short) else ",".join(sorted(short.split(",")))
 
 
 def choice_equal(prediction: str, gold: str) -> bool:
-    """Return whether the option letter in `prediction` is `gold`, with or without parentheses.
-
-    In an answer marked as final, the first letter counts ("(B) the owl"). In other text, the last
-    "(B)" counts, or a last line that is a letter or starts with one ("B", "B. the owl").
-    """
-    marked = marked_answer(prediction)
-    if marked is not None:
-        found = _OPTION.findall(marked)[:1] or re.findall(r"^\W*([a-z])()\W*$", marked)
-    else:
-        last_line = prediction.strip().rpartition("\n")[2].strip()
-        found = re.findall(r"\(([A-Za-z])\)()", prediction)[-1:]
-        found = found or re.findall(r"^\W*([A-Z])()(?:[.:)*]|$)", last_line)
-    return bool(found) and "".join(found[0]).upper() == re.sub(r"\W", "", gold).upper()
+    """Return whether the option letter in `prediction` is `gold`, with or without parentheses."""
+    letter = option_letter(prediction)
+    return bool(letter) and letter == re.sub(r"\W", "", gold).upper()
 
 
 def exact_equal(prediction: str, gold: str) -> bool:
@@ -90,6 +105,7 @@ def exact_equal(prediction: str, gold: str) -> bool:
 
     A text that is `gold` as a whole is right, too.
     """
+    prediction = after_thinking(prediction)
     answer = marked_answer(prediction)
     if answer is None:
         answer = prediction.strip().rpartition("\n")[2]
@@ -121,21 +137,6 @@ def grade_all(benchmark: Benchmark, answers: Sequence[tuple[Item, str]]) -> list
         return list(pool.map(lambda answer: benchmark.grade(*answer), answers))
 
 
-def marked_answer(text: str) -> str | None:
-    r"""Return what `\boxed{}`, "####", "answer is" or "Answer:" marks as final, or None."""
-    boxed = _last_boxed(text)
-    if boxed is not None:
-        return boxed
-    if "####" in text:
-        return text.rpartition("####")[2].strip().partition("\n")[0].strip()
-    tails = re.split(r"answer\s+is\b", text, flags=re.IGNORECASE)
-    if len(tails) == 1:
-        tails = re.split(
-            r"^[^\w\n]*(?:final\s+)?answer[^\w\n]*:", text, flags=re.IGNORECASE | re.MULTILINE
-        )
-    return _sentence(tails[-1]) if len(tails) > 1 else None
-
-
 def extract_code(text: str, prompt: str = "") -> str:
     """Return the program in a model's answer: its last suitable fenced block, else its text.
 
@@ -144,6 +145,7 @@ def extract_code(text: str, prompt: str = "") -> str:
         prompt: the code to complete, if any. An answer that defines the last function of the prompt
             replaces that function; any other answer is appended to the prompt.
     """
+    text = after_thinking(text)
     headers = list(re.finditer(r"^def\s+(\w+)", prompt, re.MULTILINE))
     name = headers[-1].group(1) if headers else r"\w+"
     definition = re.compile(rf"^(?:async\s+)?def\s+{name}\b", re.MULTILINE)
@@ -158,48 +160,6 @@ def extract_code(text: str, prompt: str = "") -> str:
     if code.strip() and not code.lstrip("\n")[0].isspace():
         code = textwrap.indent(code, "    ")
     return _without_trailing_prose(prompt + code)
-
-
-def _last_boxed(text: str) -> str | None:
-    r"""Return the content of the last complete `\boxed{}` that is not empty, in linear time."""
-    # "\}" is not a brace in LaTeX, but one reference answer of MATH is broken: "\frac{\}{p}i2".
-    return _boxed(_BRACE, text) or _boxed(_BRACE_OR_ESCAPED, text)
-
-
-def _boxed(braces: re.Pattern[str], text: str) -> str | None:
-    open_at: list[int | None] = []
-    last, content = -1, None
-    for token in braces.finditer(text):
-        if token.group() == "{":
-            open_at.append(None)
-        elif "box" in token.group():
-            open_at.append(token.end())
-        elif token.group() == "}" and open_at:
-            start = open_at.pop()
-            if start is not None and start > last and text[start : token.start()].strip():
-                last, content = start, text[start : token.start()].strip()
-    return content
-
-
-def _sentence(tail: str) -> str:
-    """Return the formula that `tail` starts with, else the first sentence on its first line."""
-    line = tail.lstrip(" \t\n:*").partition("\n")[0]
-    formula = re.match(r"\$\$?([^$]+?)\$\$?(?![\d])|\\\((.+?)\\\)|\\\[(.+?)\\\]", line)
-    if formula:
-        return next(group for group in formula.groups() if group)
-    return re.split(r"\.(?:\s|\*|$)", line, maxsplit=1)[0].strip()
-
-
-def _final(prediction: str) -> str:
-    """Return what is marked as final, else the last number; "" if it is longer than any answer."""
-    answer = marked_answer(prediction)
-    if answer is None:
-        answer = "".join(_NUMBER.findall(prediction)[-1:])
-    return answer if len(answer) <= MAX_ANSWER_CHARS else ""
-
-
-def _value(answer: str) -> notation.Number | None:
-    return notation.parse_number(notation.compact(notation.extract_number(answer)))
 
 
 def _normalize_text(answer: str) -> str:

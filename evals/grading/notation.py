@@ -1,43 +1,137 @@
+# ruff: noqa: RUF001  # characters that look alike are what this module replaces
 r"""Normalization of mathematical answers that LaTeX, plain text and Python write in many ways.
 
 `normalize` turns a final answer into a string that is still LaTeX. `compact` removes from that what
 a reader does not see, for comparison. `parse_number` parses the value of a rational number.
 """
 
+import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
 
+_WRITTEN = r"""
+- −–‒﹣－‐‑
+\times ×
+\cdot ·⋅
+\div ÷
+\sqrt √
+\infty ∞
+\pm ±
+\mp ∓
+\cup ∪
+\cap ∩
+\setminus ∖
+\in ∈
+\le ≤
+\ge ≥
+\ne ≠
+\approx ≈
+^\circ °
+' ′’
+\emptyset ∅
+\langle ⟨
+\rangle ⟩
+\angle ∠
+\mathbb{R} ℝ
+\lfloor ⌊
+\rfloor ⌋
+\lceil ⌈
+\rceil ⌉
+\lor ∨
+\ell ℓ
+\hbar ℏ
+, ，∧
+( （
+) ）
+/ ⁄
+\frac{1}{2} ½
+\frac{1}{4} ¼
+\frac{3}{4} ¾
+\frac{1}{3} ⅓
+\frac{2}{3} ⅔
+\alpha α
+\beta β
+\gamma γ
+\delta δ
+\epsilon ε
+\zeta ζ
+\eta η
+\theta θ
+\kappa κ
+\lambda λ
+\mu μµ
+\nu ν
+\xi ξ
+\pi π
+\rho ρ
+\sigma σ
+\tau τ
+\phi φ
+\chi χ
+\psi ψ
+\omega ω
+\Gamma Γ
+\Delta Δ
+\Theta Θ
+\Lambda Λ
+\Sigma Σ
+\Phi Φ
+\Psi Ψ
+\Omega Ω
+"""
+_SPACES = "\u00a0\u2009\u202f\u2002\u2003\u2005\u2006\u3000"
 _CHARACTERS = str.maketrans(
     {
-        "−": "-",  # noqa: RUF001
-        "–": "-",  # noqa: RUF001
-        "×": r"\times ",  # noqa: RUF001
-        "·": r"\cdot ",
-        "π": r"\pi ",
-        "∞": r"\infty ",
-        "∪": r"\cup ",  # noqa: RUF001
-        "°": r"^\circ ",
-        "≤": r"\le ",
-        "≥": r"\ge ",
-        "\u00a0": " ",
+        **dict.fromkeys(_SPACES, " "),
+        **{
+            character: f"{command} " if command[-1].isalpha() else command
+            for command, characters in map(str.split, _WRITTEN.strip().splitlines())
+            for character in characters
+        },
     }
 )
+_SUPERSCRIPTS = str.maketrans(
+    "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207b\u207f", "0123456789-n"
+)
+_RAISED = re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u2079\u207b\u207f]+")
 _TEXT = r"\\(?:text|mbox|textbf|textrm|mathrm|mathbf|rm)\s*\{([^{}]*)\}"
+
+
+def _joined(group: re.Match[str]) -> str:
+    """Remove what separates groups of three digits."""
+    return re.sub(r"\D", "", group.group())
+
+
 _REWRITES = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
-        (r"\\?\$|(?<!\\)\\[()\[\]]", ""),
+        (r"(?<!\\)\$|(?<=\d)\\\$|(?<!\\)\\[()\[\]]", ""),
         (r"\\(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])\.?|\\displaystyle|\\limits(?![a-zA-Z])", ""),
-        (r"(?<=\d)\s*(?:,\s*\\!|\{,\})\s*(?=\d{3}(?!\d))", ""),  # LaTeX's digit groups
+        (r"(?<=\d)\s*(?:,\s*\\!|\{,\s*\})\s*(?=\d{3}(?!\d))", ""),  # LaTeX's digit groups
+        (r"(?<![\d.^_])\d{1,3}(?:(?:\\[,;: ]|~| |\{ \})\d{3})+(?!\d)", _joined),  # "1 000 000"
         (r"(?<!\\)\\!|\{\}", ""),
-        (r"\{,\}", ","),
+        (r"\{,\s*\}", ","),
+        (
+            r"(?:(?<![\d.,(\[{=])|(?<==))\s*\d{1,3}(?:,\d{3})+(?![\d,])"
+            r"(?=(?:\.\d+)?\s*(?:\\?%|\\(?:text|mbox|mathrm)|[A-Za-z]{2}))",
+            lambda group: group.group().replace(",", ""),
+        ),
+        (
+            r"(?:(?<=[=$])|(?<=[=$] ))\d{1,3}(?:,\d{3})+(?=(?:\.\d+)?$)",
+            _joined,
+        ),
+        (r"(?<!\\)\{\s*\d{1,3}(?:,\d{3})+\s*\}", lambda group: group.group().replace(",", "")),
         (r"(?<!\\)\\[,;: ]|~|\\q?quad(?![a-zA-Z])|\s+", " "),
         (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
         (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
         (r"\\frac\s*(\d)\s*\{", r"\\frac{\1}{"),
         (r"(\\frac\s*\{[^{}]*\})\s*(\d)", r"\1{\2}"),
-        (r"\\(?:text|mbox)\s*\{\s*,?\s*(?:and|or)\s*\}|\{or\}|(?<=[\d}]) (?:and|or) ", ", "),
+        (
+            r",?\s*(?:\\(?:text|mbox|mathrm)\s*\{\s*,?\s*or,?\s*\}|\{or\}|(?<![\\a-z]) or )",
+            r" \\lor ",
+        ),
+        (r",?\s*(?:\\(?:text|mbox|mathrm)\s*\{\s*,?\s*and,?\s*\}|(?<=[\d})]) and )", ", "),
         (r",\s*,", ","),
         (r"_\{\\(?:mathrm|text|rm)\s*\{([^{}]*)\}\}", r"_{\1}"),
         (r"_(?:\{\\(odot|oplus|max|min)\s*\}|\\(odot|oplus|max|min)(?![a-z]))", r"_{\1\2}"),
@@ -53,40 +147,69 @@ _NUMBER = re.compile(
     r"(?P<sign>[+-]?)(?:\\frac\{(?P<fsign>-?)(?P<a>\d+)\}\{(?P<b>\d+)\}|(?P<c>\d+)/(?P<d>\d+)"
     r"|(?P<whole>\d+)\\frac\{(?P<e>\d+)\}\{(?P<f>\d+)\}"
     r"|(?P<digits>\d+(?:\.\d+)?|\.\d+)(?:\\(?:times|cdot)10\^\{?(?P<power>-?\d{1,3})\}?)?)"
-    rf"(?P<percent>\\?%)?(?:{_TEXT}(?:\^\{{?\d\}}?)?|\^\{{?\\circ\}}?)*"
+    r"(?P<percent>\\?%)?"
 )
-_NAMED = re.compile(r"^\\?[a-zA-Z]+ ?(?:_\w|_\{[^{}]*\})? ?(?:\([\\a-z, ]*\))? ?=(?=[^=]*$)")
 _GROUPED_NUMBER = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
-_IN_WORDS = re.compile(r"(?:[A-Za-z]{2,}\s+)*(-?[\d,]*\.?\d+%?)(?:\s+[A-Za-z]{2,}[.,]?)*")
 DIGIT_GROUP = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
 
 @dataclass(frozen=True)
 class Number:
-    """A rational number and how it was written."""
+    """A rational number and how it was written.
+
+    Attributes:
+        value: the number, before "%" is applied.
+        places: decimal places of a decimal, less the exponent; None if the number is exact.
+        scientific: whether it has a power of ten.
+        percent: whether it is followed by "%".
+    """
 
     value: Fraction
-    decimal: bool
+    places: int | None
     scientific: bool
     percent: bool
 
-    def equals(self, other: "Number") -> bool:
+    def equals(self, gold: "Number") -> bool:
         """Return whether the values are equal, up to rounding if either is a decimal.
 
-        The relative tolerance is 1e-6, and 1e-4 in scientific notation (as in the evaluation of
-        Qwen2.5-Math). "50%" equals both 50 and 0.5.
+        The number with fewer decimal places must be the other one, rounded to those places, and
+        the relative difference at most 1e-6, or 1e-4 in scientific notation (as in the evaluation
+        of Qwen2.5-Math). An integer is exact. "50%" equals both 50 and 0.5.
         """
-        if self.percent != other.percent and self._near(other, 100 if other.percent else 0.01):
-            return True
-        return self._near(other, 1)
+        if self.percent != gold.percent:
+            scale = Fraction(100) if gold.percent else Fraction(1, 100)
+            if self.times(scale)._near(gold):
+                return True
+        return self._near(gold)
 
-    def _near(self, other: "Number", scale: float) -> bool:
-        value = self.value * Fraction(str(scale))
-        if value == other.value:
+    def rounds(self, exact: Fraction) -> bool:
+        """Return whether this decimal is `exact`, rounded, within a relative 1e-6."""
+        return self._near(Number(exact, None, False, False))
+
+    def times(self, scale: Fraction) -> "Number":
+        """Return the number in another unit, with as many significant digits."""
+        places = self.places
+        if places is not None:
+            places -= round(math.log10(scale))
+        return Number(self.value * scale, places, self.scientific, self.percent)
+
+    def as_percent(self) -> "Number":
+        """Return the number, followed by "%"."""
+        return Number(self.value, self.places, self.scientific, True)
+
+    def _near(self, gold: "Number") -> bool:
+        if self.value == gold.value:
             return True
-        tolerance = Fraction(1, 10_000 if self.scientific or other.scientific else 1_000_000)
-        rounded = self.decimal or other.decimal
-        return rounded and abs(value - other.value) <= tolerance * abs(other.value)
+        written = [number.places for number in (self, gold) if number.places is not None]
+        if not written or gold._is_integer() or (self._is_integer() and not gold.scientific):
+            return False
+        difference = abs(self.value - gold.value)
+        half = Fraction(10) ** -min(written) / 2
+        tolerance = Fraction(1, 10_000 if self.scientific or gold.scientific else 1_000_000)
+        return difference <= half and difference <= tolerance * abs(gold.value)
+
+    def _is_integer(self) -> bool:
+        return self.places is None and self.value.denominator == 1
 
 
 def normalize(answer: str) -> str:
@@ -94,10 +217,11 @@ def normalize(answer: str) -> str:
 
     `\dfrac12` and `(1)/(2)` become `\frac{1}{2}`, and "and" between numbers becomes a comma.
     """
-    answer = answer.translate(_CHARACTERS).strip().strip("*").rstrip(".").strip()
+    answer = _RAISED.sub(lambda found: f"^{{{found.group().translate(_SUPERSCRIPTS)}}}", answer)
+    answer = answer.translate(_CHARACTERS).strip().strip("*`").rstrip(".").strip()
     for pattern, replacement in _REWRITES:
         answer = pattern.sub(replacement, answer)
-    answer = answer.strip(" ,")
+    answer = answer.strip(" ,").rstrip(".").strip()
     whole_text = re.fullmatch(_TEXT, answer)
     if whole_text:
         answer = whole_text.group(1).strip()
@@ -105,12 +229,6 @@ def normalize(answer: str) -> str:
         answer = answer.replace(",", "")
     answer = re.sub(r"^(-?\d+) (\d+)/(\d+)$", r"\1\\frac{\2}{\3}", answer)
     return _slashes_to_fractions(answer)
-
-
-def extract_number(answer: str) -> str:
-    """Return the number in `answer` if all else is words ("18 dollars per day"), else `answer`."""
-    in_words = _IN_WORDS.fullmatch(answer)
-    return DIGIT_GROUP.sub("", in_words.group(1)) if in_words else answer
 
 
 def compact(answer: str) -> str:
@@ -122,10 +240,11 @@ def compact(answer: str) -> str:
 
 def normalize_words(answer: str) -> str:
     """Return the letters and digits of `answer` in lower case if it is words, else ""."""
+    answer = re.sub(_TEXT, r"\1", answer)
     is_words = re.search(r"[A-Za-z]\.?[A-Za-z]", answer) and not re.search(
         r"[\\^_+*/=<>()\[\]-]", answer
     )
-    return re.sub(r"[\W_]+", "", answer).casefold() if is_words else ""
+    return re.sub(r"(?<!\d)[\W_]+|[\W_]+(?!\d)", "", answer).casefold() if is_words else ""
 
 
 def parse_number(answer: str) -> Number | None:
@@ -140,27 +259,20 @@ def parse_number(answer: str) -> Number | None:
     value = Fraction(int(top), int(bottom)) if top else Fraction(part["digits"])
     value = value * Fraction(10) ** int(part["power"] or 0) + int(part["whole"] or 0)
     negative = (part["sign"] == "-") != (part["fsign"] == "-")
+    power, digits = part["power"], part["digits"] or ""
+    places = len(digits.partition(".")[2]) - int(power or 0) if "." in digits or power else None
     return Number(
         value=-value if negative else value,
-        decimal="." in (part["digits"] or ""),
-        scientific=part["power"] is not None,
+        places=places,
+        scientific=power is not None,
         percent=part["percent"] is not None,
     )
 
 
-def drop_names(gold: str, answer: str) -> tuple[str, str]:
-    """Drop a leading "name =" from both if only one has it or the names agree."""
-    names = [_NAMED.match(gold), _NAMED.match(answer)]
-    same = len({compact(name.group()) for name in names if name}) == 1
-    if same or ("=" in gold) != ("=" in answer):
-        return _NAMED.sub("", gold), _NAMED.sub("", answer)
-    return gold, answer
-
-
 def parse_based_number(answer: str) -> tuple[str, int] | None:
     """Return digits and base of a compact number such as 110101_2."""
-    found = re.fullmatch(r"([0-9A-F]+)_\{?(\d+)\}?", answer)
-    return (found.group(1).lstrip("0"), int(found.group(2))) if found else None
+    found = re.fullmatch(r"(-?)\{?([0-9A-F]*\.?[0-9A-F]+)\}?_\{?(\d+)\}?", answer)
+    return (found.group(1) + found.group(2).lstrip("0"), int(found.group(3))) if found else None
 
 
 def _slashes_to_fractions(answer: str) -> str:

@@ -10,11 +10,17 @@ Fields = Mapping[str, type | tuple[type, ...]]
 
 def read_jsonl(path: Path, fields: Fields) -> Iterator[dict[str, Any]]:
     """Yield the objects of a JSON Lines file that have the given fields; skip empty lines."""
+    for _, row in numbered_jsonl(path, fields):
+        yield row
+
+
+def numbered_jsonl(path: Path, fields: Fields) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the objects of `read_jsonl`, each after the number of its line, from 1."""
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
             row = _parse(line, f"{path}, line {number}")
             check(row, fields, f"{path}, line {number}")
-            yield row
+            yield number, row
 
 
 def read_json(path: Path) -> Any:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from evals.benchmark import Benchmark, Decoding, Item
-from evals.grading import final_answer, math_equal
+from evals.grading import compare, final_answer, math_equal
 
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 
@@ -30,6 +30,7 @@ def benchmark(name: str, items: Iterable[Item], source: str) -> Benchmark:
         metric="accuracy",
         source=source,
         extract=extract,
+        as_text=as_text,
     )
 
 
@@ -41,6 +42,11 @@ def grade(item: Item, text: str) -> bool:
 def extract(item: Item, text: str) -> str:
     """Return the final answer in a canonical spelling."""
     return final_answer(text)
+
+
+def as_text(item: Item, text: str) -> bool:
+    """Return whether the final answer was compared as text, for want of a parse."""
+    return compare(text, item.answer).as_text
 
 
 def integer(answer: str | float, location: str) -> str:

@@ -68,7 +68,9 @@ def base(benchmark: Benchmark) -> Benchmark:
     """Return the variant with five worked examples, graded by the number after "####"."""
     stop = ("Question:", "</s>", "<|im_end|>")
     decoding = Decoding(max_tokens=1024, stop=stop)
-    return dataclasses.replace(benchmark, decoding=decoding, grade=grade, extract=extract)
+    return dataclasses.replace(
+        benchmark, decoding=decoding, grade=grade, extract=extract, as_text=None
+    )
 
 
 def grade(item: Item, text: str) -> bool:

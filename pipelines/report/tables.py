@@ -23,6 +23,8 @@ _INCOMPLETE = {
     "num_truncated": "cut off at the length limit",
     "num_repeating": "cut off in a loop",
     "num_timeouts": "timed out",
+    "num_unfinished_thoughts": "without an answer, since the thought did not end",
+    "num_as_text": "compared as text, since they are no formula that the grader knows",
 }
 _MAX_ARMS = 8  # in a line
 SPACE = "\N{NO-BREAK SPACE}"  # between a symbol and its value, a value and its unit

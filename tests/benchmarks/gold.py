@@ -1,20 +1,13 @@
-r"""Published reference answers compared with themselves, with other spellings and other answers.
+r"""Published reference answers, their twins (other spellings of them), and other items' answers.
 
-Prints Markdown tables of the counts, of answers per second, and of the pairs that were judged
-wrongly. Needs OTR_BENCHMARKS. `python -m tests.benchmarks.gold [--others N] [FILE ...]`
+`tests.benchmarks.grading` judges them. Nothing here uses the grader under test.
 """
 
-import argparse
 import json
-import os
 import random
 import re
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-
-from evals.benchmark import Benchmark, Decoding, Item
-from evals.grading import grade_all, math_equal
 
 FILES = {
     "gsm8k/train": lambda row: row["answer"].rpartition("####")[2].strip(),
@@ -108,6 +101,65 @@ def latex_commas(gold: str) -> str:
     return commas(gold).replace(",", "{,}") if re.fullmatch(r"-?\d{4,}", gold) else gold
 
 
+def thin_spaces(gold: str) -> str:
+    return commas(gold).replace(",", "\\,") if re.fullmatch(r"-?\d{4,}", gold) else gold
+
+
+def spaces(gold: str) -> str:
+    return commas(gold).replace(",", " ") if re.fullmatch(r"-?\d{4,}", gold) else gold
+
+
+def characters(gold: str) -> str:
+    r"""Write \sqrt{2}, \pi, \infty, \cup, \le and x^2 in the characters of Unicode."""
+    gold = re.sub(r"\\sqrt\s*\{(\d+)\}", "\u221a\\1", gold)
+    for command, character in (
+        ("pi", "\u03c0"),
+        ("infty", "\u221e"),
+        ("cup", "\u222a"),
+        ("leq?", "\u2264"),
+        ("geq?", "\u2265"),
+        ("theta", "\u03b8"),
+        ("pm", "\u00b1"),
+    ):
+        gold = re.sub(rf"\\{command}(?![a-zA-Z])", character, gold)
+    return re.sub(r"(?<=[a-z)])\^2(?!\d)", "\u00b2", gold)
+
+
+def plain_unit(gold: str) -> str:
+    r"""Write the unit of "5 \text{ cm}" without \text."""
+    return re.sub(r"^(-?[\d.]+)\s*\\(?:text|mbox|mathrm)\s*\{[ ~]*([a-z]{2,})\}$", r"\1 \2", gold)
+
+
+def text_of(gold: str) -> str:
+    return rf"\text{{{gold}}}" if re.fullmatch(r"[A-Z]?[a-z]{3,}", gold) else gold
+
+
+def named(gold: str) -> str:
+    """Give a number a name, or take a formula's name away."""
+    if re.fullmatch(r"-?[\d.]+|-?\\frac\{\d+\}\{\d+\}", gold):
+        return f"x = {gold}"
+    return re.sub(r"^[xyz] ?= ?(?=[^=]+$)", "", gold)
+
+
+def bigger_brackets(gold: str) -> str:
+    if re.fullmatch(r"[(\[][^()\[\]]*[)\]]", gold):
+        return rf"\left{gold[:-1]}\right{gold[-1]}"
+    return gold
+
+
+def inequality(gold: str) -> str:
+    """Write an interval with one square bracket and finite ends as an inequality."""
+    found = re.fullmatch(r"([(\[])(-?\d+), ?(-?\d+)([)\]])", gold)
+    if not found or found[1] + found[4] == "()":
+        return gold
+    low, high = ("<" if end in "()" else r"\le" for end in (found[1], found[4]))
+    return f"{found[2]} {low} x {high} {found[3]}"
+
+
+def dollars(gold: str) -> str:
+    return gold if "$" in gold else f"${gold}$"
+
+
 REWRITES: tuple[Callable[[str], str], ...] = (
     slash,
     dfrac,
@@ -116,16 +168,25 @@ REWRITES: tuple[Callable[[str], str], ...] = (
     unit,
     commas,
     latex_commas,
+    thin_spaces,
+    spaces,
+    characters,
+    plain_unit,
+    text_of,
+    named,
+    bigger_brackets,
+    inequality,
+    dollars,
 )
 
 
-def rewritten(answers: list[str]) -> Iterator[tuple[str, str]]:
+def twins(answers: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Yield (rewritten answer, reference answer) for each rewrite that changes the answer."""
     for gold in answers:
         yield from ((written, gold) for write in REWRITES if (written := write(gold)) != gold)
 
 
-def others(answers: list[str], count: int) -> list[tuple[str, str]]:
+def others(answers: Sequence[str], count: int) -> list[tuple[str, str]]:
     """Return `count` pairs of another item's answer with each distinct reference answer."""
     different, generator = sorted(set(answers)), random.Random(0)
     return [
@@ -134,63 +195,3 @@ def others(answers: list[str], count: int) -> list[tuple[str, str]]:
         for other in generator.sample(different, min(count, len(different)))
         if other != gold
     ]
-
-
-def judge(pairs: list[tuple[str, str]]) -> tuple[list[bool], float]:
-    """Return the verdicts of the graders, and the seconds that they took."""
-    items = [Item(str(number), "", gold) for number, (_, gold) in enumerate(pairs)]
-    benchmark = Benchmark("gold", "mathematics", tuple(items), grade, Decoding(8), "accuracy", "")
-    started = time.monotonic()
-    texts = [f"So \\boxed{{{written}}}" for written, _ in pairs]
-    verdicts = grade_all(benchmark, list(zip(items, texts, strict=True)))
-    return verdicts, time.monotonic() - started
-
-
-def grade(item: Item, text: str) -> bool:
-    return math_equal(text, item.answer)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("files", nargs="*", default=list(FILES), metavar="FILE", help="gsm8k/test")
-    parser.add_argument("--others", type=int, default=1, help="wrong answers per reference answer")
-    arguments = parser.parse_args()
-    folder = Path(os.environ["OTR_BENCHMARKS"])
-    judge([("1", "\\sqrt{2}")])  # starts the processes
-    listed, total, seconds = [], [0] * 6, 0.0
-    print(
-        "| file | answers | equal themselves | rewritten | equal | others | accepted | per second |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
-    for name in arguments.files:
-        answers = golds(folder, name)
-        kinds = [(gold, gold) for gold in answers], list(rewritten(answers))
-        kinds = (*kinds, others(answers, arguments.others))
-        row, spent = [], 0.0
-        for wanted, pairs in zip((True, True, False), kinds, strict=True):
-            verdicts, took = judge(pairs)
-            spent += took
-            row += [len(pairs), sum(verdicts)]
-            misjudged = {p for p, v in zip(pairs, verdicts, strict=True) if v != wanted}
-            listed += [(name, *pair, wanted) for pair in sorted(misjudged)]
-        total, seconds = [a + b for a, b in zip(total, row, strict=True)], seconds + spent
-        print_row(name, row, spent)
-    print_row("all", total, seconds)
-    print("\n| file | answer | reference | accepted |\n|---|---|---|---|")
-    for name, written, gold, wanted in listed:
-        cells = (f"`{text}`".replace("|", "\\|").replace("\n", " ") for text in (written, gold))
-        print(f"| {name} | {' | '.join(cells)} | {'no' if wanted else 'yes'} |")
-
-
-def print_row(name: str, row: list[int], seconds: float) -> None:
-    answers, same, written, equal, wrong, accepted = row
-    share = f"{equal / max(written, 1):.2%}"
-    print(
-        f"| {name} | {answers} | {same} | {written} | {equal} ({share}) | {wrong} | {accepted} "
-        f"| {(answers + written + wrong) / max(seconds, 1e-9):.0f} |",
-        flush=True,
-    )
-
-
-if __name__ == "__main__":
-    main()

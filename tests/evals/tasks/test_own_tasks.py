@@ -50,9 +50,11 @@ def test_numbers_are_graded_as_mathematics_unless_a_grader_is_named(tmp_path) ->
     benchmark = tasks.load(_file(tmp_path, *rows))
     assert grade_all(benchmark, [(benchmark.items[0], "That makes 1041 in all.")]) == [True]
     assert benchmark.notes == ('graded as "math", since every answer is a number',)
-    for more in ({"prompt": "r", "answer": "Paris"}, {**rows[0], "grader": "exact"}):
-        mixed = tasks.load(_file(tmp_path, *rows, more))
-        assert mixed.items[0].meta["grader"] == "exact" and mixed.notes == ()
+    mixed = tasks.load(_file(tmp_path, *rows, {"prompt": "r", "answer": "Paris"}))
+    assert [item.meta["grader"] for item in mixed.items] == ["math", "math", "exact"]
+    assert mixed.notes == ('2 of 3 graded as "math", since those answers are numbers',)
+    named = tasks.load(_file(tmp_path, {**rows[0], "grader": "exact"}))
+    assert named.items[0].meta["grader"] == "exact" and named.notes == ()
 
 
 def test_a_part_of_the_items_is_noted(tmp_path) -> None:
@@ -143,10 +145,29 @@ def test_samples_are_drawn_at_temperature_one(tmp_path) -> None:
         ("[1]", r"line 2: expected a JSON object, found list"),
         ({"answer": "1"}, r'line 2: field "prompt" is missing'),
         ({"prompt": 3, "answer": "1"}, r'line 2: field "prompt" is 3, expected str'),
-        ({"prompt": "p"}, r'row 2: field "answer" is missing'),
-        ({"prompt": "p", "answer": "1", "grader": "magic"}, r'row 2: field "grader" is \'magic\''),
-        ({"prompt": "p", "grader": "code"}, r'row 2: field "tests" is missing'),
-        ({"prompt": "p", "answer": "1", "domain": "law"}, r'row 2: field "domain" is \'law\''),
+        ({"prompt": "p"}, r'line 2: field "answer" is missing'),
+        ({"prompt": "p", "answer": "1", "grader": "magic"}, r'line 2: .*"grader" is \'magic\''),
+        ({"prompt": "p", "answer": "1", "grader": "maths"}, r'did you mean "math"'),
+        ({"prompt": "p", "answer": "1", "grader": ["math"]}, r'"grader" is \[\'math\'\]'),
+        ({"prompt": "p", "grader": "code"}, r'line 2: field "tests" is missing'),
+        ({"prompt": "p", "answer": "1", "domain": "law"}, r'line 2: field "domain" is \'law\''),
+        ({"prompt": "p", "answr": "1"}, r'line 2: unknown field "answr"; did you mean "answer"'),
+        ({"prompt": " ", "answer": "1"}, r'line 2: field "prompt" is empty'),
+        ({"prompt": "p", "answer": " ", "grader": "math"}, r"an empty answer is never right"),
+        ({"prompt": "p", "answer": ""}, r"an empty answer is never right"),
+        ({"prompt": "p", "answer": float("nan")}, r'"answer" is nan, expected a finite number'),
+        ({"prompt": "p", "answer": True}, r'"answer" is True, expected str or number'),
+        ({"prompt": "p", "answer": None}, r'"answer" is None, expected str'),
+        ({"prompt": "p", "answer": ["a"]}, r'"answer" is \[\'a\'\], expected str'),
+        ({"prompt": "p", "answer": 5, "grader": "exact"}, r"the grader \"exact\" compares text"),
+        ({"prompt": "p", "answer": 2, "grader": "choice"}, r"needs the letter of an option"),
+        ({"prompt": "p", "answer": "the owl", "grader": "choice"}, r"needs the letter"),
+        ({"prompt": "(A) 1 (B) 2", "answer": "C", "grader": "choice"}, r"the options .* are A, B"),
+        ({"prompt": "A. 1\nB. 2", "answer": "D", "grader": "choice"}, r"the options .* are A, B"),
+        ({"prompt": "p", "tests": "assert ("}, r'"tests" is no Python program: .*, line 1'),
+        ({"prompt": "p", "tests": "# none"}, r'"tests" is empty: every program would pass'),
+        ({"prompt": "p", "tests": ["x"]}, r'"tests" is \[\'x\'\], expected str'),
+        ({"prompt": "p", "answer": "1", "tests": "x", "grader": "math"}, r"leave one of them out"),
         ({"prompt": "p", "answer": "1", "id": "1"}, r"has the id '1' more than once"),
     ],
 )

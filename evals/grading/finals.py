@@ -1,0 +1,309 @@
+r"""Where the final answer stands in a model's text.
+
+What a model writes while it thinks is no answer: only the text after the last `</think>` counts,
+and a thought that does not end has none. In that text, the final answer is searched for in the
+order of the evaluation of Qwen2.5-Math (a45202b, evaluation/parser.py): the last complete
+`\boxed{}`, the text after the last "####", the text after the last "answer is" or the heading
+"Answer", and last the last number (mathematics) or line (other domains).
+"""
+
+import re
+from collections.abc import Iterator
+
+from evals.grading import units
+
+MAX_ANSWER_CHARS = 1_000  # reference answers have under a third of it; a model's loop has more
+_MAX_STATEMENTS = 100  # of "answer is" in one text
+
+_THOUGHT = r"(?:think|thinking|thought|reasoning|seed:think)"
+_OPENED = re.compile(rf"<{_THOUGHT}>|\[THINK\]|<\|channel\|>analysis", re.IGNORECASE)
+_CLOSED = re.compile(rf"</{_THOUGHT}>|\[/THINK\]|<\|channel\|>final<\|message\|>", re.IGNORECASE)
+_BRACE = re.compile(r"\\(?:boxed|fbox)\s*\{|\\\\(?!boxed|fbox)|\\[{}]|[{}]")
+_BRACE_OR_ESCAPED = re.compile(r"\\(?:boxed|fbox)\s*\{|[{}]")
+_NUMBER = re.compile(r"(?<![\d.])-?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)")
+_ANSWER_IS = re.compile(r"answers?\s+(?:is|are)\b", re.IGNORECASE)
+_HEADING = re.compile(
+    r"^[^\w\n]*(?:the\s+)?(?:final\s+|correct\s+)?answer[^\w\n]*(?:[:\n]|$)",
+    re.IGNORECASE | re.MULTILINE,
+)
+_FORMULA = re.compile(
+    r"\$\$(.+?)\$\$|(?<!\\)\$(?!\$)([^$\n]+?)(?<!\\)\$(?![\d$])|\\\((.+?)\\\)|\\\[(.+?)\\\]",
+    re.DOTALL,
+)
+_NO_ANSWER = re.compile(
+    r"(?:correct|right|wrong|incorrect|clear|reasonable|verified|obvious|unclear)\W*$",
+    re.IGNORECASE,
+)
+_CLAUSE = re.compile(
+    r",?\s+(?:because|since|as\s+shown|as\s+required|which|where|so\s+that|after|when|if|given|"
+    r"rounded|i\.e\.)(?![a-z]).*|;\s+[a-z]{2,}.*|,\s+(?:as|so|not|but|then|that|therefore|hence|thus|meaning|in|for|"
+    r"with|and\s+(?:the|we|it|this|so|not))\b.*",
+    re.DOTALL,
+)
+_ASIDE = re.compile(r"\s*\([A-Za-z][A-Za-z ,'-]{2,}\)$")
+
+# Option letters
+_LETTER = r"(?:\(([A-Za-z])\)|(?<![A-Za-z])(?<![A-Za-z]['\u2019])([A-Z])(?!['\u2019]?[A-Za-z]))"
+_OPTION = re.compile(_LETTER)
+_STATES = re.compile(
+    r"\b(?:answer|option|choice)s?\b[\s*_]*(?:(?:\s(?:is|are|would\s+be|must\s+be|should\s+be|has\s+to\s+be))"
+    r"\b|[*_]*\s*[:=]|\s[-\u2013]\s)[\s:*_]*",
+    re.IGNORECASE,
+)
+_IS_CORRECT = re.compile(
+    rf"{_LETTER}[\s*_\"'$}}]*\s+(?:is|must\s+be|would\s+be|seems)\s+(?:therefore\s+|thus\s+|clearly\s+)?"
+    r"(?:the\s+)?(?:correct|right|best|true|answer|only\s+correct|most\s+\w+\s+answer)"
+)
+_CONCLUDES = re.compile(
+    r"\b(?:so|thus|hence|therefore|choose|pick|select|with|it[\u2019']s|it\s+is|must\s+be|correct|right)\b[:,]?"
+    r"\s+(?:option\s+|choice\s+)?[*_\"']*([A-Z])[*_\"'.)]*$",
+    re.IGNORECASE,
+)
+_DENIED = re.compile(
+    r"\(([A-Za-z])\)[*_]*\s+(?:is|are|was|can|does)\s*(?:not|n[\u2019']t|in(?:correct|valid)|wrong|false|un)"
+)
+_SEVERAL = re.compile(
+    r"[\s*_]*(?:,|/|&|\+|,?\s*\b(?:and|or|and/or)\b)[\s*_]*(?:\(([A-Z])\)|([A-Z])(?![A-Za-z'\u2019]))"
+    r"(?![\s*_]+(?:is|was|are|does|has|have|can|could|would|fails|isn)\b)"
+)
+
+
+def after_thinking(text: str) -> str:
+    """Return what a model writes after its thoughts; "" if they do not end."""
+    rest = _after_last_thought(text)
+    return "" if _OPENED.search(rest) else rest
+
+
+def written(prompt: str, text: str) -> str:
+    """Return a model's text with the mark of a thought that its prompt has begun."""
+    begun = re.search(rf"(?:{_OPENED.pattern})\s*$", prompt[-60:], re.IGNORECASE)
+    return f"<think>{text}" if begun else text
+
+
+def is_unfinished_thought(text: str) -> bool:
+    """Return whether the text ends inside a thought."""
+    return bool(_OPENED.search(_after_last_thought(text)))
+
+
+def last_boxed(text: str) -> str | None:
+    r"""Return the content of the last complete `\boxed{}` that is not empty, in linear time."""
+    # "\}" is not a brace in LaTeX, but one reference answer of MATH is broken: "\frac{\}{p}i2".
+    return _boxed(_BRACE, text) or _boxed(_BRACE_OR_ESCAPED, text)
+
+
+def _after_last_thought(text: str) -> str:
+    ends = [closed.end() for closed in _CLOSED.finditer(text)]
+    return text[ends[-1] :] if ends else text
+
+
+def marked_answer(text: str) -> str | None:
+    r"""Return what `\boxed{}`, "####", "answer is" or "Answer:" marks as final, or None."""
+    text = after_thinking(text)
+    exact = _boxed_or_hashed(text)
+    if exact is not None:
+        return exact
+    tail = _tail(text)
+    return None if tail is None else _first_formula(tail) or _sentence(tail)
+
+
+def formula(text: str) -> str:
+    """Return the final answer of a text on mathematics; "" if there is none.
+
+    After "answer is", it is the formulas of that sentence, or the sentence without its subordinate
+    clauses. A text that marks no answer has the formula that its last number belongs to.
+    """
+    text = after_thinking(text)
+    found = _boxed_or_hashed(text)
+    if found is None:
+        tail = _tail(text)
+        found = _last_formula(text) if tail is None else _mathematics(tail)
+    return found if len(found) <= MAX_ANSWER_CHARS else ""
+
+
+def option_letter(text: str) -> str:
+    """Return the option that a text chooses, as a capital letter; "" for none or several.
+
+    An answer that is marked as final counts first, then "C is correct", then the last "(C)", then a
+    last line that starts with a letter.
+    """
+    text = after_thinking(text)
+    marked = _boxed_or_hashed(text)
+    if marked is not None:
+        return _letter(marked) or _small_letter(marked)
+    stated = list(_STATES.finditer(text))
+    for each in reversed(stated[-_MAX_STATEMENTS:]):
+        tail = text[each.end() : each.end() + MAX_ANSWER_CHARS].lstrip()
+        sentence = re.split(r"(?<=[\w)'\"*])[.!?;](?:\s|$)|\n", tail, maxsplit=1)[0]
+        letter = _letter(sentence) or _small_letter(sentence)
+        if letter:
+            return letter
+    correct = list(_IS_CORRECT.finditer(text))
+    if correct:
+        return next(group for group in correct[-1].groups() if group).upper()
+    if stated or _tail(text) is not None:
+        return _letter(_tail(text) or "")
+    return _unmarked_letter(text)
+
+
+def _boxed_or_hashed(text: str) -> str | None:
+    boxed = last_boxed(text)
+    if boxed is None and "####" in text:
+        return text.rpartition("####")[2].strip().partition("\n")[0].strip()
+    return boxed
+
+
+def _boxed(braces: re.Pattern[str], text: str) -> str | None:
+    open_at: list[int | None] = []
+    last, content = -1, None
+    for token in braces.finditer(text):
+        if token.group() == "{":
+            open_at.append(None)
+        elif "box" in token.group():
+            open_at.append(token.end())
+        elif token.group() == "}" and open_at:
+            start = open_at.pop()
+            if start is not None and start > last and text[start : token.start()].strip():
+                last, content = start, text[start : token.start()].strip()
+    return content
+
+
+def _tail(text: str) -> str | None:
+    """Return the text after the last "answer is" that says something, else after "Answer:"."""
+    for pattern in (_ANSWER_IS, _HEADING):
+        ends = [found.end() for found in pattern.finditer(text)]
+        for end in reversed(ends[-_MAX_STATEMENTS:]):
+            tail = text[end : end + 4 * MAX_ANSWER_CHARS].lstrip(" \t\n:*_#=")
+            says = _sentence(tail)
+            if says and not re.match(r"[.?!]", says) and not _NO_ANSWER.match(says):
+                return tail
+    return None
+
+
+def _first_formula(tail: str) -> str | None:
+    """Return the formula that `tail` starts with, and those that follow in the same list."""
+    found = _FORMULA.match(tail)
+    if not found:
+        return None
+    listed = [_content(found)]
+    while following := re.compile(r"\s*(,|;|,?\s*\b(?:and|or)\b)\s*").match(tail, found.end()):
+        after = _FORMULA.match(tail, following.end())
+        if not after:
+            break
+        separator = " \\text{ or } " if "or" in following.group() else ", "
+        listed += [separator, _content(after)]
+        found = after
+    return "".join(listed)
+
+
+def _content(found: re.Match[str]) -> str:
+    return next(group for group in found.groups() if group is not None).strip()
+
+
+def _sentence(tail: str) -> str:
+    """Return the first sentence on the first line."""
+    line = tail.partition("\n")[0]
+    return re.split(r"[.](?:\s|\*|$)", line, maxsplit=1)[0].strip()
+
+
+def _mathematics(tail: str) -> str:
+    """Return the formulas of the sentence that `tail` starts with, else its words."""
+    listed = _first_formula(tail)
+    if listed is not None:
+        skipped = _list_end(tail)
+        return f"{listed}{_kept_words(tail[skipped:])}"
+    sentence = _sentence(tail)
+    first = _FORMULA.search(sentence)
+    if first and len(_FORMULA.findall(sentence)) >= 1:
+        words = re.findall(r"[a-z]+", sentence[: first.start()].lower())
+        changes = units.CHANGING_BEFORE.intersection(words) or units.is_negative(words)
+        if not changes and not re.search(r"\d", sentence[: first.start()]):
+            return _mathematics(tail[first.start() :])
+        return sentence
+    sentence = _CLAUSE.sub("", sentence.replace("`", "")).rstrip("!*_ ")
+    return _ASIDE.sub("", sentence)
+
+
+def _list_end(tail: str) -> int:
+    end, found = 0, _FORMULA.match(tail)
+    while found:
+        end = found.end()
+        following = re.compile(r"\s*(?:,|;|,?\s*\b(?:and|or)\b)\s*").match(tail, end)
+        found = _FORMULA.match(tail, following.end()) if following else None
+    return end
+
+
+def _kept_words(rest: str) -> str:
+    """Return the words after a formula that belong to it: a scale or a unit."""
+    words = _sentence(rest).split()
+    first = words[0].lower().strip(",.") if words else ""
+    if not re.match(r"\s", rest) or not re.fullmatch(r"[a-z%/]+", first):
+        return ""
+    if (
+        first in units.SCALES
+        or first in units.CHANGING
+        or units.find(words[0])
+        or first == "percent"
+    ):
+        return f" \\text{{ {' '.join(words[:3])} }}" if first != "in" else ""
+    return ""
+
+
+def _last_formula(text: str) -> str:
+    """Return the formula that holds the last number of the text, or that number."""
+    numbers = list(_NUMBER.finditer(text))
+    if not numbers:
+        lines = text.strip().splitlines()
+        only = _FORMULA.fullmatch(lines[-1].strip().rstrip(".")) if lines else None
+        return _content(only) if only else ""
+    last = numbers[-1]
+    for found in _FORMULA.finditer(text):
+        if found.start() <= last.start() < found.end():
+            return _content(found)
+    start, end = text.rfind("\n", 0, last.start()) + 1, text.find("\n", last.end())
+    line = text[start : end if end >= 0 else len(text)].strip()
+    words = re.sub(r"\\[a-zA-Z]+|\b(?:sin|cos|tan|log|ln|exp|sqrt|pi)\b", "", line)
+    return last.group() if re.search(r"[A-Za-z]{2}", words) and "\\" not in line else line
+
+
+def _letters(text: str) -> Iterator[re.Match[str]]:
+    """Yield the letters that may be options: not "I believe", not "A common error"."""
+    for found in _OPTION.finditer(text):
+        is_word = found.group() in ("A", "I") and re.match(r"\s+[a-z]", text[found.end() :])
+        first = not text[: found.start()].strip("*_$\"' \\{")
+        if not is_word or (first and found.group() == "A"):
+            yield found
+
+
+def _letter(text: str) -> str:
+    """Return the first option that `text` does not negate; "" if several are joined."""
+    text = re.sub(r"\\(?:text|textbf|mathbf|mathrm|bf|boxed)\s*\{([^{}]*)\}", r"\1", text)
+    text = re.sub(
+        r"\b(?:not|neither|nor|isn[\u2019']t)\s+[*_\"']*(?:\([A-Z]\)|[A-Z]\b)[*_\"']*", "", text
+    )
+    for found in _letters(text):
+        letter = "".join(group for group in found.groups() if group).upper()
+        joined = _SEVERAL.match(text, found.end())
+        if joined and "".join(group for group in joined.groups() if group) != letter:
+            return ""
+        return letter
+    return ""
+
+
+def _small_letter(text: str) -> str:
+    found = re.fullmatch(r"\W*([a-z])\W*", text.strip())
+    return found.group(1).upper() if found else ""
+
+
+def _unmarked_letter(text: str) -> str:
+    lines = text.strip().splitlines()
+    last_line = _DENIED.sub("", lines[-1]).strip() if lines else ""
+    text = _DENIED.sub("", text)
+    bracketed = list(re.finditer(r"\(([A-Za-z])\)", text))
+    if bracketed:
+        before = text[: bracketed[-1].start()]
+        joined = re.search(r"\(([A-Za-z])\)[\s*_]*(?:,|and|or|&|,\s*and|,\s*or)[\s*_]*$", before)
+        return "" if joined else bracketed[-1].group(1).upper()
+    last_line = re.sub(r"\\(?:text|textbf|mathbf|mathrm)\s*\{([^{}]*)\}", r"\1", last_line)
+    found = re.match(r"^\W*([A-Z])(?:[.:)*_$\"'`]|\s*$|\s+[-\u2013\u2014]\s)", last_line)
+    found = found or _CONCLUDES.search(last_line)
+    return found.group(1).upper() if found and found.group(1).isupper() else ""

@@ -1,0 +1,238 @@
+"""Numbers and formulas with their units, and the rule by which two of them are equal."""
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+
+from evals.grading import evaluation, expressions, notation, units
+from evals.grading.expressions import Node
+from evals.grading.notation import Number
+
+_TEXT = r"\\(?:text|mbox|textbf|textrm|textit|mathrm|mathbf|rm|operatorname|texttt)\s*\{([^{}]*)\}"
+_POWER = r"(?:\s*\^\s*\{?\s*-?\d\s*\}?)?"
+_CIRCLE = re.compile(r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)\s*$")
+_UNIT_END = re.compile(
+    rf"(?:(?:{_TEXT}|(?<![\w\\^_{{])[A-Za-z]{{2,}}\.?){_POWER}|(?<=[\d\s])[A-Za-z]+/[A-Za-z]+{_POWER}"
+    r"|\^\s*\{?\s*\\circ\s*\}?)\s*(?:[CF]\s*)?$"
+)
+_LITERAL = r"[+-]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
+_WORDS_AROUND = re.compile(
+    rf"(?P<before>(?:[A-Za-z'\u2019-]+[:,]?\s+)*)(?P<sign>-?)(?P<symbol>(?:US)?\\?\$|[€¥₹])?\s*"
+    rf"(?P<number>{_LITERAL}(?:\s*/\s*\d+|\s+\d+/\d+)?|[+-]?\d*\\frac\{{\d+\}}\{{\d+\}})"
+    r"(?P<gap>\s*)(?P<percent>\\?%)?(?P<after>(?:[\s-]*[A-Za-z'\u2019./^\d-]*[A-Za-z][A-Za-z'\u2019./^-]*[23]?[,.]?)*)\s*"
+)
+_COMPOUND = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\.?,?(?:\s+and)?")
+_SMALL_WORDS = frozenset(["of", "to", "is", "in", "at", "by", "on", "as", "more"])
+_RATE = re.compile(r"[+-]?[\d.]+\s+([A-Za-z]+)\s*/\s*([A-Za-z]+)(?:\^\{?\d\}?|\d)?")
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A formula, usually a number, with what is written around it.
+
+    Attributes:
+        node: the formula.
+        literal: the formula as a number, if it is written as one.
+        unit: its unit, if that is known.
+        words: words around it that have an opposite ("north").
+        compound: whether it is a sum of several numbers with units ("3 h 5 min").
+    """
+
+    node: Node
+    literal: Number | None = None
+    unit: units.Unit | None = None
+    words: frozenset[str] = frozenset()
+    compound: bool = False
+
+
+@lru_cache(4096)
+def parse(text: str, leading_words: bool) -> Quantity | None:
+    """Parse a formula with or without a unit; None if not all of the text is understood.
+
+    Args:
+        text: normalized text.
+        leading_words: whether words may stand before the number, as in an answer in a sentence.
+    """
+    text = text.strip()
+    flat = re.sub(_TEXT, r" \1 ", text).replace("~", " ").strip()
+    around = None
+    if re.search(r"(?<![\\A-Za-z])[A-Za-z]{2}|\\\$|[€¥₹]", flat):
+        around = _in_words(flat, leading_words) or _spelled_out(flat, leading_words)
+    rate = _RATE.fullmatch(flat)
+    if rate and units.find(rate[1]) and units.find(rate[2]):
+        around = _with_unit(flat)
+    return around or _quantity(text) or _with_unit(text) or _compound(flat)
+
+
+def equal(answer: Quantity, gold: Quantity) -> bool:
+    """Return whether two quantities are equal.
+
+    Units that both have are compared, and converted (500 cm is 5 m). A unit that only one has is
+    ignored, except in a sum of units. Numbers in decimal notation may be rounded: see
+    `notation.Number.equals`.
+    """
+    if answer.words and gold.words and answer.words != gold.words:
+        return False
+    percents = [bool(each.literal and each.literal.percent) for each in (answer, gold)]
+    if (percents[0] and gold.unit) or (percents[1] and answer.unit):
+        return False
+    scale = Fraction(1)
+    if answer.unit and gold.unit:
+        if answer.unit.powers != gold.unit.powers:
+            return False
+        scale = answer.unit.factor / gold.unit.factor
+    elif answer.compound or gold.compound:
+        return False
+    if scale == 1:
+        if answer.literal and gold.literal:
+            return answer.literal.equals(gold.literal)
+        return _rounded(answer, gold) or evaluation.same(answer.node, gold.node)
+    if answer.literal and gold.literal:
+        return answer.literal.times(scale).equals(gold.literal)
+    return evaluation.same(Node("mul", (expressions.number(scale), answer.node)), gold.node)
+
+
+def _rounded(answer: Quantity, gold: Quantity) -> bool:
+    """Return whether one is a decimal number and the other an exact value that rounds to it."""
+    for literal, other in ((answer.literal, gold), (gold.literal, answer)):
+        if literal and literal.places is not None and not other.literal:
+            value = evaluation.constant(other.node)
+            if isinstance(value, Fraction):
+                return literal.rounds(value)
+    return False
+
+
+def _quantity(text: str) -> Quantity | None:
+    """Return the quantity of a text that is one formula."""
+    literal = notation.parse_number(notation.compact(text))
+    if literal:
+        return Quantity(expressions.number(literal.value), literal)
+    node = expressions.parse(text)
+    if node is None:
+        return None
+    if expressions.contains(node, "degrees") and not expressions.contains(node, "call"):
+        bare = expressions.without_degrees(node)
+        literal = notation.parse_number(notation.compact(_CIRCLE.sub("", text)))
+        return Quantity(bare, literal, units.parse("degree"))
+    return Quantity(node)
+
+
+def _with_unit(text: str) -> Quantity | None:
+    r"""Parse a formula with a unit behind it: "2\pi \text{ cm}", "5 cm", "30^\circ"."""
+    body, unit_text, is_text = text, "", False
+    while found := _UNIT_END.search(body):
+        if not body[: found.start()].strip():
+            break
+        piece = found.group()
+        is_text |= "{" in piece or "\\circ" in piece
+        piece = re.sub(_TEXT, r"\1", piece)
+        piece = re.sub(r"\^\s*\{?\s*\\circ\s*\}?", " degree ", piece)
+        body, unit_text = body[: found.start()].rstrip(" ~"), f"{piece} {unit_text}"
+        joined = re.search(r"(?:/|\\cdot|\\times)\s*$", body)
+        if joined:
+            body = body[: joined.start()].rstrip()
+            unit_text = f"{'/' if '/' in joined.group() else ' '}{unit_text}"
+    single = re.fullmatch(r"(.*[\d}]) ([A-Za-z])", body)
+    if not unit_text and single and single.group(2) in expressions.UNIT_LETTERS:
+        body, unit_text = single.groups()
+    if not unit_text:
+        return None
+    unit_text = re.sub(r"degree\s+([CF])\b", r"\1", unit_text.replace("~", " "))
+    quantity = _quantity(body)
+    if quantity is None or (
+        quantity.literal is None and not is_text and not units.parse(unit_text)
+    ):
+        return None
+    return _scaled(quantity, unit_text.replace(",", " ").split())
+
+
+def _scaled(quantity: Quantity, words: list[str]) -> Quantity | None:
+    """Apply the words after a number: scales, percent, a unit; None if they change its meaning."""
+    lower = [word.lower().strip(".,") for word in words]
+    if units.CHANGING.intersection(lower):
+        return None
+    node, literal = quantity.node, quantity.literal
+    while lower and lower[0] in units.SCALES:
+        scale = Fraction(units.SCALES[lower[0]])
+        node = Node("mul", (expressions.number(scale), node))
+        literal = literal.times(scale) if literal else None
+        words, lower = words[1:], lower[1:]
+    if lower[:1] == ["percent"] or lower[:2] == ["per", "cent"]:
+        literal = literal.as_percent() if literal else None
+        node = Node("div", (node, expressions.number(100)))
+        words = []
+    opposite = units.OPPOSITES.intersection(lower)
+    return Quantity(node, literal, units.parse(" ".join(words)), opposite)
+
+
+def _compound(text: str) -> Quantity | None:
+    """Parse a sum of numbers with units of one dimension: "3 h 5 min"."""
+    parts, at = [], 0
+    while found := _COMPOUND.match(text, at):
+        at = found.end()
+        unit = units.parse(found.group(2))
+        if unit is None:
+            return None
+        parts.append((Fraction(found.group(1)), unit))
+    if text[at:].strip() or len(parts) < 2 or len({unit.powers for _, unit in parts}) > 1:
+        return None
+    total = sum((value * unit.factor for value, unit in parts), Fraction(0))
+    literal = Number(total, places=None, scientific=False, percent=False)
+    unit = units.Unit(Fraction(1), parts[0][1].powers)
+    return Quantity(expressions.number(total), literal, unit, compound=True)
+
+
+def _in_words(text: str, leading_words: bool) -> Quantity | None:
+    """Parse one number among words: "18 dollars per day", "negative 5", "5 million"."""
+    found = _WORDS_AROUND.fullmatch(text)
+    if not found:
+        return None
+    before = [word.lower().strip(":,") for word in found["before"].split()]
+    negative = units.is_negative(before)
+    before = before[:-1] if negative else before
+    if (before and not leading_words) or units.CHANGING_BEFORE.intersection(before):
+        return None
+    number = found["number"].replace(",", "")
+    if re.search(r"\d/\d|\d [23]?$", found["after"]):
+        return None
+    first = re.match(r"([\s-]*)([A-Za-z.]+)", found["after"])
+    if first and not units.find(first[2]):  # "2xy" and "5 ab" are products
+        apart = found["gap"] or found["percent"] or first[1]
+        if not apart or (len(first[2].strip(".")) < 3 and first[2].lower() not in _SMALL_WORDS):
+            return None
+    elif first and len(first[2]) == 1:
+        return None
+    number = re.sub(r"^(\d+) (\d+)/(\d+)$", r"\1\\frac{\2}{\3}", number)
+    negative = negative != bool(found["sign"])
+    quantity = _quantity(("-" if negative else "") + number + (found["percent"] or ""))
+    if quantity is None:
+        return None
+    scaled = _scaled(quantity, found["after"].replace("-", " ").split())
+    if scaled is None or not found["symbol"]:
+        return scaled
+    unit = units.currency(found["symbol"].lstrip("US\\"))
+    return Quantity(scaled.node, scaled.literal, unit, scaled.words)
+
+
+def _spelled_out(text: str, leading_words: bool) -> Quantity | None:
+    """Parse a number in words: "five", "negative twenty-five", "five million dollars"."""
+    words = re.sub(r"[.,]", " ", text.lower()).split()
+    if not words or not all(re.fullmatch(r"[a-z'\u2019-]+", word) for word in words):
+        return None
+    starts = range(len(words)) if leading_words else range(min(2, len(words)))
+    for start in starts:
+        found = units.number_in_words(words[start:])
+        if not found:
+            continue
+        before = words[:start]
+        negative = units.is_negative(before)
+        before = before[:-1] if negative else before
+        after = words[start + found[1] :]
+        if (before and not leading_words) or units.CHANGING_BEFORE.intersection(before):
+            return None
+        if any(word in units.NUMBER_WORDS for word in after):
+            return None
+        literal = Number(Fraction(-found[0] if negative else found[0]), 0, False, False)
+        return _scaled(Quantity(expressions.number(literal.value), literal), after)
+    return None

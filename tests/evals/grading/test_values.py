@@ -1,0 +1,166 @@
+# ruff: noqa: E501  # tables of pairs
+r"""The rules by which mathematical answers are equal, and the rates at which they err."""
+
+import threading
+
+import pytest
+
+from evals.grading import compare, math_equal
+from evals.grading.expressions import parse
+from tests.benchmarks import grading as benchmark
+
+EQUAL = r"""
+numbers:      1,234 = 1234; 1{,}234 = 1234; 1\,000\,000 = 1000000; 1 000 = 1000; 023 = 23
+              .5 = 0.5; -\frac{1}{2} = \frac{-1}{2}; 0.\overline{3} = \frac13; 0.1\overline{6} = 1/6
+              2\frac{1}{3} = \frac73; 1 4/5 = 1.8; 2\cdot10^{-3} = 0.002; 1e-3 = 0.001
+              50\% = 0.5; 50\% = 50; 3.1415927 = \pi; 110_2 = 110_{2}; -37_8 = -37_{8}
+words:        five = 5; negative five = -5; twenty-five = 25; 5 million = 5000000; 5 dozen = 60
+              \text{Yes} = yes; n \text{ is odd} = n is odd; 4:30 PM = \text{4:30 p.m.}
+units:        5 = 5\text{ cm}; 5 cm = 5\text{ cm}; 500\text{ cm} = 5\text{ m}; \$5 = 5\text{ dollars}
+              36\text{ km/h} = 10\text{ m/s}; 25 square feet = 25\text{ ft}^2; 30^\circ = 30
+              3\text{ h }5\text{ min} = 185\text{ minutes}; 9.8\mathrm{~m}/\mathrm{s}^2 = 9.8 m/s^2
+formulas:     x^2-1 = (x-1)(x+1); tv = v t; 3m+3m = 6m; 2\sin x\cos x = \sin 2x; \ln x^2 = 2\ln x
+              √3/2 = \frac{\sqrt{3}}{2}; \sqrt[3]{x^2} = x^{2/3}; 1/2x = \frac{x}{2}
+              (-1)^{n+1} = -(-1)^n; 5! = 120; \binom52 = 10; e^{i\pi} = -1; |x-1| = |1-x|
+              \frac{E_1+2E_2}{3} = \frac13E_{1}+\frac23E_{2}; v^2_0 = v_0^2; mc^2 = c^2m
+              3\mathbf{j}+2\mathbf{i} = 2\mathbf{i}+3\mathbf{j}; \cos60^\circ = \frac12
+equations:    y=2x+1 == 2x-y+1=0; x^2+y^2=4 == x^2+y^2-4=0; 2x+1 == y=2x+1; f(x)=2x == y=2x
+              \frac{x^2}{4}+y^2=1 == x^2+4y^2=4; \frac{dy}{dx}=2x == \frac{dy}{dx}=x+x; 2+3=5 == 5
+named:        x=5 == 5; x=1,y=2 == (1,2); y=2,x=1 == x=1,y=2; x=1\text{ or }x=2 == 1,2
+              x=\pm3 == 3,-3; (x,y)=(1,2) == (1,2); P(A)=0.5 == \frac12; \angle ABC=60^\circ == 60
+sets:         \{2,1\} = \{1,2\}; 2,1 = 1,2; 1,1,2 = 2,1,1; 1\pm\sqrt2 = 1+\sqrt2,1-\sqrt2
+              [1,2) == 1\le x<2; x>3 == (3,\infty); \{x\mid x>3\} == x>3; x\ne1 == (-\infty,1)\cup(1,\infty)
+              x<1\text{ or }x>2 == (-\infty,1)\cup(2,\infty); \mathbb{R}\setminus\{1\} == x\ne1
+              3>x>-2 == (-2,3); \emptyset = \varnothing; (1,2)\text{ and }(3,4) = (3,4),(1,2)
+matrices:     \begin{pmatrix}1&0.5\\3&4\end{pmatrix} = \begin{bmatrix}1&\frac12\\3&4\end{bmatrix}
+              \begin{pmatrix}1\\2\end{pmatrix} = (1,2); 3 : 2 = 3:2
+"""
+
+DIFFERENT = r"""
+numbers:      1.0000001 = 1; 1000000.5 = 1000000; 1234567.8 = 1234568; 0.333 = \frac13; -5 = 5; 5! = 5
+              6.63\times10^{-34} = 6.6e-27; \frac{1}{2006!} = \frac{1}{2004!}; 2^{-98} = 2^{-99}
+              10^{30}+1 = 10^{30}; 110_2 = 110_3; 110_2 = 110; 500\% = 0.5; 21:55 = 21:50
+              2^{200}\sqrt2+1 = 2^{200}\sqrt2+3; 3:2 = 2:3; (0.0000001,1) = (0.0000004,1)
+words:        Elevyn = Evelyn; not 5 = 5; twice 5 = 5; at least 5 = 5; less than 5 = 5; half of 5 = 5; 5 or 6 = 5
+              5 million = 5; negative 5 = 5; 5 squared = 5; between 5 and 6 = 5; June 20 = 20
+              n \text{ is odd} = n \text{ is even}; 4:30 AM = \text{4:30 p.m.}; 1.5 km = 15 km
+units:        5\text{ km} = 5\text{ cm}; 5\text{ kg} = 5\text{ m}; 5\text{ ft} = 5\text{ ft}^2; 6 = 6m
+              3\text{ h }5\text{ min} = 3; \$5 = 5\text{ cents}; 37^\circ C = 37^\circ F; v = v t
+              5 miles north = 5\text{ miles south}; 45\text{ units}^4 = 45\text{ units}^2
+formulas:     2 = 2x-1; x+5 = 5; 5a = 5; |x| = x; \sqrt{x^2} = x; a_1 = a_2; x' = x; \bar{x} = x
+              \sin^{-1}x = \frac{1}{\sin x}; \log_2 3 = \log_3 2; (-1)^n = 1; n! = n; I(0) = 0
+              \int_0^1 x dx = 1; \sum_{k=1}^n k = n; \lim_{x\to0}x = 0; 2i = 2\mathbf{i}; \foo{5} = 5
+              \frac{5}{} = 5; (5 = 5; 5) = 5; 5+ = 5; 5 6 = 5; \lfloor\log_2 n\rfloor+1 = 2
+              \begin{cases}2x&x>0\\0&x\le0\end{cases} = \begin{cases}x&x>0\\0&x\le0\end{cases}
+equations:    y=2x+1 == y=2x-1; 2x=10 == 5; x^2=25 == 5; x+y=5 == 5; x^2-4x+5=0 == 0; |x|=-2 == |x|=-1
+              \frac{dy}{dx}=3x == \frac{dy}{dx}=2x; 0.56=36 == 0.56=56; x\equiv3\pmod5 == 3
+named:        x=5 == y=5; x=1,y=2 == x=2,y=1; x=1,y=2 == (2,1); x=1,y=2 == 1; x>5 == 5; x\ne5 == 5
+sets:         (2,1) = (1,2); [1,2] = (1,2); \{1,2\} = (1,2); 1,1,2 = 1,2; 1,2 = 1; \pm3 = 3
+              x\ge5 == x>5; \{x\mid x<3\} == \{x\mid x>3\}; x<1\text{ or }x>3 == 1<x<3; \{0\} = \emptyset
+              (0,1)\cup(2,3) = (0,1)\cup(2,4); (1,2),(3,4) = (1,2),(4,3); k\pi,k\in\mathbb{Z} = k\pi
+matrices:     \begin{pmatrix}1&2\\3&4\end{pmatrix} = \begin{pmatrix}1&3\\2&4\end{pmatrix}
+              \begin{pmatrix}1&2\end{pmatrix} = 1
+"""
+
+
+def pairs(table: str) -> list[tuple[str, str]]:
+    r"""Split lines of "kind: a = b; ..."; "==" separates equations."""
+    found = []
+    for line in table.strip().splitlines():
+        for pair in line[14:].split("; "):
+            one, _, other = pair.partition(" == " if " == " in pair else " = ")
+            found.append((one.strip(), other.strip()))
+    return found
+
+
+@pytest.mark.parametrize(("one", "other"), pairs(EQUAL))
+def test_equal_values(one, other) -> None:
+    assert math_equal(f"\\boxed{{{one}}}", other)
+
+
+@pytest.mark.parametrize(("one", "other"), pairs(DIFFERENT))
+def test_different_values(one, other) -> None:
+    assert not math_equal(f"\\boxed{{{one}}}", other)
+    assert math_equal(f"\\boxed{{{other}}}", other)
+
+
+def test_what_cannot_be_parsed_is_compared_as_text_and_says_so() -> None:
+    integral = r"\int_0^1 f(x)\,dx"
+    assert compare(rf"\boxed{{{integral}}}", integral.replace(r"\,", "")).as_text
+    assert compare(r"\boxed{\text{Evelyn}}", "Evelyn").equal
+    assert not compare(r"\boxed{2}", r"\frac{4}{2}").as_text
+    assert compare(r"\boxed{2}", integral) == compare(r"\boxed{1}", integral)
+
+
+@pytest.mark.parametrize(
+    "text", ["5)", "(5", "5+", "5 6", r"\foo{5}", r"\frac{5}{}", "x^", "5;", "=5"]
+)
+def test_a_text_is_a_formula_as_a_whole_or_not_at_all(text) -> None:
+    assert parse("5") is not None
+    assert parse(text) is None
+
+
+def test_threads_do_not_disturb_each_other() -> None:
+    wrong = []
+
+    def compare_often(number: int) -> None:
+        for step in range(20):
+            gold = rf"2^{{{200 + step}}}\sqrt{{{number + 2}}} + 1"
+            right = math_equal(
+                rf"\boxed{{1 + \sqrt{{{number + 2}}}\cdot 2^{{{200 + step}}}}}", gold
+            )
+            if not right or math_equal(rf"\boxed{{{gold[:-1]}2}}", gold):
+                wrong.append(gold)
+
+    threads = [threading.Thread(target=compare_often, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+SAMPLE = [
+    *("18", "1234", "-7", "0.25", r"\frac{3}{4}", r"-\frac{2}{3}", r"\frac{5\pi}{6}", "1.5e-7"),
+    *(r"3\sqrt{2}", r"2+\sqrt{3}", r"\sqrt[3]{4}", "6.02\\times 10^{23}", "x^2-4x+3", "2x+1"),
+    *(
+        "y = 2x - 1",
+        r"\frac{x}{x+1}",
+        "(3,-4)",
+        "(1,2,5)",
+        "[-2,7)",
+        r"(-\infty,3]",
+        "2, 5",
+        "-1, 4",
+    ),
+    *(r"\{1,2,6\}", r"(-\infty,2)\cup(5,\infty)", r"12\text{ cm}", r"90^\circ", r"\text{Evelyn}"),
+    *(r"\begin{pmatrix} 1 & 2 \\ -3 & 4 \end{pmatrix}", "x^2+y^2=25", r"2\pi r^2", r"40\%"),
+    *(
+        r"m c^2(\gamma-1)",
+        r"\frac{1}{2} m v_0^2",
+        "1101_2",
+        "5!",
+        r"\binom{7}{3}",
+        "2+3i",
+        r"1\frac{1}{2}",
+    ),
+    *(r"\frac{n(n+1)}{2}", r"-3 \le x < 8", r"\ln 2", r"e^{-2t}", "10000", "123456", r"\pi - 3"),
+]
+
+
+def test_the_rates_of_errors_hold_on_a_sample() -> None:
+    row = benchmark.measure("sample", SAMPLE)
+    assert row.faults() == [], row.misjudged
+    assert row.twins > 100 and sum(row.wrong.values()) > 150
+
+
+@pytest.mark.parametrize(
+    ("broken", "fault"),
+    [
+        (lambda text, gold: text[10:-1] == gold, "twins are refused"),
+        (lambda text, gold: set(text) & set(gold) & set("123456789"), "wrong answers are accepted"),
+    ],
+)
+def test_the_rates_show_a_broken_grader(monkeypatch, broken, fault) -> None:
+    monkeypatch.setattr(benchmark, "math_equal", broken)
+    assert any(fault in each for each in benchmark.measure("sample", SAMPLE).faults())

@@ -2,14 +2,13 @@
 
 from evals.grading.answers import (
     choice_equal,
-    code_passes,
     exact_equal,
-    extract_code,
     final_answer,
     grade_all,
     marked_answer,
     math_equal,
 )
+from evals.grading.code import code_passes, extract_code
 
 __all__ = [
     "choice_equal",

@@ -5,25 +5,19 @@ The final answer is searched for in the order of the evaluation of Qwen2.5-Math:
 number (mathematics) or line (other domains).
 """
 
-import ast
 import os
 import re
-import textwrap
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from evals.benchmark import Benchmark, Item
 from evals.grading import notation, symbolic
-from evals.sandbox import runner
 
-CPU_SECONDS = 5.0
 MAX_ANSWER_CHARS = 1_000  # reference answers have under a third of it; a model's loop has more
 _NUMBER = re.compile(r"(?<![\d.])-?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)")
 _OPTION = re.compile(r"\(([A-Za-z])\)|(?<![A-Za-z'])([A-Z])(?![A-Za-z'])")
-_STATEMENT = re.compile(r"^(?:from [\w.]+ import|import \w|(?:async )?def \w|class \w|@\w)", re.M)
 _BRACE = re.compile(r"\\(?:boxed|fbox)\s*\{|\\\\(?!boxed|fbox)|\\[{}]|[{}]")
 _BRACE_OR_ESCAPED = re.compile(r"\\(?:boxed|fbox)\s*\{|[{}]")
-_FENCED = re.compile(r"^[ \t]*```[ \t]*\w*[ \t]*\n(.*?)(?:^[ \t]*```|\Z)", re.M | re.S)
 
 
 def math_equal(prediction: str, gold: str) -> bool:
@@ -96,17 +90,6 @@ def exact_equal(prediction: str, gold: str) -> bool:
     return _normalize_text(gold) in (_normalize_text(answer), _normalize_text(prediction))
 
 
-def code_passes(item: Item, text: str) -> bool:
-    """Return whether the code in `text` passes `item.tests` in the sandbox.
-
-    `item.meta` may have "code_prompt", the head of the function to complete, and "cpu_seconds", the
-    CPU time that the program with its tests may take.
-    """
-    program = extract_code(text, item.meta.get("code_prompt", ""))
-    cpu_seconds = item.meta.get("cpu_seconds", CPU_SECONDS)
-    return runner.run(program, tests=item.tests, cpu_seconds=cpu_seconds).passed
-
-
 def grading_pool() -> ThreadPoolExecutor:
     """Return a pool with one thread per core that this process may use.
 
@@ -134,30 +117,6 @@ def marked_answer(text: str) -> str | None:
             r"^[^\w\n]*(?:final\s+)?answer[^\w\n]*:", text, flags=re.IGNORECASE | re.MULTILINE
         )
     return _sentence(tails[-1]) if len(tails) > 1 else None
-
-
-def extract_code(text: str, prompt: str = "") -> str:
-    """Return the program in a model's answer: its last suitable fenced block, else its text.
-
-    Args:
-        text: the whole answer. A block that the token limit cut off counts as far as it goes.
-        prompt: the code to complete, if any. An answer that defines the last function of the prompt
-            replaces that function; any other answer is appended to the prompt.
-    """
-    headers = list(re.finditer(r"^def\s+(\w+)", prompt, re.MULTILINE))
-    name = headers[-1].group(1) if headers else r"\w+"
-    definition = re.compile(rf"^(?:async\s+)?def\s+{name}\b", re.MULTILINE)
-    blocks = _FENCED.findall(text)
-    suitable = [block for block in map(textwrap.dedent, blocks) if definition.search(block)]
-    code = (suitable or blocks or [text])[-1]
-    if not headers:
-        return code if blocks else _from_first_statement(code)
-    if definition.search(code):
-        above = prompt[: headers[-1].start()]
-        return above + (code if blocks else _from_first_statement(code))
-    if code.strip() and not code.lstrip("\n")[0].isspace():
-        code = textwrap.indent(code, "    ")
-    return _without_trailing_prose(prompt + code)
 
 
 def _last_boxed(text: str) -> str | None:
@@ -208,26 +167,3 @@ def _normalize_text(answer: str) -> str:
     if re.fullmatch(r"[\[\](){}<>\s]*", answer):
         return "".join(answer.split())
     return " ".join(answer.casefold().split()).strip("\"'`*$. ")
-
-
-def _from_first_statement(text: str) -> str:
-    """Drop prose around the code: before its first line, and after it; keep text that parses."""
-    start = _STATEMENT.search(text)
-    if start is None or _parses(text):
-        return text
-    return _without_trailing_prose(text[start.start() :])
-
-
-def _without_trailing_prose(program: str) -> str:
-    """Return the most leading lines of `program` that parse; all of it if none do."""
-    lines = program.splitlines()
-    heads = ("\n".join(lines[:count]) for count in range(len(lines), 0, -1))
-    return next(filter(_parses, heads), program)
-
-
-def _parses(program: str) -> bool:
-    try:
-        ast.parse(program)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    return True

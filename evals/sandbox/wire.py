@@ -12,6 +12,7 @@ interpreter. So an object of the program cannot claim to equal a number. Standar
 import array
 import builtins
 import collections
+import contextlib
 import datetime
 import decimal
 import fractions
@@ -69,7 +70,13 @@ class Remote:
         _ask("setattr", self, name, value)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return _ask("call", self, args, kwargs)
+        if sys.stdout is sys.__stdout__ and sys.stdin is sys.__stdin__:
+            return _ask("call", self, args, kwargs)
+        # Tests that replace the standard streams mean those of the program.
+        given = None if sys.stdin is sys.__stdin__ else sys.stdin.read()
+        result, output = _ask("call with streams", self, args, kwargs, given)
+        sys.stdout.write(output)
+        return result
 
     def __bool__(self) -> bool:
         return bool(_ask("bool", self))
@@ -334,6 +341,17 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def _call_with_streams(function: Any, args: tuple, kwargs: dict, given: str | None) -> Any:
+    output, before = io.StringIO(), sys.stdin
+    try:
+        if given is not None:
+            sys.stdin = io.StringIO(given)
+        with contextlib.redirect_stdout(output):
+            return function(*args, **kwargs), output.getvalue()
+    finally:
+        sys.stdin = before
+
+
 def _run_coroutine(value: Any) -> Any:
     import asyncio
 
@@ -348,6 +366,7 @@ def _copy(value: Any) -> Any:
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "call": lambda function, args, kwargs: function(*args, **kwargs),
+    "call with streams": _call_with_streams,
     "plain": _plain,
     "await": _run_coroutine,
     "deepcopy": _copy,

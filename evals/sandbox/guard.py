@@ -8,9 +8,10 @@ Events: docs.python.org/3/library/audit_events.html.
 import builtins
 import ctypes
 import os
+import posixpath
 import sys
 from collections.abc import Callable, Sequence
-from types import FrameType
+from types import FrameType, FunctionType, ModuleType, SimpleNamespace
 from typing import Any
 
 from evals.sandbox import isolation
@@ -20,7 +21,7 @@ globals()["__builtins__"] = dict(vars(builtins))
 Path = int | str | bytes | os.PathLike
 
 END = "sandbox.end"  # the event that `child` raises when the program has ended
-AF_UNIX = 1
+AF_UNIX, SOCK_STREAM = 1, 1
 
 REFUSED_EVENTS = frozenset(
     [
@@ -50,13 +51,15 @@ REFUSED_EVENTS = frozenset(
         "sys._current_exceptions",
     ]
 )
-# Events that libraries may raise, but not the program: numerical libraries call C functions. The
-# last two are events of the functions that `install` puts in place of those of ctypes.
+# Events that libraries may raise, but not the program: numerical libraries call C functions.
 LIBRARY_EVENTS = "ctypes."
 UNAUDITED = ("memmove", "memset", "cast")  # functions of ctypes that raise no event of their own
 DO_UNAUDITED = "ctypes.sandbox"
-# Events that give code a file name, which must not be that of a library: its position and a default
+# Events that give code a file name, which must not be a library's: its index in the arguments
 NAMING_EVENTS = {"compile": 1, "code.__new__": 1}
+# Commands that make the kernel send signals to another process: F_SETOWN, F_SETSIG, F_SETOWN_EX;
+# FIOSETOWN, SIOCSPGRP, TIOCSTI
+OWNING_EVENTS = {"fcntl.fcntl": (8, 10, 15), "fcntl.ioctl": (0x8901, 0x8902, 0x5412)}
 # Events that change files: the index in the arguments of each path, and of its folder.
 WRITING_EVENTS: dict[str, tuple[tuple[int, int | None], ...]] = {
     "os.remove": ((0, 1),),
@@ -92,9 +95,9 @@ def install(home: str, readable: Sequence[str]) -> list[str]:
     unwritable, unreadable, wrongly_opened = _path_checks(home, readable)
     # Local variables, because a program could assign other values to the module's names.
     always, reading, writing = REFUSED_EVENTS, READING_EVENTS, WRITING_EVENTS
-    by_libraries, naming = LIBRARY_EVENTS, NAMING_EVENTS
+    by_libraries, naming, owning = LIBRARY_EVENTS, NAMING_EVENTS, OWNING_EVENTS
     from_library, is_library = _caller_checks(readable)
-    local_family = AF_UNIX
+    local_family, stream = AF_UNIX, SOCK_STREAM
 
     def forbidden(event: str, arguments: tuple) -> bool:
         if event in always:
@@ -107,8 +110,10 @@ def install(home: str, readable: Sequence[str]) -> list[str]:
             return not from_library(frame(3))
         if event == "open":
             return wrongly_opened(*arguments)
-        if event == "socket.__new__":
-            return arguments[1] != local_family
+        if event == "socket.__new__":  # only the ends of a pair, which asyncio needs
+            return arguments[1] != local_family or arguments[2] & 0xF != stream
+        if event in owning:
+            return arguments[1] in owning[event]
         if event in reading:
             return arguments[0] is not None and unreadable(arguments[0])
         return any(
@@ -186,7 +191,8 @@ def _caller_checks(readable: Sequence[str]) -> tuple[Callable[..., bool], Callab
 def _path_checks(home: str, readable: Sequence[str]) -> tuple[Callable[..., bool], ...]:
     """Return the checks `unwritable`, `unreadable` and `wrongly_opened`, which use no globals."""
     for_writing = WRITING_FLAGS
-    realpath, fsdecode, join = os.path.realpath, os.fsdecode, os.path.join
+    paths = _private_copy(posixpath)
+    realpath, fsdecode, join = paths["realpath"], os.fsdecode, paths["join"]
     writable = home, *isolation.DEVICES
     readable = *writable, *readable
     below_writable = f"{home}/"
@@ -213,6 +219,21 @@ def _path_checks(home: str, readable: Sequence[str]) -> tuple[Callable[..., bool
         return unwritable(path) if flags & for_writing else unreadable(path)
 
     return unwritable, unreadable, wrongly_opened
+
+
+def _private_copy(module: ModuleType) -> dict[str, Any]:
+    """Return the functions of a module, with copies of `os` and of the builtins for their own use.
+
+    A program that replaces `os.lstat`, say, then changes nothing for them.
+    """
+    names = dict(vars(module), os=SimpleNamespace(**vars(os)))
+    names["__builtins__"] = dict(vars(builtins))
+    for name, value in vars(module).items():
+        if isinstance(value, FunctionType) and value.__module__ == module.__name__:
+            copy = FunctionType(value.__code__, names, name, value.__defaults__, value.__closure__)
+            copy.__kwdefaults__ = value.__kwdefaults__
+            names[name] = copy
+    return names
 
 
 def send_at_end(outcome: int, secret: bytes) -> None:

@@ -23,6 +23,7 @@ MAX_FENCES, MAX_STARTS = 40, 200
 _FENCE = re.compile(r"^[ \t]*(?:>[ \t]?)*(`{3,}|~{3,})[ \t]*([^`\n]*)$")
 _FENCE_AFTER_TEXT = re.compile(r"(?m)^(.*[^\s`>].*?)[ \t]*(```[\w+-]*[ \t]*)$")
 _STATEMENT = re.compile(r"^(?:from [\w.]+ import|import \w|(?:async )?def \w|class \w|@\w)", re.M)
+_ASSIGNMENT = re.compile(r"^[A-Za-z_]\w*(?:\s*:[^=]+)?\s*=[^=]")
 _DEFINITION = re.compile(r"^def\s+(\w+)", re.MULTILINE)
 _THOUGHT = re.compile(r"^.*</(?:think|thinking|thought)>|<(?:think|thinking|thought)>.*", re.S)
 # With these the names that a program uses cannot be read from its text.
@@ -71,7 +72,7 @@ def extract_code(text: str, prompt: str = "", names: Sequence[str] = ()) -> str:
     if not any(source.complete for source in sources):
         starts_body = bool(headers) and _starts_body(before_fence, wanted)
         if not starts_body:
-            sources += [_defining(whole, wanted) for whole in (before_fence, text)]
+            sources += [_defining(whole, wanted) for whole in dict.fromkeys((before_fence, text))]
         if headers and not any(source.complete for source in sources):
             bodies = [before_fence, *blocks] if starts_body else [*blocks, before_fence]
             completed = _completed(prompt, bodies, headers[-1].group(1))
@@ -103,12 +104,14 @@ class _Unit:
         nodes: their syntax trees.
         binds: the module's names that they bind.
         uses: the module's names that they use, also inside functions.
+        sets: whether a function of them assigns to names of the module.
     """
 
     text: str
     nodes: list[ast.stmt]
     binds: set[str] = field(default_factory=set)
     uses: set[str] = field(default_factory=set)
+    sets: bool = False
 
     def __post_init__(self) -> None:
         try:
@@ -125,6 +128,7 @@ class _Unit:
                 continue
             if symbol.is_assigned() or symbol.is_imported() or (top and symbol.is_namespace()):
                 self.binds.add(symbol.get_name())
+                self.sets |= not top
             if symbol.is_referenced() or not top:
                 self.uses.add(symbol.get_name())
         for child in table.get_children():
@@ -145,6 +149,10 @@ class _Unit:
         return all(isinstance(node, kinds) for node in self.nodes)
 
     @property
+    def imports(self) -> bool:
+        return all(isinstance(node, ast.Import | ast.ImportFrom) for node in self.nodes)
+
+    @property
     def is_stub(self) -> bool:
         """Whether they are a function without a body."""
         node = self.nodes[-1]
@@ -154,14 +162,21 @@ class _Unit:
             for each in node.body
         )
 
-    def changes(self, names: set[str]) -> bool:
-        """Return whether they change an object with one of the names, or a setting of Python."""
+    def changes(self, names: set[str], setters: set[str]) -> bool:
+        """Return whether they change an object with one of the names, or a setting of Python.
+
+        Args:
+            names: of objects.
+            setters: of functions that assign to names of the module.
+        """
         if self.uses & _NOT_FOR_SOLUTIONS or self.is_main:
             return False
         for node in (n for each in self.nodes for n in ast.walk(each)):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                 if node.func.attr in _SETTINGS or _root(node.func) in names:
                     return True
+            elif isinstance(node, ast.Call) and _root(node.func) in setters:
+                return True
             elif isinstance(node, ast.Attribute | ast.Subscript):
                 if isinstance(node.ctx, ast.Store | ast.Del) and _root(node) in names:
                     return True
@@ -249,10 +264,13 @@ def _defining(text: str, wanted: Sequence[str]) -> _Source:
     if not re.search(rf"(?m)^[ \t>]*(?:async[ ]+def|def|class)[ ]+(?:{pattern})\b", text):
         return source
     lines = text.split("\n")
-    starts = [number for number, line in enumerate(lines) if _STATEMENT.match(line.lstrip(" \t>"))]
+    stripped = [line.lstrip(" \t>") for line in lines]
+    starts = [n for n, t in enumerate(stripped) if _STATEMENT.match(t) or _ASSIGNMENT.match(t)]
     for start in starts[:MAX_STARTS]:
         margin = len(lines[start]) - len(lines[start].lstrip(" \t>"))
-        region = [line[margin:] if not line[:margin].strip(" \t>") else line for line in lines[start:]]
+        region = [
+            line[margin:] if not line[:margin].strip(" \t>") else line for line in lines[start:]
+        ]
         later = _Source.parse("\n".join(region))
         if later.defined() >= set(wanted):
             return _Source(later.text, later.units, complete=True)
@@ -324,30 +342,22 @@ def _program(sources: Sequence[_Source], wanted: Sequence[str]) -> str:
     if seen & _DYNAMIC:
         keep([unit for unit in units if unit.defines or _assigns(unit)])
         follow()
-    changed = True
-    while changed:
+    before = -1
+    while len(kept) > before:
         before = len(kept)
-        values = {
-            name
-            for unit in units
-            if id(unit) in kept and not unit.defines
-            for name in unit.binds
-        }
-        objects = values | {n for u in units if id(u) in kept and _has_class(u) for n in u.binds}
-        keep([u for u in units if not u.defines and not _assigns(u) and u.changes(objects)])
-        keep([u for u in units if _assigns(u) and u.changes(objects)])
+        for source in sources:  # what a source changes are its own objects
+            inside = [unit for unit in source.units if id(unit) in kept]
+            objects = {n for unit in inside if not unit.imports for n in unit.binds}
+            setters = {n for unit in inside if unit.sets for n in unit.binds}
+            rest = [unit for unit in source.units if not unit.defines]
+            keep([unit for unit in rest if unit.changes(objects, setters)])
         follow()
-        changed = len(kept) > before
     chosen = [unit for unit in units if id(unit) in kept and unit not in future]
     return "\n".join(unit.text for unit in [*future[:1], *chosen]) + "\n"
 
 
 def _assigns(unit: _Unit) -> bool:
     return all(isinstance(n, ast.Assign | ast.AnnAssign | ast.AugAssign) for n in unit.nodes)
-
-
-def _has_class(unit: _Unit) -> bool:
-    return any(isinstance(node, ast.ClassDef | ast.FunctionDef) for node in unit.nodes)
 
 
 def _root(node: ast.expr) -> str:

@@ -186,9 +186,7 @@ class _Server:
 _servers = ProcessPool(_Server)
 
 
-def _verdict(
-    name: str, tested: bool, limits: child.Limits, streams: Sequence[IO[bytes]]
-) -> str:
+def _verdict(name: str, tested: bool, limits: child.Limits, streams: Sequence[IO[bytes]]) -> str:
     libraries = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
     folder = os.path.realpath(tempfile.gettempdir())
     with tempfile.TemporaryDirectory(

@@ -106,7 +106,9 @@ class _Server:
             home, name, tested, cpu, idle, total, memory = request.decode().split("\0")
             task = Task(home, name, Limits(int(cpu), float(idle), float(total), int(memory)))
             try:
-                answer = self._run_tested(task, streams) if tested == "1" else self._run(task, streams)
+                answer = (
+                    self._run_tested(task, streams) if tested == "1" else self._run(task, streams)
+                )
             except OSError as error:  # the machine has no process or namespace left: no verdict
                 os.write(streams[-1], str(error).encode())
                 answer = BROKEN

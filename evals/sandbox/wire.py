@@ -379,9 +379,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     **{each.__name__: each for each in (len, str, repr)},
     **{name: getattr(operator, name) for name in ("getitem", "setitem", "delitem", "contains")},
     **{name: getattr(operator, name) for name in ORDER},
-    **{
-        name: getattr(operator, f"{name}_" if name in ("and", "or") else name) for name in BINARY
-    },
+    **{name: getattr(operator, f"{name}_" if name in ("and", "or") else name) for name in BINARY},
 }
 # What a program may do with the objects that the tests gave it.
 CALLED = {"call", "iter", "next", "len", "bool", "getitem", "contains", "eq", "hash", "plain"}
@@ -509,7 +507,7 @@ def _same(value: Any) -> Any:
 
 
 def _record(name: str, fields: Sequence[str], values: Sequence[Any]) -> Any:
-    return collections.namedtuple(name, fields)(*values)  # type: ignore[misc]  # noqa: PYI024
+    return collections.namedtuple(name, fields)(*values)  # type: ignore[misc]
 
 
 def _array(kind: str, values: Sequence[Any]) -> array.array:

@@ -113,8 +113,7 @@ ATTACKS: dict[str, Attack] = {
         "import ctypes; ctypes.memmove(ctypes.create_string_buffer(9), id(1), 9)", MEMORY
     ),
     "ctypes under the file name of a library": escape(
-        "import ctypes, os\n"
-        "exec(compile('ctypes.CDLL(None).system', os.__file__, 'exec'))",
+        "import ctypes, os\nexec(compile('ctypes.CDLL(None).system', os.__file__, 'exec'))",
         "the guard refuses code with such a name",
     ),
     "ctypes under a library's name, by code.replace": escape(

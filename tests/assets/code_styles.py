@@ -47,9 +47,7 @@ STYLES: dict[str, Style] = {
         f"{_fenced(code)}\nUsage:\n{_fenced(f'print({name}(1, 2, 3, 4, 5, 6))')}"
     ),
     "tests in a second block": lambda code, name: (
-        _fenced(code)
-        + "\nTests:\n"
-        + _fenced(f"def test_it():\n    assert {name}()\n\ntest_it()")
+        _fenced(code) + "\nTests:\n" + _fenced(f"def test_it():\n    assert {name}()\n\ntest_it()")
     ),
     "shell block after": lambda code, name: f"{_fenced(code)}\n{_fenced('pip install x', 'bash')}",
     "output block after": lambda code, name: f"{_fenced(code)}\nOutput:\n{_fenced('[1, 2]', '')}",
@@ -60,7 +58,9 @@ STYLES: dict[str, Style] = {
         _fenced(code) + "\nIts signature:\n" + _fenced(f"def {name}(*args):\n    ...")
     ),
     "cut in an example": lambda code, name: f"```python\n{code}\nprint({name}([1.0, 2.",
-    "cut in a later function": lambda code, name: f"```python\n{code}\ndef t():\n    assert {name}([1",
+    "cut in a later function": lambda code, name: (
+        f"```python\n{code}\ndef t():\n    assert {name}([1"
+    ),
     "thinking": lambda code, name: (
         f"<think>\n{_fenced(f'def {name}(*args): return None')}\nNo.\n</think>\n{_fenced(code)}"
     ),

@@ -30,9 +30,7 @@ class Ability(NamedTuple):
     agreement: float
 
 
-def of_verdicts(
-    items: int, rates: Values, method: Callable[[Values], Sequence[float]]
-) -> Values:
+def of_verdicts(items: int, rates: Values, method: Callable[[Values], Sequence[float]]) -> Values:
     """Return the coverage of each rate by `method`, which returns (..., low, high) of verdicts."""
     right = np.arange(items + 1)
     ends = np.array([method((np.arange(items) < count).astype(float))[-2:] for count in right])

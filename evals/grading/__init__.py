@@ -2,14 +2,13 @@
 
 from evals.grading.answers import (
     choice_equal,
-    code_passes,
     compare,
     exact_equal,
-    extract_code,
     final_answer,
     grade_all,
     math_equal,
 )
+from evals.grading.code import code_passes, extract_code
 from evals.grading.finals import after_thinking, marked_answer, option_letter
 
 __all__ = [

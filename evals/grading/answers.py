@@ -3,10 +3,8 @@
 `evals.grading.finals` says where the final answer stands.
 """
 
-import ast
 import os
 import re
-import textwrap
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,11 +14,6 @@ from evals.benchmark import Benchmark, Item
 from evals.grading import notation, values
 from evals.grading.finals import after_thinking, formula, last_boxed, marked_answer, option_letter
 from evals.grading.quantities import Quantity
-from evals.sandbox import runner
-
-CPU_SECONDS = 5.0
-_STATEMENT = re.compile(r"^(?:from [\w.]+ import|import \w|(?:async )?def \w|class \w|@\w)", re.M)
-_FENCED = re.compile(r"^[ \t]*```[ \t]*\w*[ \t]*\n(.*?)(?:^[ \t]*```|\Z)", re.M | re.S)
 
 
 @dataclass(frozen=True)
@@ -112,17 +105,6 @@ def exact_equal(prediction: str, gold: str) -> bool:
     return _normalize_text(gold) in (_normalize_text(answer), _normalize_text(prediction))
 
 
-def code_passes(item: Item, text: str) -> bool:
-    """Return whether the code in `text` passes `item.tests` in the sandbox.
-
-    `item.meta` may have "code_prompt", the head of the function to complete, and "cpu_seconds", the
-    CPU time that the program with its tests may take.
-    """
-    program = extract_code(text, item.meta.get("code_prompt", ""))
-    cpu_seconds = item.meta.get("cpu_seconds", CPU_SECONDS)
-    return runner.run(program, tests=item.tests, cpu_seconds=cpu_seconds).passed
-
-
 def grading_pool() -> ThreadPoolExecutor:
     """Return a pool with one thread per core that this process may use.
 
@@ -137,29 +119,6 @@ def grade_all(benchmark: Benchmark, answers: Sequence[tuple[Item, str]]) -> list
         return list(pool.map(lambda answer: benchmark.grade(*answer), answers))
 
 
-def extract_code(text: str, prompt: str = "") -> str:
-    """Return the program in a model's answer: its last suitable fenced block, else its text.
-
-    Args:
-        text: the whole answer. A block that the token limit cut off counts as far as it goes.
-        prompt: the code to complete, if any. An answer that defines the last function of the prompt
-            replaces that function; any other answer is appended to the prompt.
-    """
-    text = after_thinking(text)
-    headers = list(re.finditer(r"^def\s+(\w+)", prompt, re.MULTILINE))
-    name = headers[-1].group(1) if headers else r"\w+"
-    definition = re.compile(rf"^(?:async\s+)?def\s+{name}\b", re.MULTILINE)
-    blocks = _FENCED.findall(text)
-    suitable = [block for block in map(textwrap.dedent, blocks) if definition.search(block)]
-    code = (suitable or blocks or [text])[-1]
-    if not headers:
-        return code if blocks else _from_first_statement(code)
-    if definition.search(code):
-        above = prompt[: headers[-1].start()]
-        return above + (code if blocks else _from_first_statement(code))
-    if code.strip() and not code.lstrip("\n")[0].isspace():
-        code = textwrap.indent(code, "    ")
-    return _without_trailing_prose(prompt + code)
 
 
 def _normalize_text(answer: str) -> str:
@@ -168,26 +127,3 @@ def _normalize_text(answer: str) -> str:
     if re.fullmatch(r"[\[\](){}<>\s]*", answer):
         return "".join(answer.split())
     return " ".join(answer.casefold().split()).strip("\"'`*$. ")
-
-
-def _from_first_statement(text: str) -> str:
-    """Drop prose around the code: before its first line, and after it; keep text that parses."""
-    start = _STATEMENT.search(text)
-    if start is None or _parses(text):
-        return text
-    return _without_trailing_prose(text[start.start() :])
-
-
-def _without_trailing_prose(program: str) -> str:
-    """Return the most leading lines of `program` that parse; all of it if none do."""
-    lines = program.splitlines()
-    heads = ("\n".join(lines[:count]) for count in range(len(lines), 0, -1))
-    return next(filter(_parses, heads), program)
-
-
-def _parses(program: str) -> bool:
-    try:
-        ast.parse(program)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    return True

@@ -1,26 +1,30 @@
-"""The process of one program: it isolates itself, then becomes the program.
+"""The processes of a program: one becomes the program, the other one runs its tests.
 
-The fork server prepares what all programs share and passes the program's streams. The outcome goes
-back to the server over a pipe. Standard library only.
+Each isolates itself first. The fork server prepares what all share and passes the streams. The
+tests' process never executes a program: it calls the program's functions over pipes (`wire`). It
+runs the tests of one program after the other, since a fork of its own would cost as much as the
+program. Tests that import a module, or change one, are its last. Standard library only.
 """
 
-import builtins
+import contextlib
 import ctypes
 import errno
+import math
 import os
+import resource
 import signal
+import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from types import CodeType, ModuleType
-from typing import NoReturn
+from types import CodeType
+from typing import Any
 
-from evals.sandbox import guard, isolation
+from evals.sandbox import guard, isolation, wire
 
 LENGTH_BYTES = 8  # of the number in front of the program that gives its length
 SECRET_BYTES = 32
-# Functions of ctypes that change memory without an audit event.
-UNAUDITED = ("memmove", "memset", "cast", "_cast", "_memmove_addr", "_memset_addr", "_cast_addr")
+TEST_DESCRIPTORS = 5  # the streams, and the pipes from and to the program
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Prepared:
         read_only: True if, in addition, all mounts there are read-only.
         files: the Landlock rules.
         seccomp: the filter of system calls, None if there is none for this machine.
+        tests_seccomp: the same for the tests' process.
         libraries: folders from which programs may import.
     """
 
@@ -41,6 +46,7 @@ class Prepared:
     read_only: bool
     files: isolation.FileRules
     seccomp: bytes | None
+    tests_seccomp: bytes | None
     libraries: tuple[str, ...]
 
 
@@ -56,94 +62,229 @@ class Limits:
 
 @dataclass(frozen=True)
 class Pipes:
-    """Descriptors of the pipes between the server and one program's process.
+    """A program's ends of its pipes.
 
     Attributes:
-        secret: the child reads the secret here once it is isolated.
-        outcome: the child writes here the secret after the last test, else "failed", "memory" or
-            "violation".
+        outcome: the process writes here how the program ended.
+        secret: the process reads the secret here once it is isolated.
+        source: where the tests' requests come from, -1 if there are no tests.
+        target: where the answers go, -1 if there are no tests.
     """
 
-    secret: int
     outcome: int
+    secret: int
+    source: int = -1
+    target: int = -1
 
 
-def become(
-    home: str, limits: Limits, streams: Sequence[int], pipes: Pipes, prepared: Prepared
-) -> NoReturn:
-    """Isolate this process, run the program as `__main__`, then its tests; never return.
+@dataclass(frozen=True)
+class Task:
+    """One program.
 
-    The code after the program uses nothing that the program could have changed.
+    Attributes:
+        home: its empty home directory.
+        name: the module's name.
+        limits: the limits on its process, and on that of the tests.
+    """
+
+    home: str
+    name: str
+    limits: Limits
+
+
+def become_program(
+    task: Task, streams: Sequence[int], pipes: Pipes, prepared: Prepared
+) -> Callable[[], None]:
+    """Isolate this process; return a function that runs the program and does not return.
+
+    The program's outcome is the secret after its end, else "failed", "memory" or "violation". With
+    tests the process then does what they ask, until it is killed. The frame that executes the
+    program has no variable that matters for the verdict, and there are none below it if the caller
+    returns the function to the interpreter's first frame.
 
     Args:
-        home: the program's empty home directory.
-        limits: limits on the program.
+        task: the program.
         streams: descriptors of the source (program and tests), of its output and its error output.
-        pipes: the child's ends of the pipes to the server.
+        pipes: its ends of the pipes.
         prepared: what the server has prepared.
     """
-    write, leave, execute, audit = os.write, os._exit, exec, sys.audit
-    try:
-        program, tests = _take(streams, home)
-        _isolate(home, limits, prepared)
-        module = type(sys)("__main__")
-        sys.modules["__main__"] = module
-        sys.argv = ["program.py"]
-        sys.path.extend(prepared.libraries)
-    except BaseException as error:  # the server sees the unread secret and reports a broken sandbox
-        sys.__excepthook__(type(error), error, error.__traceback__)
-        leave(1)
-    outcome = pipes.outcome
-    guard.send_at_end(outcome, os.read(pipes.secret, SECRET_BYTES))
-    os.close(pipes.secret)
-    refused = guard.install(home, prepared.files.readable)
-    try:
-        code = compile(program, "program.py", "exec", dont_inherit=True)
-        test_code, originals = _prepare_tests(tests)
-        execute(code, module.__dict__)
-        if test_code:
-            for names, contents in originals:
-                names.update(contents)
-            execute(test_code, {**module.__dict__, "__builtins__": originals[0][1]})
-        _flush()
-        audit(guard.END)
-    except BaseException as error:
+    with _ends_if_it_fails():
+        program = _take(streams)
+        _apply_layers(task, prepared, prepared.seccomp)
+        isolation.limit_resources(task.limits.cpu, task.limits.memory_mb << 20)
+    outcome, unread = pipes.outcome, pipes.secret
+    tested = pipes.source >= 0
+    refused = guard.install(task.home, prepared.files.readable)
+    module = type(sys)(task.name)
+    names = module.__dict__
+    sys.modules[task.name] = module
+    sys.argv = ["program.py"]
+    leave, audit = os._exit, sys.audit
+    if tested:
+        wire.connect(pipes.source, pipes.target, strict=False)
+
+    def note(error: BaseException) -> str:
         stopped = isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EFBIG)
-        reason = b"memory" if isinstance(error, MemoryError) else b"failed"
-        write(outcome, b"violation" if refused or stopped else reason)
-        trace = error.__traceback__.tb_next if error.__traceback__ else None
-        sys.__excepthook__(type(error), error.with_traceback(trace), trace)
-        _flush()
-    finally:
-        leave(0)
+        return "violation" if refused or stopped else ""
+
+    def run() -> None:
+        guard.send_at_end(outcome, os.read(unread, SECRET_BYTES))
+        os.close(unread)
+        try:
+            exec(compile(program, "program.py", "exec", dont_inherit=True), names)
+            if tested:
+                wire.serve(names, note)
+                leave(0)
+            wire.flush()
+            audit(guard.END)
+        except BaseException as error:
+            os.write(outcome, _report(error, note(error)))
+        finally:
+            leave(0)
+
+    return run
 
 
-def _take(streams: Sequence[int], home: str) -> tuple[bytes, bytes]:
-    """Return the program and its tests; make the streams standard ones, with an empty stdin."""
-    os.setsid()
+def become_tests(task: Task, channel: socket.socket, prepared: Prepared) -> Callable[[], None]:
+    """Isolate this process; return a function that runs tests of one program after the other.
+
+    A message has the limits, and the descriptors of the program's streams and of the pipes from and
+    to it. The answer is "gone" if the program ended early, else "passed", "failed", "memory" or
+    "violation"; a second word "stays" says that the process can run other tests.
+    """
+    prepared.libc.prctl(isolation.PR_SET_DUMPABLE, 0, 0, 0, 0)  # no other process may look inside
+    with _ends_if_it_fails():
+        os.setsid()
+        _apply_layers(task, prepared, prepared.tests_seccomp)
+    home = task.home
+    refused = guard.install(home, prepared.files.readable)
+
+    def run() -> None:
+        modules, main = _Modules(), sys.modules["__main__"]
+        while True:
+            message, descriptors, *_ = socket.recv_fds(channel, 64, TEST_DESCRIPTORS)
+            if not message:
+                os._exit(0)
+            *streams, source, target = descriptors
+            tests = _take(streams, tests=True)
+            cpu, memory_mb = map(int, message.split())
+            used = resource.getrusage(resource.RUSAGE_SELF)
+            used_seconds = math.ceil(used.ru_utime + used.ru_stime)
+            isolation.limit_this(used_seconds + cpu, memory_mb << 20)
+            refused.clear()
+            answer = _run_tests(tests, source, target, refused)
+            os.close(source)
+            os.close(target)
+            _empty(home)
+            sys.modules["__main__"] = main
+            channel.sendall(answer + (b" stays" if modules.are_unchanged() else b" ends"))
+
+    return run
+
+
+def _run_tests(tests: bytes, source: int, target: int, refused: Sequence[str]) -> bytes:
+    """Run tests of the program behind the pipes; return how they ended."""
+    peer = wire.connect(source, target, strict=True)
+    outcome = b"gone"
+    try:
+        code = compile(tests, "tests.py", "exec", dont_inherit=True)
+        exec(code, _names_for(code, tests))
+        outcome = b"gone" if peer.gone else b"passed"
+    except wire.Gone:
+        pass
+    except BaseException as error:
+        outcome = _report(error, "violation" if refused or "violation" in peer.notes else "")
+    wire.flush()
+    return outcome
+
+
+class _Modules:
+    """The names in all modules, to notice tests that import or change one."""
+
+    def __init__(self) -> None:
+        self.modules = dict(sys.modules)
+        self.names = [
+            (vars(module), dict(vars(module)))
+            for module in self.modules.values()
+            if module is not wire
+        ]
+
+    def are_unchanged(self) -> bool:
+        return sys.modules == self.modules and all(now == then for now, then in self.names)
+
+
+def _empty(home: str) -> None:
+    if os.listdir(home):
+        import shutil
+
+        for entry in os.scandir(home):
+            shutil.rmtree(entry) if entry.is_dir(follow_symlinks=False) else os.remove(entry)
+
+
+def _names_for(code: CodeType, tests: bytes) -> dict[str, Any]:
+    """Return the names of the program that occur in the tests, with the program's objects."""
+    module = type(sys)("__main__")
+    sys.modules["__main__"] = module
+    used = [
+        name
+        for name in wire.names()
+        if name in code.co_names or name.encode("utf-8", "replace") in tests
+    ]
+    names = vars(module)
+    names.update(zip(used, wire.ask("values", used), strict=True))
+    return names
+
+
+def _report(error: BaseException, note: str) -> bytes:
+    """Return how the process ended; print the traceback without the sandbox's own frames."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next
+    sys.__excepthook__(type(error), error.with_traceback(trace), trace)
+    wire.flush()
+    return (note or ("memory" if isinstance(error, MemoryError) else "failed")).encode()
+
+
+@contextlib.contextmanager
+def _ends_if_it_fails() -> Iterator[None]:
+    """End the process after an exception; the server notices that it was not ready."""
+    try:
+        yield
+    except BaseException as error:
+        sys.__excepthook__(type(error), error, error.__traceback__)
+        os._exit(1)
+
+
+def _take(streams: Sequence[int], *, tests: bool = False) -> bytes:
+    """Return the program or its tests; make the streams standard ones, with an empty stdin.
+
+    The program's process never reads the tests.
+    """
+    if not tests:
+        os.setsid()
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
-    length = int.from_bytes(os.read(0, LENGTH_BYTES), "big")
-    program = os.read(0, length)
-    tests = os.read(0, os.fstat(0).st_size)
+    length, size = int.from_bytes(os.pread(0, LENGTH_BYTES, 0), "big"), os.fstat(0).st_size
+    start, count = (LENGTH_BYTES + length, size) if tests else (LENGTH_BYTES, length)
+    text = os.pread(0, count, start)
     empty = os.open(os.devnull, os.O_RDONLY)
     os.dup2(empty, 0)
     os.close(empty)
-    os.environ.update(HOME=home, TMPDIR=home)
-    return program, tests
+    return text
 
 
-def _isolate(home: str, limits: Limits, prepared: Prepared) -> None:
+def _apply_layers(task: Task, prepared: Prepared, code: bytes | None) -> None:
     """Apply each layer that the machine offers; list their names in $SANDBOX_LAYERS."""
-    libc = prepared.libc
+    libc, home = prepared.libc, task.home
     separate = prepared.read_only and isolation.mount_home(libc, home)
     isolation.drop_privileges(libc)
     os.chdir(home)
+    libc.prctl(isolation.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     layers = {
         "namespaces": separate,
         "landlock": isolation.apply_landlock(libc, home, prepared.files),
-        "seccomp": isolation.apply_seccomp(libc, prepared.seccomp),
+        "seccomp": isolation.apply_seccomp(libc, code),
     }
     os.environ["SANDBOX_LAYERS"] = " ".join(name for name in layers if layers[name])
     # Outside a user namespace the kernel counts all threads of the user, so 0 is the only useful
@@ -151,39 +292,6 @@ def _isolate(home: str, limits: Limits, prepared: Prepared) -> None:
     threads = None if layers["seccomp"] else 0
     if separate:
         threads = isolation.MAX_THREADS + isolation.SERVER_PROCESSES
-    isolation.limit_resources(limits.cpu, limits.memory_mb << 20, threads)
-    libc.prctl(isolation.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    # The guard hears of a look-up of a C function, but not of a call to one that was looked up.
-    vars(libc).clear()
-    for module in (ctypes, sys.modules["_ctypes"]):
-        for name in UNAUDITED:
-            vars(module).pop(name, None)
-
-
-def _prepare_tests(tests: bytes) -> tuple[CodeType | None, list[tuple[dict, dict]]]:
-    """Compile the tests and copy the names that they rely on, before the program runs.
-
-    Returns:
-        the code, and for Python's builtins and each module that the tests import, its names and a
-        copy of them. The copies are put back before the tests, since the program may change them.
-    """
-    if not tests.strip():
-        return None, []
-    code = compile(tests, "tests.py", "exec", dont_inherit=True)
-    modules: list[ModuleType] = [builtins]
-    for line in tests.decode("utf-8", "replace").splitlines():
-        words = line.split()
-        if words[:1] in (["import"], ["from"]) and len(words) > 1:
-            try:
-                modules.append(__import__(words[1].split(".")[0].rstrip(",;")))
-            except ImportError:
-                continue  # the tests will raise it
-    return code, [(vars(module), dict(vars(module))) for module in modules]
-
-
-def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr, sys.__stdout__):
-        try:
-            stream.flush()  # type: ignore[union-attr]
-        except Exception:  # the program may have closed or replaced it
-            continue
+    isolation.limit_processes(threads)
+    vars(libc).clear()  # the guard hears of a look-up of a C function, but not of a later call
+    sys.path.extend(prepared.libraries)

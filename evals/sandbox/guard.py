@@ -6,9 +6,13 @@ Events: docs.python.org/3/library/audit_events.html.
 """
 
 import builtins
+import ctypes
 import os
+import posixpath
 import sys
 from collections.abc import Callable, Sequence
+from types import FrameType, FunctionType, ModuleType, SimpleNamespace
+from typing import Any
 
 from evals.sandbox import isolation
 
@@ -16,7 +20,8 @@ from evals.sandbox import isolation
 globals()["__builtins__"] = dict(vars(builtins))
 Path = int | str | bytes | os.PathLike
 
-END = "sandbox.end"  # the event that `child` raises after the last test
+END = "sandbox.end"  # the event that `child` raises when the program has ended
+AF_UNIX, SOCK_STREAM = 1, 1
 
 REFUSED_EVENTS = frozenset(
     [
@@ -38,17 +43,23 @@ REFUSED_EVENTS = frozenset(
         "socket.gethostbyname",
         "socket.gethostbyaddr",
         "resource.prlimit",
-        "resource.setrlimit",
-        # would show the sandbox's own variables
+        # would show the hooks' own variables
         "gc.get_objects",
         "gc.get_referrers",
         "gc.get_referents",
         "sys._current_frames",
         "sys._current_exceptions",
-        "sys.settrace",
-        "sys.setprofile",
     ]
 )
+# Events that libraries may raise, but not the program: numerical libraries call C functions.
+LIBRARY_EVENTS = "ctypes."
+UNAUDITED = ("memmove", "memset", "cast")  # functions of ctypes that raise no event of their own
+DO_UNAUDITED = "ctypes.sandbox"
+# Events that give code a file name, which must not be a library's: its index in the arguments
+NAMING_EVENTS = {"compile": 1, "code.__new__": 1}
+# Commands that make the kernel send signals to another process: F_SETOWN, F_SETSIG, F_SETOWN_EX;
+# FIOSETOWN, SIOCSPGRP, TIOCSTI
+OWNING_EVENTS = {"fcntl.fcntl": (8, 10, 15), "fcntl.ioctl": (0x8901, 0x8902, 0x5412)}
 # Events that change files: the index in the arguments of each path, and of its folder.
 WRITING_EVENTS: dict[str, tuple[tuple[int, int | None], ...]] = {
     "os.remove": ((0, 1),),
@@ -84,15 +95,25 @@ def install(home: str, readable: Sequence[str]) -> list[str]:
     unwritable, unreadable, wrongly_opened = _path_checks(home, readable)
     # Local variables, because a program could assign other values to the module's names.
     always, reading, writing = REFUSED_EVENTS, READING_EVENTS, WRITING_EVENTS
-    local_family = isolation.AF_UNIX
+    by_libraries, naming, owning = LIBRARY_EVENTS, NAMING_EVENTS, OWNING_EVENTS
+    from_library, is_library = _caller_checks(readable)
+    local_family, stream = AF_UNIX, SOCK_STREAM
 
     def forbidden(event: str, arguments: tuple) -> bool:
-        if event in always or event.startswith("ctypes."):
+        if event in always:
             return True
+        if event.startswith(by_libraries):
+            return not from_library(frame(3))
+        if event in naming:
+            return is_library(arguments[naming[event]]) and not from_library(frame(3))
+        if event == "marshal.loads":  # of code with any file name
+            return not from_library(frame(3))
         if event == "open":
             return wrongly_opened(*arguments)
-        if event == "socket.__new__":
-            return arguments[1] != local_family
+        if event == "socket.__new__":  # only the ends of a pair, which asyncio needs
+            return arguments[1] != local_family or arguments[2] & 0xF != stream
+        if event in owning:
+            return arguments[1] in owning[event]
         if event in reading:
             return arguments[0] is not None and unreadable(arguments[0])
         return any(
@@ -108,15 +129,70 @@ def install(home: str, readable: Sequence[str]) -> list[str]:
         if refuse:
             refused.append(event)
             raise PermissionError(f"the sandbox does not allow {event} {arguments!r:.200}")
+        if event == unaudited:
+            name, given, results = arguments
+            results.append(originals[name](*given))
 
+    frame = sys._getframe
+    unaudited, originals = DO_UNAUDITED, _replace_unaudited()
     sys.addaudithook(guard)
     return refused
+
+
+def _replace_unaudited() -> dict[str, Callable[..., Any]]:
+    """Let the functions of ctypes that raise no event raise one; return the originals.
+
+    The program cannot reach the originals: the hook calls them.
+    """
+    convert = ctypes._cast  # type: ignore[attr-defined]
+    originals = {
+        "memmove": ctypes.memmove,
+        "memset": ctypes.memset,
+        "cast": lambda given, kind: convert(given, given, kind),
+    }
+
+    def audited(name: str) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            results: list[Any] = []
+            sys.audit(DO_UNAUDITED, name, arguments, results)
+            return results[0]
+
+        call.__module__ = ctypes.__name__
+        return call
+
+    for name in originals:
+        setattr(ctypes, name, audited(name))
+    for module in (ctypes, sys.modules["_ctypes"]):
+        for name in UNAUDITED:
+            vars(module).pop(f"_{name}", None)
+            vars(module).pop(f"_{name}_addr", None)
+    return originals
+
+
+def _caller_checks(readable: Sequence[str]) -> tuple[Callable[..., bool], Callable[..., bool]]:
+    """Return `from_library`, whether a frame belongs to a library, and the same for a file name."""
+    # The names of modules' files follow sys.path, which may contain symbolic links.
+    folders = (*readable, *(path for path in sys.path if os.path.isabs(path)))
+    inside = tuple(f"{folder}/" for folder in folders)
+    own = ("<frozen importlib", os.path.dirname(ctypes.__file__), os.path.dirname(__file__))
+
+    def is_library(name: Any) -> bool:
+        name = name.decode("utf-8", "replace") if isinstance(name, bytes) else name
+        return isinstance(name, str) and name.startswith((*inside, *own))
+
+    def from_library(frame: FrameType | None) -> bool:
+        while frame is not None and frame.f_code.co_filename.startswith(own[1:]):
+            frame = frame.f_back
+        return frame is not None and is_library(frame.f_code.co_filename)
+
+    return from_library, is_library
 
 
 def _path_checks(home: str, readable: Sequence[str]) -> tuple[Callable[..., bool], ...]:
     """Return the checks `unwritable`, `unreadable` and `wrongly_opened`, which use no globals."""
     for_writing = WRITING_FLAGS
-    realpath, fsdecode, join = os.path.realpath, os.fsdecode, os.path.join
+    paths = _private_copy(posixpath)
+    realpath, fsdecode, join = paths["realpath"], os.fsdecode, paths["join"]
     writable = home, *isolation.DEVICES
     readable = *writable, *readable
     below_writable = f"{home}/"
@@ -145,17 +221,32 @@ def _path_checks(home: str, readable: Sequence[str]) -> tuple[Callable[..., bool
     return unwritable, unreadable, wrongly_opened
 
 
+def _private_copy(module: ModuleType) -> dict[str, Any]:
+    """Return the functions of a module, with copies of `os` and of the builtins for their own use.
+
+    A program that replaces `os.lstat`, say, then changes nothing for them.
+    """
+    names = dict(vars(module), os=SimpleNamespace(**vars(os)))
+    names["__builtins__"] = dict(vars(builtins))
+    for name, value in vars(module).items():
+        if isinstance(value, FunctionType) and value.__module__ == module.__name__:
+            copy = FunctionType(value.__code__, names, name, value.__defaults__, value.__closure__)
+            copy.__kwdefaults__ = value.__kwdefaults__
+            names[name] = copy
+    return names
+
+
 def send_at_end(outcome: int, secret: bytes) -> None:
     """Write `secret` to the descriptor `outcome` when the caller's frame raises the event `END`.
 
     The event is ignored if another frame raises it, such as one of the program. After this returns,
     only the hook holds the secret, and a program has no reference to an audit hook.
     """
-    write, frame = os.write, sys._getframe
+    write, frame, end = os.write, sys._getframe, END
     caller = sys._getframe(1)
 
     def send(event: str, _: tuple) -> None:
-        if event == END and frame(1) is caller:
+        if event == end and frame(1) is caller:
             write(outcome, secret)
 
     sys.addaudithook(send)

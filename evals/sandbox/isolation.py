@@ -8,12 +8,8 @@ The layers cover different things, and a machine may offer only some:
 
 - Namespaces give the program its own processes, network and mounts, with all files read-only.
 - Landlock restricts which files it may read and change, but not sockets.
-- The seccomp filter is a deny-list. It refuses `REFUSED_CALLS`, sockets of other families than
-  AF_UNIX, and new processes. It allows every other system call.
-
-Known gap: no layer stops `sendto` or `sendmsg` to a datagram socket of AF_UNIX outside the home,
-since these calls need no `connect`. Without namespaces that holds for all such sockets, with them
-for those that have a path in the file system. Only the Python guard (`guard.py`) refuses the calls.
+- The seccomp filter (`seccomp.py`) allows the system calls that Python needs: no new processes, no
+  signals, no sockets.
 """
 
 import ctypes
@@ -23,8 +19,8 @@ import struct
 from collections.abc import Sequence
 
 NOBODY = 65534
-MAX_THREADS = 16
-SERVER_PROCESSES = 2  # counted by the kernel with the program's threads, in namespaces
+MAX_THREADS = 64
+SERVER_PROCESSES = 3  # counted by the kernel with the program's threads, in namespaces
 MAX_FILE_BYTES = 16 << 20
 MAX_HOME_BYTES = 64 << 20
 MAX_OPEN_FILES = 64
@@ -34,11 +30,10 @@ READABLE = (
     *("/proc/cpuinfo", "/proc/meminfo", "/sys/devices/system/cpu"),
 )
 DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
-AF_UNIX = 1
 
 # linux/sched.h, linux/mount.h, linux/prctl.h
 CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWUSER = 0x20000, 0x8000000, 0x10000000
-CLONE_NEWPID, CLONE_NEWNET, CLONE_THREAD = 0x20000000, 0x40000000, 0x10000
+CLONE_NEWPID, CLONE_NEWNET = 0x20000000, 0x40000000
 MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 4096, 16384, 1 << 18
 SYS_MOUNT_SETATTR, AT_FDCWD, AT_RECURSIVE = 442, -100, 0x8000
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NODEV = 1, 4
@@ -51,39 +46,7 @@ LANDLOCK_EXECUTE, LANDLOCK_WRITE_FILE, LANDLOCK_REMOVE_AND_MAKE = 1, 1 << 1, 0x1
 LANDLOCK_READ_FILE, LANDLOCK_READ_DIR = 1 << 2, 1 << 3
 LANDLOCK_REFER, LANDLOCK_TRUNCATE = 1 << 13, 1 << 14
 
-# linux/seccomp.h, linux/bpf_common.h, linux/audit.h
-SECCOMP_MODE_FILTER, SECCOMP_ALLOW, SECCOMP_ERRNO = 2, 0x7FFF0000, 0x50000
-BPF_LOAD, BPF_IF_EQUAL, BPF_IF_BITS, BPF_IF_AT_LEAST, BPF_RETURN = 0x20, 0x15, 0x45, 0x35, 0x06
-OFFSET_NUMBER, OFFSET_ARCHITECTURE, OFFSET_FIRST_ARGUMENT = 0, 4, 16
-EPERM, ENOSYS = 1, 38
-X32_SYSCALLS = 0x40000000
-# The columns of the tables below, with their audit numbers.
-ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-REFUSED_CALLS: dict[str, tuple[int | None, int | None]] = {
-    "fork": (57, None),
-    "vfork": (58, None),
-    "execve": (59, 221),
-    "execveat": (322, 281),
-    "ptrace": (101, 117),
-    "process_vm_readv": (310, 270),
-    "process_vm_writev": (311, 271),
-    "pidfd_getfd": (438, 438),
-    "io_uring_setup": (425, 425),
-    "unshare": (272, 97),
-    "setns": (308, 268),
-    "connect": (42, 203),
-    "bind": (49, 200),
-    "add_key": (248, 217),
-    "request_key": (249, 218),
-    "keyctl": (250, 219),
-    "kill": (62, 129),
-    "tkill": (200, 130),
-    "tgkill": (234, 131),
-    "rt_sigqueueinfo": (129, 138),
-    "rt_tgsigqueueinfo": (297, 240),
-    "pidfd_send_signal": (424, 424),
-}
-SYS_SOCKET, SYS_PRLIMIT64, SYS_CLONE, SYS_CLONE3 = (41, 198), (302, 261), (56, 220), 435
+PR_SECCOMP_FILTER = 2  # linux/seccomp.h
 
 
 def load_c_library() -> ctypes.CDLL:
@@ -178,21 +141,38 @@ def _set_mount(libc: ctypes.CDLL, path: str, flags: int, add: int, remove: int) 
     )
 
 
-def limit_resources(cpu_seconds: int, memory_bytes: int, threads: int | None) -> None:
-    """Limit CPU time, memory, file size, open files and, unless None, threads."""
-    limits = [
+def limit_resources(cpu_seconds: int, memory_bytes: int) -> None:
+    """Limit CPU time, memory, file size and open files for good."""
+    for kind, value in _limits(cpu_seconds, memory_bytes):
+        _, hard = resource.getrlimit(kind)
+        bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(kind, (bound, bound))
+
+
+def limit_this(cpu_seconds: int, memory_bytes: int) -> None:
+    """Limit the same until the next call."""
+    for kind, value in _limits(cpu_seconds, memory_bytes):
+        _, hard = resource.getrlimit(kind)
+        bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(kind, (bound, hard))
+
+
+def limit_processes(threads: int | None) -> None:
+    """Limit the threads and processes, unless None."""
+    if threads is not None:
+        _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+        bound = threads if hard == resource.RLIM_INFINITY else min(threads, hard)
+        resource.setrlimit(resource.RLIMIT_NPROC, (bound, bound))
+
+
+def _limits(cpu_seconds: int, memory_bytes: int) -> list[tuple[int, int]]:
+    return [
         (resource.RLIMIT_CPU, cpu_seconds),
         (resource.RLIMIT_AS, memory_bytes),
         (resource.RLIMIT_FSIZE, MAX_FILE_BYTES),
         (resource.RLIMIT_NOFILE, MAX_OPEN_FILES),
         (resource.RLIMIT_CORE, 0),
     ]
-    if threads is not None:
-        limits.append((resource.RLIMIT_NPROC, threads))
-    for kind, value in limits:
-        _, hard = resource.getrlimit(kind)
-        bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(kind, (bound, bound))
 
 
 def drop_privileges(libc: ctypes.CDLL) -> None:
@@ -249,55 +229,9 @@ def apply_landlock(libc: ctypes.CDLL, home: str, files: FileRules) -> bool:
 
 
 def apply_seccomp(libc: ctypes.CDLL, code: bytes | None) -> bool:
-    """Install the filter of `seccomp_filter`. Call after `drop_privileges`."""
+    """Install the filter of `seccomp.build`. Call after `drop_privileges`."""
     if code is None:
         return False
     instructions = ctypes.create_string_buffer(code, len(code))
     program = struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(instructions))
-    return libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program, 0, 0) == 0
-
-
-def seccomp_filter() -> bytes | None:
-    """Return the filter in classic BPF, or None if this machine's system calls are not known.
-
-    It refuses `REFUSED_CALLS`, sockets of other families than AF_UNIX, limits on other processes,
-    and new processes (but not threads). It allows everything else; see the top of this file.
-
-    An instruction is {code, instructions to skip if true, to skip if false, constant}.
-    """
-    machine = os.uname().machine
-    if machine not in ARCHITECTURES:
-        return None
-    column = list(ARCHITECTURES).index(machine)
-    refuse, unknown = SECCOMP_ERRNO | EPERM, SECCOMP_ERRNO | ENOSYS
-    code = [
-        (BPF_LOAD, 0, 0, OFFSET_ARCHITECTURE),
-        (BPF_IF_EQUAL, 1, 0, ARCHITECTURES[machine]),
-        (BPF_RETURN, 0, 0, unknown),
-        (BPF_LOAD, 0, 0, OFFSET_NUMBER),
-        (BPF_IF_AT_LEAST, 0, 1, X32_SYSCALLS),
-        (BPF_RETURN, 0, 0, unknown),
-        # If clone3 is unknown, the C library uses clone, whose flags a filter can read.
-        (BPF_IF_EQUAL, 0, 1, SYS_CLONE3),
-        (BPF_RETURN, 0, 0, unknown),
-    ]
-    for numbers in REFUSED_CALLS.values():
-        if (number := numbers[column]) is not None:
-            code += [(BPF_IF_EQUAL, 0, 1, number), (BPF_RETURN, 0, 0, refuse)]
-    # Allowed with this first argument only: the address family, and the own process.
-    for number, argument in ((SYS_SOCKET[column], AF_UNIX), (SYS_PRLIMIT64[column], 0)):
-        code += [
-            (BPF_IF_EQUAL, 0, 4, number),
-            (BPF_LOAD, 0, 0, OFFSET_FIRST_ARGUMENT),
-            (BPF_IF_EQUAL, 1, 0, argument),
-            (BPF_RETURN, 0, 0, refuse),
-            (BPF_RETURN, 0, 0, SECCOMP_ALLOW),
-        ]
-    code += [
-        (BPF_IF_EQUAL, 0, 3, SYS_CLONE[column]),
-        (BPF_LOAD, 0, 0, OFFSET_FIRST_ARGUMENT),
-        (BPF_IF_BITS, 1, 0, CLONE_THREAD),
-        (BPF_RETURN, 0, 0, refuse),
-        (BPF_RETURN, 0, 0, SECCOMP_ALLOW),
-    ]
-    return b"".join(struct.pack("=HBBI", *instruction) for instruction in code)
+    return libc.prctl(PR_SET_SECCOMP, PR_SECCOMP_FILTER, program, 0, 0) == 0

@@ -37,10 +37,12 @@ from evals.process_pool import ProcessPool
 from evals.sandbox import child
 from evals.sandbox.server import MAX_MESSAGE_BYTES, VERDICTS
 
+MEMORY_MB = 4096  # as EvalPlus; numerical libraries and threads reserve much of it without use
+
 PACKAGE_ROOT = str(Path(child.__file__).parents[2])
 SERVER = (
     f"import sys; sys.path.append({PACKAGE_ROOT!r}); from evals.sandbox import server; "
-    "sys.path.pop(); server.serve(*sys.argv[1:])"
+    "sys.path.pop(); become = server.serve(*sys.argv[1:]); become and become()"
 )
 MAX_OUTPUT_CHARS = 8_000
 IDLE_SECONDS = 10  # that a program may sleep, beyond its CPU seconds
@@ -48,6 +50,7 @@ STARVED_FACTOR = 20  # limit on elapsed time, in multiples of the CPU seconds
 # The hash seed is fixed so that a verdict that depends on the order of a set is repeatable.
 ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
+    "PYTHONIOENCODING": "utf-8:backslashreplace",  # a surrogate in the output is no error
     "LANG": "C.UTF-8",
     "PYTHONHASHSEED": "0",
     "OPENBLAS_NUM_THREADS": "1",
@@ -77,16 +80,23 @@ class SandboxResult:
 
 
 def run(
-    program: str, *, tests: str = "", cpu_seconds: float = 5.0, memory_mb: int = 512
+    program: str,
+    *,
+    tests: str = "",
+    cpu_seconds: float = 5.0,
+    memory_mb: int = MEMORY_MB,
+    name: str = "__main__",
 ) -> SandboxResult:
-    """Run `program` as `__main__`, then `tests`, and wait. Safe to call from several threads.
+    """Run `program`, then `tests` in another interpreter. Safe to call from several threads.
 
     Args:
         program: Python source text.
-        tests: Python source text that sees the program's names, and Python's own unchanged.
-        cpu_seconds: limit on the CPU time of both, rounded up to whole seconds. Waiting for a core
+        tests: Python source text that sees the program's names. Plain data is copied between the
+            two interpreters; other objects of the program are called where they are.
+        cpu_seconds: limit on the CPU time of each, rounded up to whole seconds. Waiting for a core
             does not count; the program may sleep for `IDLE_SECONDS` more.
-        memory_mb: limit on the address space, in MiB.
+        memory_mb: limit on the address space of each, in MiB.
+        name: the program's `__name__`.
 
     Raises:
         ValueError: a limit is too low.
@@ -109,7 +119,7 @@ def run(
         head = len(source).to_bytes(child.LENGTH_BYTES, "big")
         stdin.write(head + source + tests.encode("utf-8", "surrogatepass"))
         stdin.seek(0)
-        reason = _verdict(limits, (stdin, stdout, stderr))
+        reason = _verdict(name, bool(tests.strip()), limits, (stdin, stdout, stderr))
         if reason not in VERDICTS:
             raise RuntimeError(f"the sandbox itself failed: {_head(stderr)}")
         return SandboxResult(reason, _head(stdout), _head(stderr))
@@ -123,11 +133,17 @@ def isolation_layers() -> tuple[str, ...]:
 class _Server:
     """Client of a fork server process."""
 
-    def __init__(self, *command: str) -> None:
+    def __init__(self, program: str, folder: str, *libraries: str) -> None:
+        self._tests_home = tempfile.TemporaryDirectory(
+            prefix="sandbox_tests_", dir=folder, ignore_cleanup_errors=True
+        )
+        # -S and -P: the interpreter starts in 20 ms and imports nothing from the current folder.
+        flags = ["-B", "-S", "-s", "-P", "-X", "utf8"]
+        arguments = (folder, self._tests_home.name, *libraries)
         self._channel, far = socket.socketpair()
         with far, tempfile.TemporaryFile() as stderr:
             self._process = subprocess.Popen(
-                command,
+                (sys.executable, *flags, "-c", program, *arguments),
                 stdin=far.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
@@ -142,16 +158,17 @@ class _Server:
                 raise RuntimeError(f"the sandbox itself failed: {_head(stderr)}")
             self._user = int(user)
 
-    def run(self, home: str, limits: child.Limits, streams: Sequence[IO[bytes]]) -> str:
-        """Run a program and return its verdict.
+    def run(self, task: child.Task, tested: bool, streams: Sequence[IO[bytes]]) -> str:
+        """Run a program, with its tests if it is `tested`, and return its verdict.
 
         Raises:
             EOFError: the server has ended.
             TimeoutError: the server did not enforce the limits.
         """
-        os.chown(home, self._user, -1)
-        request = "\0".join(map(str, (home, *astuple(limits)))).encode()
-        self._channel.settimeout(limits.total + 10)  # the server enforces the limits itself
+        os.chown(task.home, self._user, -1)
+        fields = (task.home, task.name, int(tested), *astuple(task.limits))
+        request = "\0".join(map(str, fields)).encode()
+        self._channel.settimeout(task.limits.total + 10)  # the server enforces the limits itself
         socket.send_fds(self._channel, [request], [file.fileno() for file in streams])
         answer = self._channel.recv(MAX_MESSAGE_BYTES)
         if not answer:
@@ -163,23 +180,21 @@ class _Server:
         self._channel.close()
         self._process.kill()  # its children die with it
         self._process.wait()
+        self._tests_home.cleanup()
 
 
 _servers = ProcessPool(_Server)
 
 
-def _verdict(limits: child.Limits, streams: Sequence[IO[bytes]]) -> str:
-    # -S and -P: the interpreter starts in 20 ms and imports nothing from the current folder.
-    flags = ["-B", "-S", "-s", "-P", "-X", "utf8"]
+def _verdict(name: str, tested: bool, limits: child.Limits, streams: Sequence[IO[bytes]]) -> str:
     libraries = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
     folder = os.path.realpath(tempfile.gettempdir())
     with tempfile.TemporaryDirectory(
         prefix="sandbox_", dir=folder, ignore_cleanup_errors=True
     ) as home:
         try:
-            command = (sys.executable, *flags, "-c", SERVER, folder, *libraries)
-            with _servers.borrow(*command) as server:
-                return server.run(home, limits, streams)
+            with _servers.borrow(SERVER, folder, *libraries) as server:
+                return server.run(child.Task(home, name, limits), tested, streams)
         except TimeoutError:
             return "timeout"
         # Without kernel layers a program may find a way to kill the server.

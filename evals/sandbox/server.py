@@ -13,142 +13,285 @@ import select
 import signal
 import socket
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import monotonic
 
-from evals.sandbox import isolation
-from evals.sandbox.child import SECRET_BYTES, Limits, Pipes, Prepared, become
+from evals.sandbox import isolation, seccomp
+from evals.sandbox.child import (
+    SECRET_BYTES,
+    Limits,
+    Pipes,
+    Prepared,
+    Task,
+    become_program,
+    become_tests,
+)
 
 STREAMS = 3  # stdin, stdout, stderr of a program
-MAX_MESSAGE_BYTES = 4096  # a path and four numbers; a verdict
+MAX_MESSAGE_BYTES = 4096  # a path, a name and five numbers; a verdict
 VERDICTS = ("passed", "failed", "timeout", "memory", "violation")
 BROKEN = "broken"  # instead of a verdict: the program could not be isolated
 POLL_SECONDS = 0.5
+Become = Callable[[], None]
 
 
 @dataclass(frozen=True)
-class _Running:
-    """The server's view of one program: its process, the secret, and the other ends of `Pipes`.
+class _Process:
+    """A child: its number, and a descriptor that is readable when it has ended."""
 
-    `secret_out` is readable as long as the child has not read the secret.
-    """
+    number: int
+    handle: int
 
-    process: int
-    limits: Limits
-    secret: bytes
-    secret_out: int
-    outcome_out: int
+    def kill(self) -> tuple[bool, float]:
+        """Kill and reap it; return whether a limit or we killed it, and its CPU seconds."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.number, signal.SIGKILL)  # needed without a process namespace
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.handle, signal.SIGKILL)
+        _, status, usage = os.wait4(self.number, 0)
+        os.close(self.handle)
+        killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGKILL, signal.SIGXCPU)
+        return killed, usage.ru_utime + usage.ru_stime
 
 
-def serve(temporary: str, *libraries: str) -> None:
+def serve(temporary: str, tests_home: str, *libraries: str) -> Become | None:
     """Run programs one after the other until the client closes its end of the socket.
 
-    The first message to the client is the ID of the user that runs them, who must own each home.
+    In a child, return what the child has to do, so that it does that on an empty stack. The first
+    message to the client is the ID of the user that runs programs, who must own each home.
 
     Args:
         temporary: the folder that contains the homes.
+        tests_home: the home of the tests' process.
         libraries: folders from which programs may import.
     """
+    os.environ.pop("PYTHONIOENCODING", None)
     libc = isolation.load_c_library()
     channel = socket.socket(fileno=os.dup(0))
-    _leave_root(temporary)
+    _leave_root(temporary, tests_home)
     user = os.getuid()
     separate = isolation.enter_namespaces(libc)
     if separate and (server := os.fork()):  # the child is the first process of the new namespace
         os.waitpid(server, 0)
-        return
+        return None
     libc.prctl(isolation.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     prepared = Prepared(
         libc,
         separate,
         separate and isolation.mount_read_only(libc),
         isolation.FileRules(libc, (sys.base_prefix, sys.prefix, *libraries, *isolation.READABLE)),
-        isolation.seccomp_filter(),
+        seccomp.build(),
+        seccomp.build(receives=True),
         libraries,
     )
     gc.freeze()  # excludes the server's objects from garbage collections in children
     channel.sendall(str(user).encode())
-    while True:
-        request, streams, *_ = socket.recv_fds(channel, MAX_MESSAGE_BYTES, STREAMS)
-        if not request:
-            return
-        channel.sendall(_run(request.decode(), streams, channel, prepared).encode())
+    return _Server(channel, tests_home, prepared).serve()
 
 
-def _run(request: str, streams: list[int], channel: socket.socket, prepared: Prepared) -> str:
-    """Run one program and return its verdict."""
-    home, cpu, idle, total, memory = request.split("\0")
-    limits = Limits(int(cpu), float(idle), float(total), int(memory))
-    secret_out, secret_in = os.pipe()
-    outcome_out, outcome_in = os.pipe2(os.O_NONBLOCK)
-    try:
-        if prepared.separate:
-            isolation.new_process_namespace(prepared.libc)
+class _Server:
+    """The state between programs: the tests' process, if there is one, and the socket to it."""
+
+    def __init__(self, channel: socket.socket, tests_home: str, prepared: Prepared) -> None:
+        self.channel, self.tests_home, self.prepared = channel, tests_home, prepared
+        self.tests: tuple[_Process, socket.socket] | None = None
+
+    def serve(self) -> Become | None:
+        """Run programs until the client has gone; in a child, return what it has to do."""
+        while True:
+            request, streams, *_ = socket.recv_fds(self.channel, MAX_MESSAGE_BYTES, STREAMS)
+            if not request:
+                return None
+            home, name, tested, cpu, idle, total, memory = request.decode().split("\0")
+            task = Task(home, name, Limits(int(cpu), float(idle), float(total), int(memory)))
+            try:
+                answer = (
+                    self._run_tested(task, streams) if tested == "1" else self._run(task, streams)
+                )
+            except OSError as error:  # the machine has no process or namespace left: no verdict
+                os.write(streams[-1], str(error).encode())
+                answer = BROKEN
+            if callable(answer):
+                return answer
+            _close(*streams)
+            self.channel.sendall(answer.encode())
+
+    def _run(self, task: Task, streams: list[int]) -> str | Become:
+        """Run a program without tests and return its verdict; in a child, what it has to do."""
+        started = self._start(task, streams)
+        if callable(started):
+            return started
+        program, outcome = started
+        late = self._wait(task.limits, program.handle, [program])
+        return outcome.verdict(program, late, task.limits)
+
+    def _run_tested(self, task: Task, streams: list[int]) -> str | Become:
+        """Run a program with tests, as `_run`."""
+        if self.tests is None:
+            become = self._start_tests(task.limits)
+            if become is not None:
+                return become
+        assert self.tests is not None
+        tests, to_tests = self.tests
+        (source, calls), (answers, target) = os.pipe(), os.pipe()
+        try:
+            started = self._start(task, streams, source, target, (calls, answers))
+        except OSError:
+            _close(source, calls, answers, target)
+            raise
+        if callable(started):
+            return started
+        program, outcome = started
+        message = f"{task.limits.cpu} {task.limits.memory_mb}".encode()
+        with contextlib.suppress(ConnectionError):  # it has ended, which the wait below notices
+            socket.send_fds(to_tests, [message], [*streams, answers, calls])
+        _close(source, calls, answers, target)
+        late = self._wait(task.limits, to_tests.fileno(), [tests, program])
+        words = b"" if late else to_tests.recv(MAX_MESSAGE_BYTES)
+        word, _, stays = words.partition(b" ")
+        expired = late
+        if stays != b"stays":
+            killed, _ = self._end_tests()
+            expired |= killed and not words
+        return outcome.verdict(program, expired, task.limits, word)
+
+    def _start(
+        self,
+        task: Task,
+        streams: list[int],
+        source: int = -1,
+        target: int = -1,
+        others: Sequence[int] = (),
+    ) -> "tuple[_Process, _Outcome] | Become":
+        """Start a program; in the child, return what it has to do.
+
+        Args:
+            task: the program.
+            streams: its streams.
+            source: the descriptor from which the program reads what the tests ask, -1 for none.
+            target: the descriptor for its answers, -1 for none.
+            others: descriptors that the program must not have.
+        """
+        os.environ.update(HOME=task.home, TMPDIR=task.home)
+        secret_out, secret_in = os.pipe()
+        outcome_out, outcome_in = os.pipe2(os.O_NONBLOCK)
+        try:
+            if self.prepared.separate:
+                isolation.new_process_namespace(self.prepared.libc)
+            child = os.fork()
+        except OSError:
+            _close(secret_out, secret_in, outcome_out, outcome_in)
+            raise
+        if child == 0:
+            _close(secret_in, outcome_out, *others)
+            self._close()
+            pipes = Pipes(outcome_in, secret_out, source, target)
+            return become_program(task, streams, pipes, self.prepared)
+        os.close(outcome_in)
+        if self.prepared.separate:
+            isolation.own_process_namespace(self.prepared.libc)
+        secret = os.urandom(SECRET_BYTES)  # after the fork, so the child's memory does not have it
+        os.write(secret_in, secret)
+        outcome = _Outcome(secret, secret_in, secret_out, outcome_out)
+        return _Process(child, os.pidfd_open(child)), outcome
+
+    def _start_tests(self, limits: Limits) -> Become | None:
+        """Start the tests' process; in it, return what it has to do."""
+        ours, theirs = socket.socketpair()
+        os.environ.update(HOME=self.tests_home, TMPDIR=self.tests_home)
         child = os.fork()
-    except OSError as error:  # the machine has no process or namespace left: not a verdict
-        os.write(streams[-1], str(error).encode())
-        for descriptor in (secret_out, secret_in, outcome_out, outcome_in, *streams):
-            os.close(descriptor)
-        return BROKEN
-    if child == 0:
-        channel.close()
-        os.close(outcome_out)
-        os.close(secret_in)
-        become(home, limits, streams, Pipes(secret_out, outcome_in), prepared)
-    for descriptor in (outcome_in, *streams):
+        if child == 0:
+            ours.close()
+            self.channel.close()
+            task = Task(self.tests_home, "__main__", limits)
+            return become_tests(task, theirs, self.prepared)
+        theirs.close()
+        self.tests = _Process(child, os.pidfd_open(child)), ours
+        return None
+
+    def _end_tests(self) -> tuple[bool, float]:
+        assert self.tests is not None
+        process, socket_to = self.tests
+        self.tests = None
+        socket_to.close()
+        return process.kill()
+
+    def _close(self) -> None:
+        """Close, in a child, what only the server needs."""
+        self.channel.close()
+        if self.tests is not None:
+            os.close(self.tests[0].handle)
+            self.tests[1].close()
+
+    def _wait(self, limits: Limits, heard: int, processes: Sequence[_Process]) -> bool:
+        """Wait until `heard` is readable. Return True if that is late or the client has gone.
+
+        Time in which any of the processes runs or waits for a core is not idle.
+        """
+        started = monotonic()
+        before = [_busy_seconds(each.handle) for each in processes[:-1]]  # ran other tests
+        poller = select.poll()
+        poller.register(heard, select.POLLIN)
+        poller.register(self.channel, select.POLLIN)  # the client sends nothing now: it has gone
+        while True:
+            events = [descriptor for descriptor, _ in poller.poll(POLL_SECONDS * 1000)]
+            if heard in events:
+                return False
+            elapsed = monotonic() - started
+            busy = sum(_busy_seconds(each.handle) for each in processes) - sum(before)
+            if events or elapsed - busy >= limits.idle or elapsed >= limits.total:
+                return True
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What the server knows of a program's end.
+
+    `secret_out` is readable as long as the program's process has not read the secret.
+    """
+
+    secret: bytes
+    secret_in: int
+    secret_out: int
+    outcome_out: int
+
+    def verdict(
+        self, program: _Process, expired: bool, limits: Limits, tests: bytes | None = None
+    ) -> str:
+        """Kill the program if it still runs, close its pipes and return the verdict.
+
+        Args:
+            program: its process.
+            expired: whether it or its tests were late.
+            limits: its limits.
+            tests: what the tests' process said: None without tests, b"" if it ended, else "gone" if
+                the program ended early, or how the tests ended.
+        """
+        try:
+            own = os.read(self.outcome_out, 64)
+        except BlockingIOError:  # it runs; or it has ended, and a process that it started has this
+            own = b"violation" if tests is None and not expired else b""
+        unread = bool(select.select([self.secret_out], [], [], 0)[0])
+        killed, cpu = program.kill()
+        _close(self.secret_in, self.secret_out, self.outcome_out)
+        if unread and not expired and tests in (None, b"gone"):
+            return BROKEN
+        if tests == b"broken":
+            return BROKEN
+        passed = own == self.secret if tests is None else tests == b"passed"
+        if passed and not expired:
+            return "passed"
+        outcome = own if tests in (None, b"", b"gone") else tests
+        if outcome in (b"memory", b"violation"):
+            return outcome.decode()
+        # The limit counts clock ticks, which on a busy machine can run ahead of the exact usage.
+        return "timeout" if expired or (killed and cpu >= 0.5 * limits.cpu) else "failed"
+
+
+def _close(*descriptors: int) -> None:
+    for descriptor in descriptors:
         os.close(descriptor)
-    if prepared.separate:
-        isolation.own_process_namespace(prepared.libc)
-    secret = os.urandom(SECRET_BYTES)  # after the fork, so the child's memory does not contain it
-    os.write(secret_in, secret)
-    try:
-        return _verdict(_Running(child, limits, secret, secret_out, outcome_out), channel)
-    finally:
-        for descriptor in (secret_out, secret_in, outcome_out):
-            os.close(descriptor)
-
-
-def _verdict(running: _Running, channel: socket.socket) -> str:
-    handle = os.pidfd_open(running.process)
-    late = _wait(handle, running.limits, channel)
-    try:
-        outcome = os.read(running.outcome_out, 64)
-    except BlockingIOError:  # a process that the program started still holds the other end
-        outcome = b"violation"
-    os.close(handle)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(running.process, signal.SIGKILL)  # needed without a process namespace
-    _, status, usage = os.wait4(running.process, 0)
-    if select.select([running.secret_out], [], [], 0)[0]:  # unread: the program never started
-        return BROKEN
-    if outcome == running.secret:
-        return "passed"
-    if outcome in (b"memory", b"violation"):
-        return outcome.decode()
-    killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGKILL, signal.SIGXCPU)
-    # The limit counts clock ticks, which on a busy machine can run ahead of the exact usage.
-    out_of_time = killed and usage.ru_utime + usage.ru_stime >= 0.5 * running.limits.cpu
-    return "timeout" if late or out_of_time else "failed"
-
-
-def _wait(handle: int, limits: Limits, channel: socket.socket) -> bool:
-    """Wait for a process to end. Kill it and return True if it is late or the client has gone."""
-    started = monotonic()
-    poller = select.poll()
-    poller.register(handle, select.POLLIN)
-    poller.register(channel, select.POLLIN)  # the client sends nothing now: an event is its end
-    late = False
-    while True:
-        events = [descriptor for descriptor, _ in poller.poll(POLL_SECONDS * 1000)]
-        if handle in events:
-            return late
-        elapsed = monotonic() - started
-        idle = elapsed - _busy_seconds(handle)
-        if events or idle >= limits.idle or elapsed >= limits.total:
-            late = True
-            signal.pidfd_send_signal(handle, signal.SIGKILL)
-        if events:
-            poller.unregister(channel)
 
 
 def _busy_seconds(handle: int) -> float:
@@ -168,8 +311,10 @@ def _busy_seconds(handle: int) -> float:
     return total / 1e9
 
 
-def _leave_root(temporary: str) -> None:
+def _leave_root(temporary: str, tests_home: str) -> None:
     """Change from root to the user `nobody`, if that user can read Python's library and a home.
+
+    The user then owns the home of the tests.
 
     A library under /root, for example, is readable for root alone.
     """
@@ -188,6 +333,7 @@ def _leave_root(temporary: str) -> None:
     finally:
         os.rmdir(home)
     if usable:
+        os.chown(tests_home, isolation.NOBODY, isolation.NOBODY)
         os.setgroups([])
         os.setresgid(isolation.NOBODY, isolation.NOBODY, isolation.NOBODY)
         os.setresuid(isolation.NOBODY, isolation.NOBODY, isolation.NOBODY)

@@ -12,8 +12,8 @@ from evals.statistics.estimates import (
     paired_seeds,
     pass_at_k,
     ratio_values,
-    wilson,
 )
+from evals.statistics.proportions import score_interval, wilson
 
 __all__ = [
     "Difference",
@@ -27,5 +27,6 @@ __all__ = [
     "paired_seeds",
     "pass_at_k",
     "ratio_values",
+    "score_interval",
     "wilson",
 ]

@@ -16,9 +16,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from evals.statistics.proportions import Z, effective_count, score_interval, wilson
 from evals.statistics.resampling import Average, Values, bootstrap, permutation_p, quantiles
 
-Z = 1.959963984540054  # the normal distribution's 0.975 quantile
 EQUAL = 1e-12  # above the rounding error of a mean, which depends on the order of summation
 
 
@@ -49,11 +49,11 @@ class _SeedVariance(NamedTuple):
 def interval(
     correct: ArrayLike, *, subjects: Sequence[str] = (), bounded: bool = True, seed: int = 0
 ) -> Interval:
-    """Return the average with the percentile interval of a cluster bootstrap over items.
+    """Return the average with its 95 % interval; items are the independent units.
 
-    If all items have the same mean (all right, all wrong, or a single item), the bootstrap interval
-    would have no width. The result is then Wilson's (1927) score interval for that many items, if
-    values are bounded.
+    The interval of a mean over items in [0, 1] is `proportions.score_interval`, with the number of
+    single verdicts that would vary as much as the items do. That of a harmonic mean over subjects,
+    and of values without bounds, has the percentiles of a cluster bootstrap over items.
 
     Args:
         correct: `[items, samples]` or `[items]`, each in [0, 1].
@@ -67,12 +67,14 @@ def interval(
     per_item = _per_item(correct, bounded)
     average = Average(subjects, len(per_item))
     mean = float(average.over_items(per_item))
-    if np.ptp(per_item) < EQUAL:
+    if bounded and not subjects:
+        low, high = score_interval(float(per_item.mean()), effective_count(per_item))
+    elif np.ptp(per_item) < EQUAL:
         if not bounded:
             return Interval(mean, mean, mean)
         low, high = wilson(float(per_item[0]), len(per_item))
-        return Interval(mean, min(low, mean), max(high, mean))
-    low, high = quantiles(bootstrap(per_item[None], average, seed))
+    else:
+        low, high = quantiles(bootstrap(per_item[None], average, seed))
     return Interval(mean, min(low, mean), max(high, mean))
 
 
@@ -194,14 +196,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
         corrected[index] = highest
     return corrected
-
-
-def wilson(proportion: float, count: int) -> tuple[float, float]:
-    """Return Wilson's 95 % score interval of a proportion among `count` independent items."""
-    shrink = 1 + Z**2 / count
-    centre = (proportion + Z**2 / (2 * count)) / shrink
-    half = Z / shrink * np.sqrt(proportion * (1 - proportion) / count + Z**2 / (4 * count**2))
-    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
 
 
 def pass_at_k(correct: ArrayLike, k: int) -> Values:

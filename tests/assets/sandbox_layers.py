@@ -15,3 +15,10 @@ def patch(monkeypatch, statements: str) -> None:
     """Run statements in the sandbox's fork server before it starts to serve."""
     changed = f"from evals.sandbox import guard, isolation; {statements}sys.path.pop"
     monkeypatch.setattr(runner, "SERVER", runner.SERVER.replace("sys.path.pop", changed))
+
+
+def enter(world: str, monkeypatch) -> None:
+    """Take away the layers that are missing in one of `attacks.WORLDS`."""
+    missing = {"no namespaces": WITHOUT_NAMESPACES, "guard alone": WITHOUT_KERNEL_LAYERS}
+    if world in missing:
+        patch(monkeypatch, missing[world])

@@ -12,11 +12,9 @@ from evals.grading import (
     answers,
     choice_equal,
     exact_equal,
-    extract_code,
     marked_answer,
     math_equal,
 )
-from evals.sandbox import SandboxResult
 from evals.tasks import _code
 
 RIGHT = [
@@ -200,54 +198,6 @@ def test_choice_equal_without_a_letter_is_false(prediction) -> None:
 def test_exact_equal(prediction, gold) -> None:
     assert exact_equal(prediction, gold)
     assert not exact_equal(prediction, gold + "x")
-
-
-HEAD = "import math\n\ndef helper(x):\n    return x\n\ndef area(r):\n    '''Area.'''\n"
-BODY = "    return math.pi * helper(r) ** 2\n"
-WHOLE = "def area(r):\n" + BODY
-CHECK = "assert round(area(1), 2) == 3.14\n"
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        BODY,
-        BODY + "\nThis multiplies pi by the square.\n",
-        "return math.pi * helper(r) ** 2",
-        WHOLE,
-        f"Sure! Here it is:\n\n{WHOLE}\nIt's simple.",
-        f"```python\n{WHOLE}```",
-        f"Here:\n```\n{WHOLE}```\nUse it so:\n```python\nprint(area(2))\n```",
-        f"```python\ndef area(r): return 0\n```\nBetter:\n```python\n{WHOLE}```",
-        f"```python\n{WHOLE}",
-        f"1. Do:\n   ```python\n   def area(r):\n   {BODY}   ```",
-        f"```python\n{BODY}```",
-    ],
-)
-def test_extract_code_with_a_head(text) -> None:
-    exec(extract_code(text, HEAD) + "\n" + CHECK, {})
-
-
-def test_extract_code_without_a_head() -> None:
-    assert extract_code("Use `x`:\n```python\nx = 1\n```") == "x = 1\n"
-    assert extract_code("x = 1") == "x = 1"
-    assert (
-        extract_code("Here you go:\ndef f():\n    return 1\nThat's all!")
-        == "def f():\n    return 1"
-    )
-
-
-def test_an_item_may_set_its_cpu_seconds(monkeypatch) -> None:
-    given = []
-
-    def run(program: str, tests: str, cpu_seconds: float) -> SandboxResult:
-        given.append(cpu_seconds)
-        return SandboxResult("failed")
-
-    monkeypatch.setattr(answers.runner, "run", run)
-    answers.code_passes(Item("a", "", ""), "x = 1")
-    answers.code_passes(Item("b", "", "", meta={"cpu_seconds": 30}), "x = 1")
-    assert given == [answers.CPU_SECONDS, 30]
 
 
 def test_grade_all_keeps_the_order_and_raises_errors_of_a_grader() -> None:

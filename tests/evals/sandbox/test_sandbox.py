@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from evals.sandbox import runner
+from tests.assets.attacks import ATTACKS
 from tests.assets.sandbox_layers import (
     WITHOUT_GUARD,
     WITHOUT_LANDLOCK_AND_SECCOMP,
@@ -22,33 +23,8 @@ VERDICTS = {
     "assert sum(range(4)) == 6": "passed",
     "1 / 0": "failed",
     "def broken(": "failed",
-    "import sys; sys.exit(0)": "failed",
-    "import os; os._exit(0)": "failed",
-    "import os, sys\nos.write(1, b'passed'); sys.exit(100)": "failed",
     "quit()": "failed",
     "input()": "failed",
-    "x = [0] * 10**9": "memory",
-    "while True: print('a' * 10**6)": "violation",
-    "import os\nwhile True: os.fork()": "violation",
-    "import subprocess; subprocess.run(['true'])": "violation",
-    "import os; os.kill(os.getppid(), 9)": "violation",
-    "import socket; socket.socket()": "violation",
-    "import urllib.request; urllib.request.urlopen('http://127.0.0.1:9')": "violation",
-    "import ctypes; ctypes.CDLL(None).system(b'true')": "violation",
-    "import ctypes; ctypes.string_at(id(1))": "violation",
-    "import ctypes; ctypes.pythonapi.Py_Exit(100)": "violation",
-    "import ctypes; ctypes.memmove(ctypes.create_string_buffer(9), id(1), 9)": "failed",
-    "import sys; sys._getframe(1).f_locals['prepared'].libc.syscall(39)": "failed",
-    "import resource; resource.prlimit(1, resource.RLIMIT_CPU, (1, 1))": "violation",
-    "import gc; gc.get_objects()": "violation",
-    "import sys; sys.settrace(print)": "violation",
-    "open('/etc/passwd')": "violation",
-    "import os; open(f'/proc/{os.getppid()}/environ')": "violation",
-    "import os; os.listdir(f'/proc/{os.getppid()}/cwd')": "violation",
-    "open('/proc/self/mem', 'rb')": "violation",
-    "import os; os.mkdir('/tmp/outside')": "violation",
-    "open('/proc/self/mem', 'wb')": "violation",
-    "f = open('a', 'wb')\nwhile True: f.write(bytes(1 << 20))": "violation",
 }
 
 HOME_IS_EMPTY_AND_WRITABLE = """
@@ -67,7 +43,32 @@ ORDINARY_PROGRAMS = {
     "pickle": "import pickle\nclass A: pass\nassert isinstance(pickle.loads(pickle.dumps(A())), A)",
     "asyncio": "import asyncio\nasync def f(): return 1\nassert asyncio.run(f()) == 1",
     "numpy": "import numpy; assert numpy.ones(3).sum() == 3",
+    "doctest": "def f():\n    '''\n    >>> f()\n    1\n    '''\n    return 1\n"
+    "import doctest\nassert doctest.testmod().attempted == 1",
+    "unittest": "import unittest\nunittest.main(exit=False)",
+    "surrogates": "print('\\ud800 \xe9 \U0001f600')",
+    "700 MB": "b = bytearray(700 << 20)",
+    "files": "import shutil, sqlite3\nopen('a', 'w').write('x')\nshutil.copy2('a', 'b')\n"
+    "sqlite3.connect('c').execute('create table t (x)')",
+    "timers": "import signal\nsignal.alarm(1)\nsignal.setitimer(signal.ITIMER_REAL, 0)",
+    "a limit of its own": "import resource as r\nr.setrlimit(r.RLIMIT_STACK, (1 << 22, 1 << 22))",
 }
+# Each takes seconds to import, so they run in one world.
+LIBRARIES = {
+    "scipy": "import scipy.special, scipy.optimize, scipy.stats\nassert scipy.special.comb(6, 1) == 6",
+    "sklearn": "from sklearn.linear_model import LinearRegression as L\n"
+    "assert abs(L().fit([[0], [1]], [0, 1]).predict([[3]])[0] - 3) < 1e-6",
+    "numba": "import numba\nassert numba.njit(lambda x: x + 1)(2) == 3",
+}
+THREADS = """
+import os, threading, time
+if os.environ["SANDBOX_LAYERS"]:
+    threads = [threading.Thread(target=time.sleep, args=(0.1,)) for _ in range(32)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+"""
 
 
 @pytest.mark.parametrize("program", VERDICTS)
@@ -75,13 +76,32 @@ def test_verdict(layers, program) -> None:
     result = runner.run(program, cpu_seconds=2)
     assert result.reason == VERDICTS[program], result.stderr
     assert result.passed == (result.reason == "passed")
-    assert not Path("/tmp/outside").exists()
 
 
 @pytest.mark.parametrize("name", ORDINARY_PROGRAMS)
 def test_ordinary_programs_pass(layers, name) -> None:
     result = runner.run(ORDINARY_PROGRAMS[name])
     assert result.passed, result.stderr
+
+
+def test_threads_within_the_limit_run(layers) -> None:
+    result = runner.run(THREADS)
+    assert result.passed, result.stderr
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_numerical_libraries_work(name) -> None:
+    pytest.importorskip(name)
+    result = runner.run(LIBRARIES[name], cpu_seconds=60)
+    assert result.passed, result.stderr
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_attack(layers, name, tmp_path) -> None:
+    attack = ATTACKS[name]
+    result = runner.run(attack.program, tests=attack.tests, cpu_seconds=2)
+    assert result.reason == attack.expected(layers), result.stderr
+    assert not Path("/tmp/outside").exists()
 
 
 def test_endless_programs_end(layers, monkeypatch) -> None:
@@ -162,6 +182,11 @@ def test_the_kernel_stops_a_program_without_the_guard(name, monkeypatch, tmp_pat
     victim = tmp_path / "victim"
     victim.write_text("unchanged")
     listener = socket.create_server(("127.0.0.1", 0))
+    mailbox = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    mailbox.bind(str(tmp_path / "mailbox"))
+    mailbox.setblocking(False)
+    mail = str(tmp_path / "mailbox")
+    os.chmod(mail, 0o777)
     attempts = [
         f"open({str(victim)!r}, 'w')",
         f"import os; os.remove({str(victim)!r})",
@@ -170,11 +195,20 @@ def test_the_kernel_stops_a_program_without_the_guard(name, monkeypatch, tmp_pat
         "import os; p = os.getppid(); assert p; os.kill(p, 9)",
         "import resource as r, os; p = os.getppid(); assert p; r.prlimit(p, r.RLIMIT_CPU, (1, 1))",
     ]
+    if name == "seccomp":
+        attempts += [
+            f"import socket as s; s.socket(s.AF_UNIX, s.SOCK_DGRAM).sendto(b'x', {mail!r})",
+            f"import socket as s; s.socketpair(type=s.SOCK_DGRAM)[0].sendto(b'x', {mail!r})",
+            f"import socket as s; s.socketpair()[0].sendto(b'x', {mail!r})",
+        ]
     for attempt in attempts:
         assert not runner.run(attempt).passed, attempt
     listener.close()
+    with pytest.raises(BlockingIOError):
+        mailbox.recv(1)
+    mailbox.close()
     assert victim.read_text() == "unchanged"
-    assert os.listdir(tmp_path) == ["victim"]
+    assert sorted(os.listdir(tmp_path)) == ["mailbox", "victim"]
 
 
 def test_landlock_hides_files_from_a_program_without_the_guard(monkeypatch, tmp_path) -> None:

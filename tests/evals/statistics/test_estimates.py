@@ -16,9 +16,10 @@ from evals.statistics.estimates import (
     paired,
     paired_seeds,
     pass_at_k,
-    wilson,
 )
+from evals.statistics.proportions import wilson
 from evals.statistics.resampling import HARMONIC_FLOOR
+from tests.benchmarks import coverage
 
 
 def test_interval_of_single_verdicts_is_near_the_normal_approximation() -> None:
@@ -49,17 +50,19 @@ def test_wilson_against_a_worked_example() -> None:
     assert wilson(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=5e-4)
 
 
-def test_interval_covers_the_true_mean_95_percent_of_the_time(monkeypatch) -> None:
-    monkeypatch.setattr(resampling, "RESAMPLES", 1000)
-    generator = np.random.default_rng(0)
-    covered = 0
-    for seed in range(100):
-        ability = generator.beta(
-            2, 2, size=60
-        )  # items differ in difficulty, so the samples of one are correlated
-        low, high = interval(generator.random((60, 4)) < ability[:, None], seed=seed)[1:]
-        covered += low <= 0.5 <= high
-    assert covered >= 88
+@pytest.mark.parametrize("items", [10, 30, 100])
+def test_coverage_of_single_verdicts_by_exact_enumeration(items) -> None:
+    rates = np.linspace(0.001, 0.999, 999)
+    covered = coverage.of_verdicts(items, rates, interval)
+    assert abs(covered.mean() - 0.95) < 0.01
+    assert covered.min() >= 0.92
+
+
+@pytest.mark.parametrize("agreement", [0.5, 2.0, 20.0])
+def test_coverage_of_items_with_samples_by_exact_enumeration(agreement) -> None:
+    for rate in (0.05, 0.2, 0.5):
+        ability = coverage.Ability(rate, agreement)
+        assert coverage.of_samples(10, 4, ability) >= 0.92
 
 
 def test_paired_detects_a_difference_that_unpaired_intervals_hide() -> None:

@@ -82,7 +82,10 @@ def checkpoint_name(step: int) -> str:
 
 
 class Staging:
-    """Host memory that every snapshot is copied into; reuse avoids the cost of new pages."""
+    """Host memory that every snapshot is copied into; reuse avoids the cost of new pages.
+
+    A GPU writes to it directly, without the host's help: its pages are pinned.
+    """
 
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}
@@ -90,7 +93,7 @@ class Staging:
     def copy(self, name: str, tensor: Tensor) -> Tensor:
         """Return a copy on the CPU of a tensor, or of this rank's shard of a DTensor.
 
-        The next call with the same name overwrites the copy.
+        The copy is complete after `wait`. The next call with the same name overwrites it.
         """
         source = tensor.detach()
         if not hasattr(source, "to_local"):
@@ -110,8 +113,14 @@ class Staging:
     def _copied(self, name: str, tensor: Tensor) -> Tensor:
         buffer = self._buffers.get(name)
         if buffer is None or (buffer.shape, buffer.dtype) != (tensor.shape, tensor.dtype):
-            buffer = self._buffers[name] = torch.empty_like(tensor, device="cpu")
-        return buffer.copy_(tensor)
+            buffer = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
+            self._buffers[name] = buffer
+        return buffer.copy_(tensor, non_blocking=True)
+
+    def wait(self) -> None:
+        """Return when all copies are complete."""
+        if any(buffer.is_pinned() for buffer in self._buffers.values()):
+            torch.cuda.synchronize()
 
 
 @dataclass(frozen=True)

@@ -219,6 +219,7 @@ def take_snapshot(
             "stale_evaluations": progress.stale_evaluations,
         },
     )
+    staging.wait()
     snapshot.stall_seconds = time.perf_counter() - start
     return snapshot
 

@@ -165,11 +165,12 @@ def runtime_environment(workers: Workers) -> dict[str, Any]:
 
     Without GPUs none is visible, though Ray leaves them visible to a process that asks for none. On
     a GPU, micro-batches differ in their tokens, and the memory of freed tensors of other sizes can
-    only be used again in segments that grow.
+    only be used again in segments that grow. Host memory for snapshots is not rounded up to powers
+    of two.
     """
     if workers.gpus:
-        alloc = os.environ.get("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-        return {"env_vars": {"PYTORCH_ALLOC_CONF": alloc}}
+        chosen = "expandable_segments:True,pinned_max_round_threshold_mb:1"
+        return {"env_vars": {"PYTORCH_ALLOC_CONF": os.environ.get("PYTORCH_ALLOC_CONF", chosen)}}
     if not ray.cluster_resources().get("GPU", 0):
         return {}
     return {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}

@@ -142,9 +142,9 @@ def linear_token_loss(  # noqa: PLR0913 - the public signature of the design
         factor: of `loss_sum` and the gradients, but not of the other sums; such as 1 / the number
             of tokens of all ranks. Multiplying `loss_sum` itself has the same gradients, but reads
             and writes them once more.
-        check: whether bad targets and logits raise an error. If not, they make `loss_sum` and the
-            gradients of all scored positions NaN. None: on the CPU only, since a GPU's host would
-            have to wait.
+        check: whether bad targets and logits raise an error. If not, they make `loss_sum`,
+            `nll_sum` and the gradients of all scored positions NaN. None: on the CPU only, since a
+            GPU's host would have to wait.
         backend: None: triton on a CUDA device if it is installed, torch otherwise.
 
     Raises:
@@ -237,13 +237,14 @@ def _output(loss_sum: Tensor, figures: Tensor, scored: _Scored, objective: Objec
     """Sum the positions' loss, NLL, hit share and entropy [4, S]."""
     bad_S = ~(figures[1] < torch.finfo(torch.float32).max)  # NaN, or a target whose logit is -inf
     loss_sum = loss_sum.float()
+    _, nll_sum, hit_sum, entropy_sum = figures.sum(1).float()
     if scored.bad is not None:
         one = torch.ones((), device=loss_sum.device)
-        loss_sum = loss_sum * one.masked_fill((bad_S | scored.bad).any(), torch.nan)
+        one_or_nan = one.masked_fill((bad_S | scored.bad).any(), torch.nan)
+        loss_sum, nll_sum = loss_sum * one_or_nan, nll_sum * one_or_nan
     elif bad_S.any():
         row = int(scored.row[bad_S][0])
         raise FloatingPointError(f"the logits of row {row} hold NaN or inf: check its input")
-    _, nll_sum, hit_sum, entropy_sum = figures.sum(1).float()
     num_tokens = torch.full((), len(scored.row), device=loss_sum.device)
     beta = objective.mismatch_reward
     return LossOutput(

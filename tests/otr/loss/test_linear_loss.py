@@ -170,9 +170,9 @@ def test_what_is_not_checked_makes_loss_and_gradients_nan(objective: Objective, 
         bias[x.target[2]] = -math.inf
     with pytest.raises((ValueError, FloatingPointError), match="row"):
         x.loss(objective, bias=bias)
-    loss = x.loss(objective, bias=bias, check=False).loss_sum
-    assert loss.isnan()
-    of_hidden, of_weight = x.gradients(loss)
+    out = x.loss(objective, bias=bias, check=False)
+    assert out.loss_sum.isnan() and out.nll_sum.isnan()
+    of_hidden, of_weight = x.gradients(out.loss_sum)
     assert of_hidden[x.target != IGNORE_INDEX].isnan().all() and of_weight.isnan().all()
 
 

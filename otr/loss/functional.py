@@ -26,7 +26,7 @@ from otr.loss.draws import (
 )
 from otr.loss.fused import Backend, LinearLoss, Settings
 from otr.loss.objective import IGNORE_INDEX, LossOutput, Objective
-from otr.loss.rows import loss_and_gradient_
+from otr.loss.rows import Target, gradient_coefficients, loss_and_gradient_
 
 
 def token_loss(
@@ -66,38 +66,34 @@ def _plain(
     target_T1, num_samples = target_T[:, None], objective.num_samples
     logp_TV = torch.log_softmax(logits_TV, dim=-1)
     logp_T = logp_TV.gather(1, target_T1).squeeze(1)
+    p_T, entropy_T = logp_T.detach().exp(), torch.special.entr(logp_TV.detach().exp()).sum(-1)
     with torch.no_grad():
         q_TV = torch.softmax(logits_TV / objective.kappa, dim=-1)
-        hit_T = q_T = q_TV.gather(1, target_T1).squeeze(1)
+        q_T = q_TV.gather(1, target_T1).squeeze(1)
+        hit_T = q_T if objective.rolls_out else p_T
         low_T, high_T = row_keys(seed, position_T)
         keys = RowKeys(low_T[:, None], high_T[:, None])
         draw_K = torch.arange(num_samples, device=q_T.device)
+        hit_TK = torch.zeros(len(q_T), num_samples, dtype=torch.bool, device=q_T.device)
         if objective.draws_hits:
             hit_TK = uniforms(keys, draw_K, word=HIT) < q_T[:, None]
             hit_T = hit_TK.to(q_T.dtype).mean(-1)
         if objective.draws_misses:
             words = (uniforms(keys, draw_K, word=word) for word in (WHICH_BLOCK, WHICH_ENTRY))
             miss_TK = draw_each(q_TV.scatter(1, target_T1, 0), *words)
-    beta, scale = objective.mismatch_reward, objective.reward_scale
-
-    if objective.name == "sft":
-        loss_T = -logp_T
-    elif objective.name == "dft":
-        loss_T = -logp_T.detach().exp() * logp_T
-    elif objective.estimator == "expected":
-        all_T = (q_TV * logp_TV.masked_fill(q_TV == 0, 0)).sum(-1)
-        loss_T = -scale * ((1 - beta) * q_T * logp_T + beta * all_T)
-    else:
-        loss_T = -scale * hit_T * logp_T.masked_fill(hit_T == 0, 0)
-        if objective.draws_misses:
-            miss_logp_TK = logp_TV.gather(1, miss_TK)
-            if objective.draws_hits:
-                miss_logp_TK = miss_logp_TK.masked_fill(hit_TK, 0)
-            else:
-                miss_logp_TK = miss_logp_TK.masked_fill((q_T == 1)[:, None], 0)
-                miss_logp_TK = (1 - q_T)[:, None] * miss_logp_TK
-            loss_T = loss_T - scale * beta * miss_logp_TK.mean(-1)
-    entropy_T = torch.special.entr(logp_TV.detach().exp()).sum(-1)
+    lse_T = torch.logsumexp(logits_TV, dim=-1)  # the penalty's gradient comes from it
+    of = Target(p_T, logp_T.detach(), q_T, hit_T, entropy_T, lse_T)
+    part, penalty_T = gradient_coefficients(objective, of)
+    weight_T = part.target.detach()
+    loss_T = -weight_T * logp_T.masked_fill(weight_T == 0, 0)
+    if part.q is not None:
+        loss_T = loss_T - part.q * (q_TV * logp_TV.masked_fill(q_TV == 0, 0)).sum(-1)
+    if part.miss is not None:
+        none_TK = hit_TK | (part.miss == 0)[:, None]
+        miss_logp_TK = logp_TV.gather(1, miss_TK).masked_fill(none_TK, 0)
+        loss_T = loss_T - part.miss * miss_logp_TK.sum(-1)
+    if penalty_T is not None:
+        loss_T = loss_T + penalty_T
     return torch.stack([loss_T, -logp_T, hit_T, entropy_T])
 
 

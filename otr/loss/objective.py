@@ -1,9 +1,17 @@
-"""The training objective of a token, and the result of a loss."""
+"""What an objective is, the registry of all objectives, and the result of a loss.
+
+`otr.loss.objectives` has one file per objective. This file has what they share and what other code
+asks of them.
+"""
 
 from __future__ import annotations
 
+import typing
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Literal
+from difflib import get_close_matches
+from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -11,75 +19,280 @@ if TYPE_CHECKING:
 
 IGNORE_INDEX = -100
 """Target of a position that is not scored."""
+UNIFORM = 1e30
+"""A temperature at which q is uniform over the tokens that are not masked."""
+
+
+class Style(NamedTuple):
+    """How figures show an objective."""
+
+    color: str
+    dark: str
+    """The color on a dark page."""
+    marker: str
+    """One of matplotlib."""
+
+
+class Example(NamedTuple):
+    """An objective's loss and gradient, computed by hand, where p is (1/4, 3/4).
+
+    The vocabulary has two tokens and the target is the first. The gradient of the second logit is
+    that of the first with the other sign, unless there is a penalty.
+    """
+
+    loss: float
+    gradient: float
+    """With respect to the target's logit."""
+    settings: dict[str, Any] = {}  # noqa: RUF012 - never changed
+
+
+_registered: dict[str, type[Objective]] = {}
+
+
+class _Dispatch(type):
+    """Makes ``Objective("sft", ...)`` an instance of the class that is registered as "sft"."""
+
+    def __call__(cls, *given: Any, **settings: Any) -> Any:
+        default = "otr" if cls is Objective else cls.name  # type: ignore[attr-defined]
+        name, rest = (given[0], given[1:]) if given else (settings.pop("name", default), ())
+        kind = kind_of(name)
+        own = [field.name for field in fields(kind)][1:]
+        if len(rest) > len(own):
+            raise ValueError(f"{len(rest)} settings of {name}: use {', '.join(own) or 'none'}")
+        settings = dict(zip(own, rest, strict=False)) | settings
+        for key in settings.keys() - set(own):
+            _check_foreign(name, own, key, settings.pop(key))
+        return super(_Dispatch, kind).__call__(name, **settings)
 
 
 @dataclass(frozen=True)
-class Objective:
-    """The training objective of a token.
+class Objective(metaclass=_Dispatch):
+    """The training objective of a token: ``Objective("otr", num_samples=16)``.
 
-    With p = softmax(z), q = softmax(z / kappa) held constant, target y and K draws a_k from q:
+    The name chooses one of the registered objectives (`names`), each of which is a subclass with
+    its own settings. With p = softmax(z), q = softmax(z / kappa) held constant, target y and draws
+    a_j from q, every objective has a gradient with respect to the logits of the form
 
-    - `sft`: -log p(y), gradient p - e_y.
-    - `dft`: -p(y) log p(y) with p(y) held constant, gradient p(y) (p - e_y); arXiv:2508.05629.
-    - `otr`: -(1/K) sum_k R(a_k) log p(a_k), R = scale * (1 if a == y else beta);
-      arXiv:2509.26313. Its expectation over the draws (`estimator="expected"`) has the gradient
-      scale * [(1 - beta) q(y) (p - e_y) + beta (p - q)].
+        dz = P p - Q q - Y e_y - M sum_j e_(a_j)
 
-    At kappa = 1 the expectation is DFT times scale * (1 - beta): K then changes only the variance,
-    and beta only the scale.
+    An objective that multiplies SFT's loss by a weight w that is held constant has P = Y = w: it
+    defines `weight`. Others define `coefficients`, and the properties that say what these use.
+    Both are compiled by Triton as they stand, so they may use arithmetic, comparisons, ``if`` on
+    settings, other attributes of ``self`` that are numbers or strings, and of ``xp`` (torch, or
+    triton.language) only: exp, log, sqrt, abs, where, minimum, maximum, clamp.
+
+    A setting of another objective is refused unless it has its default; read from an objective
+    without it, it is that default.
 
     Raises:
-        ValueError: a field is outside its range.
+        ValueError: no such objective (the nearest name is given), a setting that it does not have,
+            or a value that is out of range.
     """
 
-    name: Literal["otr", "sft", "dft"] = "otr"
-    """`otr`: one-token rollout. `sft`: supervised fine-tuning, cross-entropy. `dft`: dynamic
-    fine-tuning, cross-entropy weighted by the target's probability. The other settings apply to
-    `otr` only."""
-    num_samples: int = 256
-    """K, the number of tokens drawn per position."""
-    mismatch_reward: float = -0.1
-    """beta, the reward of a drawn token that is not the target; the target's reward is 1. Negative
-    values push probability away from the drawn tokens."""
-    reward_scale: float = 1.0
-    """Factor of all rewards. AdamW normalizes gradients, so this changes little unless they are
-    clipped."""
-    temperature: float = 1.3
-    """kappa, the temperature of the distribution q from which tokens are drawn; at 1, q is the
-    model's own."""
-    estimator: Literal["sampled", "half", "expected"] = "sampled"
-    """How the loss of a token is computed. `sampled`: from K drawn tokens, as in the paper.
-    `expected`: its expectation, without draws. `half`: the target's part in expectation, the rest
-    from K draws among the other tokens; unbiased like `sampled`, with lower variance."""
+    name: str = ""
+    """Name of the objective. Its settings are the options that name it; the others do not apply."""
 
-    def __post_init__(self) -> None:
-        if self.name not in ("otr", "sft", "dft"):
-            raise ValueError(f"objective name {self.name!r}: use 'otr', 'sft' or 'dft'")
-        if self.estimator not in ("sampled", "half", "expected"):
-            raise ValueError(f"estimator {self.estimator!r}: use 'sampled', 'half' or 'expected'")
-        if type(self.num_samples) is not int or self.num_samples < 1:
-            raise ValueError(f"num_samples (K) is {self.num_samples!r}: use an integer >= 1")
-        if not 0 < self.temperature < float("inf"):
-            raise ValueError(f"temperature (kappa) is {self.temperature!r}: use a number > 0")
-        for field in ("mismatch_reward", "reward_scale"):
-            value = getattr(self, field)
-            if not abs(value) < float("inf"):
-                raise ValueError(f"{field} is {value!r}: use a finite number")
+    label: ClassVar[str]
+    """Name in tables and figures."""
+    arxiv: ClassVar[str] = ""
+    """Number of the paper."""
+    loss: ClassVar[str]
+    """Formula of a token's loss."""
+    gradient: ClassVar[str]
+    """Formula of the gradient with respect to the logits."""
+    meaning: ClassVar[str]
+    """What the gradient does, in words."""
+    example: ClassVar[Example]
+    arms: ClassVar[dict[str, dict[str, Any]]] = {}
+    """Settings of the arms that sweeps compare, by arm; empty: one, with the default settings."""
+    rolls_out: ClassVar[bool] = False
+    """Whether draws from q have rewards; then hit share and reward are those of q, else of p."""
+
+    if TYPE_CHECKING:  # the settings are those of the subclass
+
+        def __init__(self, name: str = "otr", *settings: Any, **named: Any) -> None: ...
+
+    def __init_subclass__(cls) -> None:
+        """Register a subclass under its name.
+
+        Raises:
+            TypeError: it has no name, or a function that Triton could not compile.
+        """
+        name = cls.__dict__.get("name")
+        if not isinstance(name, str) or not name.isidentifier():
+            raise TypeError(f"{cls.__name__}.name is {name!r}: give it a default, an identifier")
+        for form in ("weight", "coefficients"):
+            if getattr(cls.__dict__.get(form), "__annotations__", None):
+                raise TypeError(f"{cls.__name__}.{form}: leave out the annotations, for Triton")
+        _registered[name] = cls
+        setting_types.cache_clear()
+
+    def __getattr__(self, key: str) -> Any:
+        for kind in _registered.values():
+            for field in fields(kind):
+                if field.name == key:
+                    return field.default
+        raise AttributeError(f"objective {self.name!r} has no {key!r}")
+
+    def weight(self, xp: Any, p: Any, log_p: Any, entropy: Any) -> Any:
+        """Return w of a token, by which SFT's gradient p - e_y is multiplied.
+
+        Args:
+            xp: the library whose functions apply: torch, or triton.language.
+            p: the target's probability.
+            log_p: its natural logarithm.
+            entropy: of the model's distribution, in nats.
+        """
+        raise NotImplementedError
+
+    def coefficients(self, xp: Any, p: Any, q: Any, share: Any, entropy: Any, lse: Any) -> Any:
+        """Return P, Q, Y and M of a token's gradient, and what is added to its loss.
+
+        The loss is otherwise the one that has this gradient where the coefficients are constant:
+        -Y log p(y) - Q sum_a q(a) log p(a) - M sum_j log p(a_j).
+
+        Args:
+            xp: the library whose functions apply: torch, or triton.language.
+            p: the target's probability.
+            q: the same at the temperature kappa.
+            share: of the draws that are the target; if hits are not drawn, its expectation.
+            entropy: of the model's distribution, in nats.
+            lse: log of the sum of the exponentials of the logits, in nats.
+        """
+        raise NotImplementedError
+
+    @property
+    def is_weighted(self) -> bool:
+        """Whether the gradient is SFT's times `weight`."""
+        return type(self).coefficients is Objective.coefficients
 
     @property
     def kappa(self) -> float:
-        """Temperature of q; 1 if the objective does not use q (sft, dft)."""
-        return self.temperature if self.name == "otr" else 1.0
+        """Temperature of q; 1 if q is p."""
+        return 1.0
+
+    @property
+    def uses_q(self) -> bool:
+        """Whether anything depends on q."""
+        return False
+
+    @property
+    def dense_q(self) -> bool:
+        """Whether Q is not 0."""
+        return False
 
     @property
     def draws_hits(self) -> bool:
-        """Whether the target's share of the K draws is drawn, not computed in expectation."""
-        return self.name == "otr" and self.estimator == "sampled"
+        """Whether the target's share of the draws is drawn, not computed in expectation."""
+        return False
 
     @property
     def draws_misses(self) -> bool:
-        """Whether tokens other than the target are drawn."""
-        return self.name == "otr" and self.estimator != "expected" and self.mismatch_reward != 0
+        """Whether tokens other than the target are drawn, and M is not 0."""
+        return False
+
+    @property
+    def has_penalty(self) -> bool:
+        """Whether something is added to the loss."""
+        return False
+
+    @property
+    def variant(self) -> str:
+        """What tells an objective's forms apart in tables and figures; empty if it has one."""
+        return ""
+
+    @property
+    def style(self) -> Style | None:
+        """Style in figures; None: a free one."""
+        return None
+
+    def describe(self) -> str:
+        """Return the label, and the settings that are not the default ones."""
+        changed = [f for f in fields(self)[1:] if getattr(self, f.name) != f.default]
+        told = [f"{f.name.replace('_', ' ')} {getattr(self, f.name):g}" for f in changed]
+        return ", ".join([self.label, *told])
+
+    def require(self, ok: bool, setting: str, use: str) -> None:
+        """Raise a ValueError with the value of a setting and what to use instead, unless `ok`."""
+        if not ok:
+            raise ValueError(f"{setting} is {getattr(self, setting)!r}: use {use}")
+
+
+def names() -> list[str]:
+    """Return the names of all objectives, the built-in ones in alphabetical order of their files.
+
+    A class derived from `Objective` is registered when its module is imported.
+    """
+    import_module("otr.loss.objectives")
+    return list(_registered)
+
+
+def kind_of(name: str) -> type[Objective]:
+    """Return the class of an objective.
+
+    Raises:
+        ValueError: there is none of this name; the message gives the nearest one.
+    """
+    known = names()
+    if name not in known:
+        nearest = get_close_matches(str(name), known, n=1, cutoff=0)[0]
+        listed = ", ".join(map(repr, known))
+        raise ValueError(f"objective name {name!r}: did you mean {nearest!r}? Use one of {listed}")
+    return _registered[name]
+
+
+def owners(setting: str) -> list[str]:
+    """Return the names of the objectives that have a setting."""
+    return [name for name in names() if setting in {f.name for f in fields(kind_of(name))[1:]}]
+
+
+@cache
+def setting_types() -> dict[str, Any]:
+    """Return the annotated type of the name, and of each setting of any objective."""
+    names()
+    types: dict[str, Any] = {"name": str}
+    for kind in _registered.values():
+        hints = typing.get_type_hints(kind)
+        types |= {f.name: hints[f.name] for f in fields(kind)[1:]}
+    return types
+
+
+def setting_defaults() -> dict[str, Any]:
+    """Return the default of the name, and of each setting of any objective."""
+    own = {f.name: f.default for name in names() for f in fields(kind_of(name))}
+    return own | {"name": "otr"}
+
+
+def stored(settings: dict[str, Any] | None) -> Objective | None:
+    """Return an objective from its stored fields; None if this version can't make it.
+
+    Versions before 0.3 stored the settings of `otr` with every objective.
+    """
+    try:
+        return None if settings is None else Objective(**own_settings(settings))
+    except (TypeError, ValueError):
+        return None
+
+
+def own_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return stored fields of an objective without those that had no effect on it."""
+    if settings.get("name") not in ("sft", "dft"):
+        return settings
+    kept = {f.name for f in fields(kind_of(settings["name"]))}
+    return {k: v for k, v in settings.items() if k in kept or owners(k) != ["otr"]}
+
+
+def _check_foreign(name: str, own: list[str], key: str, value: Any) -> None:
+    """Raise a ValueError for a setting that an objective does not have, unless it has no effect."""
+    has = owners(key)
+    if not has:
+        nearest = get_close_matches(key, setting_types(), n=1, cutoff=0)[0]
+        raise ValueError(f"objective {name!r} has no {key!r}: did you mean {nearest!r}?")
+    if value != setting_defaults()[key]:
+        raise ValueError(
+            f"{key} is {value!r}, but it is a setting of {' and '.join(has)}, not of {name}: leave "
+            f"it out, or set one of {name}'s ({', '.join(own) or 'none'})"
+        )
 
 
 @dataclass(frozen=True)
@@ -88,7 +301,7 @@ class LossOutput:
 
     Only `loss_sum` has a gradient. `hit_sum` (draws that equal the target, as a share of K) and
     `reward_sum` come from the draws; if hits are not drawn, they are expectations under q for otr,
-    and under p for sft and dft. `entropy_sum` is p's entropy in nats.
+    and under p for objectives without draws. `entropy_sum` is p's entropy in nats.
     """
 
     loss_sum: Float[Tensor, ""]

@@ -53,25 +53,35 @@ class Coefficients(NamedTuple):
         return Coefficients(self.p * factor, q, self.target * factor, miss)
 
 
-def gradient_coefficients(
-    objective: Objective, p_C: Tensor, q_C: Tensor, hit_C: Tensor
-) -> Coefficients:
-    """Return the coefficients of rows from the target's p, q and share `hit_C` of the draws."""
-    if objective.name == "sft":
-        return Coefficients(torch.ones_like(p_C), None, torch.ones_like(p_C), None)
-    if objective.name == "dft":
-        return Coefficients(p_C, None, p_C, None)
-    beta, scale = objective.mismatch_reward, objective.reward_scale
-    reward_C = scale * (hit_C + beta * (1 - hit_C))
-    if beta == 0:
-        return Coefficients(reward_C, None, reward_C, None)
-    if objective.estimator == "expected":
-        every_C = torch.full_like(p_C, scale * beta)
-        return Coefficients(reward_C, every_C, scale * (1 - beta) * hit_C, None)
-    miss_C = torch.full_like(p_C, scale * beta / objective.num_samples)
-    if objective.estimator == "half":
-        miss_C = miss_C * (1 - q_C)
-    return Coefficients(reward_C, None, scale * hit_C, miss_C)
+class Target(NamedTuple):
+    """What an objective knows of each row's target: see `Objective.coefficients`."""
+
+    p: Tensor
+    log_p: Tensor
+    q: Tensor
+    share: Tensor
+    entropy: Tensor
+    lse: Tensor
+
+
+def gradient_coefficients(objective: Objective, of: Target) -> tuple[Coefficients, Tensor | None]:
+    """Return the coefficients of rows, and what is added to their losses (None: nothing)."""
+    if objective.is_weighted:
+        weight = _each(objective.weight(torch, of.p, of.log_p, of.entropy), of.p)
+        return Coefficients(weight, None, weight, None), None
+    made = objective.coefficients(torch, of.p, of.q, of.share, of.entropy, of.lse)
+    p, q, target, miss, penalty = (_each(number, of.p) for number in made)
+    return (
+        Coefficients(
+            p, q if objective.dense_q else None, target, miss if objective.draws_misses else None
+        ),
+        penalty if objective.has_penalty else None,
+    )
+
+
+def _each(number: Tensor | float, like: Tensor) -> Tensor:
+    """Return a number of each row; an objective may return one for all rows."""
+    return number if isinstance(number, Tensor) else torch.full_like(like, number)
 
 
 class _Rows(NamedTuple):
@@ -143,25 +153,29 @@ def _tile_(
     z_RV.copy_(logits_RV)
     if softcap is not None:
         z_RV.div_(softcap).tanh_().mul_(softcap)
-    z_RV.sub_(z_RV.amax(1, keepdim=True)).clamp_(min=torch.finfo(z_RV.dtype).min)
+    top_R1 = z_RV.amax(1, keepdim=True)
+    z_RV.sub_(top_R1).clamp_(min=torch.finfo(z_RV.dtype).min)
     torch.softmax(z_RV, 1, out=p_RV)
     lse_R = -p_RV.amax(1).log()  # of the shifted logits, whose maximum is 0
     logp_R = z_RV.gather(1, target_R1).squeeze(1) - lse_R
     entropy_R = lse_R - torch.mul(p_RV, z_RV, out=spare_RV).sum(1)
     p_y_R = logp_R.exp()
     q_RV, q_y_R = p_RV, p_y_R
-    if objective.name == "otr":
+    if objective.uses_q:
         q_RV = torch.div(z_RV, objective.kappa, out=spare_RV)
         torch.softmax(q_RV, 1, out=q_RV)
         q_y_R = q_RV.gather(1, target_R1).squeeze(1)
-    hit_R = q_y_R
+    hit_R = q_y_R if objective.rolls_out else p_y_R
     hit_RK = None
     if objective.draws_hits:
         hit_RK = rows.hit < q_y_R[:, None]
         hit_R = hit_RK.sum(1).to(q_y_R.dtype) / objective.num_samples
-    part = gradient_coefficients(objective, p_y_R, q_y_R, hit_R)
+    of = Target(p_y_R, logp_R, q_y_R, hit_R, entropy_R, top_R1.squeeze(1) + lse_R)
+    part, penalty_R = gradient_coefficients(objective, of)
     slope = part.times(factor)
     loss_R = -torch.where(part.target == 0, 0, part.target * logp_R)
+    if penalty_R is not None:
+        loss_R += penalty_R
     p_RV.mul_(slope.p[:, None])
     if part.q is not None and slope.q is not None:
         loss_R -= part.q * (torch.linalg.vecdot(q_RV, z_RV) - lse_R)

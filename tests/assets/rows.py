@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from otr import Objective
+from otr.loss.objective import names
 
 OBJECTIVES = [
     Objective("sft"),
@@ -15,6 +16,10 @@ OBJECTIVES = [
     Objective(num_samples=100, mismatch_reward=-1.0, temperature=0.7),
     Objective(num_samples=16, mismatch_reward=0.0),
     Objective(num_samples=33, estimator="half"),
+    Objective("sft", label_smoothing=0.2),
+    Objective("sft", z_loss=0.01),
+    Objective("sft", label_smoothing=0.1, z_loss=0.01),
+    *(Objective(name) for name in names() if name not in ("otr", "sft", "dft")),
 ]
 
 

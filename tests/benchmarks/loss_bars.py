@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tests.benchmarks.loss_peers import PEERS, SFT
+from tests.benchmarks.loss_peers import PEERS, SFT, WEIGHTED
 
 Result = dict[str, Any]
 MIB = 2**20
@@ -23,6 +23,7 @@ BARS = (
     Bar("otr-k256 / sft", 1.10, 1.05, lambda r: r["V"] == 151936 and r["D"] >= 2048),
     Bar("otr-k256 / sft", 1.25, 1.15, lambda r: r["V"] == 151936 and r["D"] == 512),
     Bar("otr-expected / sft", 1.05, 1.02, lambda r: r["D"] >= 2048),
+    *(Bar(f"{name} / sft", 1.02, 1.02) for name in ("dft", *WEIGHTED)),
     Bar("sft / best peer", 1.05, 1.00),
     Bar("dft / trl-dft", 0.80, 0.80),
     Bar("memory otr-k256 / sft", 1.05, 1.05),

@@ -115,7 +115,10 @@ def _loss_and_gradients(loss: Loss, inputs: Inputs) -> tuple[Tensor, Tensor, Ten
 def _expected_loss(
     hidden_TD: Tensor, weight_VD: Tensor, target_T: Tensor, objective: Objective
 ) -> Tensor:
-    """Compute -sum_v w(v) log p(v) with constant w, the form of every objective, without otr."""
+    """Compute -sum_v w(v) log p(v) with constant w, the form of every objective.
+
+    Of otr, only the weights of weighted objectives are used.
+    """
     logits_TV = hidden_TD @ weight_VD.T
     logp_TV = torch.log_softmax(logits_TV, -1)
     hit_TV = F.one_hot(target_T, logits_TV.shape[1])
@@ -124,6 +127,9 @@ def _expected_loss(
             weight_TV = hit_TV
         elif objective.name == "dft":
             weight_TV = hit_TV * logp_TV.exp()
+        elif objective.is_weighted:
+            p_TV, entropy_T = logp_TV.exp(), torch.special.entr(logp_TV.exp()).sum(-1, keepdim=True)
+            weight_TV = hit_TV * objective.weight(torch, p_TV, logp_TV, entropy_T)
         else:
             q_TV = torch.softmax(logits_TV / objective.temperature, -1)
             reward_TV = torch.where(hit_TV == 1, 1.0, objective.mismatch_reward)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import otr
 from otr import Objective
+from otr.loss.objective import names
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 SFT, DFT = Objective("sft"), Objective("dft")
@@ -141,6 +142,8 @@ OURS = {
     "otr-k256": OTR,
     "otr-expected": Objective("otr", mismatch_reward=-0.1, temperature=1.3, estimator="expected"),
 }
+WEIGHTED = [name for name in names() if Objective(name).is_weighted and name != "dft"]
+OURS |= {name: Objective(name) for name in WEIGHTED}
 PEERS = {
     "naive-otr": Variant(OTR, naive_otr),
     "full-ce": Variant(SFT, full_ce),

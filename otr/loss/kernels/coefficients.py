@@ -1,34 +1,61 @@
-"""The objectives' coefficients in a kernel: the only place that tells objectives apart."""
+"""The coefficients of a row's gradient in a kernel: the objective's own function, compiled."""
 
 # ruff: noqa: PLR0913 - one argument per number of the formula
+
+import os
+from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 import triton
 import triton.language as tl
 
+from otr.loss.objective import Objective
+
+
+def compiled_form(objective: Objective) -> Any:
+    """Return `Objective.weight` or `Objective.coefficients` as a function that a kernel can call."""
+    kind = type(objective)
+    function = kind.weight if objective.is_weighted else kind.coefficients
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    return function if interpreted else _jit(function)  # the interpreter runs Python as it is
+
+
+@cache
+def _jit(function: Callable[..., Any]) -> Any:
+    return triton.jit(function)
+
 
 @triton.jit
-def coefficients(p, q, share, samples, beta, scale, OBJECTIVE: tl.constexpr):
-    """Return P, Q, Y and M of a row's gradient, as `otr.loss.rows.gradient_coefficients` does.
+def coefficients(
+    p, log_p, q, share, entropy, lse,
+    OBJECTIVE: tl.constexpr, FORM: tl.constexpr, WEIGHTED: tl.constexpr,
+):  # fmt: skip
+    """Return P, Q, Y and M of a row's gradient and the penalty, all of them float32.
+
+    See `otr.loss.rows.gradient_coefficients`, which calls the same functions.
 
     Args:
         p: the target's probability.
+        log_p: its natural logarithm.
         q: the same at the temperature kappa.
-        share: of the draws that are the target; q if hits are not drawn.
-        samples: K.
-        beta: the reward of a draw that is not the target.
-        scale: factor of all rewards.
-        OBJECTIVE: "sft", "dft", or otr's estimator.
+        share: of the draws that are the target, or its expectation.
+        entropy: of the row, in nats.
+        lse: log of the sum of the exponentials of the row's logits, in nats.
+        OBJECTIVE: the objective; its settings are compiled in.
+        FORM: its `compiled_form`.
+        WEIGHTED: whether that is `Objective.weight`.
     """
-    zero = tl.zeros((), tl.float32)
-    reward = scale * (share + beta * (1 - share))
-    if OBJECTIVE == "sft":
-        return zero + 1, zero, zero + 1, zero
-    elif OBJECTIVE == "dft":
-        return p, zero, p, zero
-    elif OBJECTIVE == "expected":
-        return reward, zero + scale * beta, scale * (1 - beta) * share, zero
-    elif OBJECTIVE == "sampled":
-        return reward, zero, scale * share, zero + scale * beta / samples
+    if WEIGHTED:
+        weight = tl.cast(FORM(OBJECTIVE, tl, p, log_p, entropy), tl.float32)
+        zero = tl.zeros((), tl.float32)
+        return weight, zero, weight, zero, zero
     else:
-        tl.static_assert(OBJECTIVE == "half")
-        return reward, zero, scale * share, scale * beta / samples * (1 - q)
+        of_p, of_q, of_target, of_miss, penalty = FORM(OBJECTIVE, tl, p, q, share, entropy, lse)
+        return (
+            tl.cast(of_p, tl.float32),
+            tl.cast(of_q, tl.float32),
+            tl.cast(of_target, tl.float32),
+            tl.cast(of_miss, tl.float32),
+            tl.cast(penalty, tl.float32),
+        )

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from otr.loss.draws import BLOCK, HIT, WHICH_BLOCK, WHICH_ENTRY, signed
+from otr.loss.kernels.coefficients import compiled_form
 from otr.loss.kernels.common import RECORD
 from otr.loss.kernels.passes import gradient_, statistics
 from otr.loss.kernels.tokens import losses, write_
@@ -31,42 +32,19 @@ CDF = 1024  # blocks that a program sums at once
 
 @dataclass(frozen=True)
 class Variant:
-    """What is compiled into the kernels: the kind of the objective, and whether logits are capped.
+    """What is compiled into the kernels: the objective, and whether logits are capped."""
 
-    A further objective is a branch of `kernels.coefficients` and its name here.
-    """
-
-    objective: str
-    """The branch of `kernels.coefficients`."""
-    hits: bool
-    """Whether hits are drawn."""
-    drawn: bool
-    """Whether misses are drawn."""
-    dense_q: bool
-    """Whether the gradient has a part Q q."""
-    tempered: bool
-    """Whether q is not p."""
+    objective: Objective
     capped: bool
-
-    @classmethod
-    def of(cls, objective: Objective, softcap: float | None) -> "Variant":
-        """Return the variant of an objective."""
-        otr = objective.name == "otr"
-        return cls(
-            objective=objective.estimator if otr else objective.name,
-            hits=objective.draws_hits,
-            drawn=objective.draws_misses,
-            dense_q=otr and objective.estimator == "expected" and objective.mismatch_reward != 0,
-            tempered=otr,
-            capped=softcap is not None,
-        )
 
     def constants(self, kernel: str, item_bytes: int) -> dict[str, object]:
         """Return the compile-time arguments of a kernel for logits of `item_bytes`."""
+        of = self.objective
+        drawn = of.draws_misses
         if kernel == "statistics":
             return {
-                "TEMPERED": self.tempered and not self.drawn,  # block sums give q's otherwise
-                "BLOCKS": self.drawn,
+                "TEMPERED": of.uses_q and not drawn,  # block sums give q's otherwise
+                "BLOCKS": drawn,
                 "CAPPED": self.capped,
                 "SPAN": SPAN,
                 "BLOCK": BLOCK,
@@ -74,11 +52,15 @@ class Variant:
             }
         if kernel == "losses":
             return {
-                "OBJECTIVE": self.objective,
-                "HITS": self.hits,
-                "DRAWN": self.drawn,
-                "TEMPERED": self.tempered,
-                "DENSE_Q": self.dense_q,
+                "OBJECTIVE": of,
+                "FORM": compiled_form(of),
+                "WEIGHTED": of.is_weighted,
+                "PENALTY": of.has_penalty,
+                "ROLLS_OUT": of.rolls_out,
+                "HITS": of.draws_hits,
+                "DRAWN": drawn,
+                "TEMPERED": of.uses_q,
+                "DENSE_Q": of.dense_q,
                 "CAPPED": self.capped,
                 "BLOCK": BLOCK,
                 "DRAWS": DRAWS,
@@ -90,8 +72,8 @@ class Variant:
                 "WHICH_ENTRY": WHICH_ENTRY,
             }
         if kernel == "gradient_":
-            return {"DENSE_Q": self.dense_q, "CAPPED": self.capped, "SPAN": SPAN}
-        return {"DRAWN": self.drawn, "LANES": LANES}
+            return {"DENSE_Q": of.dense_q, "CAPPED": self.capped, "SPAN": SPAN}
+        return {"DRAWN": drawn, "LANES": LANES}
 
 
 def loss_and_gradient_(  # noqa: PLR0913 - the signature of a backend
@@ -109,13 +91,13 @@ def loss_and_gradient_(  # noqa: PLR0913 - the signature of a backend
     """
     rows, width = logits_CV.shape
     stride = logits_CV.stride(0)
-    variant = Variant.of(objective, softcap)
-    blocks = triton.cdiv(width, SPAN) * (SPAN // BLOCK) if variant.drawn else 0
+    variant = Variant(objective, softcap is not None)
+    drawn = objective.draws_misses
+    blocks = triton.cdiv(width, SPAN) * (SPAN // BLOCK) if drawn else 0
     samples = objective.num_samples
-    places = triton.cdiv(samples, DRAWS) * DRAWS if variant.drawn else 0
+    places = triton.cdiv(samples, DRAWS) * DRAWS if drawn else 0
     # An int would be another type, and 1 a constant: each would be compiled anew.
     cap, inverse_kappa = float(softcap or 0), 1 / objective.kappa
-    beta, scale = float(objective.mismatch_reward), float(objective.reward_scale)
 
     def scratch(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return logits_CV.new_empty(shape, dtype=dtype)
@@ -134,7 +116,7 @@ def loss_and_gradient_(  # noqa: PLR0913 - the signature of a backend
     losses[(rows,)](
         logits_CV, target_C, position_C, factor, record, high, total, cdf, token, value, figures,
         width, stride, blocks, blocks.bit_length(), samples, places, signed(seed),
-        signed(seed >> 32), inverse_kappa, beta, scale, cap,
+        signed(seed >> 32), inverse_kappa, cap,
         **variant.constants("losses", item),
     )  # fmt: skip
     gradient_[(rows, triton.cdiv(width, SPAN))](

@@ -218,8 +218,9 @@ def losses(
     z_ptr, target_ptr, position_ptr, factor_ptr, record_ptr, high_ptr, sum_ptr, cdf_ptr,
     token_ptr, value_ptr, figures_ptr,
     width, stride, blocks, steps, samples, places, seed_low, seed_high,
-    inverse_kappa, beta, scale, cap,
-    OBJECTIVE: tl.constexpr, HITS: tl.constexpr, DRAWN: tl.constexpr, TEMPERED: tl.constexpr,
+    inverse_kappa, cap,
+    OBJECTIVE: tl.constexpr, FORM: tl.constexpr, WEIGHTED: tl.constexpr, PENALTY: tl.constexpr,
+    ROLLS_OUT: tl.constexpr, HITS: tl.constexpr, DRAWN: tl.constexpr, TEMPERED: tl.constexpr,
     DENSE_Q: tl.constexpr, CAPPED: tl.constexpr, BLOCK: tl.constexpr, DRAWS: tl.constexpr,
     LANES: tl.constexpr, OTHERS: tl.constexpr, CDF: tl.constexpr,
     HIT: tl.constexpr, WHICH_BLOCK: tl.constexpr, WHICH_ENTRY: tl.constexpr,
@@ -227,7 +228,8 @@ def losses(
     """Draw; store each row's figures, coefficients and the gradients of target and misses.
 
     The gradients are multiplied by the number at `factor_ptr` (None: 1), the figures are not.
-    HITS: hits are drawn. DRAWN: misses are drawn. TEMPERED: q is not p. DENSE_Q: the gradient has a
+    OBJECTIVE, FORM, WEIGHTED: see `coefficients`. PENALTY: something is added to the loss.
+    ROLLS_OUT: the hit share without draws is q, else p. HITS: hits are drawn. DRAWN: misses are drawn. TEMPERED: q is not p. DENSE_Q: the gradient has a
     part Q q.
     """
     row = tl.program_id(0).to(tl.int64)
@@ -256,12 +258,17 @@ def losses(
     elif TEMPERED:
         q = tl.exp2(z * tempered - top * tempered - tl.load(record_ptr + LSE_Q))
     low, high = _row_keys(tl.load(position_ptr + row), seed_low, seed_high)
-    share, misses = q, samples
+    share, misses = p, samples
+    if ROLLS_OUT:
+        share = q
     if HITS:
         hits = _count_hits(token_ptr, low, high, q, samples, DRAWN, HIT, LANES)
         share = hits.to(tl.float32) / samples
         misses = samples - hits
-    of_p, of_q, of_target, of_miss = coefficients(p, q, share, samples, beta, scale, OBJECTIVE)
+    entropy = (lse - tl.load(record_ptr + MEAN)) * LN2
+    of_p, of_q, of_target, of_miss, penalty = coefficients(
+        p, logp * LN2, q, share, entropy, top + lse * LN2, OBJECTIVE, FORM, WEIGHTED
+    )
     loss = tl.where(of_target == 0, 0.0, of_target * logp)
     factor = 1.0
     if factor_ptr is not None:
@@ -285,10 +292,13 @@ def losses(
     tl.store(record_ptr + OF_Q, factor * of_q)
     tl.store(record_ptr + AT_TARGET, factor * slope * cap_slope(z, cap, CAPPED))
     rows = tl.num_programs(0)
-    tl.store(figures_ptr + row, loss * -LN2)
+    loss *= -LN2
+    if PENALTY:
+        loss += penalty
+    tl.store(figures_ptr + row, loss)
     tl.store(figures_ptr + rows + row, logp * -LN2)
     tl.store(figures_ptr + 2 * rows + row, share)
-    tl.store(figures_ptr + 3 * rows + row, (lse - tl.load(record_ptr + MEAN)) * LN2)
+    tl.store(figures_ptr + 3 * rows + row, entropy)
 
 
 @triton.jit(do_not_specialize_on_alignment=["target_ptr"])

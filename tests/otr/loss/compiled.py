@@ -21,6 +21,7 @@ from triton.compiler import ASTSource
 
 from otr import Objective
 from otr.loss.kernels import rows
+from otr.loss.objective import names
 
 BASELINE = Path(__file__).with_suffix(".json")
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -126,6 +127,12 @@ H100_CASES = {
     "sft": launches(OBJECTIVES["sft"]),
     "dft": {"losses": launches(OBJECTIVES["dft"])["losses"]},
     "half": {"losses": launches(OBJECTIVES["half"])["losses"]},
+    **{
+        name: {"losses": launches(Objective(name))["losses"]}
+        for name in names()
+        if name not in OBJECTIVES and name != "otr"
+    },
+    "sft, smoothed, z-loss": launches(Objective("sft", label_smoothing=0.1, z_loss=1e-4)),
     "sampled, float32": launches(OBJECTIVES["sampled"], dtype=torch.float32),
     "sampled, vocabulary 50257": launches(OBJECTIVES["sampled"], 50257),
     "expected, softcap": launches(OBJECTIVES["expected"], softcap=30.0),

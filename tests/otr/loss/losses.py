@@ -13,13 +13,24 @@ from torch import Tensor
 from otr import IGNORE_INDEX, LossOutput, Objective, linear_token_loss, token_loss
 from otr.loss.draws import draw_seed
 from otr.loss.functional import _plain
+from otr.loss.objective import names
 from otr.loss.rows import loss_and_gradient_
 from tests.otr.loss.oracle import generator
 
 SFT, DFT = Objective("sft"), Objective("dft")
 SAMPLED, HALF = Objective(num_samples=7), Objective(num_samples=7, estimator="half")
 EXPECTED = Objective(estimator="expected")
-OBJECTIVES = {"sft": SFT, "dft": DFT, "sampled": SAMPLED, "half": HALF, "expected": EXPECTED}
+OTHERS = {name: Objective(name) for name in names() if name not in ("otr", "sft", "dft")}
+OTHERS["smoothed"] = Objective("sft", label_smoothing=0.2)
+OTHERS["threshold"] = Objective("threshold", threshold=0.03)
+OBJECTIVES = {
+    "sft": SFT,
+    "dft": DFT,
+    "sampled": SAMPLED,
+    "half": HALF,
+    "expected": EXPECTED,
+    **OTHERS,
+}
 MANY = {"sft": SFT, "dft": DFT, "sampled": Objective(), "half": HALF, "expected": EXPECTED}
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 every_objective = pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)

@@ -1,11 +1,13 @@
 """Reference implementation of the losses: their definitions in float64, one draw at a time.
 
 It shares with otr only the uniforms and the mapping from a uniform to a token, so that both use the
-same draws. Every loss is a sum of -weight * log p(token) with constant weights, its `terms`.
+same draws. Every loss is a sum of -weight * log p(token) with constant weights, its `terms`; z-loss,
+which is not, is tested in test_objectives.py.
 
 Shapes: T positions, V vocabulary, K draws.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -63,10 +65,11 @@ def terms(logits_TV: Tensor, target_T: Tensor, o: Objective, drawn: Draws | None
         p, q = every_p[t], every_q[t]
         if y == IGNORE_INDEX:
             rows.append([])
-        elif o.name == "sft":
-            rows.append([(y, 1.0)])
-        elif o.name == "dft":
-            rows.append([(y, p[y])])
+        elif o.name != "otr":
+            kept = [a for a in range(len(p)) if logits_TV[t, a] > -math.inf]
+            smooth = o.label_smoothing if o.name == "sft" else 0.0
+            rows.append([(y, (1 - smooth) * _weight(o, p, y))])
+            rows[-1] += [(a, smooth / len(kept)) for a in kept if smooth]
         elif o.estimator == "expected":
             rows.append([(a, q[a] * _reward(o, a == y)) for a in range(len(q))])
         elif o.estimator == "half":
@@ -77,6 +80,23 @@ def terms(logits_TV: Tensor, target_T: Tensor, o: Objective, drawn: Draws | None
             a_K = [y if hit else miss for hit, miss in zip(hits[t], misses[t], strict=True)]
             rows.append([(a, _reward(o, a == y) / o.num_samples) for a in a_K])
     return rows
+
+
+def _weight(o: Objective, p: list[float], y: int) -> float:
+    """Return the factor of SFT's gradient of an objective that has one."""
+    p_y, entropy = p[y], -sum(each * math.log(each) for each in p if each)
+    if o.name == "idft" and p_y:
+        g = min(2.0, max(0.1, math.exp(min(99, -(math.log(p_y) + entropy) / o.surprise_scale))))
+    return {
+        "sft": lambda: 1.0,
+        "dft": lambda: p_y,
+        "power": lambda: p_y**o.exponent,
+        "threshold": lambda: 1.0 if p_y >= o.threshold else 0.0,
+        "clipped": lambda: p_y if p_y < o.threshold else 1.0,
+        "chord": lambda: p_y - p_y**2,
+        "eaft": lambda: min(1.0, entropy / math.log(20)),
+        "idft": lambda: p_y**g if p_y else 0.0,
+    }[o.name]()
 
 
 def loss(logits_TV: Tensor, rows: Terms) -> Tensor:

@@ -39,7 +39,8 @@ def assert_equals_the_oracle(by, objective: Objective) -> None:
     torch.testing.assert_close(nll, oracle.loss(logits, oracle.terms(logits, target, SFT)), **EXACT)
     p = torch.softmax(logits.detach(), -1)
     torch.testing.assert_close(entropy, -(p * p.log()).sum(-1), **EXACT)
-    q_y = torch.softmax(logits.detach() / objective.kappa, -1).gather(1, target[:, None])[:, 0]
+    kappa = objective.kappa if objective.name == "otr" else 1.0
+    q_y = torch.softmax(logits.detach() / kappa, -1).gather(1, target[:, None])[:, 0]
     sampled = objective.name == "otr" and objective.estimator == "sampled"
     torch.testing.assert_close(hit, drawn.hit_TK.double().mean(1) if sampled else q_y, **EXACT)
 

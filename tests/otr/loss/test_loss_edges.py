@@ -1,6 +1,7 @@
 """Extreme, empty and wrong input gives a finite loss, or an error that names the problem."""
 
 import math
+from dataclasses import replace
 
 import hypothesis
 import pytest
@@ -39,7 +40,7 @@ LOGIT = st.sampled_from([0.0, 1.5, -3.0, 1e4, -1e4, -math.inf])
 @hypothesis.settings(max_examples=150, deadline=None, derandomize=True)
 def test_extremes_stay_finite(made: list, objective: Objective, kappa: float, dtype) -> None:
     """Any shape, masked entries, a vocabulary of one; targets are never masked."""
-    o = Objective(objective.name, 7, temperature=kappa, estimator=objective.estimator)
+    o = replace(objective, temperature=kappa) if objective.name == "otr" else objective
     logits = torch.tensor([z for z, _ in made])
     target = torch.tensor([y for _, y in made])
     logits[torch.arange(len(made)), target] = logits.gather(1, target[:, None])[:, 0].clamp(
@@ -96,7 +97,17 @@ def test_without_scored_positions_the_loss_is_zero_and_can_go_backward(
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"name": "ppo"}, "objective name 'ppo': use 'otr', 'sft' or 'dft'"),
+        ({"name": "oft"}, "objective name 'oft': did you mean 'sft'.* Use one of .*'otr'"),
+        ({"name": None}, "objective name None: did you mean"),
+        ({"name": "sft", "num_samples": 16}, "num_samples is 16, but it is a setting of otr, not"),
+        ({"label_smoothing": 0.1}, "label_smoothing is 0.1, but it is a setting of sft, not of otr"),
+        ({"num_sample": 16}, "'otr' has no 'num_sample': did you mean 'num_samples'"),
+        ({"name": "sft", "label_smoothing": 1.0}, "label_smoothing is 1.0: use a number from 0 to"),
+        ({"name": "sft", "z_loss": math.nan}, "z_loss is nan: use a number >= 0"),
+        ({"name": "power", "exponent": -1.0}, "exponent is -1.0: use a number >= 0"),
+        ({"name": "threshold", "threshold": 1.5}, "threshold is 1.5: use a number from 0 to 1"),
+        ({"name": "clipped", "threshold": math.nan}, "threshold is nan: use a number from 0 to 1"),
+        ({"name": "idft", "surprise_scale": 0.0}, "surprise_scale is 0.0: use a number > 0"),
         ({"estimator": "exact"}, "estimator 'exact': use 'sampled', 'half' or 'expected'"),
         ({"num_samples": 0}, r"num_samples \(K\) is 0: use an integer >= 1"),
         ({"num_samples": -3}, r"num_samples \(K\) is -3: use an integer"),

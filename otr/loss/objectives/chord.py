@@ -1,0 +1,33 @@
+"""Cross-entropy of the tokens about which the model is undecided."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from otr.loss.objective import Example, Objective, Style
+
+
+@dataclass(frozen=True)
+class Chord(Objective):
+    """Cross-entropy times p(y) (1 - p(y)), held constant: the token weight of CHORD (arXiv:2508.11408).
+
+    CHORD's mixture with reinforcement learning is not part of it. The paper's equations were not
+    read.
+    """
+
+    name: str = "chord"
+
+    label: ClassVar[str] = "CHORD"
+    arxiv: ClassVar[str] = "2508.11408"
+    loss: ClassVar[str] = "−p(y) (1 − p(y)) log p(y), the factors without gradient"
+    gradient: ClassVar[str] = "p(y) (1 − p(y)) (p − e_y)"
+    meaning: ClassVar[str] = "Learns targets that are neither unlikely nor known already."
+    example: ClassVar[Example] = Example(0.2599301927, -0.140625)
+
+    def weight(self, xp, p, log_p, entropy):
+        """Return p (1 - p)."""
+        return p * (1 - p)
+
+    @property
+    def style(self) -> Style:
+        """Style in figures."""
+        return Style("#b03a6b", "#e07da6", "h")

@@ -1,0 +1,29 @@
+"""Dynamic fine-tuning."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from otr.loss.objective import Example, Objective, Style
+
+
+@dataclass(frozen=True)
+class Dft(Objective):
+    """Cross-entropy times the target's probability, held constant (arXiv:2508.05629)."""
+
+    name: str = "dft"
+
+    label: ClassVar[str] = "DFT"
+    arxiv: ClassVar[str] = "2508.05629"
+    loss: ClassVar[str] = "−p(y) log p(y), the factor p(y) without gradient"
+    gradient: ClassVar[str] = "p(y) (p − e_y)"
+    meaning: ClassVar[str] = "Learns what the model already finds likely, hardly the rest."
+    example: ClassVar[Example] = Example(0.3465735903, -0.1875)
+
+    def weight(self, xp, p, log_p, entropy):
+        """Return the target's probability."""
+        return p
+
+    @property
+    def style(self) -> Style:
+        """Style in figures."""
+        return Style("#009e73", "#2fc79a", "D")

@@ -7,11 +7,11 @@ import json
 import math
 import re
 from collections import Counter
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, get_type_hints
 
 from otr._deprecated import renamed_arguments
-from otr.loss.objective import Objective
+from otr.loss.objective import Objective, setting_types
 
 _WEIGHT = re.compile(r"@(\d+(?:\.\d*)?|\.\d+)$")
 RENAMED = {
@@ -23,6 +23,14 @@ RENAMED = {
     "save_every": "checkpoint_interval",
 }
 """Old dotted keys of `TrainConfig` and their new names; the old ones are accepted until 0.3."""
+
+
+def types_of(config: Any) -> dict[str, Any]:
+    """Return the types of a configuration's fields; those of `Objective` are all objectives'."""
+    if issubclass(config, Objective):
+        return setting_types()
+    hints = get_type_hints(config)
+    return {each.name: hints[each.name] for each in fields(config)}
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from otr.config import TrainConfig
+from otr.config import TrainConfig, types_of
 from otr.hints import did_you_mean
+from otr.loss.objective import Objective
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def with_overrides(config: Any, overrides: Mapping[str, Any]) -> Any:
 
 
 def _replaced(config: Any, overrides: Mapping[str, Any], prefix: str) -> Any:
-    known = [f.name for f in dataclasses.fields(config)]
+    known = list(types_of(type(config)))
     inner: dict[str, dict[str, Any]] = {}
     changes: dict[str, Any] = {}
     for key, value in overrides.items():
@@ -96,6 +97,8 @@ def _replaced(config: Any, overrides: Mapping[str, Any], prefix: str) -> Any:
     for head, parts in inner.items():
         part = changes.get(head, getattr(config, head))
         changes[head] = _replaced(part, parts, f"{prefix}{head}.")
+    if isinstance(config, Objective):
+        return config.changed(**changes)
     return dataclasses.replace(config, **changes)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from otr.config import DataConfig, ModelConfig, TrainConfig
+from otr.loss.objective import own_settings, setting_defaults
 
 DIGEST_PIECES = 16  # of a large file, evenly spaced, that a digest covers
 WEIGHT_BYTES = 64 * 2**10  # of each weight file that a digest covers
@@ -119,6 +120,7 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], directory: str
             "order: go on from its last checkpoint in a new run, with another --name and "
             f"--model {directory}/step-..."
         )
+    before, now = _with_all_settings(before), _with_all_settings(now)
     # A run from before an option existed did what its default does.
     defaults = flatten(TrainConfig(ModelConfig("-"), DataConfig(("-",))))
     added = {key: value for key, value in defaults.items() if key in now and key not in before}
@@ -138,6 +140,15 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], directory: str
             f"{directory} holds a run with other settings ({changes}): restore them, or use "
             "another name"
         )
+
+
+def _with_all_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an identity with the settings of all objectives; those without effect are defaults."""
+    prefix = "objective."
+    own = {k.removeprefix(prefix): v for k, v in settings.items() if k.startswith(prefix)}
+    every = {prefix + key: value for key, value in setting_defaults().items()} if own else {}
+    others = {k: v for k, v in settings.items() if not k.startswith(prefix)}
+    return every | others | {prefix + key: value for key, value in own_settings(own).items()}
 
 
 def flatten(config: Any) -> dict[str, Any]:

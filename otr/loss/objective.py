@@ -62,7 +62,7 @@ class _Dispatch(type):
         settings = dict(zip(own, rest, strict=False)) | settings
         for key in settings.keys() - set(own):
             _check_foreign(name, own, key, settings.pop(key))
-        return super(_Dispatch, kind).__call__(name, **settings)
+        return type.__call__(kind, name, **settings)
 
 
 @dataclass(frozen=True)
@@ -206,11 +206,24 @@ class Objective(metaclass=_Dispatch):
         """Style in figures; None: a free one."""
         return None
 
+    def forms(self) -> list[Objective]:
+        """Return this objective in each of its variants."""
+        return [self]
+
     def describe(self) -> str:
         """Return the label, and the settings that are not the default ones."""
         changed = [f for f in fields(self)[1:] if getattr(self, f.name) != f.default]
         told = [f"{f.name.replace('_', ' ')} {getattr(self, f.name):g}" for f in changed]
         return ", ".join([self.label, *told])
+
+    def changed(self, **changes: Any) -> Objective:
+        """Return this objective with other settings, or with `name` another one.
+
+        The settings that the other one has too stay as they are.
+        """
+        name = changes.pop("name", self.name)
+        kept = {f.name for f in fields(kind_of(name))[1:]} & {f.name for f in fields(self)}
+        return Objective(name, **{key: getattr(self, key) for key in kept} | changes)
 
     def require(self, ok: bool, setting: str, use: str) -> None:
         """Raise a ValueError with the value of a setting and what to use instead, unless `ok`."""

@@ -20,7 +20,7 @@ def _options(*names: str) -> Any:
 @dataclass(frozen=True, kw_only=True)
 class _StartingPoint:
     preset: Annotated[
-        PresetName | None, arg(metavar="{builtin,gsm8k,study,debug}", help_behavior_hint="")
+        PresetName | None, arg(metavar="{builtin,family,gsm8k,study,debug}", help_behavior_hint="")
     ] = None
     """Preset to start from, by default builtin, whose values are the defaults shown here."""
     config: Annotated[str, arg(metavar="FILE", help_behavior_hint="")] = ""

@@ -7,18 +7,19 @@ value, and over what the arms of a preset set.
 import json
 import math
 import re
-import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass, replace
-from typing import Annotated, Any, TypedDict
+from dataclasses import is_dataclass, replace
+from typing import Annotated, Any, Literal, TypedDict
 
 import docstring_parser
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
 from evals.settings import EngineSettings
-from otr.config import DataConfig, OptimConfig, TrainConfig
+from otr.config import DataConfig, OptimConfig, TrainConfig, types_of
 from otr.hints import did_you_mean
+from otr.loss import objective
+from otr.loss.objective import Objective
 from pipelines.config import defaults
 from pipelines.config.presets import PRESETS, PresetName, SweepConfig
 from pipelines.config.recipe import Recipe, flatten, read_recipe
@@ -129,11 +130,13 @@ def load_config(
     given_or_first |= _fitting_batch(start.train, given, open_)
     try:
         config = _with_choices(start, arms or recipe.arms, seeds or recipe.seeds)
-        config = with_overrides(config, {**given_or_first, "chosen": chosen})
+        of_arms = {} if single else _settings_of_arms(config, given)
+        shared = {k: v for k, v in given_or_first.items() if k not in of_arms}
+        config = with_overrides(config, {**shared, "chosen": chosen})
         if single:
             config = replace(config, trials=(Trial(single, seed=config.train.seed),))
         else:
-            config = _options_win(config, given)
+            config = _options_win(config, given, of_arms)
         config = _without_preset_values(config, given)
     except ValueError as error:
         raise UsageError(str(error)) from error
@@ -194,11 +197,11 @@ def options_type(*names: str) -> type:
 
 
 def _options_type(kind: type, defaults: Any, prefix: str, names: Sequence[str] = ()) -> type:
-    documented = docstring_parser.parse_from_object(kind).params
-    help_texts = {field.arg_name: field.description or "" for field in documented}
-    hints = typing.get_type_hints(kind)
+    help_texts, hints = _help_texts(kind), types_of(kind)
+    if kind is Objective:
+        hints |= {"name": Literal[tuple(objective.names())]}
     options: dict[str, Any] = {}
-    for name in names or [each.name for each in fields(kind)]:
+    for name in names or hints:
         key, default = prefix + name, getattr(defaults, name)
         if is_dataclass(hints[name]):
             options[name] = _options_type(hints[name], default, f"{key}.")
@@ -212,6 +215,28 @@ def _options_type(kind: type, defaults: Any, prefix: str, names: Sequence[str] =
             options[name] = Annotated[annotation, argument]
     # total=False leaves out what was not given.
     return TypedDict(f"{kind.__name__}Options", options, total=False)  # type: ignore[operator]
+
+
+def _help_texts(kind: type) -> dict[str, str]:
+    """Return the docstrings of a configuration's fields."""
+    if kind is Objective:
+        return _objectives_help_texts()
+    documented = docstring_parser.parse_from_object(kind).params
+    return {field.arg_name: field.description or "" for field in documented}
+
+
+def _objectives_help_texts() -> dict[str, str]:
+    """Return the docstrings of all objectives' settings, each after the objective's name."""
+    texts: dict[str, list[str]] = {}
+    for name in objective.names():
+        own = docstring_parser.parse_from_object(objective.kind_of(name)).params
+        for field in own:
+            if field.arg_name in objective.setting_types() and field.description:
+                texts.setdefault(field.arg_name, []).append(f"{name}: {field.description}")
+    kinds = [objective.kind_of(name) for name in objective.names()]
+    listed = " ".join(f"`{kind.name}`: {kind.label}, gradient {kind.gradient}." for kind in kinds)
+    joined = {setting: " ".join(parts) for setting, parts in texts.items()}
+    return joined | {"name": f"The objective. {listed} A setting below names those that have it."}
 
 
 def _shown(key: str, default: Any) -> str:
@@ -253,8 +278,23 @@ def _with_choices(config: SweepConfig, arms: Sequence[str], seeds: Sequence[int]
     return replace(config, trials=trials)
 
 
-def _options_win(config: SweepConfig, given: Mapping[str, Any]) -> SweepConfig:
-    """Remove the overrides of trials that options replace."""
+def _settings_of_arms(config: SweepConfig, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings in `given` that some arms' objectives have, but not the shared one."""
+    prefix = "train.objective."
+    shared = given.get(f"{prefix}name", config.train.objective.name)
+    used = {str(trial.overrides.get("objective.name", shared)) for trial in config.trials}
+    found = {}
+    for key in given:
+        owners = objective.owners(key.removeprefix(prefix)) if key.startswith(prefix) else []
+        if shared not in owners and used & set(owners):
+            found[key] = given[key]
+    return found
+
+
+def _options_win(
+    config: SweepConfig, given: Mapping[str, Any], of_arms: Mapping[str, Any]
+) -> SweepConfig:
+    """Remove the overrides of trials that options replace; add those that only some arms have."""
     if "train.seed" in given:
         raise UsageError(
             "--train.seed has no effect in a sweep: give the seeds of the trials with --seeds"
@@ -263,6 +303,11 @@ def _options_win(config: SweepConfig, given: Mapping[str, Any]) -> SweepConfig:
     trials: dict[str, Trial] = {}
     for trial in config.trials:
         overrides = {k: v for k, v in trial.overrides.items() if k not in replaced}
+        name = str(overrides.get("objective.name", config.train.objective.name))
+        for key, value in of_arms.items():
+            own = key.removeprefix("train.")
+            if name in objective.owners(own.removeprefix("objective.")):
+                overrides[own] = value
         trial = replace(trial, overrides=overrides)
         first = trials.setdefault(_settings(trial), trial)
         if first.arm != trial.arm:

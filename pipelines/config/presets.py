@@ -11,12 +11,14 @@ from typing import Any, Literal
 
 from evals.settings import EngineSettings
 from otr.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
+from otr.loss import objective
+from otr.loss.objective import Objective
 from pipelines import trackers
 from pipelines.builtin.corpus import BENCHMARKS
 from tuning.settings import SearchSettings
 from tuning.space import Trial, check_names, grid
 
-PresetName = Literal["builtin", "gsm8k", "study", "debug"]
+PresetName = Literal["builtin", "family", "gsm8k", "study", "debug"]
 
 LEARNING_RATES = {
     "sft": 5e-4,
@@ -31,13 +33,8 @@ or level with the best (LOG.md, 2026-11-24)."""
 GSM8K_LR = 5e-5
 """Learning rate of all arms of `gsm8k`."""
 
-_OBJECTIVES: dict[str, dict[str, Any]] = {
-    "sft": {"objective.name": "sft"},
-    "dft": {"objective.name": "dft"},
-    "otr-expected": {"objective.estimator": "expected"},
-    "otr-k16": {"objective.num_samples": 16},
-    "otr-k256": {"objective.num_samples": 256},
-}
+FAMILY_LR = 5e-4
+"""Learning rate of all arms of `family`: the best one of all arms of `builtin`."""
 
 
 @dataclass(frozen=True)
@@ -103,13 +100,22 @@ def builtin() -> SweepConfig:
             micro_batch_size=8,
             eval_interval=40,
         ),
-        trials=_arms(_OBJECTIVES, seeds=(0, 1)),
+        trials=_arms(LEARNING_RATES, seeds=(0, 1)),
         # Answers end far below; the identity of their stored scores has this length.
         engine=EngineSettings(
             dtype="float32", max_model_len=1024, threads=1, kv_cache_gib=1.0, concurrency=64
         ),
         benchmarks=tuple(f"builtin:{name}" for name in BENCHMARKS),
         max_items=100,
+    )
+
+
+def family() -> SweepConfig:
+    """Compare all objectives on the built-in world, at one learning rate."""
+    return replace(
+        builtin(),
+        name="family",
+        trials=_arms(_every_arm(), seeds=(0, 1), lr=FAMILY_LR),
     )
 
 
@@ -148,6 +154,7 @@ def gsm8k() -> SweepConfig:
 
 def study() -> SweepConfig:
     """Search K, mismatch reward, temperature and learning rate under ASHA."""
+    every = _every_arm()
     seeds, rates = (0, 1), {"optim.lr": [2e-4, 5e-4]}
     settings = {"objective.mismatch_reward": [-1.0, -0.1, 0.0], "objective.temperature": [1.0, 1.3]}
     suffix = "b{mismatch_reward}-t{temperature}-lr{lr}"
@@ -157,8 +164,8 @@ def study() -> SweepConfig:
         builtin(),
         name="study",
         trials=(
-            *grid("sft-lr{lr}", seeds, **_OBJECTIVES["sft"], **rates),
-            *grid("dft-lr{lr}", seeds, **_OBJECTIVES["dft"], **rates),
+            *grid("sft-lr{lr}", seeds, **every["sft"], **rates),
+            *grid("dft-lr{lr}", seeds, **every["dft"], **rates),
             *grid(f"otr-expected-{suffix}", seeds, **expected, **settings, **rates),
             *grid(f"otr-k{{num_samples}}-{suffix}", seeds, **draws, **settings, **rates),
         ),
@@ -180,19 +187,29 @@ def debug() -> SweepConfig:
     )
 
 
+def _every_arm() -> dict[str, dict[str, Any]]:
+    """Return the overrides of each arm that the objectives name."""
+    arms: dict[str, dict[str, Any]] = {}
+    for name in objective.names():
+        chosen = {} if name == Objective().name else {"objective.name": name}
+        for arm, settings in (objective.kind_of(name).arms or {name: {}}).items():
+            arms[arm] = chosen | {f"objective.{key}": value for key, value in settings.items()}
+    return arms
+
+
 def _arms(names: Iterable[str], seeds: Sequence[int], lr: float = 0) -> tuple[Trial, ...]:
     """Return the trials of these arms at learning rate `lr`; 0: those of `builtin`."""
+    every = _every_arm()
     return tuple(
         trial
         for name in names
-        for trial in grid(
-            name, seeds, **_OBJECTIVES[name], **{"optim.lr": lr or LEARNING_RATES[name]}
-        )
+        for trial in grid(name, seeds, **every[name], **{"optim.lr": lr or LEARNING_RATES[name]})
     )
 
 
 PRESETS: dict[PresetName, Callable[[], SweepConfig]] = {
     "builtin": builtin,
+    "family": family,
     "gsm8k": gsm8k,
     "study": study,
     "debug": debug,

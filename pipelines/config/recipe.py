@@ -14,12 +14,12 @@
 """
 
 import tomllib
-import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from otr.config import types_of
 from otr.hints import did_you_mean
 from pipelines.config.presets import PresetName, SweepConfig
 from pipelines.config.run_json import typed
@@ -69,7 +69,7 @@ def flatten(
     Raises:
         ValueError: an unknown key (the nearest one is named), or a value of a wrong type.
     """
-    hints = typing.get_type_hints(kind)
+    hints = types_of(kind)
     for key, value in table.items():
         name, _, rest = key.partition(".")
         full_key = f"{path}.{name}".lstrip(".")

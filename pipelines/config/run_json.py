@@ -9,8 +9,9 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from otr.config import RENAMED
+from otr.config import RENAMED, types_of
 from otr.hints import did_you_mean
+from otr.loss.objective import own_settings
 from pipelines.config.presets import SweepConfig
 
 NOT_RESULTS = ("name", "output", "engine", "epochs", "chosen", "trackers")
@@ -40,7 +41,8 @@ def read_run(path: str | Path) -> SweepConfig:
 def _with_current_names(config: Any) -> Any:
     """Return the stored configuration with the keys that were renamed since under their new name.
 
-    Old names are read for one release (`otr.config.RENAMED`), also in the overrides of trials.
+    Settings of an objective that had no effect are left out. Old names are read for one release
+    (`otr.config.RENAMED`), also in the overrides of trials.
     """
     if not isinstance(config, dict) or not isinstance(config.get("train"), dict):
         return config
@@ -51,6 +53,8 @@ def _with_current_names(config: Any) -> Any:
             part = part.get(parent, {})
         if name in part:
             part[new.rpartition(".")[2]] = part.pop(name)
+    if isinstance(config["train"].get("objective"), dict):
+        config["train"]["objective"] = own_settings(config["train"]["objective"])
     for trial in config.get("trials", ()):
         overrides = trial.get("overrides", {})
         trial["overrides"] = {RENAMED.get(key, key): value for key, value in overrides.items()}
@@ -102,7 +106,7 @@ _NAMES = {
 def _typed_dataclass(kind: type, value: Any, path: str) -> Any:
     if not isinstance(value, Mapping):
         raise ValueError(f"{path or 'config'} is {value!r}: expected a table")
-    hints = typing.get_type_hints(kind)
+    hints = types_of(kind)
     for name in value:
         if name not in hints:
             key = f"{path}.{name}".lstrip(".")

@@ -12,6 +12,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from evals.statistics.estimates import Interval
+from otr.loss.objective import Objective, names, stored
 from pipelines.report.leaderboard import BASE, Arm
 
 PALE = "#c9ced6"  # lines in the background
@@ -26,12 +27,7 @@ class Style:
     marker: str
 
 
-_BY_KIND = {
-    (BASE, ""): Style(_INK, "*"),
-    ("sft", ""): Style("#d55e00", "s"),
-    ("dft", ""): Style("#009e73", "D"),
-    ("otr", "expected"): Style("#cc79a7", "^"),
-}
+_BASE = Style(_INK, "*")
 FREE_STYLES = (
     Style("#0072b2", "o"),
     Style("#56b4e9", "v"),
@@ -48,9 +44,6 @@ _DARK = {
     _AXIS: "#9aa4b2",
     _GRID: "#2f353d",
     PALE: "#4a515b",
-    "#d55e00": "#f08a3c",
-    "#009e73": "#2fc79a",
-    "#cc79a7": "#e29cc3",
     "#0072b2": "#4aa8e6",
     "#56b4e9": "#8fd0f7",
     "#e69f00": "#f5bd45",
@@ -59,7 +52,7 @@ _DARK = {
     "#1b9aaa": "#4fc6d4",
     "#9aa1ab": "#7c8592",
 }
-"""By color of a figure, the color that replaces it on a dark page."""
+"""By color of a figure, the color that replaces it on a dark page; see `_dark` for the others."""
 _RC = {
     "font.family": "sans-serif",
     "font.sans-serif": ["Inter", "Helvetica Neue", "Arial", "DejaVu Sans"],
@@ -97,11 +90,16 @@ class ArmStyles:
     """
 
     def __init__(self, ranked: Sequence[Arm]) -> None:
-        by_kind, free = dict(_BY_KIND), iter(FREE_STYLES)
+        taken: set[tuple[str, str]] = set()
+        free = iter(FREE_STYLES)
         self._styles: dict[str, Style] = {}
         for arm in ranked:
             kind = objective_kind(arm)
-            style = by_kind.pop(kind, None) if kind in _BY_KIND else next(free, None)
+            own = _own_style(arm)
+            if own is not None and kind in taken:
+                continue
+            taken.add(kind)
+            style = own or next(free, None)
             if style is not None:
                 self._styles[arm.name] = style
 
@@ -115,10 +113,19 @@ class ArmStyles:
 
 def objective_kind(arm: Arm) -> tuple[str, str]:
     """Return the name of an arm's objective and, for OTR, its estimator."""
-    objective = arm.first.objective
-    if objective is None:
+    if arm.first.objective is None:
         return (BASE, "")
-    return objective["name"], objective["estimator"] if objective["name"] == "otr" else ""
+    objective = stored(arm.first.objective)
+    return arm.first.objective["name"], objective.variant if objective else ""
+
+
+def _own_style(arm: Arm) -> Style | None:
+    """Return the style of an arm's objective or of the base model; None: a free one."""
+    if arm.first.objective is None:
+        return _BASE
+    objective = stored(arm.first.objective)
+    own = objective.style if objective else None
+    return None if own is None else Style(own.color, own.marker)
 
 
 def error_bars(scores: Sequence[Interval]) -> list[list[float]]:
@@ -142,13 +149,21 @@ def render_svg(draw: Callable[[Figure], None], width: float, height: float) -> s
 
 def with_css_colors(svg: str) -> str:
     """Replace the colors of an SVG by CSS variables, so that the page's theme can change them."""
+    dark = _dark()
     return re.sub(
         r"(?<=: )#[0-9a-f]{6}",
-        lambda match: f"var(--c-{match[0][1:]}, {match[0]})" if match[0] in _DARK else match[0],
+        lambda match: f"var(--c-{match[0][1:]}, {match[0]})" if match[0] in dark else match[0],
         svg,
     )
 
 
 def dark_css_colors() -> str:
     """Return the CSS variables of `with_css_colors` for a dark page."""
-    return " ".join(f"--c-{light[1:]}: {dark};" for light, dark in _DARK.items())
+    return " ".join(f"--c-{light[1:]}: {dark};" for light, dark in _dark().items())
+
+
+def _dark() -> dict[str, str]:
+    """Return the color that replaces each color of a figure on a dark page."""
+    made = (Objective(name) for name in names())
+    forms = (form for each in made for form in each.forms())
+    return _DARK | {style.color: style.dark for form in forms if (style := form.style)}

@@ -6,6 +6,7 @@ from itertools import product
 from typing import Any
 
 from evals.statistics.estimates import Interval
+from otr.loss.objective import stored
 from pipelines.report import differences
 from pipelines.report.leaderboard import (
     CAPTION,
@@ -253,21 +254,8 @@ def describe_objective(objective: Mapping[str, Any] | None) -> str:
     """Return an objective with the settings that matter to it, "OTR K 256, β -0.1, κ 1.3"."""
     if objective is None:
         return "before training"
-    if objective["name"] != "otr":
-        return objective["name"].upper()
-    num_samples = f"K{SPACE}{objective['num_samples']}"
-    parts = [
-        {
-            "sampled": f"OTR {num_samples}",
-            "half": f"OTR {num_samples} for mismatches, matches in expectation",
-            "expected": "OTR in expectation",
-        }[objective["estimator"]],
-        f"β{SPACE}{objective['mismatch_reward']:g}",
-        f"κ{SPACE}{objective['temperature']:g}",
-    ]
-    if objective["reward_scale"] != 1:
-        parts.append(f"reward scale{SPACE}{objective['reward_scale']:g}")
-    return ", ".join(parts)
+    known = stored(dict(objective))
+    return known.describe() if known else str(objective.get("name"))
 
 
 def _score(score: Interval | None, mark: str = "", bold: bool = False) -> Cell:

@@ -14,7 +14,7 @@ from otr.loss.objective import Objective
 
 
 def compiled_form(objective: Objective) -> Any:
-    """Return `Objective.weight` or `Objective.coefficients` as a function that a kernel can call."""
+    """Return an objective's `weight` or `coefficients` as a function that a kernel can call."""
     kind = type(objective)
     function = kind.weight if objective.is_weighted else kind.coefficients
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"

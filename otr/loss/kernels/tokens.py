@@ -214,7 +214,7 @@ def _miss_gradients(
     do_not_specialize=["seed_low", "seed_high"],
     do_not_specialize_on_alignment=["target_ptr", "position_ptr"],
 )
-def losses(
+def losses(  # noqa: PLR0915 - one program per row, in order
     z_ptr, target_ptr, position_ptr, factor_ptr, record_ptr, high_ptr, sum_ptr, cdf_ptr,
     token_ptr, value_ptr, figures_ptr,
     width, stride, blocks, steps, samples, places, seed_low, seed_high,
@@ -229,8 +229,8 @@ def losses(
 
     The gradients are multiplied by the number at `factor_ptr` (None: 1), the figures are not.
     OBJECTIVE, FORM, WEIGHTED: see `coefficients`. PENALTY: something is added to the loss.
-    ROLLS_OUT: the hit share without draws is q, else p. HITS: hits are drawn. DRAWN: misses are drawn. TEMPERED: q is not p. DENSE_Q: the gradient has a
-    part Q q.
+    ROLLS_OUT: the hit share without draws is q, else p. HITS: hits are drawn. DRAWN: misses are
+    drawn. TEMPERED: q is not p. DENSE_Q: the gradient has a part Q q.
     """
     row = tl.program_id(0).to(tl.int64)
     z_ptr += row * stride

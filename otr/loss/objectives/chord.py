@@ -8,7 +8,7 @@ from otr.loss.objective import Example, Objective, Style
 
 @dataclass(frozen=True)
 class Chord(Objective):
-    """Cross-entropy times p(y) (1 - p(y)), held constant: the token weight of CHORD (arXiv:2508.11408).
+    """Cross-entropy times p(y) (1 - p(y)), held constant: CHORD's weight (arXiv:2508.11408).
 
     CHORD's mixture with reinforcement learning is not part of it. The paper's equations were not
     read.

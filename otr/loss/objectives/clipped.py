@@ -20,7 +20,9 @@ class Clipped(Objective):
     label: ClassVar[str] = "clipped"
     loss: ClassVar[str] = "−w log p(y), w = p(y) if p(y) < t, else 1, without gradient"
     gradient: ClassVar[str] = "w (p − e_y)"
-    meaning: ClassVar[str] = "Learns as SFT does, but hardly targets that the model finds very unlikely."
+    meaning: ClassVar[str] = (
+        "Learns as SFT does, but hardly targets that the model finds very unlikely."
+    )
     example: ClassVar[Example] = Example(0.3465735903, -0.1875, {"threshold": 0.5})
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ from otr.loss.objective import Example, Objective, Style
 
 @dataclass(frozen=True)
 class Eaft(Objective):
-    """Cross-entropy times the entropy of the model's distribution, held constant (arXiv:2601.02151).
+    """Cross-entropy times the entropy of the position, held constant (arXiv:2601.02151).
 
     The paper's gate is the entropy of the 20 most likely tokens divided by log 20. Here it is that
     of all tokens, which is known already, divided by log 20 and at most 1. The abstract and public
@@ -21,7 +21,9 @@ class Eaft(Objective):
     arxiv: ClassVar[str] = "2601.02151"
     loss: ClassVar[str] = "−w log p(y), w = min(H / log 20, 1) without gradient"
     gradient: ClassVar[str] = "w (p − e_y)"
-    meaning: ClassVar[str] = "Learns where the model is uncertain; leaves it alone where it is sure, right or wrong."
+    meaning: ClassVar[str] = (
+        "Learns where the model is uncertain; leaves it alone where it is sure, right or wrong."
+    )
     example: ClassVar[Example] = Example(0.2602242019, -0.1407840621)
 
     def weight(self, xp, p, log_p, entropy):

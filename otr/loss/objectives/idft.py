@@ -23,7 +23,9 @@ class Idft(Objective):
     arxiv: ClassVar[str] = "2602.12222"
     loss: ClassVar[str] = "−p(y)^g log p(y), p(y)^g without gradient"
     gradient: ClassVar[str] = "p(y)^g (p − e_y), g = exp(−(log p(y) + H) / b) in [0.1, 2]"
-    meaning: ClassVar[str] = "Learns a target like SFT if it is as likely as the model's own tokens, less if it is not."
+    meaning: ClassVar[str] = (
+        "Learns a target more, the likelier it is compared with the model's own tokens on average."
+    )
     example: ClassVar[Example] = Example(0.0866433976, -0.046875)
 
     def __post_init__(self) -> None:

@@ -43,7 +43,7 @@ class Otr(Objective):
         "Learns what the model already finds likely; with β < 0 and κ > 1, sharpens p too."
     )
     example: ClassVar[Example] = Example(
-        0.2386926042,
+        0.2386928131,
         -0.28125,
         {"mismatch_reward": -0.5, "temperature": 1.0, "estimator": "expected"},
     )
@@ -109,6 +109,11 @@ class Otr(Objective):
     def style(self) -> Style | None:
         """Style in figures; sampled arms, of which there are many, take free ones."""
         return Style("#cc79a7", "#e29cc3", "^") if self.estimator == "expected" else None
+
+    def forms(self) -> list[Objective]:
+        """Return this objective with each estimator."""
+        estimators = ("sampled", "half", "expected")
+        return [self.changed(estimator=estimator) for estimator in estimators]
 
     def describe(self) -> str:
         """Return the settings that matter to the estimator, "OTR K 256, β -0.1, κ 1.3"."""

@@ -8,7 +8,7 @@ from otr.loss.objective import Example, Objective, Style
 
 @dataclass(frozen=True)
 class Power(Objective):
-    """The loss (1 - p(y)^a) / a, one of a family of functions of the probability (arXiv:2510.00526).
+    """The loss (1 - p(y)^a) / a, one of the functions of the probability in arXiv:2510.00526.
 
     Its gradient is SFT's times p(y)^a, so a = 1 is DFT's and a = 0 SFT's. What is reported as the
     loss is -p(y)^a log p(y), as for all weighted objectives. The paper's equations were not read.
@@ -22,7 +22,9 @@ class Power(Objective):
     arxiv: ClassVar[str] = "2510.00526"
     loss: ClassVar[str] = "−p(y)^a log p(y), the factor p(y)^a without gradient"
     gradient: ClassVar[str] = "p(y)^a (p − e_y)"
-    meaning: ClassVar[str] = "Between SFT and DFT for a from 0 to 1; above 1, learns only what is almost certain."
+    meaning: ClassVar[str] = (
+        "Between SFT and DFT for a from 0 to 1; above 1, learns only what is almost certain."
+    )
     example: ClassVar[Example] = Example(0.6931471806, -0.375)
 
     def __post_init__(self) -> None:

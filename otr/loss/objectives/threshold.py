@@ -21,7 +21,9 @@ class Threshold(Objective):
     arxiv: ClassVar[str] = "2510.00526"
     loss: ClassVar[str] = "−log p(y) if p(y) ≥ t, else 0"
     gradient: ClassVar[str] = "1[p(y) ≥ t] (p − e_y)"
-    meaning: ClassVar[str] = "Learns all targets that are likely enough equally, and leaves out the others."
+    meaning: ClassVar[str] = (
+        "Learns all targets that are likely enough equally, and leaves out the others."
+    )
     example: ClassVar[Example] = Example(1.3862943611, -0.75)
 
     def __post_init__(self) -> None:

@@ -1,8 +1,8 @@
 """Reference implementation of the losses: their definitions in float64, one draw at a time.
 
 It shares with otr only the uniforms and the mapping from a uniform to a token, so that both use the
-same draws. Every loss is a sum of -weight * log p(token) with constant weights, its `terms`; z-loss,
-which is not, is tested in test_objectives.py.
+same draws. Every loss is a sum of -weight * log p(token) with constant weights, its `terms`;
+z-loss, which is not, is tested in test_objectives.py.
 
 Shapes: T positions, V vocabulary, K draws.
 """

@@ -100,7 +100,10 @@ def test_without_scored_positions_the_loss_is_zero_and_can_go_backward(
         ({"name": "oft"}, "objective name 'oft': did you mean 'sft'.* Use one of .*'otr'"),
         ({"name": None}, "objective name None: did you mean"),
         ({"name": "sft", "num_samples": 16}, "num_samples is 16, but it is a setting of otr, not"),
-        ({"label_smoothing": 0.1}, "label_smoothing is 0.1, but it is a setting of sft, not of otr"),
+        (
+            {"label_smoothing": 0.1},
+            "label_smoothing is 0.1, but it is a setting of sft, not of",
+        ),
         ({"num_sample": 16}, "'otr' has no 'num_sample': did you mean 'num_samples'"),
         ({"name": "sft", "label_smoothing": 1.0}, "label_smoothing is 1.0: use a number from 0 to"),
         ({"name": "sft", "z_loss": math.nan}, "z_loss is nan: use a number >= 0"),

@@ -23,6 +23,7 @@ from tests.otr.loss.test_linear_work import Operations
 
 ROOT = Path(__file__).parents[3]
 every_name = pytest.mark.parametrize("name", names())
+every_weighted = pytest.mark.parametrize("name", [n for n in names() if Objective(n).is_weighted])
 Z_LOSSES = [
     Objective("sft", label_smoothing=smoothing, z_loss=z_loss)
     for smoothing in (0.0, 0.2)
@@ -115,7 +116,10 @@ def test_label_smoothing_leaves_masked_tokens_out() -> None:
     wide = F.pad(logits.detach(), (0, 5), value=-math.inf).requires_grad_()
     objective = Objective("sft", label_smoothing=0.2)
     for by in (by_token_loss, by_rows):
-        (narrow, dz), (padded, dz_padded) = by(logits, target, objective), by(wide, target, objective)
+        (narrow, dz), (padded, dz_padded) = (
+            by(logits, target, objective),
+            by(wide, target, objective),
+        )
         torch.testing.assert_close(padded, narrow, **EXACT)
         torch.testing.assert_close(dz_padded, F.pad(dz, (0, 5)), **EXACT)
 
@@ -130,12 +134,10 @@ def test_gradcheck_with_a_penalty(objective: Objective) -> None:
     assert torch.autograd.gradcheck(loss, logits)
 
 
-@every_name
+@every_weighted
 def test_gradcheck_with_the_weight_held(name: str) -> None:
     """A weight is constant, so the loss of which this is the gradient has it fixed."""
     objective, (logits, target) = Objective(name), rows(3, 7)
-    if not objective.is_weighted:
-        pytest.skip("has no weight")
     position = torch.arange(3)
     figures = _plain(logits, target, objective, 0, position)
     weight = (figures[0] / figures[1]).detach()
@@ -149,14 +151,11 @@ def test_gradcheck_with_the_weight_held(name: str) -> None:
     torch.testing.assert_close(got, wanted, **EXACT)
 
 
-@every_name
+@every_weighted
 def test_a_weight_costs_no_work_on_logits(name: str, chunks) -> None:
     """The operations whose result has a row of logits are those of SFT."""
-    objective = Objective(name)
-    if not objective.is_weighted:
-        pytest.skip("has no weight")
     ran = []
-    for each in (SFT, objective):
+    for each in (SFT, Objective(name)):
         x = Inputs(t=8, v=4100, dtype=torch.float32)
         chunks(x, 8, 8)
         with Operations() as operations:

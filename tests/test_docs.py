@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import cli
-from tests.assets import chat_template_table
+from tests.assets import chat_template_table, objective_table
 from tests.assets.chat_templates import of_family
 
 ROOT = Path(__file__).parents[1]
@@ -119,6 +119,12 @@ def test_json_in_the_guides_is_read(tmp_path: Path) -> None:
 def test_the_table_of_chat_templates_is_what_its_command_prints() -> None:
     page = (ROOT / "docs/reference/chat-templates.md").read_text()
     assert page.endswith("\n" + "\n".join(chat_template_table.lines()) + "\n")
+
+
+def test_the_tables_of_objectives_are_what_their_command_prints() -> None:
+    page = (ROOT / "docs/concepts/objectives.md").read_text()
+    for table in "\n".join(objective_table.lines()).split("\n\n"):
+        assert f"\n{table}\n" in page
 
 
 @pytest.mark.integration

@@ -9,7 +9,6 @@ from __future__ import annotations
 import typing
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
-from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -125,7 +124,6 @@ class Objective(metaclass=_Dispatch):
             if getattr(cls.__dict__.get(form), "__annotations__", None):
                 raise TypeError(f"{cls.__name__}.{form}: leave out the annotations, for Triton")
         _registered[name] = cls
-        setting_types.cache_clear()
 
     def __getattr__(self, key: str) -> Any:
         for kind in _registered.values():
@@ -259,7 +257,6 @@ def owners(setting: str) -> list[str]:
     return [name for name in names() if setting in {f.name for f in fields(kind_of(name))[1:]}]
 
 
-@cache
 def setting_types() -> dict[str, Any]:
     """Return the annotated type of the name, and of each setting of any objective."""
     names()

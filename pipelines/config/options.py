@@ -199,7 +199,7 @@ def options_type(*names: str) -> type:
 def _options_type(kind: type, defaults: Any, prefix: str, names: Sequence[str] = ()) -> type:
     help_texts, hints = _help_texts(kind), types_of(kind)
     if kind is Objective:
-        hints |= {"name": Literal[tuple(objective.names())]}
+        hints["name"] = Literal[tuple(objective.names())]
     options: dict[str, Any] = {}
     for name in names or hints:
         key, default = prefix + name, getattr(defaults, name)

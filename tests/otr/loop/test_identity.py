@@ -1,12 +1,12 @@
 """A run resumes only with the settings and data it started with."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
-from otr import DataConfig, ModelConfig, TrainConfig, Workers
+from otr import DataConfig, ModelConfig, Objective, TrainConfig, Workers
 from otr.loop.identity import check_same, identity, sampled_digest
 
 CONFIG = TrainConfig(ModelConfig("hub/name"), DataConfig(("data.jsonl",)), global_batch_size=64)
@@ -66,3 +66,19 @@ def test_a_sampled_digest_sees_size_start_and_end(tmp_path: Path) -> None:
         (tmp_path / "file").write_bytes(changed)
         digests.add(sampled_digest(tmp_path / "file", 64))
     assert len(digests) == 4
+
+
+def test_a_run_that_was_stored_with_the_settings_of_another_objective_resumes() -> None:
+    """Every objective was stored with the settings of otr, which had no effect."""
+    sft = replace(CONFIG, objective=Objective("sft"))
+    before = stored(sft)
+    for key in ("label_smoothing", "z_loss"):
+        del before[f"objective.{key}"]
+    of_otr = asdict(Objective(num_samples=16))
+    before |= {f"objective.{key}": value for key, value in of_otr.items() if key != "name"}
+    check_same(before, identity(sft, CORPUS), "run")
+    smoothed = replace(CONFIG, objective=Objective("sft", label_smoothing=0.1))
+    with pytest.raises(ValueError, match=r"objective.label_smoothing was 0.0, is 0.1"):
+        check_same(before, identity(smoothed, CORPUS), "run")
+    with pytest.raises(ValueError, match=r"\(objective.name was 'sft', is 'dft'\)"):
+        check_same(stored(sft), identity(replace(CONFIG, objective=Objective("dft")), CORPUS), "r")

@@ -4,9 +4,9 @@ import dataclasses
 import math
 import os
 import pickle
+import re
 import subprocess
 import sys
-import textwrap
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -164,34 +164,8 @@ def test_a_weight_costs_no_work_on_logits(name: str, chunks) -> None:
     assert ran[0] == ran[1] != {}
 
 
-TILT = '''
-from dataclasses import dataclass
-from typing import ClassVar
-
-from otr.loss.objective import Example, Objective
-
-
-@dataclass(frozen=True)
-class Tilt(Objective):
-    """Cross-entropy weighted by the odds of the target, at most `most`."""
-
-    name: str = "tilt"
-    most: float = 0.5
-    """Largest weight."""
-
-    label: ClassVar[str] = "tilt"
-    loss: ClassVar[str] = "-w log p(y)"
-    gradient: ClassVar[str] = "w (p - e_y)"
-    meaning: ClassVar[str] = "Learns likely targets."
-    example: ClassVar[Example] = Example(0.4620981204, -0.25)
-
-    def __post_init__(self) -> None:
-        self.require(self.most > 0, "most", "a number > 0")
-
-    def weight(self, xp, p, log_p, entropy):
-        """Return the odds, at most `most`."""
-        return xp.clamp(p / (1 - p), 0.0, self.most)
-'''
+# The objective that CONTRIBUTING shows.
+(TILT,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "CONTRIBUTING.md").read_text(), re.M | re.S)
 USE = """
 import json, os, sys
 import tilt  # registers it
@@ -256,7 +230,7 @@ def test_a_new_objective_is_one_file(interpreter: bool, tmp_path: Path) -> None:
 
 
 def test_a_file_that_could_not_work_is_refused_when_it_is_imported() -> None:
-    annotated = textwrap.dedent(TILT).replace("entropy):", "entropy: float):")
+    annotated = TILT.replace("entropy):", "entropy: float):")
     for source, words in (
         (TILT.replace('name: str = "tilt"', ""), "Tilt.name is None: give it a default"),
         (annotated, "Tilt.weight: leave out the annotations, for Triton"),

@@ -6,6 +6,7 @@ import pytest
 
 from evals.settings import EngineSettings
 from otr.config import OptimConfig
+from otr.loss.objective import Objective, names
 from pipelines import cli
 from pipelines.config.options import UsageError
 from pipelines.config.presets import PRESETS, SweepConfig
@@ -122,6 +123,28 @@ def test_train_has_one_trial_with_the_given_seed() -> None:
     assert config_of(config.train, trial).objective.name == "sft"
 
 
+def test_a_setting_goes_to_the_arms_whose_objective_has_it() -> None:
+    config = load("--train.objective.label-smoothing 0.1 --train.objective.temperature 1.0")
+    made = {trial.arm: config_of(config.train, trial).objective for trial in config.trials}
+    assert made["sft"] == Objective("sft", label_smoothing=0.1)
+    assert made["dft"] == Objective("dft")
+    assert made["otr-k16"] == Objective(num_samples=16, temperature=1.0)
+    other = load("train --train.objective.name power --train.objective.exponent 2")
+    assert other.train.objective == Objective("power", exponent=2.0)
+
+
+def test_the_help_names_the_objectives_and_whose_setting_an_option_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    with pytest.raises(SystemExit):
+        cli.parse(["train", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "otr: K, the number of tokens drawn per position." in text
+    assert "power: The power of the target's probability" in text
+    assert all(name in text for name in names())
+
+
 def test_score_takes_the_model_as_an_argument() -> None:
     config = load("score runs/x --benchmarks gsm8k")
     assert (config.train.model.path, config.benchmarks) == ("runs/x", ("gsm8k",))
@@ -136,6 +159,13 @@ def test_score_takes_the_model_as_an_argument() -> None:
         ("--train.objective.temperature 0", r"temperature \(kappa\) is 0.0: use a number > 0"),
         ("--train.objective.num-samples 4", "otr-k16 and otr-k256 are the same"),
         ("--train.seed 3", "--seeds"),
+        ("--train.objective.exponent 2", "exponent is 2.0, but it is a setting of power, not of"),
+        (
+            "train --train.objective.name sft --train.objective.num-samples 16",
+            "num_samples is 16, but it is a setting of otr, not of sft: leave it out, or set one "
+            r"of sft's \(label_smoothing, z_loss\)",
+        ),
+        ("train --train.objective.z-loss 1e-4", "z_loss is 0.0001, but it is a setting of sft"),
         ("--name a/b", "name is 'a/b'"),
         ("--preset debug --config run.json", "exclude each other"),
     ],

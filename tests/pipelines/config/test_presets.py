@@ -1,24 +1,22 @@
 """Presets are valid, have few options, and name built-in files that exist."""
 
 from dataclasses import fields, is_dataclass
-from typing import get_type_hints
 
 import pytest
 
 from evals import tasks
-from otr.config import OptimConfig
+from otr.config import OptimConfig, types_of
+from otr.loss.objective import names
 from pipelines.builtin import corpus
 from pipelines.config.options import load_config
 from pipelines.config.presets import PRESETS, SweepConfig
 from tuning.space import Trial, config_of
 
-MOST_FIELDS = 82
+MOST_FIELDS = 88
 
 
 def count_leaves(kind: type) -> int:
-    hints = get_type_hints(kind)
-    inner = [hints[field.name] for field in fields(kind)]
-    return sum(count_leaves(each) if is_dataclass(each) else 1 for each in inner)
+    return sum(count_leaves(each) if is_dataclass(each) else 1 for each in types_of(kind).values())
 
 
 def test_the_project_has_few_config_fields() -> None:
@@ -45,6 +43,15 @@ def test_builtin_compares_five_objectives_with_two_seeds_each() -> None:
     assert (arms["otr-k16"].num_samples, arms["otr-k256"].num_samples) == (16, 256)
     for name in ("otr-expected", "otr-k16", "otr-k256"):
         assert (arms[name].temperature, arms[name].mismatch_reward) == (1.3, -0.1)
+
+
+def test_family_has_an_arm_of_every_objective() -> None:
+    config = PRESETS["family"]()
+    made = [config_of(config.train, trial) for trial in config.trials]
+    assert {each.objective.name for each in made} == set(names())
+    assert {trial.seed for trial in config.trials} == {0, 1}
+    assert {trial.arm for trial in config.trials} >= {"sft", "eaft", "otr-expected", "otr-k16"}
+    assert len({each.optim.lr for each in made}) == 1
 
 
 def test_study_crosses_the_settings_and_has_the_controls() -> None:

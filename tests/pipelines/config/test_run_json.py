@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from otr.loss.objective import Objective
 from pipelines import cli
 from pipelines.config.presets import PRESETS, SweepConfig
 from pipelines.config.run_json import fingerprint, read_run
@@ -110,6 +111,17 @@ def test_a_run_from_before_the_renaming_is_read(tmp_path: Path) -> None:
     assert (sft.objective.name, sft.seed) == ("sft", 1)
     again = read_run(write(tmp_path / "run.json", stored(config)))
     assert again == config and fingerprint(again) == fingerprint(config)
+
+
+def test_settings_without_effect_in_a_run_from_before_are_left_out(tmp_path: Path) -> None:
+    """Every objective was stored with the settings of otr."""
+    sft = {**OLD_TRAIN, "objective": {**OLD_TRAIN["objective"], "name": "sft", "num_samples": 16}}
+    old = {**stored(PRESETS["debug"]()), "train": sft}
+    assert read_run(write(tmp_path / "run.json", old)).train.objective == Objective("sft")
+    new = stored(PRESETS["debug"]())
+    new["train"]["objective"] = {"name": "oft"}
+    with pytest.raises(ValueError, match="objective name 'oft': did you mean"):
+        read_run(write(tmp_path / "run.json", new))
 
 
 @pytest.mark.parametrize(

@@ -325,13 +325,20 @@ def test_an_objective_is_described_by_the_settings_that_matter_to_it() -> None:
             Objective("sft"),
             Objective(num_samples=16, reward_scale=2.0),
             Objective(estimator="expected"),
+            Objective("sft", label_smoothing=0.1),
+            Objective("power"),
         )
     ]
     assert described == [
         "SFT",
         "OTR K 16, β -0.1, κ 1.3, reward scale 2",
         "OTR in expectation, β -0.1, κ 1.3",
+        "SFT, label smoothing 0.1",
+        "power",
     ]
+    of_a_version_before = {**asdict(Objective(num_samples=16)), "name": "dft"}
+    assert tables.describe_objective(of_a_version_before) == "DFT"
+    assert tables.describe_objective({"name": "of-a-plugin", "most": 3}) == "of-a-plugin"
 
 
 def test_of_two_learning_rates_the_one_with_the_better_validation_counts(

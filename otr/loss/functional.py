@@ -34,6 +34,7 @@ def token_loss(
     target_T: Int[Tensor, " T"],
     objective: Objective,
     *,
+    weight_T: Float[Tensor, " T"] | None = None,
     generator: torch.Generator | None = None,
     position_T: Int[Tensor, " T"] | None = None,
 ) -> LossOutput:
@@ -43,6 +44,8 @@ def token_loss(
         logits_TV: any floating dtype; the arithmetic is float32 (float64 stays float64).
         target_T: the token that each position should predict, or IGNORE_INDEX.
         objective: which loss.
+        weight_T: a number for each position by which its loss is multiplied; the other sums and
+            `num_tokens` do not depend on it.
         generator: provides the seed of the draws, one per call; None: torch's default generator.
         position_T: a number for each position (default 0..T-1). A position's draws depend on the
             seed and this number only, however the tokens are batched.
@@ -53,9 +56,11 @@ def token_loss(
     """
     _check(objective, logits_TV, target_T, generator, position_T)
     scored = _scored(target_T, logits_TV.shape[-1], position_T)
+    weight_S = _weight(weight_T, scored.row, target_T, check=True)
     seed = _seed(objective, generator)
     figures = _plain(logits_TV[scored.row], scored.target, objective, seed, scored.position)
-    return _output(figures[0].sum(), figures.detach(), scored, objective)
+    loss_S = figures[0] if weight_S is None else figures[0] * weight_S.to(figures.dtype)
+    return _output(loss_S.sum(), figures.detach(), scored, objective)
 
 
 def _plain(
@@ -104,6 +109,7 @@ def linear_token_loss(  # noqa: PLR0913 - the public signature of the design
     target_T: Int[Tensor, " T"],
     objective: Objective,
     *,
+    weight_T: Float[Tensor, " T"] | None = None,
     bias: Float[Tensor, " V"] | None = None,
     logit_scale: float = 1.0,
     softcap: float | None = None,
@@ -126,6 +132,7 @@ def linear_token_loss(  # noqa: PLR0913 - the public signature of the design
             is then the mean over the ranks, like FSDP2's).
         target_T: the token that each position should predict, or IGNORE_INDEX.
         objective: which loss.
+        weight_T: a number for each position by which its loss is multiplied, as for `token_loss`.
         bias: the head's bias.
         logit_scale: factor of the logits (Cohere's logit_scale, 1 / Granite's logits_scaling).
         softcap: the logits z become ``softcap * tanh(z / softcap)``, after the scale (Gemma).
@@ -159,6 +166,7 @@ def linear_token_loss(  # noqa: PLR0913 - the public signature of the design
         weight_VD, bias = weight_VD.detach(), None if bias is None else bias.detach()
     check = hidden_TD.device.type == "cpu" if check is None else check
     scored = _scored(target_T, len(weight_VD), position_T, scored_S, check=check)
+    weight_S = _weight(weight_T, scored.row, target_T, check=check)
     hidden_SD = hidden_TD[scored.row]
     if logit_scale != 1:
         hidden_SD, bias = hidden_SD * logit_scale, None if bias is None else bias * logit_scale
@@ -172,9 +180,27 @@ def linear_token_loss(  # noqa: PLR0913 - the public signature of the design
         bias,
         scored.target,
         scored.position,
-        Settings(objective, seed, softcap, dtype, loss_backend, factor),
+        Settings(objective, seed, softcap, dtype, loss_backend, factor, weight_S),
     )
     return _output(loss_sum, figures, scored, objective)
+
+
+def _weight(
+    weight_T: Tensor | None, row_S: Tensor, target_T: Tensor, *, check: bool
+) -> Tensor | None:
+    """Return the weights of the scored positions, without a gradient."""
+    if weight_T is None:
+        return None
+    if weight_T.shape != target_T.shape or not weight_T.is_floating_point():
+        raise ValueError(
+            f"weight is {weight_T.dtype} {tuple(weight_T.shape)}: use floats, [{len(target_T)}], "
+            "one per row"
+        )
+    weight_S = weight_T.detach()[row_S]
+    if check and not (finite_S := weight_S.isfinite()).all():
+        row = int(row_S[~finite_S][0])
+        raise ValueError(f"weight {float(weight_T[row])} in row {row}: use finite numbers")
+    return weight_S
 
 
 def _number(value: float | Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:

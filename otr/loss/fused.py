@@ -39,6 +39,7 @@ class Backend(Protocol):
         seed: int,
         softcap: float | None = None,
         factor: Tensor | None = None,
+        weight_C: Tensor | None = None,
     ) -> Tensor: ...
 
 
@@ -54,6 +55,8 @@ class Settings:
     backend: Backend
     factor: Tensor | None = None
     """A number on the device by which loss and gradients are multiplied; the figures are not."""
+    weight: Tensor | None = None
+    """A number per position by which its loss and gradient are multiplied, [T]."""
 
 
 class LinearLoss(torch.autograd.Function):
@@ -97,6 +100,7 @@ class LinearLoss(torch.autograd.Function):
                     settings.seed,
                     settings.softcap,
                     settings.factor,
+                    None if settings.weight is None else settings.weight[chunk],
                 )
             )
             gradients.add(chunk, logits_CV, hidden_CD)

@@ -45,7 +45,7 @@ class Coefficients(NamedTuple):
     miss: Tensor | None
 
     def times(self, factor: Tensor | None) -> "Coefficients":
-        """Return the coefficients times a number; None is 1."""
+        """Return the coefficients times a number, or one of each row; None is 1."""
         if factor is None:
             return self
         q = None if self.q is None else self.q * factor
@@ -89,13 +89,15 @@ class _Rows(NamedTuple):
 
     logits: Tensor
     target: Tensor
+    weight: Tensor | None
     hit: Tensor
     block: Tensor
     entry: Tensor
 
     def tile(self, start: int, size: int) -> "_Rows":
         """Return `size` rows from `start` on."""
-        return _Rows(*(tensor[start : start + size] for tensor in self))
+        rows = slice(start, start + size)
+        return _Rows(*(None if tensor is None else tensor[rows] for tensor in self))
 
 
 def loss_and_gradient_(  # noqa: PLR0913 - the signature of a backend
@@ -106,10 +108,12 @@ def loss_and_gradient_(  # noqa: PLR0913 - the signature of a backend
     seed: int,
     softcap: float | None = None,
     factor: Float[Tensor, ""] | None = None,
+    weight_C: Float[Tensor, " C"] | None = None,
 ) -> Float[Tensor, "4 C"]:
     """Return loss, NLL, hit share and entropy of each row; replace the logits by their gradient.
 
-    The gradient is multiplied by `factor`, a number on the logits' device; the figures are not.
+    Loss and gradient of a row are multiplied by its weight. The gradient is also multiplied by
+    `factor`, a number on the logits' device; the figures are not.
     """
     keys = row_keys(seed, position_C)
     count, vocabulary = logits_CV.shape
@@ -125,7 +129,8 @@ def loss_and_gradient_(  # noqa: PLR0913 - the signature of a backend
     for start in range(0, count, together):
         chunk = slice(start, start + together)
         drawn = _draw_uniforms(objective, keys.low[chunk], keys.high[chunk])
-        rows = _Rows(logits_CV[chunk], target_C[chunk], *drawn)
+        weight = None if weight_C is None else weight_C[chunk].to(dtype)
+        rows = _Rows(logits_CV[chunk], target_C[chunk], weight, *drawn)
         for first in range(0, len(rows.target), size):
             tiles.append(_tile_(rows.tile(first, size), objective, scratch, softcap, factor))
     return torch.cat(tiles, dim=1)
@@ -172,6 +177,8 @@ def _tile_(
         hit_R = hit_RK.sum(1).to(q_y_R.dtype) / objective.num_samples
     of = Target(p_y_R, logp_R, q_y_R, hit_R, entropy_R, top_R1.squeeze(1) + lse_R)
     part, penalty_R = gradient_coefficients(objective, of)
+    if rows.weight is not None:
+        factor = rows.weight if factor is None else rows.weight * factor
     slope = part.times(factor)
     loss_R = -torch.where(part.target == 0, 0, part.target * logp_R)
     if penalty_R is not None:
@@ -188,6 +195,8 @@ def _tile_(
         total_R = torch.zeros_like(loss_R, dtype=torch.float64)  # index_add_ adds one by one
         loss_R -= total_R.index_add_(0, row_M, (weight_M * logp_M).double())
         p_RV.view(-1).scatter_add_(0, index_M, -slope.miss.index_select(0, row_M))
+    if rows.weight is not None:
+        loss_R *= rows.weight
     if softcap is not None:
         p_RV.mul_(_softcap_slope(logits_RV, softcap))
     logits_RV.copy_(p_RV)

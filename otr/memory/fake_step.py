@@ -367,11 +367,14 @@ class _FirstChunk:
         seed: int,
         softcap: float | None = None,
         factor: Tensor | None = None,
+        weight_C: Tensor | None = None,
     ) -> Tensor:
         if self.done:
             return logits_CV.new_empty(4, len(logits_CV), dtype=torch.float32)
         self.done = True
-        return loss_and_gradient_(logits_CV, target_C, position_C, objective, seed, softcap, factor)
+        return loss_and_gradient_(
+            logits_CV, target_C, position_C, objective, seed, softcap, factor, weight_C
+        )
 
 
 def _hidden(model: Any, rows: int, length: int) -> Tensor:

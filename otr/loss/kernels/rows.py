@@ -84,10 +84,12 @@ def loss_and_gradient_(  # noqa: PLR0913 - the signature of a backend
     seed: int,
     softcap: float | None = None,
     factor: Float[Tensor, ""] | None = None,
+    weight_C: Float[Tensor, " C"] | None = None,
 ) -> Float[Tensor, "4 C"]:
     """Return loss, NLL, hit share and entropy of each row; replace the logits by their gradient.
 
-    The gradient is multiplied by `factor`, a number on the logits' device; the figures are not.
+    Loss and gradient of a row are multiplied by its weight. The gradient is also multiplied by
+    `factor`, a number on the logits' device; the figures are not.
     """
     rows, width = logits_CV.shape
     stride = logits_CV.stride(0)
@@ -114,8 +116,8 @@ def loss_and_gradient_(  # noqa: PLR0913 - the signature of a backend
         **variant.constants("statistics", item),
     )  # fmt: skip
     losses[(rows,)](
-        logits_CV, target_C, position_C, factor, record, high, total, cdf, token, value, figures,
-        width, stride, blocks, blocks.bit_length(), samples, places, signed(seed),
+        logits_CV, target_C, position_C, factor, weight_C, record, high, total, cdf, token, value,
+        figures, width, stride, blocks, blocks.bit_length(), samples, places, signed(seed),
         signed(seed >> 32), inverse_kappa, cap,
         **variant.constants("losses", item),
     )  # fmt: skip

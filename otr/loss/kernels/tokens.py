@@ -209,14 +209,23 @@ def _miss_gradients(
     return summed
 
 
+@triton.jit
+def _number(numbers_ptr, place):
+    """Return the number at a place, 1 if there are none."""
+    number = 1.0
+    if numbers_ptr is not None:
+        number = tl.load(numbers_ptr + place).to(tl.float32)
+    return number
+
+
 # The seed changes with each step, and where a chunk starts within the targets with each chunk.
 @triton.jit(
     do_not_specialize=["seed_low", "seed_high"],
-    do_not_specialize_on_alignment=["target_ptr", "position_ptr"],
+    do_not_specialize_on_alignment=["target_ptr", "position_ptr", "weight_ptr"],
 )
 def losses(  # noqa: PLR0915 - one program per row, in order
-    z_ptr, target_ptr, position_ptr, factor_ptr, record_ptr, high_ptr, sum_ptr, cdf_ptr,
-    token_ptr, value_ptr, figures_ptr,
+    z_ptr, target_ptr, position_ptr, factor_ptr, weight_ptr, record_ptr, high_ptr, sum_ptr,
+    cdf_ptr, token_ptr, value_ptr, figures_ptr,
     width, stride, blocks, steps, samples, places, seed_low, seed_high,
     inverse_kappa, cap,
     OBJECTIVE: tl.constexpr, FORM: tl.constexpr, WEIGHTED: tl.constexpr, PENALTY: tl.constexpr,
@@ -227,7 +236,8 @@ def losses(  # noqa: PLR0915 - one program per row, in order
 ):  # fmt: skip
     """Draw; store each row's figures, coefficients and the gradients of target and misses.
 
-    The gradients are multiplied by the number at `factor_ptr` (None: 1), the figures are not.
+    The gradients are multiplied by the number at `factor_ptr` (None: 1), the figures are not; they
+    and the loss by the row's number at `weight_ptr` (None: 1).
     OBJECTIVE, FORM, WEIGHTED: see `coefficients`. PENALTY: something is added to the loss.
     ROLLS_OUT: the hit share without draws is q, else p. HITS: hits are drawn. DRAWN: misses are
     drawn. TEMPERED: q is not p. DENSE_Q: the gradient has a part Q q.
@@ -270,9 +280,8 @@ def losses(  # noqa: PLR0915 - one program per row, in order
         p, logp * LN2, q, share, entropy, top + lse * LN2, OBJECTIVE, FORM, WEIGHTED
     )
     loss = tl.where(of_target == 0, 0.0, of_target * logp)
-    factor = 1.0
-    if factor_ptr is not None:
-        factor = tl.load(factor_ptr).to(tl.float32)
+    weight = _number(weight_ptr, row)
+    factor = weight * _number(factor_ptr, 0)
     slope = of_p * p - of_target
     if DENSE_Q:
         loss += of_q * (tl.load(record_ptr + MEAN_Q) - lse)
@@ -295,7 +304,7 @@ def losses(  # noqa: PLR0915 - one program per row, in order
     loss *= -LN2
     if PENALTY:
         loss += penalty
-    tl.store(figures_ptr + row, loss)
+    tl.store(figures_ptr + row, loss * weight)
     tl.store(figures_ptr + rows + row, logp * -LN2)
     tl.store(figures_ptr + 2 * rows + row, share)
     tl.store(figures_ptr + 3 * rows + row, entropy)

@@ -100,6 +100,8 @@ def launches(
     vocabulary: int = 151936,
     dtype: torch.dtype = torch.bfloat16,
     softcap: float | None = None,
+    *,
+    weighted: bool = False,
 ) -> dict[str, Launch]:
     """Return the launches for a chunk of logits as `otr.loss.fused` allocates it, by kernel."""
     made: dict[str, Launch] = {}
@@ -108,10 +110,13 @@ def launches(
     logits_CV = torch.empty(64, stride, dtype=dtype, device="meta")[:, :vocabulary]
     target_C = torch.empty(64, dtype=torch.int64, device="meta")
     factor = torch.empty((), device="meta")
+    weight_C = torch.empty(64, device="meta") if weighted else None
     try:
         for name, kernel in originals.items():
             setattr(rows, name, _Recorder(kernel, made))
-        rows.loss_and_gradient_(logits_CV, target_C, target_C, objective, 5, softcap, factor)
+        rows.loss_and_gradient_(
+            logits_CV, target_C, target_C, objective, 5, softcap, factor, weight_C
+        )
     finally:
         for name, kernel in originals.items():
             setattr(rows, name, kernel)
@@ -132,6 +137,7 @@ H100_CASES = {
         for name in names()
         if name not in OBJECTIVES and name != "otr"
     },
+    "sft, weights": {"losses": launches(OBJECTIVES["sft"], weighted=True)["losses"]},
     "sft, smoothed, z-loss": launches(Objective("sft", label_smoothing=0.1, z_loss=1e-4)),
     "sampled, float32": launches(OBJECTIVES["sampled"], dtype=torch.float32),
     "sampled, vocabulary 50257": launches(OBJECTIVES["sampled"], 50257),

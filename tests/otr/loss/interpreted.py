@@ -71,15 +71,18 @@ def test_many_draws_with_repeated_tokens(estimator: str, num_samples: int) -> No
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
-def test_rows_with_padding_in_memory_and_a_factor(objective: Objective) -> None:
+def test_rows_with_padding_in_memory_a_factor_and_weights(objective: Objective) -> None:
     """What is beyond the vocabulary is neither used nor overwritten."""
     logits_CV, target_C = logits_and_targets(5, 2100)
     padded = torch.full((5, 2112), torch.nan)
     padded[:, :2100] = logits_CV
     factor = torch.tensor(-0.25)
+    weight_C = torch.tensor([1.0, 0.0, 2.0, -1.0, 0.5])
     arguments = (target_C, torch.arange(5), objective, 3)
-    figures = triton_loss_and_gradient_(padded[:, :2100], *arguments, factor=factor)
-    wanted = loss_and_gradient_(logits_CV, *arguments)
+    figures = triton_loss_and_gradient_(
+        padded[:, :2100], *arguments, factor=factor, weight_C=weight_C
+    )
+    wanted = loss_and_gradient_(logits_CV, *arguments, weight_C=weight_C)
     torch.testing.assert_close(figures, wanted, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(padded[:, :2100], logits_CV * factor, rtol=1e-5, atol=1e-6)
     assert padded[:, 2100:].isnan().all()

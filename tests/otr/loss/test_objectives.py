@@ -15,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from otr import Objective, token_loss
+from otr import IGNORE_INDEX, Objective, token_loss
 from otr.loss.functional import _plain
 from otr.loss.objective import kind_of, names, setting_types, stored
 from tests.otr.loss.losses import EXACT, OBJECTIVES, SFT, Inputs, both, by_rows, by_token_loss, rows
+from tests.otr.loss.oracle import generator
 from tests.otr.loss.test_linear_work import Operations
 
 ROOT = Path(__file__).parents[3]
@@ -245,3 +246,55 @@ def test_the_plain_loss_of_an_objective_that_draws_nothing_leaves_the_generator_
     before = numbers.get_state()
     token_loss(torch.zeros(2, 5), torch.zeros(2).long(), Objective("eaft"), generator=numbers)
     assert torch.equal(numbers.get_state(), before)
+
+
+WEIGHT = torch.tensor([1.0, 0.0, -0.5, 2.0, 0.25, 1.0])
+
+
+@pytest.mark.parametrize("objective", [*OBJECTIVES.values(), Z_LOSSES[-1]], ids=str)
+@both
+def test_weights_of_positions_multiply_their_loss_and_gradient(function, objective) -> None:
+    logits, target = rows(6, 11)
+    target[3] = IGNORE_INDEX
+    more = {"position_T": torch.arange(6)}
+    out = function(logits, target, objective, weight_T=WEIGHT, generator=generator(), **more)
+    got = torch.autograd.grad(out.loss_sum, logits)[0]
+    plain = function(logits, target, objective, generator=generator(), **more)
+    single = torch.autograd.grad(plain.loss_sum, logits)[0]
+    torch.testing.assert_close(got, WEIGHT[:, None].double() * single, **EXACT)
+    for name in ("num_tokens", "nll_sum", "hit_sum", "reward_sum", "entropy_sum"):
+        assert getattr(out, name) == getattr(plain, name)
+    losses = [
+        token_loss(logits, torch.where(torch.arange(6) == t, target, IGNORE_INDEX), objective,
+                   generator=generator(), **more).loss_sum
+        for t in range(6)
+    ]  # fmt: skip
+    assert out.loss_sum.item() == pytest.approx((WEIGHT @ torch.stack(losses)).item(), rel=1e-5)
+
+
+def test_weights_go_with_the_factor_over_chunks_and_tiles(chunks) -> None:
+    x = Inputs(t=13)
+    chunks(x, 4, 3)
+    weight = torch.rand(13, generator=generator(3))
+    wanted = token_loss(
+        x.hidden @ x.weight.T, x.target, SFT, weight_T=weight, generator=generator()
+    ).loss_sum
+    ours = x.loss(SFT, weight_T=weight, factor=0.5).loss_sum
+    assert ours.item() == pytest.approx(wanted.item() / 2, rel=1e-6)
+    wanted = [grad / 2 for grad in x.gradients(wanted)]
+    torch.testing.assert_close([*x.gradients(ours)], wanted, **EXACT)
+
+
+@pytest.mark.parametrize(
+    ("weight", "words"),
+    [
+        (torch.ones(5), r"weight is torch.float32 \(5,\): use floats, \[6\], one per row"),
+        (torch.ones(6).long(), r"weight is torch.int64 \(6,\): use floats"),
+        (torch.tensor([1.0, math.nan] * 3), "weight nan in row 1: use finite numbers"),
+    ],
+)
+@both
+def test_bad_weights_are_refused(function, weight: Tensor, words: str) -> None:
+    logits, target = rows(6, 11)
+    with pytest.raises(ValueError, match=words):
+        function(logits, target, SFT, weight_T=weight)

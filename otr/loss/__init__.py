@@ -1,7 +1,8 @@
 """Objectives and their losses: pure functions from logits or hidden states to sums.
 
-Read `objective` (the mathematics), `functional` (the public losses), `fused` (the head and the loss
-chunk by chunk), `rows` and `draws` (a chunk in torch), then `kernels` (a chunk in Triton).
+Read `objective` (the mathematics), `objectives` (each of them), `functional` (the public losses),
+`fused` (the head and the loss chunk by chunk), `rows` and `draws` (a chunk in torch), then
+`kernels` (a chunk in Triton).
 """
 
 from typing import TYPE_CHECKING

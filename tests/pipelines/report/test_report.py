@@ -28,6 +28,7 @@ from pipelines.report import (
     terminal,
 )
 from pipelines.report.leaderboard import BASE, Arm, Entry
+from pipelines.report.plot_style import ArmStyles, dark_css_colors
 from pipelines.stages.contamination import Overlap
 from tests.assets.tiny import make_tiny_model
 
@@ -602,3 +603,16 @@ def test_the_histogram_of_lengths_counts_every_example(lengths: list[int]) -> No
     assert all(bins[n].last + 1 == bins[n + 1].first for n in range(len(bins) - 1))
     for each in bins:
         assert each.examples == sum(each.first <= length <= each.last for length in lengths)
+
+
+def test_each_objective_has_its_style_in_every_figure() -> None:
+    kinds = [Objective("eaft"), Objective("power"), Objective("power", exponent=2.0)]
+    ranked = [
+        Arm(f"arm{i}", (replace(entry("sft", 0, 0.5, 0.5), objective=asdict(each)),))
+        for i, each in enumerate(kinds)
+    ]
+    styles = ArmStyles(ranked)
+    assert styles["arm0"].color == kinds[0].style.color
+    assert styles["arm1"].marker == kinds[1].style.marker
+    assert "arm2" not in styles, "the best arm of a kind has the style"
+    assert f"--c-{kinds[0].style.color[1:]}: {kinds[0].style.dark}" in dark_css_colors()

@@ -7,9 +7,11 @@ asks of them.
 from __future__ import annotations
 
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from importlib import import_module
+from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 if TYPE_CHECKING:
@@ -55,12 +57,14 @@ class _Dispatch(type):
         default = "otr" if cls is Objective else cls.name  # type: ignore[attr-defined]
         name, rest = (given[0], given[1:]) if given else (settings.pop("name", default), ())
         kind = kind_of(name)
-        own = [field.name for field in fields(kind)][1:]
-        if len(rest) > len(own):
-            raise ValueError(f"{len(rest)} settings of {name}: use {', '.join(own) or 'none'}")
-        settings = dict(zip(own, rest, strict=False)) | settings
-        for key in settings.keys() - set(own):
+        # Without a keyword, settings are those of otr: they were the only ones before 0.3.
+        settings |= zip((f.name for f in fields(kind_of("otr"))[1:]), rest, strict=False)
+        own = {field.name: field.default for field in fields(kind)[1:]}
+        for key in sorted(settings.keys() - own.keys()):
             _check_foreign(name, own, key, settings.pop(key))
+        for key, value in settings.items():
+            if type(own[key]) is float and (isinstance(value, bool) or not isinstance(value, Real)):
+                raise ValueError(f"{key} is {value!r}: use a number")
         return type.__call__(kind, name, **settings)
 
 
@@ -115,7 +119,8 @@ class Objective(metaclass=_Dispatch):
         """Register a subclass under its name.
 
         Raises:
-            TypeError: it has no name, or a function that Triton could not compile.
+            TypeError: it has no name or one that is taken, or a function that Triton could not
+                compile.
         """
         name = cls.__dict__.get("name")
         if not isinstance(name, str) or not name.isidentifier():
@@ -123,6 +128,7 @@ class Objective(metaclass=_Dispatch):
         for form in ("weight", "coefficients"):
             if getattr(cls.__dict__.get(form), "__annotations__", None):
                 raise TypeError(f"{cls.__name__}.{form}: leave out the annotations, for Triton")
+        _check_names(cls, name)
         _registered[name] = cls
 
     def __getattr__(self, key: str) -> Any:
@@ -292,7 +298,26 @@ def own_settings(settings: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in settings.items() if k in kept or owners(k) != ["otr"]}
 
 
-def _check_foreign(name: str, own: list[str], key: str, value: Any) -> None:
+def _check_names(new: type[Objective], name: str) -> None:
+    """Raise a TypeError if the name of an objective or of its settings has another meaning."""
+    others = {each: kind for each, kind in _registered.items() if not _is_reloaded(kind, new)}
+    if name in others:
+        raise TypeError(f"{new.__name__}.name is {name!r}, which is {others[name].__name__}'s")
+    for kind in others.values():
+        for field in fields(kind)[1:]:
+            if new.__dict__.get(field.name, field.default) != field.default:
+                raise TypeError(
+                    f"{new.__name__}.{field.name}: {kind.__name__} has a setting of this name with "
+                    f"the default {field.default!r}: use that, or another name"
+                )
+
+
+def _is_reloaded(kind: type, new: type) -> bool:
+    """Return whether a class was made again from the same source."""
+    return (kind.__module__, kind.__qualname__) == (new.__module__, new.__qualname__)
+
+
+def _check_foreign(name: str, own: Iterable[str], key: str, value: Any) -> None:
     """Raise a ValueError for a setting that an objective does not have, unless it has no effect."""
     has = owners(key)
     if not has:

@@ -89,15 +89,19 @@ class _Rows(NamedTuple):
 
     logits: Tensor
     target: Tensor
-    weight: Tensor | None
     hit: Tensor
     block: Tensor
     entry: Tensor
+    weight: Tensor | None
 
     def tile(self, start: int, size: int) -> "_Rows":
         """Return `size` rows from `start` on."""
         rows = slice(start, start + size)
-        return _Rows(*(None if tensor is None else tensor[rows] for tensor in self))
+        weight = None if self.weight is None else self.weight[rows]
+        others = (
+            each[rows] for each in (self.logits, self.target, self.hit, self.block, self.entry)
+        )
+        return _Rows(*others, weight)
 
 
 def loss_and_gradient_(  # noqa: PLR0913 - the signature of a backend
@@ -130,7 +134,7 @@ def loss_and_gradient_(  # noqa: PLR0913 - the signature of a backend
         chunk = slice(start, start + together)
         drawn = _draw_uniforms(objective, keys.low[chunk], keys.high[chunk])
         weight = None if weight_C is None else weight_C[chunk].to(dtype)
-        rows = _Rows(logits_CV[chunk], target_C[chunk], weight, *drawn)
+        rows = _Rows(logits_CV[chunk], target_C[chunk], *drawn, weight)
         for first in range(0, len(rows.target), size):
             tiles.append(_tile_(rows.tile(first, size), objective, scratch, softcap, factor))
     return torch.cat(tiles, dim=1)

@@ -98,6 +98,8 @@ def test_without_scored_positions_the_loss_is_zero_and_can_go_backward(
     ("change", "words"),
     [
         ({"name": "oft"}, "objective name 'oft': did you mean 'sft'.* Use one of .*'otr'"),
+        ({"name": "sft", "z_loss": "1e-4"}, "z_loss is '1e-4': use a number"),
+        ({"reward_scale": True}, "reward_scale is True: use a number"),
         ({"name": None}, "objective name None: did you mean"),
         ({"name": "sft", "num_samples": 16}, "num_samples is 16, but it is a setting of otr, not"),
         (

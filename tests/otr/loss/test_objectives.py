@@ -96,6 +96,10 @@ def test_another_objective_in_place_of_one_takes_only_defaults_along() -> None:
     with pytest.raises(ValueError, match="num_samples is 4, but it is a setting of otr, not of s"):
         dataclasses.replace(Objective(num_samples=4), name="sft")
     assert (SFT.num_samples, SFT.estimator) == (256, "sampled"), "the defaults of other objectives"
+    with pytest.raises(
+        ValueError, match="num_samples is 7, but it is a setting of otr, not of sft"
+    ):
+        Objective("sft", 7)
     with pytest.raises(AttributeError, match="objective 'sft' has no 'num_sample'"):
         _ = SFT.num_sample
 
@@ -231,9 +235,13 @@ def test_a_new_objective_is_one_file(interpreter: bool, tmp_path: Path) -> None:
 
 
 def test_a_file_that_could_not_work_is_refused_when_it_is_imported() -> None:
+    taken = TILT.replace('name: str = "tilt"', 'name: str = "sft"')
+    ambiguous = TILT.replace("most: float = 0.5", "temperature: float = 0.5")
     annotated = TILT.replace("entropy):", "entropy: float):")
     for source, words in (
         (TILT.replace('name: str = "tilt"', ""), "Tilt.name is None: give it a default"),
+        (taken, "Tilt.name is 'sft', which is Sft's"),
+        (ambiguous, "Tilt.temperature: Otr has a setting of this name with the default 1.3: use"),
         (annotated, "Tilt.weight: leave out the annotations, for Triton"),
     ):
         with pytest.raises(TypeError, match=words):

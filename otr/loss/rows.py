@@ -101,7 +101,7 @@ class _Rows(NamedTuple):
         others = (
             each[rows] for each in (self.logits, self.target, self.hit, self.block, self.entry)
         )
-        return _Rows(*others, weight)
+        return _Rows(*others, weight=weight)
 
 
 def loss_and_gradient_(  # noqa: PLR0913 - the signature of a backend
@@ -134,7 +134,7 @@ def loss_and_gradient_(  # noqa: PLR0913 - the signature of a backend
         chunk = slice(start, start + together)
         drawn = _draw_uniforms(objective, keys.low[chunk], keys.high[chunk])
         weight = None if weight_C is None else weight_C[chunk].to(dtype)
-        rows = _Rows(logits_CV[chunk], target_C[chunk], *drawn, weight)
+        rows = _Rows(logits_CV[chunk], target_C[chunk], *drawn, weight=weight)
         for first in range(0, len(rows.target), size):
             tiles.append(_tile_(rows.tile(first, size), objective, scratch, softcap, factor))
     return torch.cat(tiles, dim=1)

@@ -98,10 +98,8 @@ class _Rows(NamedTuple):
         """Return `size` rows from `start` on."""
         rows = slice(start, start + size)
         weight = None if self.weight is None else self.weight[rows]
-        others = (
-            each[rows] for each in (self.logits, self.target, self.hit, self.block, self.entry)
-        )
-        return _Rows(*others, weight=weight)
+        logits, target, hit, block, entry = self[:5]
+        return _Rows(logits[rows], target[rows], hit[rows], block[rows], entry[rows], weight)
 
 
 def loss_and_gradient_(  # noqa: PLR0913 - the signature of a backend
@@ -132,9 +130,9 @@ def loss_and_gradient_(  # noqa: PLR0913 - the signature of a backend
     tiles = []
     for start in range(0, count, together):
         chunk = slice(start, start + together)
-        drawn = _draw_uniforms(objective, keys.low[chunk], keys.high[chunk])
+        hit, block, entry = _draw_uniforms(objective, keys.low[chunk], keys.high[chunk])
         weight = None if weight_C is None else weight_C[chunk].to(dtype)
-        rows = _Rows(logits_CV[chunk], target_C[chunk], *drawn, weight=weight)
+        rows = _Rows(logits_CV[chunk], target_C[chunk], hit, block, entry, weight)
         for first in range(0, len(rows.target), size):
             tiles.append(_tile_(rows.tile(first, size), objective, scratch, softcap, factor))
     return torch.cat(tiles, dim=1)

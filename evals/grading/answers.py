@@ -126,7 +126,7 @@ def code_passes(item: Item, text: str) -> bool:
 def grading_pool() -> ThreadPoolExecutor:
     """Return a pool with one thread per core that this process may use.
 
-    Threads suffice, because code and symbolic comparisons run in other processes with time limits.
+    Threads suffice: programs run in other processes, and comparisons of answers take milliseconds.
     """
     return ThreadPoolExecutor(len(os.sched_getaffinity(0)))
 

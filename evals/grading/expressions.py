@@ -116,6 +116,8 @@ INVERSES = {name: f"arc{name}" for name in ("sin", "cos", "tan", "sec", "csc", "
 INVERSES.update({name: f"a{name}" for name in ("sinh", "cosh", "tanh")})
 _CONSTANTS = {"pi": "pi", "infty": "inf", "infinity": "inf", "inf": "inf"}
 _TWO_ARGUMENTS = {"frac": "div", **dict.fromkeys(("binom", "dbinom", "tbinom"), "binomial")}
+_PYTHON = {name: name for name in ("factorial", "binomial", "floor", "ceil", "abs")}
+_PYTHON |= {"ceiling": "ceil", "Abs": "abs"}
 LISTS = {"max", "min", "gcd", "lcm"}
 UNIT_LETTERS = frozenset("msghNJWVAKLFCT")  # upright, they are units and no symbols
 _VECTORS = {"mathbf", "vec", "boldsymbol", "bm", "hat", "widehat"}
@@ -127,6 +129,7 @@ _SPACE = re.compile(r"\s*")
 _COMMAND = re.compile(r"\\([a-zA-Z]+\*?)")
 _WORD = re.compile(
     r"(?:(?:arc|ar|a)?(?:sinh?|cosh?|tanh?)|sec|csc|cot|log|ln|exp|sqrt|max|min|gcd|lcm|sgn"
+    r"|factorial|binomial|floor|ceiling|ceil|[aA]bs"
     r"|alpha|beta|gamma|delta|theta|lambda|omega|sigma|phi|rho|mu|pi|infinity|inf)(?![a-zA-Z])"
 )
 _REPEATING = re.compile(
@@ -289,10 +292,7 @@ class _Parser:
     def product(self) -> Node:
         start = self.at
         node = self.implicit()
-        while sign := self.take("\\cdot", "\\times", "\\ast", "**", "*", "\\div", "/"):
-            if sign == "**":
-                node = Node("pow", (node, self.signed(self.power)))
-                continue
+        while sign := self.take("\\cdot", "\\times", "\\ast", "*", "\\div", "/"):
             if sign not in ("/", "\\div"):
                 node = Node("mul", (node, self.signed(self.implicit)))
                 continue
@@ -308,11 +308,13 @@ class _Parser:
         return node
 
     def implicit(self) -> Node:
-        node = self.power()
+        node = last = self.power()
         while self.starts_factor():
-            if self.peek().isdigit() and self.text[: self.at].rstrip()[-1:] not in ")]":
+            after_power = self.text[: self.at].rstrip()[-1:] in (")", "]") or last.kind == "pow"
+            if self.peek().isdigit() and not after_power:
                 raise NoFormula  # "2 3", "x2" and "\frac{1}{2}3" are not products
-            node = Node("mul", (node, self.power()))
+            last = self.power()
+            node = Node("mul", (node, last))
         return node
 
     def starts_factor(self) -> bool:
@@ -328,9 +330,9 @@ class _Parser:
 
     def power(self) -> Node:
         node = self.postfix(self.atom())
-        if self.take("^"):
-            node = self.raised(node)
-        return node
+        if self.take("**"):
+            return Node("pow", (node, self.signed(self.power)))
+        return self.raised(node) if self.take("^") else node
 
     def raised(self, node: Node) -> Node:
         if self.take("{\\circ}", "\\circ", "{\\degree}"):
@@ -474,8 +476,8 @@ class _Parser:
             return self.root()
         if name in FUNCTIONS:
             return self.function(FUNCTIONS[name])
-        if name in LISTS:
-            return self.call(name)
+        if name in LISTS or name in _PYTHON:
+            return self.call(_PYTHON.get(name, name))
         if name in _VECTORS | _DECORATIONS:
             return self.decorated("vec" if name in _VECTORS else name)
         if name in _UPRIGHT:
@@ -534,7 +536,9 @@ class _Parser:
         while self.take(","):
             args.append(self.sum())
         self.need(closing)
-        return Node(name, tuple(args))
+        if name in _PYTHON and len(args) != (2 if name == "binomial" else 1):
+            raise NoFormula
+        return self.postfix(Node(name, tuple(args)))
 
     def content(self) -> str:
         """Return the raw text of a group or of one token."""

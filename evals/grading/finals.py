@@ -23,7 +23,7 @@ _BRACE_OR_ESCAPED = re.compile(r"\\(?:boxed|fbox)\s*\{|[{}]")
 _NUMBER = re.compile(r"(?<![\d.])-?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)")
 _ANSWER_IS = re.compile(r"answers?\s+(?:is|are)\b", re.IGNORECASE)
 _HEADING = re.compile(
-    r"^[^\w\n]*(?:the\s+)?(?:final\s+|correct\s+)?answer[^\w\n]*(?:[:\n]|$)",
+    r"^[^\w\n]*(?:the\s+)?(?:final\s+|correct\s+)?answer[*_ \t)]*(?:[:\n]|$)",
     re.IGNORECASE | re.MULTILINE,
 )
 _FORMULA = re.compile(

@@ -18,7 +18,7 @@ _UNIT_END = re.compile(
 )
 _LITERAL = r"[+-]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
 _WORDS_AROUND = re.compile(
-    rf"(?P<before>(?:[A-Za-z'\u2019-]+[:,]?\s+)*)(?P<sign>-?)(?P<symbol>(?:US)?\\?\$|[€¥₹])?\s*"
+    rf"(?P<before>(?:[A-Za-z][A-Za-z'\u2019-]*[:,]?\s+)*)(?P<sign>-?)\s*(?P<symbol>(?:US)?\\?\$|[€¥₹])?\s*"
     rf"(?P<number>{_LITERAL}(?:\s*/\s*\d+|\s+\d+/\d+)?|[+-]?\d*\\frac\{{\d+\}}\{{\d+\}})"
     r"(?P<gap>\s*)(?P<percent>\\?%)?(?P<after>(?:[\s-]*[A-Za-z'\u2019./^\d-]*[A-Za-z][A-Za-z'\u2019./^-]*[23]?[,.]?)*)\s*"
 )
@@ -87,7 +87,10 @@ def equal(answer: Quantity, gold: Quantity) -> bool:
     if scale == 1:
         if answer.literal and gold.literal:
             return answer.literal.equals(gold.literal)
-        return _rounded(answer, gold) or evaluation.same(answer.node, gold.node)
+        if _rounded(answer, gold) or evaluation.same(answer.node, gold.node):
+            return True
+        hundredth = Node("div", (gold.node, expressions.number(100)))
+        return percents[1] and evaluation.same(answer.node, hundredth)  # 7/40 for 17.5%
     if answer.literal and gold.literal:
         return answer.literal.times(scale).equals(gold.literal)
     return evaluation.same(Node("mul", (expressions.number(scale), answer.node)), gold.node)

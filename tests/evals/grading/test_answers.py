@@ -190,6 +190,7 @@ def test_choice_equal_without_a_letter_is_false(prediction) -> None:
         ("not True is False.\nSo the answer is False.", "False"),
         ("So the answer is: ] ) }.", "] ) }"),
         ("So the answer is ])}.", "] ) }"),
+        ("**Answer:** ] ) }", "] ) }"),
         ("So the answer is barn, damp, dot.", "barn damp dot"),
         ("step one\n-35", "-35"),
         ("#### 1,000", "1000"),

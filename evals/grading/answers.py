@@ -19,6 +19,7 @@ from evals.grading.quantities import Quantity
 from evals.sandbox import runner
 
 CPU_SECONDS = 5.0
+_PLAIN = re.compile(r"-?\d+(?:\.\d+)?")
 _STATEMENT = re.compile(r"^(?:from [\w.]+ import|import \w|(?:async )?def \w|class \w|@\w)", re.M)
 _FENCED = re.compile(r"^[ \t]*```[ \t]*\w*[ \t]*\n(.*?)(?:^[ \t]*```|\Z)", re.M | re.S)
 
@@ -56,6 +57,10 @@ def compare(prediction: str, gold: str) -> Comparison:
 
 @lru_cache(1 << 16)
 def _compare(answer: str, gold: str) -> Comparison:
+    if _PLAIN.fullmatch(answer) and _PLAIN.fullmatch(gold):  # fast, for most answers
+        number, gold_number = notation.parse_number(answer), notation.parse_number(gold)
+        if number and gold_number:
+            return Comparison(number.equals(gold_number))
     answer, gold = notation.normalize(answer), notation.normalize(gold)
     if not answer or not gold:
         return Comparison(False)
@@ -70,13 +75,12 @@ def _compare(answer: str, gold: str) -> Comparison:
     gold_value, value = values.parse(gold), values.parse(answer, leading_words=True)
     if short == gold_short:
         return Comparison(True, as_text=gold_value is None)
-    if gold_value is not None and value is not None and not notation.normalize_words(gold):
+    if gold_value is not None and value is not None:
         return Comparison(values.equal(value, gold_value))
     gold_words = notation.normalize_words(gold)
-    same_words = bool(gold_words) and gold_words == notation.normalize_words(answer)
-    if gold_value is not None and value is not None and not same_words:
-        return Comparison(values.equal(value, gold_value))
-    return Comparison(same_words, as_text=True)
+    return Comparison(
+        bool(gold_words) and gold_words == notation.normalize_words(answer), as_text=True
+    )
 
 
 def final_answer(text: str) -> str:

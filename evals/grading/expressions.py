@@ -6,6 +6,7 @@ notation is ambiguous:
 
     ab, 2a, a(b+c)     products; every letter is a symbol of its own
     abc, n is odd      words, if there is no sign at all; 2abc is a product
+    f(x+1), f'(x)      a function, whatever it is; any other letter before ( is a factor
     f(0), y(-1)        symbols: a letter before a number in parentheses
     1/2x               (1/2)x: a slash between two numbers is a fraction
     a/bc, a/2b         a/(bc), a/(2b): otherwise a slash divides by the whole product
@@ -578,7 +579,10 @@ class _Parser:
         if applied:  # f(0) is a value of a function, not a product
             self.at = applied.end()
             return Node("symbol", value=f"{node.value}{applied.group()}")
-        return self.primed(self.subscripted(node))
+        node = self.primed(self.subscripted(node))
+        if str(node.value).rstrip("'") == "f" and self.text.startswith("(", self.at):
+            return Node("call", (self.group("(", ")"),), node.value)
+        return node
 
     def subscripted(self, node: Node) -> Node:
         if not self.take("_"):

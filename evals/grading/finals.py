@@ -71,7 +71,7 @@ _SEVERAL = re.compile(
 def after_thinking(text: str) -> str:
     """Return what a model writes after its thoughts; "" if they do not end."""
     rest = _after_last_thought(text)
-    return "" if _OPENED.search(rest) else rest
+    return "" if is_unfinished_thought(rest) else rest
 
 
 def written(prompt: str, text: str) -> str:
@@ -82,7 +82,8 @@ def written(prompt: str, text: str) -> str:
 
 def is_unfinished_thought(text: str) -> bool:
     """Return whether the text ends inside a thought."""
-    return bool(_OPENED.search(_after_last_thought(text)))
+    rest = _after_last_thought(text)
+    return ("<" in rest or "[" in rest) and bool(_OPENED.search(rest))
 
 
 def last_boxed(text: str) -> str | None:
@@ -92,6 +93,8 @@ def last_boxed(text: str) -> str | None:
 
 
 def _after_last_thought(text: str) -> str:
+    if "<" not in text and "[" not in text:  # fast, for most texts
+        return text
     ends = [closed.end() for closed in _CLOSED.finditer(text)]
     return text[ends[-1] :] if ends else text
 

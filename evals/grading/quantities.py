@@ -223,6 +223,15 @@ def _spelled_out(text: str, leading_words: bool) -> Quantity | None:
     words = re.sub(r"[.,]", " ", text.lower()).split()
     if not words or not all(re.fullmatch(r"[a-z'\u2019-]+", word) for word in words):
         return None
+    part = _part_in_words(text.lower())
+    if part is not None:
+        return Quantity(expressions.number(part), Number(part, None, False, False))
+    if words[0] == "a" and words[1:] and words[1] in units.SCALES:
+        words = ["one", *words[1:]]
+        if words[1] in ("dozen", "dozens"):
+            return _scaled(
+                Quantity(expressions.number(1), Number(Fraction(1), None, False, False)), words[1:]
+            )
     starts = range(len(words)) if leading_words else range(min(2, len(words)))
     for start in starts:
         found = units.number_in_words(words[start:])
@@ -239,3 +248,15 @@ def _spelled_out(text: str, leading_words: bool) -> Quantity | None:
         literal = Number(Fraction(-found[0] if negative else found[0]), 0, False, False)
         return _scaled(Quantity(expressions.number(literal.value), literal), after)
     return None
+
+
+def _part_in_words(text: str) -> Fraction | None:
+    """Return the value of "half", "two thirds", "one-quarter"."""
+    *above, below = text.replace("-", " ").split()
+    parts = units.PARTS_IN_WORDS.get(below.removesuffix("s"))
+    if parts is None:
+        return None
+    if above in ([], ["a"], ["an"]):
+        return Fraction(1, parts) if above or parts == 2 else None
+    count = units.number_in_words(above)
+    return Fraction(count[0], parts) if count and count[1] == len(above) else None

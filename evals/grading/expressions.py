@@ -25,61 +25,12 @@ from functools import lru_cache
 
 MAX_DEPTH = 60  # nested brackets, fractions and exponents
 
-GREEK = frozenset(
-    [
-        "alpha",
-        "beta",
-        "gamma",
-        "delta",
-        "epsilon",
-        "varepsilon",
-        "zeta",
-        "eta",
-        "theta",
-        "vartheta",
-        "iota",
-        "kappa",
-        "lambda",
-        "mu",
-        "nu",
-        "xi",
-        "omicron",
-        "rho",
-        "varrho",
-        "sigma",
-        "varsigma",
-        "tau",
-        "upsilon",
-        "phi",
-        "varphi",
-        "chi",
-        "psi",
-        "omega",
-        "Gamma",
-        "Delta",
-        "Theta",
-        "Lambda",
-        "Xi",
-        "Pi",
-        "Sigma",
-        "Upsilon",
-        "Phi",
-        "Psi",
-        "Omega",
-        "hbar",
-        "ell",
-        "nabla",
-        "imath",
-        "jmath",
-        "odot",
-        "oplus",
-        "star",
-        "dagger",
-        "aleph",
-        "Re",
-        "Im",
-    ]
-)
+_GREEK = """
+alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi
+omicron rho varrho sigma varsigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi
+Pi Sigma Upsilon Phi Psi Omega hbar ell nabla imath jmath odot oplus star dagger aleph Re Im
+"""
+GREEK = frozenset(re.findall(r"\w+", _GREEK))
 FUNCTIONS = {
     **{
         name: name

@@ -30,6 +30,7 @@ _FORMULA = re.compile(
     r"\$\$(.+?)\$\$|(?<!\\)\$(?!\$)([^$\n]+?)(?<!\\)\$(?![\d$])|\\\((.+?)\\\)|\\\[(.+?)\\\]",
     re.DOTALL,
 )
+_CONNECTIVE = re.compile(r"\s*(?:,?\s*\b(?:and|or)\b|,|;)\s*")
 _NO_ANSWER = re.compile(
     r"(?:correct|right|wrong|incorrect|clear|reasonable|verified|obvious|unclear)\W*$",
     re.IGNORECASE,
@@ -188,7 +189,7 @@ def _first_formula(tail: str) -> str | None:
     if not found:
         return None
     listed = [_content(found)]
-    while following := re.compile(r"\s*(,|;|,?\s*\b(?:and|or)\b)\s*").match(tail, found.end()):
+    while following := _CONNECTIVE.match(tail, found.end()):
         after = _FORMULA.match(tail, following.end())
         if not after:
             break
@@ -230,7 +231,7 @@ def _list_end(tail: str) -> int:
     end, found = 0, _FORMULA.match(tail)
     while found:
         end = found.end()
-        following = re.compile(r"\s*(?:,|;|,?\s*\b(?:and|or)\b)\s*").match(tail, end)
+        following = _CONNECTIVE.match(tail, end)
         found = _FORMULA.match(tail, following.end()) if following else None
     return end
 
@@ -258,10 +259,13 @@ def _last_formula(text: str) -> str:
         lines = text.strip().splitlines()
         only = _FORMULA.fullmatch(lines[-1].strip().rstrip(".")) if lines else None
         return _content(only) if only else ""
-    last = numbers[-1]
+    last, listed_from, end = numbers[-1], 0, -1
     for found in _FORMULA.finditer(text):
-        if found.start() <= last.start() < found.end():
-            return _content(found)
+        if end < 0 or not _CONNECTIVE.fullmatch(text, end, found.start()):
+            listed_from = found.start()
+        end = found.end()
+        if found.start() <= last.start() < end:
+            return _first_formula(text[listed_from:end]) or _content(found)
     start, end = text.rfind("\n", 0, last.start()) + 1, text.find("\n", last.end())
     line = text[start : end if end >= 0 else len(text)].strip()
     words = re.sub(r"\\[a-zA-Z]+|\b(?:sin|cos|tan|log|ln|exp|sqrt|pi)\b", "", line)

@@ -20,8 +20,9 @@ _LITERAL = r"[+-]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
 _WORDS_AROUND = re.compile(
     rf"(?P<before>(?:[A-Za-z][A-Za-z'\u2019-]*[:,]?\s+)*)(?P<sign>-?)\s*(?P<symbol>(?:US)?\\?\$|[€¥₹])?\s*"
     rf"(?P<number>{_LITERAL}(?:\s*/\s*\d+|\s+\d+/\d+)?|[+-]?\d*\\frac\{{\d+\}}\{{\d+\}})"
-    r"(?P<gap>\s*)(?P<percent>\\?%)?(?P<after>(?:[\s-]*[A-Za-z'\u2019./^\d-]*[A-Za-z][A-Za-z'\u2019./^-]*[23]?[,.]?)*)\s*"
+    r"(?P<gap>\s*)(?P<percent>\\?%)?(?P<after>[A-Za-z\d\s'\u2019./^,-]*)"
 )
+_WORD = re.compile(r"[\d/.]*[A-Za-z][A-Za-z'\u2019./^]*-?[\d]?[,.]?")
 _COMPOUND = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\.?,?(?:\s+and)?")
 _SMALL_WORDS = frozenset(["of", "to", "is", "in", "at", "by", "on", "as", "more"])
 _RATE = re.compile(r"[+-]?[\d.]+\s+([A-Za-z]+)\s*/\s*([A-Za-z]+)(?:\^\{?\d\}?|\d)?")
@@ -195,6 +196,9 @@ def _in_words(text: str, leading_words: bool) -> Quantity | None:
     negative = units.is_negative(before)
     before = before[:-1] if negative else before
     if (before and not leading_words) or units.CHANGING_BEFORE.intersection(before):
+        return None
+    after = re.split(r"[\s-]+", found["after"].strip(" -"))
+    if not all(map(_WORD.fullmatch, filter(None, after))):
         return None
     number = found["number"].replace(",", "")
     if re.search(r"\d/\d|\d [23]?$", found["after"]):

@@ -1,7 +1,7 @@
 """Identities of stored scores."""
 
 from evals import jobs
-from evals.grading import answers, published
+from evals.grading import code_passes, published
 from tests.evals.test_score import right
 
 

@@ -117,7 +117,8 @@ class _Unit:
         try:
             self._add_names(symtable.symtable(self.text, "program.py", "exec"), top=True)
         except (SyntaxError, ValueError):  # such as `return` outside a function
-            self.uses = {n.id for each in self.nodes for n in ast.walk(each) if _is_name(n)}
+            nodes = (node for each in self.nodes for node in ast.walk(each))
+            self.uses = {node.id for node in nodes if isinstance(node, ast.Name)}
         for node in self.nodes:
             if isinstance(node, ast.ImportFrom) and any(a.name == "*" for a in node.names):
                 self.binds.add("*")
@@ -175,11 +176,12 @@ class _Unit:
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                 if node.func.attr in _SETTINGS or _root(node.func) in names:
                     return True
-            elif isinstance(node, ast.Call) and _root(node.func) in setters:
+            elif (isinstance(node, ast.Call) and _root(node.func) in setters) or (
+                isinstance(node, ast.Attribute | ast.Subscript)
+                and not isinstance(node.ctx, ast.Load)
+                and _root(node) in names
+            ):
                 return True
-            elif isinstance(node, ast.Attribute | ast.Subscript):
-                if isinstance(node.ctx, ast.Store | ast.Del) and _root(node) in names:
-                    return True
         return False
 
 
@@ -233,7 +235,7 @@ def _units(tree: ast.Module, lines: list[str]) -> Iterator[_Unit]:
 
 
 def _blocks(text: str) -> list[str]:
-    """Return the contents of the fenced blocks; a fence inside a block that parses is part of it."""
+    """Return the contents of the fenced blocks; a block that parses may contain fences."""
     lines = text.split("\n")
     fences = [number for number, line in enumerate(lines) if _FENCE.match(line)]
     blocks: list[str] = []
@@ -282,8 +284,8 @@ def _defining(text: str, wanted: Sequence[str]) -> _Source:
 def _choose(sources: Sequence[_Source], wanted: Sequence[str]) -> _Source | None:
     """Return the last source that defines all names, else the last that defines one."""
     complete = [source for source in sources if source.complete]
-    partial = [source for source in sources if source.defined() & set(wanted)]
-    return (complete or partial or [None])[-1]
+    found = complete or [source for source in sources if source.defined() & set(wanted)]
+    return found[-1] if found else None
 
 
 def _starts_body(text: str, wanted: Sequence[str]) -> bool:
@@ -313,47 +315,64 @@ def _completed(prompt: str, candidates: Sequence[str], name: str) -> _Source | N
 
 
 def _program(sources: Sequence[_Source], wanted: Sequence[str]) -> str:
-    """Return the statements that the wanted names need, of which the last source has the most say."""
+    """Return the statements that the wanted names need; a later source goes before an earlier."""
     units = [unit for source in sources for unit in source.units]
-    needed, kept = list(wanted), set()
-    seen: set[str] = set()
+    needed = _Needed(sources)
+    needed.keep([unit for unit in units if "*" in unit.binds])
+    needed.follow(wanted)
+    if needed.seen & _DYNAMIC:
+        needed.keep([unit for unit in units if unit.defines or _assigns(unit)])
+    before = -1
+    while len(needed.kept) > before:
+        before = len(needed.kept)
+        for source in sources:
+            needed.keep(needed.changes_in(source))
+    future = [unit for unit in units if "from __future__" in unit.text]
+    chosen = [unit for unit in units if needed.has(unit) and unit not in future]
+    return "\n".join(unit.text for unit in [*future[:1], *chosen]) + "\n"
 
-    def follow() -> None:
-        while needed:
-            name = needed.pop()
-            if name in seen:
+
+class _Needed:
+    """The statements that names need, and those that these need.
+
+    Attributes:
+        kept: the identities of the statements.
+        seen: the names that have been looked up.
+    """
+
+    def __init__(self, sources: Sequence[_Source]) -> None:
+        self.sources = sources
+        self.kept: set[int] = set()
+        self.seen: set[str] = set()
+
+    def has(self, unit: _Unit) -> bool:
+        return id(unit) in self.kept
+
+    def keep(self, units: Iterable[_Unit]) -> None:
+        """Add statements, and what they need."""
+        new = [unit for unit in units if not self.has(unit)]
+        self.kept.update(map(id, new))
+        self.follow({name for unit in new for name in unit.uses | unit.binds})
+
+    def follow(self, names: Iterable[str]) -> None:
+        """Add the statements that bind names, from the last source that has any."""
+        for name in names:
+            if name in self.seen:
                 continue
-            seen.add(name)
-            for source in reversed(sources):
+            self.seen.add(name)
+            for source in reversed(self.sources):
                 found = [unit for unit in source.units if name in unit.binds and not unit.is_main]
                 if any(not unit.is_stub for unit in found):
-                    keep(found)
+                    self.keep(found)
                     break
 
-    def keep(found: Iterable[_Unit]) -> None:
-        for unit in found:
-            if id(unit) not in kept:
-                kept.add(id(unit))
-                needed.extend(unit.uses | unit.binds)
-
-    future = [u for u in units if "from __future__" in u.text]
-    keep([u for u in units if "*" in u.binds])
-    follow()
-    if seen & _DYNAMIC:
-        keep([unit for unit in units if unit.defines or _assigns(unit)])
-        follow()
-    before = -1
-    while len(kept) > before:
-        before = len(kept)
-        for source in sources:  # what a source changes are its own objects
-            inside = [unit for unit in source.units if id(unit) in kept]
-            objects = {n for unit in inside if not unit.imports for n in unit.binds}
-            setters = {n for unit in inside if unit.sets for n in unit.binds}
-            rest = [unit for unit in source.units if not unit.defines]
-            keep([unit for unit in rest if unit.changes(objects, setters)])
-        follow()
-    chosen = [unit for unit in units if id(unit) in kept and unit not in future]
-    return "\n".join(unit.text for unit in [*future[:1], *chosen]) + "\n"
+    def changes_in(self, source: _Source) -> list[_Unit]:
+        """Return the statements that change objects of their own source that are needed."""
+        inside = [unit for unit in source.units if self.has(unit)]
+        objects = {name for unit in inside if not unit.imports for name in unit.binds}
+        setters = {name for unit in inside if unit.sets for name in unit.binds}
+        rest = (unit for unit in source.units if not unit.defines)
+        return [unit for unit in rest if unit.changes(objects, setters)]
 
 
 def _assigns(unit: _Unit) -> bool:
@@ -366,12 +385,8 @@ def _root(node: ast.expr) -> str:
     return node.id if isinstance(node, ast.Name) else ""
 
 
-def _is_name(node: ast.AST) -> bool:
-    return isinstance(node, ast.Name)
-
-
 def _whole(text: str, blocks: Sequence[str]) -> str:
-    """Return the last block with a function, else the last block, else the text from its code on."""
+    """Return the last block with a function, else the last, else the text from its code on."""
     if blocks:
         return ([block for block in blocks if _DEFINITION.search(block)] or list(blocks))[-1]
     start = _STATEMENT.search(text)

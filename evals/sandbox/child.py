@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from types import CodeType
 from typing import Any
 
-from evals.sandbox import guard, isolation, wire
+from evals.sandbox import encoding, guard, isolation, wire
 
 LENGTH_BYTES = 8  # of the number in front of the program that gives its length
 SECRET_BYTES = 32
@@ -206,7 +206,7 @@ class _Modules:
         self.names = [
             (vars(module), dict(vars(module)))
             for module in self.modules.values()
-            if module is not wire
+            if module not in (wire, encoding)  # their state is of one program
         ]
 
     def are_unchanged(self) -> bool:

@@ -76,7 +76,8 @@ HELPERS = {
         "```python\ndef twice(x):\n    return 2 * x\n```"
     ),
     "an import in an earlier block": (
-        "```python\nimport operator\n```\n```python\ndef solve(x):\n    return operator.mul(x, 2)\n```"
+        "```python\nimport operator\n```\n"
+        "```python\ndef solve(x):\n    return operator.mul(x, 2)\n```"
     ),
     "a value that statements fill": (
         "```python\nTABLE = {}\nTABLE[1] = 2\nTABLE.update({3: 6})\n"
@@ -111,9 +112,12 @@ HELPERS = {
         "    return B.k * x\n```"
     ),
     "a wrong version first": (
-        "```python\ndef solve(x):\n    return x\n```\nNo:\n```python\ndef solve(x):\n    return 2*x\n```"
+        "```python\ndef solve(x):\n    return x\n```\nNo:\n"
+        "```python\ndef solve(x):\n    return 2 * x\n```"
     ),
-    "prose inside the block": "```python\nSolution:\n\ndef solve(x):\n    return 2 * x\n\nDone!\n```",
+    "prose inside the block": (
+        "```python\nSolution:\n\ndef solve(x):\n    return 2 * x\n\nDone!\n```"
+    ),
 }
 
 

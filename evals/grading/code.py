@@ -21,11 +21,12 @@ CPU_SECONDS = 5.0
 MODULE = "program"  # the name of the module, so that it is not run as `__main__`
 MAX_FENCES, MAX_STARTS = 40, 200
 _FENCE = re.compile(r"^[ \t]*(?:>[ \t]?)*(`{3,}|~{3,})[ \t]*([^`\n]*)$")
-_FENCE_AFTER_TEXT = re.compile(r"(?m)^(.*[^\s`>].*?)[ \t]*(```[\w+-]*[ \t]*)$")
+_FENCE_AFTER_TEXT = re.compile(r"^(.*[^\s`>].*?)[ \t]*(```[\w+-]*[ \t]*)$")
 _STATEMENT = re.compile(r"^(?:from [\w.]+ import|import \w|(?:async )?def \w|class \w|@\w)", re.M)
 _ASSIGNMENT = re.compile(r"^[A-Za-z_]\w*(?:\s*:[^=]+)?\s*=[^=]")
 _DEFINITION = re.compile(r"^def\s+(\w+)", re.MULTILINE)
-_THOUGHT = re.compile(r"^.*</(?:think|thinking|thought)>|<(?:think|thinking|thought)>.*", re.S)
+_THOUGHT_ENDS = re.compile(r"</(?:think|thinking|thought)>")
+_THOUGHT_STARTS = re.compile(r"<(?:think|thinking|thought)>")
 # With these the names that a program uses cannot be read from its text.
 _DYNAMIC = {"globals", "locals", "vars", "eval", "exec", "__import__"}
 _NOT_FOR_SOLUTIONS = {"print", "input", "exit", "quit", "breakpoint"}
@@ -60,7 +61,7 @@ def extract_code(text: str, prompt: str = "", names: Sequence[str] = ()) -> str:
         names: names that the tests use; by default the last function of the prompt. Without any,
             the program is the last block that has a function, or the last block, or the text.
     """
-    text = _FENCE_AFTER_TEXT.sub(r"\1\n\2", _THOUGHT.sub("", text).replace("\r\n", "\n"))
+    text = "\n".join(map(_fence_on_its_own, _answer(text).replace("\r\n", "\n").split("\n")))
     headers = list(_DEFINITION.finditer(prompt))
     wanted = tuple(names) or tuple(header.group(1) for header in headers[-1:])
     blocks = _blocks(text)
@@ -87,8 +88,8 @@ def extract_code(text: str, prompt: str = "", names: Sequence[str] = ()) -> str:
 @lru_cache(4096)
 def names_in_tests(tests: str) -> tuple[str, ...]:
     """Return the names that tests use and neither define nor import; () if they do not parse."""
-    source = _Source.parse(tests)
-    if not source.text or source.text.strip() != tests.strip():
+    source = _Source.parse(tests.replace("\r\n", "\n"))
+    if not source.text or source.text.split() != tests.split():
         return ()
     bound = {name for unit in source.units for name in unit.binds}
     used = {name for unit in source.units for name in unit.uses}
@@ -201,12 +202,12 @@ class _Source:
 
     @classmethod
     def parse(cls, text: str) -> "_Source":
-        lines = text.splitlines()
+        lines = text.strip("\n").split("\n")
         count = len(lines)
         while count > 0:
             head = "\n".join(lines[:count])
             try:
-                tree = ast.parse(head)
+                tree = _parse(head)
             except SyntaxError as error:
                 count = min(count - 1, (error.lineno or count) - 1)
             except (ValueError, RecursionError, MemoryError):
@@ -385,6 +386,15 @@ def _root(node: ast.expr) -> str:
     return node.id if isinstance(node, ast.Name) else ""
 
 
+def _answer(text: str) -> str:
+    """Return what follows the last thought; nothing follows one that does not end."""
+    return _THOUGHT_STARTS.split(_THOUGHT_ENDS.split(text)[-1])[0]
+
+
+def _fence_on_its_own(line: str) -> str:
+    return _FENCE_AFTER_TEXT.sub(r"\1\n\2", line) if "```" in line else line
+
+
 def _whole(text: str, blocks: Sequence[str]) -> str:
     """Return the last block with a function, else the last, else the text from its code on."""
     if blocks:
@@ -395,9 +405,14 @@ def _whole(text: str, blocks: Sequence[str]) -> str:
     return _Source.parse(text[start.start() :]).text or text[start.start() :]
 
 
+@lru_cache(64)
+def _parse(text: str) -> ast.Module:
+    return ast.parse(text)
+
+
 def _parses(text: str) -> bool:
     try:
-        ast.parse(text)
+        _parse(text.strip("\n"))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
     return True

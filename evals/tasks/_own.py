@@ -7,6 +7,8 @@ It takes its name from the file unless "#name" gives one. Fields of each line:
     tests    Python source text; optional
     grader   "math", "code", "exact" or "choice"; default "code" if there are tests, else "exact",
              or "math" if every answer of the file is a number and no line names a grader
+    cpu_seconds, memory_mb
+             limits on the code of an answer, and on its tests; optional
     id       unique in the file; default the number of the object, from 1
     domain   "mathematics", "code", "reasoning" or "other"; default by the grader
 """
@@ -88,10 +90,24 @@ def _item(row: dict[str, Any], location: str) -> Item:
     if row["domain"] not in known:
         domain = row["domain"]
         raise ValueError(f'{location}: field "domain" is {domain!r}; known: {", ".join(known)}')
-    meta = {"grader": grader, "domain": row["domain"]}
+    meta = {"grader": grader, "domain": row["domain"], **_limits(row, grader, location)}
     if grader == "code" and _is_function_head(row["prompt"]):
         meta["code_prompt"] = row["prompt"]
     return Item(str(row["id"]), row["prompt"], str(row["answer"]), row.get("tests", ""), meta)
+
+
+def _limits(row: dict[str, Any], grader: str, location: str) -> dict[str, Any]:
+    """Return the limits that a line sets for its code."""
+    limits = {}
+    for field, least in (("cpu_seconds", 1), ("memory_mb", 64)):
+        if grader == "code" and field in row:
+            check(row, {field: (int, float)}, location)
+            if row[field] < least:
+                raise ValueError(
+                    f'{location}: field "{field}" is {row[field]}; give at least {least}'
+                )
+            limits[field] = row[field] if field == "cpu_seconds" else int(row[field])
+    return limits
 
 
 def _is_number(answer: Any) -> bool:

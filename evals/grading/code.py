@@ -68,17 +68,19 @@ def extract_code(text: str, prompt: str = "", names: Sequence[str] = ()) -> str:
     if not wanted:
         return _whole(text, blocks)
     above = _Source.parse(prompt[: headers[-1].start()]) if headers else _Source()
-    sources = [_defining(block, wanted) for block in blocks]
+    # Tests may call what stands above the function, too, which an answer need not repeat.
+    own = tuple(set(wanted) - above.defined()) or wanted
+    sources = [_defining(block, own) for block in blocks]
     before_fence = re.split(r"(?m)^[ \t]*```", text, maxsplit=1)[0]
     if not any(source.complete for source in sources):
-        starts_body = bool(headers) and _starts_body(before_fence, wanted)
+        starts_body = bool(headers) and _starts_body(before_fence, own)
         if not starts_body:
-            sources += [_defining(whole, wanted) for whole in dict.fromkeys((before_fence, text))]
+            sources += [_defining(whole, own) for whole in dict.fromkeys((before_fence, text))]
         if headers and not any(source.complete for source in sources):
             bodies = [before_fence, *blocks] if starts_body else [*blocks, before_fence]
             completed = _completed(prompt, bodies, headers[-1].group(1))
-            sources += [completed] if completed else [_defining(text, wanted)]
-    chosen = _choose(sources, wanted)
+            sources += [completed] if completed else [_defining(text, own)]
+    chosen = _choose(sources, own)
     if chosen is None:
         return prompt + _whole(text, blocks) if headers else _whole(text, blocks)
     others = [source for source in sources if source is not chosen]

@@ -127,6 +127,13 @@ def test_the_program_has_what_the_function_needs(name) -> None:
     exec(f"{program}\nassert [solve(1), solve(3)] == [2, 6]", {"__name__": code.MODULE})
 
 
+def test_tests_may_call_what_stands_above_the_function_in_the_prompt() -> None:
+    prompt = "def encode(x):\n    return x + 1\n\n\ndef decode(x):\n    '''Undo it.'''\n"
+    for answer in ("```python\ndef decode(x):\n    return x - 1\n```", "    return x - 1\n"):
+        program = extract_code(answer, prompt, names=("decode", "encode"))
+        exec(f"{program}\nassert decode(encode(3)) == 3", {"__name__": code.MODULE})
+
+
 def test_examples_are_left_out() -> None:
     text = "```python\ndef solve(x):\n    return x\n\nx = solve(1)\nprint(x)\nassert x == 2\n```"
     assert extract_code(text, names=("solve",)) == "def solve(x):\n    return x\n"

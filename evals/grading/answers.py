@@ -124,8 +124,6 @@ def grade_all(benchmark: Benchmark, answers: Sequence[tuple[Item, str]]) -> list
         return list(pool.map(lambda answer: benchmark.grade(*answer), answers))
 
 
-
-
 def _normalize_text(answer: str) -> str:
     answer = re.sub(r"\\text\{([^{}]*)\}", r"\1", answer)
     answer = notation.DIGIT_GROUP.sub("", answer).replace(",", " ").strip("\"'`*$. \n\t")

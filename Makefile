@@ -34,7 +34,7 @@ bench-train: setup
 	@$(BIN)/python -m tests.benchmarks.train --json docs/results/training/benchmark.json
 
 bench-eval: setup
-	@$(BIN)/python -m tests.benchmarks.gold
+	@$(BIN)/python -m tests.benchmarks.grading --json docs/results/scoring/grading.json
 	@$(BIN)/python -m tests.benchmarks.sandbox
 	@$(BIN)/python -m tests.benchmarks.evals --json docs/results/scoring/benchmark.json
 

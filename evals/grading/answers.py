@@ -15,6 +15,8 @@ from evals.grading import notation, values
 from evals.grading.finals import after_thinking, formula, last_boxed, marked_answer, option_letter
 from evals.grading.quantities import Quantity
 
+_PLAIN = re.compile(r"-?\d+(?:\.\d+)?")
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -49,6 +51,10 @@ def compare(prediction: str, gold: str) -> Comparison:
 
 @lru_cache(1 << 16)
 def _compare(answer: str, gold: str) -> Comparison:
+    if _PLAIN.fullmatch(answer) and _PLAIN.fullmatch(gold):  # fast, for most answers
+        number, gold_number = notation.parse_number(answer), notation.parse_number(gold)
+        if number and gold_number:
+            return Comparison(number.equals(gold_number))
     answer, gold = notation.normalize(answer), notation.normalize(gold)
     if not answer or not gold:
         return Comparison(False)
@@ -63,13 +69,12 @@ def _compare(answer: str, gold: str) -> Comparison:
     gold_value, value = values.parse(gold), values.parse(answer, leading_words=True)
     if short == gold_short:
         return Comparison(True, as_text=gold_value is None)
-    if gold_value is not None and value is not None and not notation.normalize_words(gold):
+    if gold_value is not None and value is not None:
         return Comparison(values.equal(value, gold_value))
     gold_words = notation.normalize_words(gold)
-    same_words = bool(gold_words) and gold_words == notation.normalize_words(answer)
-    if gold_value is not None and value is not None and not same_words:
-        return Comparison(values.equal(value, gold_value))
-    return Comparison(same_words, as_text=True)
+    return Comparison(
+        bool(gold_words) and gold_words == notation.normalize_words(answer), as_text=True
+    )
 
 
 def final_answer(text: str) -> str:
@@ -108,7 +113,7 @@ def exact_equal(prediction: str, gold: str) -> bool:
 def grading_pool() -> ThreadPoolExecutor:
     """Return a pool with one thread per core that this process may use.
 
-    Threads suffice, because code and symbolic comparisons run in other processes with time limits.
+    Threads suffice: programs run in other processes, and comparisons of answers take milliseconds.
     """
     return ThreadPoolExecutor(len(os.sched_getaffinity(0)))
 
@@ -117,8 +122,6 @@ def grade_all(benchmark: Benchmark, answers: Sequence[tuple[Item, str]]) -> list
     """Return the verdict on each answer, in order."""
     with grading_pool() as pool:
         return list(pool.map(lambda answer: benchmark.grade(*answer), answers))
-
-
 
 
 def _normalize_text(answer: str) -> str:

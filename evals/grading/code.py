@@ -15,17 +15,17 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from evals.benchmark import Item
+from evals.grading.finals import after_thinking
 from evals.sandbox import runner
 
 CPU_SECONDS = 5.0
 MODULE = "program"  # the name of the module, so that it is not run as `__main__`
 MAX_FENCES, MAX_STARTS = 40, 200
 _FENCE = re.compile(r"^[ \t]*(?:>[ \t]?)*(`{3,}|~{3,})[ \t]*([^`\n]*)$")
-_FENCE_AFTER_TEXT = re.compile(r"(?m)^(.*[^\s`>].*?)[ \t]*(```[\w+-]*[ \t]*)$")
+_FENCE_AFTER_TEXT = re.compile(r"^(.*[^\s`>].*?)[ \t]*(```[\w+-]*[ \t]*)$")
 _STATEMENT = re.compile(r"^(?:from [\w.]+ import|import \w|(?:async )?def \w|class \w|@\w)", re.M)
 _ASSIGNMENT = re.compile(r"^[A-Za-z_]\w*(?:\s*:[^=]+)?\s*=[^=]")
 _DEFINITION = re.compile(r"^def\s+(\w+)", re.MULTILINE)
-_THOUGHT = re.compile(r"^.*</(?:think|thinking|thought)>|<(?:think|thinking|thought)>.*", re.S)
 # With these the names that a program uses cannot be read from its text.
 _DYNAMIC = {"globals", "locals", "vars", "eval", "exec", "__import__"}
 _NOT_FOR_SOLUTIONS = {"print", "input", "exit", "quit", "breakpoint"}
@@ -60,24 +60,26 @@ def extract_code(text: str, prompt: str = "", names: Sequence[str] = ()) -> str:
         names: names that the tests use; by default the last function of the prompt. Without any,
             the program is the last block that has a function, or the last block, or the text.
     """
-    text = _FENCE_AFTER_TEXT.sub(r"\1\n\2", _THOUGHT.sub("", text).replace("\r\n", "\n"))
+    text = "\n".join(map(_fence_on_its_own, after_thinking(text).replace("\r\n", "\n").split("\n")))
     headers = list(_DEFINITION.finditer(prompt))
     wanted = tuple(names) or tuple(header.group(1) for header in headers[-1:])
     blocks = _blocks(text)
     if not wanted:
         return _whole(text, blocks)
     above = _Source.parse(prompt[: headers[-1].start()]) if headers else _Source()
-    sources = [_defining(block, wanted) for block in blocks]
+    # Tests may call what stands above the function, too, which an answer need not repeat.
+    own = tuple(set(wanted) - above.defined()) or wanted
+    sources = [_defining(block, own) for block in blocks]
     before_fence = re.split(r"(?m)^[ \t]*```", text, maxsplit=1)[0]
     if not any(source.complete for source in sources):
-        starts_body = bool(headers) and _starts_body(before_fence, wanted)
+        starts_body = bool(headers) and _starts_body(before_fence, own)
         if not starts_body:
-            sources += [_defining(whole, wanted) for whole in dict.fromkeys((before_fence, text))]
+            sources += [_defining(whole, own) for whole in dict.fromkeys((before_fence, text))]
         if headers and not any(source.complete for source in sources):
             bodies = [before_fence, *blocks] if starts_body else [*blocks, before_fence]
             completed = _completed(prompt, bodies, headers[-1].group(1))
-            sources += [completed] if completed else [_defining(text, wanted)]
-    chosen = _choose(sources, wanted)
+            sources += [completed] if completed else [_defining(text, own)]
+    chosen = _choose(sources, own)
     if chosen is None:
         return prompt + _whole(text, blocks) if headers else _whole(text, blocks)
     others = [source for source in sources if source is not chosen]
@@ -87,8 +89,8 @@ def extract_code(text: str, prompt: str = "", names: Sequence[str] = ()) -> str:
 @lru_cache(4096)
 def names_in_tests(tests: str) -> tuple[str, ...]:
     """Return the names that tests use and neither define nor import; () if they do not parse."""
-    source = _Source.parse(tests)
-    if not source.text or source.text.strip() != tests.strip():
+    source = _Source.parse(tests.replace("\r\n", "\n"))
+    if not source.text or source.text.split() != tests.split():
         return ()
     bound = {name for unit in source.units for name in unit.binds}
     used = {name for unit in source.units for name in unit.uses}
@@ -117,7 +119,8 @@ class _Unit:
         try:
             self._add_names(symtable.symtable(self.text, "program.py", "exec"), top=True)
         except (SyntaxError, ValueError):  # such as `return` outside a function
-            self.uses = {n.id for each in self.nodes for n in ast.walk(each) if _is_name(n)}
+            nodes = (node for each in self.nodes for node in ast.walk(each))
+            self.uses = {node.id for node in nodes if isinstance(node, ast.Name)}
         for node in self.nodes:
             if isinstance(node, ast.ImportFrom) and any(a.name == "*" for a in node.names):
                 self.binds.add("*")
@@ -175,11 +178,12 @@ class _Unit:
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                 if node.func.attr in _SETTINGS or _root(node.func) in names:
                     return True
-            elif isinstance(node, ast.Call) and _root(node.func) in setters:
+            elif (isinstance(node, ast.Call) and _root(node.func) in setters) or (
+                isinstance(node, ast.Attribute | ast.Subscript)
+                and not isinstance(node.ctx, ast.Load)
+                and _root(node) in names
+            ):
                 return True
-            elif isinstance(node, ast.Attribute | ast.Subscript):
-                if isinstance(node.ctx, ast.Store | ast.Del) and _root(node) in names:
-                    return True
         return False
 
 
@@ -199,12 +203,12 @@ class _Source:
 
     @classmethod
     def parse(cls, text: str) -> "_Source":
-        lines = text.splitlines()
+        lines = text.strip("\n").split("\n")
         count = len(lines)
         while count > 0:
             head = "\n".join(lines[:count])
             try:
-                tree = ast.parse(head)
+                tree = _parse(head)
             except SyntaxError as error:
                 count = min(count - 1, (error.lineno or count) - 1)
             except (ValueError, RecursionError, MemoryError):
@@ -233,7 +237,7 @@ def _units(tree: ast.Module, lines: list[str]) -> Iterator[_Unit]:
 
 
 def _blocks(text: str) -> list[str]:
-    """Return the contents of the fenced blocks; a fence inside a block that parses is part of it."""
+    """Return the contents of the fenced blocks; a block that parses may contain fences."""
     lines = text.split("\n")
     fences = [number for number, line in enumerate(lines) if _FENCE.match(line)]
     blocks: list[str] = []
@@ -282,8 +286,8 @@ def _defining(text: str, wanted: Sequence[str]) -> _Source:
 def _choose(sources: Sequence[_Source], wanted: Sequence[str]) -> _Source | None:
     """Return the last source that defines all names, else the last that defines one."""
     complete = [source for source in sources if source.complete]
-    partial = [source for source in sources if source.defined() & set(wanted)]
-    return (complete or partial or [None])[-1]
+    found = complete or [source for source in sources if source.defined() & set(wanted)]
+    return found[-1] if found else None
 
 
 def _starts_body(text: str, wanted: Sequence[str]) -> bool:
@@ -313,47 +317,64 @@ def _completed(prompt: str, candidates: Sequence[str], name: str) -> _Source | N
 
 
 def _program(sources: Sequence[_Source], wanted: Sequence[str]) -> str:
-    """Return the statements that the wanted names need, of which the last source has the most say."""
+    """Return the statements that the wanted names need; a later source goes before an earlier."""
     units = [unit for source in sources for unit in source.units]
-    needed, kept = list(wanted), set()
-    seen: set[str] = set()
+    needed = _Needed(sources)
+    needed.keep([unit for unit in units if "*" in unit.binds])
+    needed.follow(wanted)
+    if needed.seen & _DYNAMIC:
+        needed.keep([unit for unit in units if unit.defines or _assigns(unit)])
+    before = -1
+    while len(needed.kept) > before:
+        before = len(needed.kept)
+        for source in sources:
+            needed.keep(needed.changes_in(source))
+    future = [unit for unit in units if "from __future__" in unit.text]
+    chosen = [unit for unit in units if needed.has(unit) and unit not in future]
+    return "\n".join(unit.text for unit in [*future[:1], *chosen]) + "\n"
 
-    def follow() -> None:
-        while needed:
-            name = needed.pop()
-            if name in seen:
+
+class _Needed:
+    """The statements that names need, and those that these need.
+
+    Attributes:
+        kept: the identities of the statements.
+        seen: the names that have been looked up.
+    """
+
+    def __init__(self, sources: Sequence[_Source]) -> None:
+        self.sources = sources
+        self.kept: set[int] = set()
+        self.seen: set[str] = set()
+
+    def has(self, unit: _Unit) -> bool:
+        return id(unit) in self.kept
+
+    def keep(self, units: Iterable[_Unit]) -> None:
+        """Add statements, and what they need."""
+        new = [unit for unit in units if not self.has(unit)]
+        self.kept.update(map(id, new))
+        self.follow({name for unit in new for name in unit.uses | unit.binds})
+
+    def follow(self, names: Iterable[str]) -> None:
+        """Add the statements that bind names, from the last source that has any."""
+        for name in names:
+            if name in self.seen:
                 continue
-            seen.add(name)
-            for source in reversed(sources):
+            self.seen.add(name)
+            for source in reversed(self.sources):
                 found = [unit for unit in source.units if name in unit.binds and not unit.is_main]
                 if any(not unit.is_stub for unit in found):
-                    keep(found)
+                    self.keep(found)
                     break
 
-    def keep(found: Iterable[_Unit]) -> None:
-        for unit in found:
-            if id(unit) not in kept:
-                kept.add(id(unit))
-                needed.extend(unit.uses | unit.binds)
-
-    future = [u for u in units if "from __future__" in u.text]
-    keep([u for u in units if "*" in u.binds])
-    follow()
-    if seen & _DYNAMIC:
-        keep([unit for unit in units if unit.defines or _assigns(unit)])
-        follow()
-    before = -1
-    while len(kept) > before:
-        before = len(kept)
-        for source in sources:  # what a source changes are its own objects
-            inside = [unit for unit in source.units if id(unit) in kept]
-            objects = {n for unit in inside if not unit.imports for n in unit.binds}
-            setters = {n for unit in inside if unit.sets for n in unit.binds}
-            rest = [unit for unit in source.units if not unit.defines]
-            keep([unit for unit in rest if unit.changes(objects, setters)])
-        follow()
-    chosen = [unit for unit in units if id(unit) in kept and unit not in future]
-    return "\n".join(unit.text for unit in [*future[:1], *chosen]) + "\n"
+    def changes_in(self, source: _Source) -> list[_Unit]:
+        """Return the statements that change objects of their own source that are needed."""
+        inside = [unit for unit in source.units if self.has(unit)]
+        objects = {name for unit in inside if not unit.imports for name in unit.binds}
+        setters = {name for unit in inside if unit.sets for name in unit.binds}
+        rest = (unit for unit in source.units if not unit.defines)
+        return [unit for unit in rest if unit.changes(objects, setters)]
 
 
 def _assigns(unit: _Unit) -> bool:
@@ -366,12 +387,12 @@ def _root(node: ast.expr) -> str:
     return node.id if isinstance(node, ast.Name) else ""
 
 
-def _is_name(node: ast.AST) -> bool:
-    return isinstance(node, ast.Name)
+def _fence_on_its_own(line: str) -> str:
+    return _FENCE_AFTER_TEXT.sub(r"\1\n\2", line) if "```" in line else line
 
 
 def _whole(text: str, blocks: Sequence[str]) -> str:
-    """Return the last block with a function, else the last block, else the text from its code on."""
+    """Return the last block with a function, else the last, else the text from its code on."""
     if blocks:
         return ([block for block in blocks if _DEFINITION.search(block)] or list(blocks))[-1]
     start = _STATEMENT.search(text)
@@ -380,9 +401,14 @@ def _whole(text: str, blocks: Sequence[str]) -> str:
     return _Source.parse(text[start.start() :]).text or text[start.start() :]
 
 
+@lru_cache(64)
+def _parse(text: str) -> ast.Module:
+    return ast.parse(text)
+
+
 def _parses(text: str) -> bool:
     try:
-        ast.parse(text)
+        _parse(text.strip("\n"))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
     return True

@@ -339,6 +339,8 @@ class _Evaluation:
         context, value = self.context, args[0]
         if abs(value) > 1e9 and name not in ("log", "ln", "lg", "sgn"):
             raise NoValue
+        if name.startswith("f"):  # any function: f and f' are different ones
+            return context.sin(value * 13 / 10 + len(name)) + 2
         if name in ("log", "ln", "lg"):
             # A logarithm without a base is a natural one, as in most of the sets.
             base = args[1] if len(args) > 1 else context.mpf(10) if name == "lg" else None

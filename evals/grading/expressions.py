@@ -6,6 +6,7 @@ notation is ambiguous:
 
     ab, 2a, a(b+c)     products; every letter is a symbol of its own
     abc, n is odd      words, if there is no sign at all; 2abc is a product
+    f(x+1), f'(x)      a function, whatever it is; any other letter before ( is a factor
     f(0), y(-1)        symbols: a letter before a number in parentheses
     1/2x               (1/2)x: a slash between two numbers is a fraction
     a/bc, a/2b         a/(bc), a/(2b): otherwise a slash divides by the whole product
@@ -24,61 +25,12 @@ from functools import lru_cache
 
 MAX_DEPTH = 60  # nested brackets, fractions and exponents
 
-GREEK = frozenset(
-    [
-        "alpha",
-        "beta",
-        "gamma",
-        "delta",
-        "epsilon",
-        "varepsilon",
-        "zeta",
-        "eta",
-        "theta",
-        "vartheta",
-        "iota",
-        "kappa",
-        "lambda",
-        "mu",
-        "nu",
-        "xi",
-        "omicron",
-        "rho",
-        "varrho",
-        "sigma",
-        "varsigma",
-        "tau",
-        "upsilon",
-        "phi",
-        "varphi",
-        "chi",
-        "psi",
-        "omega",
-        "Gamma",
-        "Delta",
-        "Theta",
-        "Lambda",
-        "Xi",
-        "Pi",
-        "Sigma",
-        "Upsilon",
-        "Phi",
-        "Psi",
-        "Omega",
-        "hbar",
-        "ell",
-        "nabla",
-        "imath",
-        "jmath",
-        "odot",
-        "oplus",
-        "star",
-        "dagger",
-        "aleph",
-        "Re",
-        "Im",
-    ]
-)
+_GREEK = """
+alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi
+omicron rho varrho sigma varsigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi
+Pi Sigma Upsilon Phi Psi Omega hbar ell nabla imath jmath odot oplus star dagger aleph Re Im
+"""
+GREEK = frozenset(re.findall(r"\w+", _GREEK))
 FUNCTIONS = {
     **{
         name: name
@@ -116,6 +68,8 @@ INVERSES = {name: f"arc{name}" for name in ("sin", "cos", "tan", "sec", "csc", "
 INVERSES.update({name: f"a{name}" for name in ("sinh", "cosh", "tanh")})
 _CONSTANTS = {"pi": "pi", "infty": "inf", "infinity": "inf", "inf": "inf"}
 _TWO_ARGUMENTS = {"frac": "div", **dict.fromkeys(("binom", "dbinom", "tbinom"), "binomial")}
+_PYTHON = {name: name for name in ("factorial", "binomial", "floor", "ceil", "abs")}
+_PYTHON |= {"ceiling": "ceil", "Abs": "abs"}
 LISTS = {"max", "min", "gcd", "lcm"}
 UNIT_LETTERS = frozenset("msghNJWVAKLFCT")  # upright, they are units and no symbols
 _VECTORS = {"mathbf", "vec", "boldsymbol", "bm", "hat", "widehat"}
@@ -127,6 +81,7 @@ _SPACE = re.compile(r"\s*")
 _COMMAND = re.compile(r"\\([a-zA-Z]+\*?)")
 _WORD = re.compile(
     r"(?:(?:arc|ar|a)?(?:sinh?|cosh?|tanh?)|sec|csc|cot|log|ln|exp|sqrt|max|min|gcd|lcm|sgn"
+    r"|factorial|binomial|floor|ceiling|ceil|[aA]bs"
     r"|alpha|beta|gamma|delta|theta|lambda|omega|sigma|phi|rho|mu|pi|infinity|inf)(?![a-zA-Z])"
 )
 _REPEATING = re.compile(
@@ -289,10 +244,7 @@ class _Parser:
     def product(self) -> Node:
         start = self.at
         node = self.implicit()
-        while sign := self.take("\\cdot", "\\times", "\\ast", "**", "*", "\\div", "/"):
-            if sign == "**":
-                node = Node("pow", (node, self.signed(self.power)))
-                continue
+        while sign := self.take("\\cdot", "\\times", "\\ast", "*", "\\div", "/"):
             if sign not in ("/", "\\div"):
                 node = Node("mul", (node, self.signed(self.implicit)))
                 continue
@@ -308,11 +260,13 @@ class _Parser:
         return node
 
     def implicit(self) -> Node:
-        node = self.power()
+        node = last = self.power()
         while self.starts_factor():
-            if self.peek().isdigit() and self.text[: self.at].rstrip()[-1:] not in ")]":
+            after_power = self.text[: self.at].rstrip()[-1:] in (")", "]") or last.kind == "pow"
+            if self.peek().isdigit() and not after_power:
                 raise NoFormula  # "2 3", "x2" and "\frac{1}{2}3" are not products
-            node = Node("mul", (node, self.power()))
+            last = self.power()
+            node = Node("mul", (node, last))
         return node
 
     def starts_factor(self) -> bool:
@@ -328,9 +282,9 @@ class _Parser:
 
     def power(self) -> Node:
         node = self.postfix(self.atom())
-        if self.take("^"):
-            node = self.raised(node)
-        return node
+        if self.take("**"):
+            return Node("pow", (node, self.signed(self.power)))
+        return self.raised(node) if self.take("^") else node
 
     def raised(self, node: Node) -> Node:
         if self.take("{\\circ}", "\\circ", "{\\degree}"):
@@ -474,8 +428,8 @@ class _Parser:
             return self.root()
         if name in FUNCTIONS:
             return self.function(FUNCTIONS[name])
-        if name in LISTS:
-            return self.call(name)
+        if name in LISTS or name in _PYTHON:
+            return self.call(_PYTHON.get(name, name))
         if name in _VECTORS | _DECORATIONS:
             return self.decorated("vec" if name in _VECTORS else name)
         if name in _UPRIGHT:
@@ -534,7 +488,9 @@ class _Parser:
         while self.take(","):
             args.append(self.sum())
         self.need(closing)
-        return Node(name, tuple(args))
+        if name in _PYTHON and len(args) != (2 if name == "binomial" else 1):
+            raise NoFormula
+        return self.postfix(Node(name, tuple(args)))
 
     def content(self) -> str:
         """Return the raw text of a group or of one token."""
@@ -574,7 +530,10 @@ class _Parser:
         if applied:  # f(0) is a value of a function, not a product
             self.at = applied.end()
             return Node("symbol", value=f"{node.value}{applied.group()}")
-        return self.primed(self.subscripted(node))
+        node = self.primed(self.subscripted(node))
+        if str(node.value).rstrip("'") == "f" and self.text.startswith("(", self.at):
+            return Node("call", (self.group("(", ")"),), node.value)
+        return node
 
     def subscripted(self, node: Node) -> Node:
         if not self.take("_"):

@@ -23,13 +23,14 @@ _BRACE_OR_ESCAPED = re.compile(r"\\(?:boxed|fbox)\s*\{|[{}]")
 _NUMBER = re.compile(r"(?<![\d.])-?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)")
 _ANSWER_IS = re.compile(r"answers?\s+(?:is|are)\b", re.IGNORECASE)
 _HEADING = re.compile(
-    r"^[^\w\n]*(?:the\s+)?(?:final\s+|correct\s+)?answer[^\w\n]*(?:[:\n]|$)",
+    r"^[^\w\n]*(?:the\s+)?(?:final\s+|correct\s+)?answer[*_ \t)]*(?:[:\n]|$)",
     re.IGNORECASE | re.MULTILINE,
 )
 _FORMULA = re.compile(
     r"\$\$(.+?)\$\$|(?<!\\)\$(?!\$)([^$\n]+?)(?<!\\)\$(?![\d$])|\\\((.+?)\\\)|\\\[(.+?)\\\]",
     re.DOTALL,
 )
+_CONNECTIVE = re.compile(r"\s*(?:,?\s*\b(?:and|or)\b|,|;)\s*")
 _NO_ANSWER = re.compile(
     r"(?:correct|right|wrong|incorrect|clear|reasonable|verified|obvious|unclear)\W*$",
     re.IGNORECASE,
@@ -71,7 +72,7 @@ _SEVERAL = re.compile(
 def after_thinking(text: str) -> str:
     """Return what a model writes after its thoughts; "" if they do not end."""
     rest = _after_last_thought(text)
-    return "" if _OPENED.search(rest) else rest
+    return "" if is_unfinished_thought(rest) else rest
 
 
 def written(prompt: str, text: str) -> str:
@@ -82,7 +83,8 @@ def written(prompt: str, text: str) -> str:
 
 def is_unfinished_thought(text: str) -> bool:
     """Return whether the text ends inside a thought."""
-    return bool(_OPENED.search(_after_last_thought(text)))
+    rest = _after_last_thought(text)
+    return ("<" in rest or "[" in rest) and bool(_OPENED.search(rest))
 
 
 def last_boxed(text: str) -> str | None:
@@ -92,6 +94,8 @@ def last_boxed(text: str) -> str | None:
 
 
 def _after_last_thought(text: str) -> str:
+    if "<" not in text and "[" not in text:  # fast, for most texts
+        return text
     ends = [closed.end() for closed in _CLOSED.finditer(text)]
     return text[ends[-1] :] if ends else text
 
@@ -185,7 +189,7 @@ def _first_formula(tail: str) -> str | None:
     if not found:
         return None
     listed = [_content(found)]
-    while following := re.compile(r"\s*(,|;|,?\s*\b(?:and|or)\b)\s*").match(tail, found.end()):
+    while following := _CONNECTIVE.match(tail, found.end()):
         after = _FORMULA.match(tail, following.end())
         if not after:
             break
@@ -227,7 +231,7 @@ def _list_end(tail: str) -> int:
     end, found = 0, _FORMULA.match(tail)
     while found:
         end = found.end()
-        following = re.compile(r"\s*(?:,|;|,?\s*\b(?:and|or)\b)\s*").match(tail, end)
+        following = _CONNECTIVE.match(tail, end)
         found = _FORMULA.match(tail, following.end()) if following else None
     return end
 
@@ -255,10 +259,13 @@ def _last_formula(text: str) -> str:
         lines = text.strip().splitlines()
         only = _FORMULA.fullmatch(lines[-1].strip().rstrip(".")) if lines else None
         return _content(only) if only else ""
-    last = numbers[-1]
+    last, listed_from, end = numbers[-1], 0, -1
     for found in _FORMULA.finditer(text):
-        if found.start() <= last.start() < found.end():
-            return _content(found)
+        if end < 0 or not _CONNECTIVE.fullmatch(text, end, found.start()):
+            listed_from = found.start()
+        end = found.end()
+        if found.start() <= last.start() < end:
+            return _first_formula(text[listed_from:end]) or _content(found)
     start, end = text.rfind("\n", 0, last.start()) + 1, text.find("\n", last.end())
     line = text[start : end if end >= 0 else len(text)].strip()
     words = re.sub(r"\\[a-zA-Z]+|\b(?:sin|cos|tan|log|ln|exp|sqrt|pi)\b", "", line)

@@ -95,6 +95,7 @@ _SUPERSCRIPTS = str.maketrans(
     "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207b\u207f", "0123456789-n"
 )
 _RAISED = re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u2079\u207b\u207f]+")
+_ENDLESS = re.compile(r"(\d*\.\d*?)(?:(\d)\2{2,}|(\d{2,3})\3+)\s*(?:\\[lc]?dots|\.{3}|\u2026)")
 _TEXT = r"\\(?:text|mbox|textbf|textrm|mathrm|mathbf|rm)\s*\{([^{}]*)\}"
 
 
@@ -107,7 +108,13 @@ _REWRITES = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"(?<!\\)\$|(?<=\d)\\\$|(?<!\\)\\[()\[\]]", ""),
-        (r"\\(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])\.?|\\displaystyle|\\limits(?![a-zA-Z])", ""),
+        (r"[{(]([^{}()]*)\\choose(?![a-zA-Z])([^{}()]*)[})]", r"\\binom{\1}{\2}"),
+        (r"(?<=\d)\s*[xX]\s*(?=10\s*\^)", r"\\times "),
+        (r"^<([^<>=]*,[^<>=]*)>$", r"\\langle \1 \\rangle"),
+        (
+            r"\\(?:left|right|middle|[bB]igg?[lr]?)(?![a-zA-Z])\.?|\\displaystyle|\\limits(?![a-zA-Z])",
+            "",
+        ),
         (r"(?<=\d)\s*(?:,\s*\\!|\{,\s*\})\s*(?=\d{3}(?!\d))", ""),  # LaTeX's digit groups
         (r"(?<![\d.^_])\d{1,3}(?:(?:\\[,;: ]|~| |\{ \})\d{3})+(?!\d)", _joined),  # "1 000 000"
         (r"(?<!\\)\\!|\{\}", ""),
@@ -217,6 +224,7 @@ def normalize(answer: str) -> str:
 
     `\dfrac12` and `(1)/(2)` become `\frac{1}{2}`, and "and" between numbers becomes a comma.
     """
+    answer = _ENDLESS.sub(r"\1\\overline{\2\3}", answer)
     answer = _RAISED.sub(lambda found: f"^{{{found.group().translate(_SUPERSCRIPTS)}}}", answer)
     answer = answer.translate(_CHARACTERS).strip().strip("*`").rstrip(".").strip()
     for pattern, replacement in _REWRITES:

@@ -18,10 +18,11 @@ _UNIT_END = re.compile(
 )
 _LITERAL = r"[+-]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
 _WORDS_AROUND = re.compile(
-    rf"(?P<before>(?:[A-Za-z'\u2019-]+[:,]?\s+)*)(?P<sign>-?)(?P<symbol>(?:US)?\\?\$|[€¥₹])?\s*"
+    rf"(?P<before>(?:[A-Za-z][A-Za-z'\u2019-]*[:,]?\s+)*)(?P<sign>-?)\s*(?P<symbol>(?:US)?\\?\$|[€¥₹])?\s*"
     rf"(?P<number>{_LITERAL}(?:\s*/\s*\d+|\s+\d+/\d+)?|[+-]?\d*\\frac\{{\d+\}}\{{\d+\}})"
-    r"(?P<gap>\s*)(?P<percent>\\?%)?(?P<after>(?:[\s-]*[A-Za-z'\u2019./^\d-]*[A-Za-z][A-Za-z'\u2019./^-]*[23]?[,.]?)*)\s*"
+    r"(?P<gap>\s*)(?P<percent>\\?%)?(?P<after>[A-Za-z\d\s'\u2019./^,-]*)"
 )
+_WORD = re.compile(r"[\d/.]*[A-Za-z][A-Za-z'\u2019./^]*-?[\d]?[,.]?")
 _COMPOUND = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\.?,?(?:\s+and)?")
 _SMALL_WORDS = frozenset(["of", "to", "is", "in", "at", "by", "on", "as", "more"])
 _RATE = re.compile(r"[+-]?[\d.]+\s+([A-Za-z]+)\s*/\s*([A-Za-z]+)(?:\^\{?\d\}?|\d)?")
@@ -87,7 +88,10 @@ def equal(answer: Quantity, gold: Quantity) -> bool:
     if scale == 1:
         if answer.literal and gold.literal:
             return answer.literal.equals(gold.literal)
-        return _rounded(answer, gold) or evaluation.same(answer.node, gold.node)
+        if _rounded(answer, gold) or evaluation.same(answer.node, gold.node):
+            return True
+        hundredth = Node("div", (gold.node, expressions.number(100)))
+        return percents[1] and evaluation.same(answer.node, hundredth)  # 7/40 for 17.5%
     if answer.literal and gold.literal:
         return answer.literal.times(scale).equals(gold.literal)
     return evaluation.same(Node("mul", (expressions.number(scale), answer.node)), gold.node)
@@ -193,6 +197,9 @@ def _in_words(text: str, leading_words: bool) -> Quantity | None:
     before = before[:-1] if negative else before
     if (before and not leading_words) or units.CHANGING_BEFORE.intersection(before):
         return None
+    after = re.split(r"[\s-]+", found["after"].strip(" -"))
+    if not all(map(_WORD.fullmatch, filter(None, after))):
+        return None
     number = found["number"].replace(",", "")
     if re.search(r"\d/\d|\d [23]?$", found["after"]):
         return None
@@ -220,6 +227,15 @@ def _spelled_out(text: str, leading_words: bool) -> Quantity | None:
     words = re.sub(r"[.,]", " ", text.lower()).split()
     if not words or not all(re.fullmatch(r"[a-z'\u2019-]+", word) for word in words):
         return None
+    part = _part_in_words(text.lower())
+    if part is not None:
+        return Quantity(expressions.number(part), Number(part, None, False, False))
+    if words[0] == "a" and words[1:] and words[1] in units.SCALES:
+        words = ["one", *words[1:]]
+        if words[1] in ("dozen", "dozens"):
+            return _scaled(
+                Quantity(expressions.number(1), Number(Fraction(1), None, False, False)), words[1:]
+            )
     starts = range(len(words)) if leading_words else range(min(2, len(words)))
     for start in starts:
         found = units.number_in_words(words[start:])
@@ -236,3 +252,15 @@ def _spelled_out(text: str, leading_words: bool) -> Quantity | None:
         literal = Number(Fraction(-found[0] if negative else found[0]), 0, False, False)
         return _scaled(Quantity(expressions.number(literal.value), literal), after)
     return None
+
+
+def _part_in_words(text: str) -> Fraction | None:
+    """Return the value of "half", "two thirds", "one-quarter"."""
+    *above, below = text.replace("-", " ").split()
+    parts = units.PARTS_IN_WORDS.get(below.removesuffix("s"))
+    if parts is None:
+        return None
+    if above in ([], ["a"], ["an"]):
+        return Fraction(1, parts) if above or parts == 2 else None
+    count = units.number_in_words(above)
+    return Fraction(count[0], parts) if count and count[1] == len(above) else None

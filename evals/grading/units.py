@@ -66,187 +66,50 @@ _DERIVED: Mapping[str, tuple[str, Mapping[str, int]]] = {
     "C": ("1", {"celsius": 1}),
     "F": ("1", {"fahrenheit": 1}),
 }
+_PREFIXED = frozenset(["m", "g", "s", "N", "J", "W", "V", "A", "K", "L", "Pa", "Hz", "eV", "mol"])
+_PREFIXES = {
+    **{"p": Fraction(1, 10**12), "n": Fraction(1, 10**9), "m": Fraction(1, 1000)},
+    **{"c": Fraction(1, 100), "k": Fraction(1000), "M": Fraction(10**6), "G": Fraction(10**9)},
+}
 SCALES = {
     **{"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9},
     **{"trillion": 10**12, "dozen": 12, "dozens": 12},
 }
-CHANGING = frozenset(  # words that make another quantity, or none, of a number
-    [
-        "not",
-        "no",
-        "never",
-        "neither",
-        "nor",
-        "isn't",
-        "isnt",
-        "cannot",
-        "can't",
-        "cant",
-        "without",
-        "except",
-        "excluding",
-        "but",
-        "or",
-        "than",
-        "least",
-        "most",
-        "exactly-not",
-        "above",
-        "below",
-        "under",
-        "over",
-        "beyond",
-        "exceeds",
-        "exceeding",
-        "between",
-        "nearly",
-        "almost",
-        "half",
-        "halves",
-        "third",
-        "thirds",
-        "double",
-        "twice",
-        "triple",
-        "thrice",
-        "quadruple",
-        "squared",
-        "cubed",
-        "root",
-        "factorial",
-        "plus",
-        "power",
-        "inverse",
-        "reciprocal",
-        "opposite",
-        "negation",
-        "mod",
-        "modulo",
-        "base",
-        "tenths",
-        "hundredths",
-        "thousandths",
-        "square-root",
-        "maximum",
-        "minimum",
-        "january",
-        "february",
-        "march",
-        "april",
-        "may",
-        "june",
-        "july",
-        "august",
-        "september",
-        "october",
-        "november",
-        "december",
-        "monday",
-        "tuesday",
-        "wednesday",
-        "thursday",
-        "friday",
-        "saturday",
-        "sunday",
-        "unknown",
-        "undefined",
-        "impossible",
-        "false",
-        "wrong",
-        "incorrect",
-    ]
-)
-CHANGING_BEFORE = CHANGING | frozenset(
-    [
-        "less",
-        "fewer",
-        "more",
-        "greater",
-        "larger",
-        "smaller",
-        "up",
-        "quarter",
-        "fifth",
-        "tenth",
-        "times",
-        "minus",
-        "square",
-        "cube",
-        "logarithm",
-        "log",
-        "sine",
-        "cosine",
-    ]
-)
-OPPOSITES = frozenset(
-    [
-        "north",
-        "south",
-        "east",
-        "west",
-        "left",
-        "right",
-        "up",
-        "down",
-        "increase",
-        "decrease",
-        "profit",
-        "loss",
-        "gain",
-        "more",
-        "less",
-        "fewer",
-        "older",
-        "younger",
-        "faster",
-        "slower",
-        "higher",
-        "lower",
-        "clockwise",
-        "counterclockwise",
-        "anticlockwise",
-        "odd",
-        "even",
-        "before",
-        "after",
-        "early",
-        "late",
-        "ahead",
-        "behind",
-        "deep",
-        "high",
-        "bc",
-        "ad",
-        "bce",
-        "ce",
-    ]
-)
+_CHANGING = """
+not no none never neither nor isn't isnt cannot can't cant without except excluding but or than
+least most above below under over beyond exceeds exceeding between nearly almost half halves third
+thirds double twice triple thrice quadruple squared cubed root factorial plus power inverse
+reciprocal opposite negation mod modulo base tenths hundredths thousandths maximum minimum january
+february march april may june july august september october november december monday tuesday
+wednesday thursday friday saturday sunday unknown undefined impossible false wrong incorrect
+"""
+CHANGING = frozenset(re.findall(r"\S+", _CHANGING))
+"""Words that make another quantity, or none, of a number beside them."""
+_CHANGING_BEFORE = """
+less fewer more greater larger smaller up quarter fifth tenth times minus square cube logarithm log
+sine cosine
+"""
+CHANGING_BEFORE = CHANGING | frozenset(re.findall(r"\S+", _CHANGING_BEFORE))
+"""The same, of words before a number."""
+_OPPOSITES = """
+north south east west left right up down increase decrease profit loss gain more less fewer older
+younger faster slower higher lower clockwise counterclockwise anticlockwise odd even before after
+early late ahead behind deep high bc ad bce ce
+"""
+OPPOSITES = frozenset(re.findall(r"\S+", _OPPOSITES))
+"""Words that must be the same in both answers if both have any."""
 _NEGATIVE = frozenset(["negative", "minus"])
-_ONES = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-    "seventeen",
-    "eighteen",
-    "nineteen",
-]
+_NUMBERS = """
+zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
+sixteen seventeen eighteen nineteen
+"""
 _TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
-NUMBER_WORDS = {word: value for value, word in enumerate(_ONES)}
+NUMBER_WORDS = {word: value for value, word in enumerate(re.findall(r"\S+", _NUMBERS))}
 NUMBER_WORDS.update({word: 10 * value for value, word in enumerate(_TENS, start=2)})
+PARTS_IN_WORDS = {
+    **{"half": 2, "halve": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6},
+    **{"seventh": 7, "eighth": 8, "ninth": 9, "tenth": 10, "hundredth": 100},
+}
 _CURRENCIES = {"$": "dollar", "€": "euro", "¥": "yuan", "₹": "rupee"}
 _PART = re.compile(
     r"\s*(?:(?P<divide>/|per\b)|(?P<times>\\cdot|\*|·|-(?=[A-Za-z]))"
@@ -286,7 +149,8 @@ def find(name: str) -> tuple[Fraction, dict[str, int]] | None:
     for each in (bare, bare.lower(), bare.lower().removesuffix("s")):
         if each in UNITS and (len(each) > 1 or each == bare):
             return UNITS[each]
-    return None
+    known = UNITS.get(bare[1:]) if bare[1:] in _PREFIXED and bare[0] in _PREFIXES else None
+    return (known[0] * _PREFIXES[bare[0]], known[1]) if known else None
 
 
 def parse(text: str) -> Unit | None:

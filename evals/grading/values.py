@@ -122,6 +122,7 @@ def _value(text: str, leading_words: bool = False) -> Value | None:
     text = _without_outer_group(re.sub(r"^(?:\\approx|=)\s*", "", text))
     if not text:
         return None
+    text = re.sub(r"^[(\[]\s*(\\begin\{array\}.*\\end\{array\})\s*[)\]]$", r"\1", text)
     matrix = _MATRIX.fullmatch(text)
     if matrix and text.count("\\begin") == 1:
         return _grid(matrix["kind"], matrix["body"])
@@ -174,9 +175,9 @@ def _split(text: str, separator: re.Pattern[str], keep: bool = False) -> list[st
     parts, start, at, depth = [], 0, 0, 0
     while at < len(text):
         character = text[at]
-        if character in _OPEN or text.startswith("\\begin", at):
+        if character in _OPEN or text.startswith(("\\begin", "\\langle"), at):
             depth += 1
-        elif character in _CLOSE or text.startswith("\\end", at):
+        elif character in _CLOSE or text.startswith(("\\end", "\\rangle"), at):
             depth -= 1
         elif depth == 0 and (found := separator.match(text, at)):
             parts.append(text[start:at].strip())
@@ -465,7 +466,8 @@ def _items_equal(answer: Value, gold: Value) -> bool:
             for item in each.items  # one has names
             if isinstance(item, Named)
         ]
-        if len(set(names)) == len(answer.items):
+        is_series = len({re.sub(r"_\d+$", "", name) for name in names}) == 1  # x_1, x_2
+        if len(set(names)) == len(answer.items) and not is_series:
             return _all_equal(answer.items, gold.items)
     if brackets <= {"", "{}"}:
         return _same_in_any_order(answer.items, gold.items)
@@ -475,8 +477,11 @@ def _items_equal(answer: Value, gold: Value) -> bool:
 
 
 def _as_row(value: Value, other: Value) -> Value:
-    """Return a column or row vector as a tuple if it is compared with one."""
+    """Return a vector as a tuple, or a matrix as a tuple of rows, if it is compared with one."""
     if isinstance(value, Grid) and value.kind == "matrix" and isinstance(other, Items):
+        if all(isinstance(item, Items) for item in other.items):
+            rows = tuple(Items("[", "]", row) for row in value.rows)
+            return Items(other.opening, other.closing, rows)
         if len(value.rows) == 1:
             return Items("(", ")", value.rows[0])
         if all(len(row) == 1 for row in value.rows):

@@ -1,7 +1,8 @@
 """A sandbox for Python programs that a model wrote; `run` is the entry point.
 
 The fork server imports this package in a bare interpreter, so `runner` is imported on first use.
-Read `runner`, `server`, `child`, `guard` and `isolation` in this order.
+Read `runner`, `server`, `child`, `wire`, `remote`, `encoding`, `guard`, `isolation` and `seccomp`
+in this order.
 """
 
 from importlib import import_module

@@ -20,10 +20,11 @@ from dataclasses import dataclass
 from types import CodeType
 from typing import Any
 
-from evals.sandbox import guard, isolation, wire
+from evals.sandbox import encoding, guard, isolation, wire
 
 LENGTH_BYTES = 8  # of the number in front of the program that gives its length
 SECRET_BYTES = 32
+STAYS = b"stays"
 TEST_DESCRIPTORS = 5  # the streams, and the pipes from and to the program
 
 
@@ -150,7 +151,7 @@ def become_tests(task: Task, channel: socket.socket, prepared: Prepared) -> Call
 
     A message has the limits, and the descriptors of the program's streams and of the pipes from and
     to it. The answer is "gone" if the program ended early, else "passed", "failed", "memory" or
-    "violation"; a second word "stays" says that the process can run other tests.
+    "violation". A second answer is `STAYS` if the process can run other tests.
     """
     prepared.libc.prctl(isolation.PR_SET_DUMPABLE, 0, 0, 0, 0)  # no other process may look inside
     with _ends_if_it_fails():
@@ -175,9 +176,10 @@ def become_tests(task: Task, channel: socket.socket, prepared: Prepared) -> Call
             answer = _run_tests(tests, source, target, refused)
             os.close(source)
             os.close(target)
+            channel.sendall(answer)
             _empty(home)
             sys.modules["__main__"] = main
-            channel.sendall(answer + (b" stays" if modules.are_unchanged() else b" ends"))
+            channel.sendall(STAYS if modules.are_unchanged() else b"ends")
 
     return run
 
@@ -206,7 +208,7 @@ class _Modules:
         self.names = [
             (vars(module), dict(vars(module)))
             for module in self.modules.values()
-            if module is not wire
+            if module not in (wire, encoding)  # their state is of one program
         ]
 
     def are_unchanged(self) -> bool:
@@ -225,13 +227,8 @@ def _names_for(code: CodeType, tests: bytes) -> dict[str, Any]:
     """Return the names of the program that occur in the tests, with the program's objects."""
     module = type(sys)("__main__")
     sys.modules["__main__"] = module
-    used = [
-        name
-        for name in wire.names()
-        if name in code.co_names or name.encode("utf-8", "replace") in tests
-    ]
     names = vars(module)
-    names.update(zip(used, wire.ask("values", used), strict=True))
+    names.update(wire.values(lambda n: n in code.co_names or n.encode("utf-8", "replace") in tests))
     return names
 
 

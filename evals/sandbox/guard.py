@@ -55,8 +55,8 @@ REFUSED_EVENTS = frozenset(
 LIBRARY_EVENTS = "ctypes."
 UNAUDITED = ("memmove", "memset", "cast")  # functions of ctypes that raise no event of their own
 DO_UNAUDITED = "ctypes.sandbox"
-# Events that give code a file name, which must not be a library's: its index in the arguments
-NAMING_EVENTS = {"compile": 1, "code.__new__": 1}
+# Events that give code a file name, the second argument, which must not be a library's.
+NAMING_EVENTS = ("compile", "code.__new__")
 # Commands that make the kernel send signals to another process: F_SETOWN, F_SETSIG, F_SETOWN_EX;
 # FIOSETOWN, SIOCSPGRP, TIOCSTI
 OWNING_EVENTS = {"fcntl.fcntl": (8, 10, 15), "fcntl.ioctl": (0x8901, 0x8902, 0x5412)}
@@ -86,44 +86,25 @@ def install(home: str, readable: Sequence[str]) -> list[str]:
 
     Args:
         home: real path of the folder in which files may be changed and read.
-        readable: real paths of folders and files that may be read.
+        readable: real paths of folders and files that may be read; modules in them are libraries.
 
     Returns:
         the names of the refused events, a list that the hook extends.
     """
     refused: list[str] = []
-    unwritable, unreadable, wrongly_opened = _path_checks(home, readable)
     # Local variables, because a program could assign other values to the module's names.
-    always, reading, writing = REFUSED_EVENTS, READING_EVENTS, WRITING_EVENTS
-    by_libraries, naming, owning = LIBRARY_EVENTS, NAMING_EVENTS, OWNING_EVENTS
-    from_library, is_library = _caller_checks(readable)
-    local_family, stream = AF_UNIX, SOCK_STREAM
-
-    def forbidden(event: str, arguments: tuple) -> bool:
-        if event in always:
-            return True
-        if event.startswith(by_libraries):
-            return not from_library(frame(3))
-        if event in naming:
-            return is_library(arguments[naming[event]]) and not from_library(frame(3))
-        if event == "marshal.loads":  # of code with any file name
-            return not from_library(frame(3))
-        if event == "open":
-            return wrongly_opened(*arguments)
-        if event == "socket.__new__":  # only the ends of a pair, which asyncio needs
-            return arguments[1] != local_family or arguments[2] & 0xF != stream
-        if event in owning:
-            return arguments[1] in owning[event]
-        if event in reading:
-            return arguments[0] is not None and unreadable(arguments[0])
-        return any(
-            unwritable(arguments[path], None if folder is None else arguments[folder])
-            for path, folder in writing.get(event, ())
-        )
+    checks = _event_checks(home, readable)
+    always, by_libraries, unaudited = REFUSED_EVENTS, LIBRARY_EVENTS, DO_UNAUDITED
+    from_library, frame, originals = checks[by_libraries], sys._getframe, _replace_unaudited()
 
     def guard(event: str, arguments: tuple) -> None:
         try:
-            refuse = forbidden(event, arguments)
+            if event in always:
+                refuse = True
+            elif event.startswith(by_libraries):
+                refuse = not from_library(frame(1))
+            else:
+                refuse = event in checks and checks[event](frame(1), *arguments)
         except OSError:  # a path that cannot be resolved
             refuse = True
         if refuse:
@@ -133,10 +114,47 @@ def install(home: str, readable: Sequence[str]) -> list[str]:
             name, given, results = arguments
             results.append(originals[name](*given))
 
-    frame = sys._getframe
-    unaudited, originals = DO_UNAUDITED, _replace_unaudited()
     sys.addaudithook(guard)
     return refused
+
+
+def _event_checks(home: str, readable: Sequence[str]) -> dict[str, Callable[..., bool]]:
+    """Return for each event that is refused at times a function of frame and arguments.
+
+    The one of `LIBRARY_EVENTS` is of the frame alone, and true for a library.
+    """
+    unwritable, unreadable, wrongly_opened = _path_checks(home, readable)
+    from_library, is_library = _caller_checks(readable)
+    local_family, stream = AF_UNIX, SOCK_STREAM
+
+    def names_library(frame: FrameType, _: Any, name: Any, *__: Any) -> bool:
+        return is_library(name) and not from_library(frame)
+
+    def opens_socket(_: FrameType, __: Any, family: int, kind: int, ___: int) -> bool:
+        return family != local_family or kind & 0xF != stream  # only the ends of a pair
+
+    def lists(_: FrameType, path: Path | None) -> bool:
+        return path is not None and unreadable(path)
+
+    def writes(places: Sequence[tuple[int, int | None]]) -> Callable[..., bool]:
+        return lambda _, *arguments: any(
+            unwritable(arguments[path], None if folder is None else arguments[folder])
+            for path, folder in places
+        )
+
+    def owns(commands: Sequence[int]) -> Callable[..., bool]:
+        return lambda _, __, command, *___: command in commands
+
+    return {
+        LIBRARY_EVENTS: from_library,
+        "open": lambda _, *arguments: wrongly_opened(*arguments),
+        "socket.__new__": opens_socket,
+        "marshal.loads": lambda frame, _: not from_library(frame),  # code with any file name
+        **dict.fromkeys(NAMING_EVENTS, names_library),
+        **dict.fromkeys(READING_EVENTS, lists),
+        **{event: writes(places) for event, places in WRITING_EVENTS.items()},
+        **{event: owns(commands) for event, commands in OWNING_EVENTS.items()},
+    }
 
 
 def _replace_unaudited() -> dict[str, Callable[..., Any]]:
@@ -145,7 +163,7 @@ def _replace_unaudited() -> dict[str, Callable[..., Any]]:
     The program cannot reach the originals: the hook calls them.
     """
     convert = ctypes._cast  # type: ignore[attr-defined]
-    originals = {
+    originals: dict[str, Callable[..., Any]] = {
         "memmove": ctypes.memmove,
         "memset": ctypes.memset,
         "cast": lambda given, kind: convert(given, given, kind),
@@ -200,10 +218,11 @@ def _path_checks(home: str, readable: Sequence[str]) -> tuple[Callable[..., bool
 
     def real(path: Path, folder: int | None) -> str:
         if isinstance(path, int):
-            path = f"/proc/self/fd/{path}"
-        elif folder is not None and folder >= 0:
-            path = join(f"/proc/self/fd/{folder}", fsdecode(path))
-        return realpath(fsdecode(path))
+            return str(realpath(f"/proc/self/fd/{path}"))
+        name = fsdecode(path)
+        if folder is not None and folder >= 0:
+            name = join(f"/proc/self/fd/{folder}", name)
+        return str(realpath(name))
 
     def unwritable(path: Path, folder: int | None = None) -> bool:
         target = real(path, folder)

@@ -15,14 +15,15 @@ Two mechanisms refuse it, and neither is complete:
 
 docs/reference/sandbox.md has a table of attacks, and of gaps.
 
-A program passes only if it reaches its end: a hook out of its reach then sends back a secret. Tests
-run after the program, with Python's own names restored. Both share one interpreter. As in every
-harness of this kind, a program that anticipates its tests can deceive them, for example with an
-object that equals everything.
+Tests run in an interpreter of their own and call the program's functions over pipes (`wire.py`).
+Only their process can say that the program passed. A program without tests passes if it reaches its
+end: a hook out of its reach then sends back a secret.
 """
 
+import functools
 import math
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -31,10 +32,10 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from evals.process_pool import ProcessPool
-from evals.sandbox import child
+from evals.sandbox import child, isolation
 from evals.sandbox.server import MAX_MESSAGE_BYTES, VERDICTS
 
 MEMORY_MB = 4096  # as EvalPlus; numerical libraries and threads reserve much of it without use
@@ -126,30 +127,35 @@ def run(
 
 
 def isolation_layers() -> tuple[str, ...]:
-    """Return those of "namespaces", "landlock" and "seccomp" that this machine offers."""
-    return tuple(run("import os; print(os.environ['SANDBOX_LAYERS'])").stdout.split())
+    """Return those of "bubblewrap", "namespaces", "landlock" and "seccomp" that are active."""
+    front = ("bubblewrap",) if _front(os.path.realpath(tempfile.gettempdir())) else ()
+    return front + tuple(run("import os; print(os.environ['SANDBOX_LAYERS'])").stdout.split())
 
 
 class _Server:
-    """Client of a fork server process."""
+    """Client of a fork server process.
+
+    Programs have the same home one after the other, as long as each leaves it as it was.
+    """
 
     def __init__(self, program: str, folder: str, *libraries: str) -> None:
-        self._tests_home = tempfile.TemporaryDirectory(
-            prefix="sandbox_tests_", dir=folder, ignore_cleanup_errors=True
-        )
+        self._folder = folder
+        self._tests_home = self._new_folder()
+        self._home = self._new_folder()
         # -S and -P: the interpreter starts in 20 ms and imports nothing from the current folder.
         flags = ["-B", "-S", "-s", "-P", "-X", "utf8"]
         arguments = (folder, self._tests_home.name, *libraries)
         self._channel, far = socket.socketpair()
         with far, tempfile.TemporaryFile() as stderr:
             self._process = subprocess.Popen(
-                (sys.executable, *flags, "-c", program, *arguments),
+                (*_front(folder), sys.executable, *flags, "-c", program, *arguments),
                 stdin=far.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
                 cwd="/",
                 env=ENVIRONMENT,
                 start_new_session=True,
+                **_user(_front(folder)),
             )
             far.close()
             user = self._channel.recv(MAX_MESSAGE_BYTES)
@@ -157,22 +163,34 @@ class _Server:
                 self.end()
                 raise RuntimeError(f"the sandbox itself failed: {_head(stderr)}")
             self._user = int(user)
+            for home in (self._tests_home, self._home):
+                os.chown(home.name, self._user, -1)
 
-    def run(self, task: child.Task, tested: bool, streams: Sequence[IO[bytes]]) -> str:
+    def _new_folder(self) -> tempfile.TemporaryDirectory[str]:
+        return tempfile.TemporaryDirectory(
+            prefix="sandbox_", dir=self._folder, ignore_cleanup_errors=True
+        )
+
+    def run(
+        self, name: str, tested: bool, limits: child.Limits, streams: Sequence[IO[bytes]]
+    ) -> str:
         """Run a program, with its tests if it is `tested`, and return its verdict.
 
         Raises:
             EOFError: the server has ended.
             TimeoutError: the server did not enforce the limits.
         """
-        os.chown(task.home, self._user, -1)
-        fields = (task.home, task.name, int(tested), *astuple(task.limits))
+        fields = (self._home.name, name, int(tested), *astuple(limits))
         request = "\0".join(map(str, fields)).encode()
-        self._channel.settimeout(task.limits.total + 10)  # the server enforces the limits itself
+        self._channel.settimeout(limits.total + 10)  # the server enforces the limits itself
         socket.send_fds(self._channel, [request], [file.fileno() for file in streams])
         answer = self._channel.recv(MAX_MESSAGE_BYTES)
         if not answer:
             raise EOFError
+        if os.listdir(self._home.name) or os.stat(self._home.name).st_mode & 0o777 != 0o700:
+            self._home.cleanup()
+            self._home = self._new_folder()
+            os.chown(self._home.name, self._user, -1)
         return answer.decode()
 
     def end(self) -> None:
@@ -181,25 +199,67 @@ class _Server:
         self._process.kill()  # its children die with it
         self._process.wait()
         self._tests_home.cleanup()
+        self._home.cleanup()
 
 
 _servers = ProcessPool(_Server)
 
 
+@functools.lru_cache(1)
+def _front(folder: str) -> tuple[str, ...]:
+    """Return the command of bubblewrap in front of the server, () if it is missing or fails.
+
+    It adds namespaces also where only its own set-user-ID program may create them.
+
+    Args:
+        folder: the folder of the homes, the only one that can be changed.
+    """
+    program = shutil.which("bwrap")
+    if program is None:
+        return ()
+    command: tuple[str, ...] = (
+        program,
+        "--unshare-all",
+        "--die-with-parent",
+        "--ro-bind",
+        "/",
+        "/",
+    )
+    command += ("--dev-bind", "/dev", "/dev", "--proc", "/proc")
+    command += ("--bind", folder, folder, "--")
+    trial = [*command, sys.executable, "-S", "-c", ""]
+    try:
+        done = subprocess.run(
+            trial, cwd="/", env=ENVIRONMENT, capture_output=True, timeout=30, **_user(command)
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return command if done.returncode == 0 else ()
+
+
+def _user(front: tuple[str, ...]) -> dict[str, Any]:
+    """Return arguments of Popen that leave root before bubblewrap, in which no user can change."""
+    if not front or os.geteuid() != 0:
+        return {}
+    return {"user": isolation.NOBODY, "group": isolation.NOBODY, "extra_groups": []}
+
+
 def _verdict(name: str, tested: bool, limits: child.Limits, streams: Sequence[IO[bytes]]) -> str:
-    libraries = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
     folder = os.path.realpath(tempfile.gettempdir())
-    with tempfile.TemporaryDirectory(
-        prefix="sandbox_", dir=folder, ignore_cleanup_errors=True
-    ) as home:
-        try:
-            with _servers.borrow(SERVER, folder, *libraries) as server:
-                return server.run(child.Task(home, name, limits), tested, streams)
-        except TimeoutError:
-            return "timeout"
-        # Without kernel layers a program may find a way to kill the server.
-        except (EOFError, ConnectionError):
-            return "violation"
+    try:
+        with _servers.borrow(SERVER, folder, *_libraries()) as server:
+            return server.run(name, tested, limits, streams)
+    except TimeoutError:
+        return "timeout"
+    # Without kernel layers a program may find a way to kill the server.
+    except (EOFError, ConnectionError):
+        return "violation"
+
+
+@functools.cache
+def _libraries() -> tuple[str, ...]:
+    """Return the folders from which programs may import."""
+    return tuple(sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}))
 
 
 def _head(file: IO[bytes]) -> str:

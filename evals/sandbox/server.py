@@ -6,20 +6,25 @@ once and never executes a program itself; a fork of it does (`child.py`). Standa
 """
 
 import contextlib
+import copy  # noqa: F401  so that programs and tests find it loaded, as the next ones
 import gc
+import heapq  # noqa: F401
 import math
 import os
 import select
 import signal
 import socket
+import string  # noqa: F401
 import sys
+import typing  # noqa: F401
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import monotonic
 
-from evals.sandbox import isolation, seccomp
+from evals.sandbox import isolation, seccomp, wire
 from evals.sandbox.child import (
     SECRET_BYTES,
+    STAYS,
     Limits,
     Pipes,
     Prepared,
@@ -43,16 +48,35 @@ class _Process:
     number: int
     handle: int
 
-    def kill(self) -> tuple[bool, float]:
-        """Kill and reap it; return whether a limit or we killed it, and its CPU seconds."""
+    def kill(self) -> None:
+        """Kill it, and what it started."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.number, signal.SIGKILL)  # needed without a process namespace
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.handle, signal.SIGKILL)
+
+    def reap(self) -> "_End":
+        """Wait for its end, once."""
         _, status, usage = os.wait4(self.number, 0)
         os.close(self.handle)
         killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGKILL, signal.SIGXCPU)
-        return killed, usage.ru_utime + usage.ru_stime
+        failed = os.WIFEXITED(status) and os.WEXITSTATUS(status) == 1
+        return _End(killed, failed, usage.ru_utime + usage.ru_stime)
+
+
+@dataclass(frozen=True)
+class _End:
+    """The end of a process.
+
+    Attributes:
+        killed: whether a limit or we killed it.
+        failed: whether it could not be isolated.
+        cpu: its CPU seconds.
+    """
+
+    killed: bool
+    failed: bool
+    cpu: float
 
 
 def serve(temporary: str, tests_home: str, *libraries: str) -> Become | None:
@@ -69,7 +93,7 @@ def serve(temporary: str, tests_home: str, *libraries: str) -> Become | None:
     os.environ.pop("PYTHONIOENCODING", None)
     libc = isolation.load_c_library()
     channel = socket.socket(fileno=os.dup(0))
-    _leave_root(temporary, tests_home)
+    _leave_root(temporary)
     user = os.getuid()
     separate = isolation.enter_namespaces(libc)
     if separate and (server := os.fork()):  # the child is the first process of the new namespace
@@ -85,17 +109,28 @@ def serve(temporary: str, tests_home: str, *libraries: str) -> Become | None:
         seccomp.build(receives=True),
         libraries,
     )
+    wire.warm_up()
+    gc.collect()
     gc.freeze()  # excludes the server's objects from garbage collections in children
     channel.sendall(str(user).encode())
     return _Server(channel, tests_home, prepared).serve()
 
 
 class _Server:
-    """The state between programs: the tests' process, if there is one, and the socket to it."""
+    """The state between programs.
+
+    Attributes:
+        tests: the tests' process, if there is one, and the socket to it.
+        stays_follows: whether it has yet to say whether it can run other tests.
+        killed: a program that was killed after its verdict was clear. The end of its namespaces
+            takes milliseconds, in which the client prepares the next program.
+    """
 
     def __init__(self, channel: socket.socket, tests_home: str, prepared: Prepared) -> None:
         self.channel, self.tests_home, self.prepared = channel, tests_home, prepared
         self.tests: tuple[_Process, socket.socket] | None = None
+        self.stays_follows = False
+        self.killed: _Process | None = None
 
     def serve(self) -> Become | None:
         """Run programs until the client has gone; in a child, return what it has to do."""
@@ -116,6 +151,17 @@ class _Server:
                 return answer
             _close(*streams)
             self.channel.sendall(answer.encode())
+            self._tidy()
+
+    def _tidy(self) -> None:
+        """Reap the program that was killed, and end tests that changed their process."""
+        if self.killed is not None:
+            self.killed.reap()
+            self.killed = None
+        if self.tests is not None and self.stays_follows:
+            self.stays_follows = False
+            if self.tests[1].recv(MAX_MESSAGE_BYTES) != STAYS:
+                self._end_tests()
 
     def _run(self, task: Task, streams: list[int]) -> str | Become:
         """Run a program without tests and return its verdict; in a child, what it has to do."""
@@ -148,13 +194,14 @@ class _Server:
             socket.send_fds(to_tests, [message], [*streams, answers, calls])
         _close(source, calls, answers, target)
         late = self._wait(task.limits, to_tests.fileno(), [tests, program])
-        words = b"" if late else to_tests.recv(MAX_MESSAGE_BYTES)
-        word, _, stays = words.partition(b" ")
-        expired = late
-        if stays != b"stays":
-            killed, _ = self._end_tests()
-            expired |= killed and not words
-        return outcome.verdict(program, expired, task.limits, word)
+        word = b"" if late else to_tests.recv(MAX_MESSAGE_BYTES)
+        if not word:
+            ended = self._end_tests()
+            verdict = outcome.verdict(program, late or ended.killed, task.limits, word)
+            return BROKEN if ended.failed else verdict
+        self.stays_follows = True
+        self.killed = None if word == b"gone" else program
+        return outcome.verdict(program, late, task.limits, word)
 
     def _start(
         self,
@@ -198,7 +245,7 @@ class _Server:
 
     def _start_tests(self, limits: Limits) -> Become | None:
         """Start the tests' process; in it, return what it has to do."""
-        ours, theirs = socket.socketpair()
+        ours, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
         os.environ.update(HOME=self.tests_home, TMPDIR=self.tests_home)
         child = os.fork()
         if child == 0:
@@ -210,12 +257,13 @@ class _Server:
         self.tests = _Process(child, os.pidfd_open(child)), ours
         return None
 
-    def _end_tests(self) -> tuple[bool, float]:
+    def _end_tests(self) -> _End:
         assert self.tests is not None
         process, socket_to = self.tests
         self.tests = None
         socket_to.close()
-        return process.kill()
+        process.kill()
+        return process.reap()
 
     def _close(self) -> None:
         """Close, in a child, what only the server needs."""
@@ -273,11 +321,12 @@ class _Outcome:
         except BlockingIOError:  # it runs; or it has ended, and a process that it started has this
             own = b"violation" if tests is None and not expired else b""
         unread = bool(select.select([self.secret_out], [], [], 0)[0])
-        killed, cpu = program.kill()
+        program.kill()
+        # What tests say that did not end early needs no more of the program.
+        clear = tests not in (None, b"", b"gone")
+        end = _End(killed=False, failed=False, cpu=0) if clear else program.reap()
         _close(self.secret_in, self.secret_out, self.outcome_out)
         if unread and not expired and tests in (None, b"gone"):
-            return BROKEN
-        if tests == b"broken":
             return BROKEN
         passed = own == self.secret if tests is None else tests == b"passed"
         if passed and not expired:
@@ -286,7 +335,7 @@ class _Outcome:
         if outcome in (b"memory", b"violation"):
             return outcome.decode()
         # The limit counts clock ticks, which on a busy machine can run ahead of the exact usage.
-        return "timeout" if expired or (killed and cpu >= 0.5 * limits.cpu) else "failed"
+        return "timeout" if expired or (end.killed and end.cpu >= 0.5 * limits.cpu) else "failed"
 
 
 def _close(*descriptors: int) -> None:
@@ -311,10 +360,8 @@ def _busy_seconds(handle: int) -> float:
     return total / 1e9
 
 
-def _leave_root(temporary: str, tests_home: str) -> None:
+def _leave_root(temporary: str) -> None:
     """Change from root to the user `nobody`, if that user can read Python's library and a home.
-
-    The user then owns the home of the tests.
 
     A library under /root, for example, is readable for root alone.
     """
@@ -333,7 +380,6 @@ def _leave_root(temporary: str, tests_home: str) -> None:
     finally:
         os.rmdir(home)
     if usable:
-        os.chown(tests_home, isolation.NOBODY, isolation.NOBODY)
         os.setgroups([])
         os.setresgid(isolation.NOBODY, isolation.NOBODY, isolation.NOBODY)
         os.setresuid(isolation.NOBODY, isolation.NOBODY, isolation.NOBODY)

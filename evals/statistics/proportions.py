@@ -16,7 +16,7 @@ Z = 1.959963984540054  # the normal distribution's 0.975 quantile
 WIDER_Z = 1.98
 ONE_SIDED = 0.078
 PRIOR_ITEMS = 2
-"""Added with the largest possible variance to the items, because the variance of few is uncertain."""
+"""Added to the items with the largest possible variance, since the variance of few is uncertain."""
 
 
 def wilson(proportion: float, count: float, z: float = Z) -> tuple[float, float]:
@@ -54,8 +54,8 @@ def effective_count(per_item_I: NDArray[np.float64]) -> float:
     """Return the number of independent verdicts whose mean varies as much as that of the items.
 
     For single verdicts it is I. For means of several samples it is larger, the less the more the
-    samples of an item agree; if all items have the same mean of 0 or 1, it is I, too. Source: the
-    effective sample size of Korn and Graubard (1998), with the variance of `PRIOR_ITEMS` items more.
+    samples of an item agree; if all items have the same mean of 0 or 1, it is I, too. Source:
+    the effective sample size of Korn and Graubard (1998), here with `PRIOR_ITEMS` items more.
     """
     count, mean = len(per_item_I), float(per_item_I.mean())
     largest = mean * (1 - mean)

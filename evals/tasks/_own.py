@@ -7,6 +7,8 @@ It takes its name from the file unless "#name" gives one. Fields of each line:
     tests    Python source text; optional
     grader   "math", "code", "exact" or "choice"; default "code" if there are tests,
              "math" if the answer is a number, else "exact"
+    cpu_seconds, memory_mb
+             limits on the code of an answer, and on its tests; optional
     id       unique in the file; default the number of the object, from 1
     domain   "mathematics", "code", "reasoning" or "other"; default by the grader
 """
@@ -24,7 +26,10 @@ from evals.hints import nearest_name
 from evals.tasks._files import check, numbered_jsonl
 
 DOMAINS = {"math": "mathematics", "code": "code", "exact": "reasoning", "choice": "reasoning"}
-FIELDS = ("prompt", "answer", "tests", "grader", "id", "domain")
+FIELDS = (
+    *("prompt", "answer", "tests", "grader", "id", "domain"),
+    *("cpu_seconds", "memory_mb"),
+)
 _CHOICES = re.compile(r"(?:\(([A-Z])\)|(?:^|(?<=[\s*]))([A-Z])[.):])(?=[\s*])")
 
 
@@ -135,7 +140,7 @@ def _item(row: dict[str, Any], location: str) -> Item:
         raise ValueError(f'{location}: field "domain" is {domain!r}; known: {", ".join(known)}')
     for problem in _problems(row, grader):
         raise ValueError(f"{location}: {problem}")
-    meta = {"grader": grader, "domain": row["domain"]}
+    meta = {"grader": grader, "domain": row["domain"], **_limits(row, grader, location)}
     if grader == "code" and _is_function_head(row["prompt"]):
         meta["code_prompt"] = row["prompt"]
     return Item(str(row["id"]), row["prompt"], str(row["answer"]), row.get("tests", ""), meta)
@@ -194,6 +199,20 @@ def _problems_of_choice(prompt: str, answer: str) -> Iterator[str]:
     listed = sorted(letters) if len(letters) > 1 and "A" in letters else []
     if listed and letter.upper() not in listed:
         yield f'field "answer" is {answer!r}, but the options in "prompt" are {", ".join(listed)}'
+
+
+def _limits(row: dict[str, Any], grader: str, location: str) -> dict[str, Any]:
+    """Return the limits that a line sets for its code."""
+    limits = {}
+    for field, least in (("cpu_seconds", 1), ("memory_mb", 64)):
+        if grader == "code" and field in row:
+            check(row, {field: (int, float)}, location)
+            if row[field] < least:
+                raise ValueError(
+                    f'{location}: field "{field}" is {row[field]}; give at least {least}'
+                )
+            limits[field] = row[field] if field == "cpu_seconds" else int(row[field])
+    return limits
 
 
 def _is_number(answer: Any) -> bool:

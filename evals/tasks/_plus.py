@@ -1,8 +1,9 @@
 """Tests of EvalPlus (Liu et al., 2023) from its main format: inputs and a reference solution.
 
-The tests are Python text for the sandbox. They execute the reference in a separate namespace and
-compare its results with the candidate's on the same inputs (`_plus_check`), which takes up to 5 s
-of CPU time. The format "OriginFmt", which the hub has, contains the expected values instead.
+The tests are Python text for the sandbox, which runs them in another interpreter than the answer.
+They execute the reference and compare its results with the candidate's on the same inputs
+(`_plus_check`), which takes up to 5 s of CPU time. The format "OriginFmt", which the hub has,
+contains the expected values instead.
 """
 
 import ast
@@ -41,7 +42,6 @@ def tests(row: dict[str, Any], reference: str, inputs: Sequence[Sequence[Any]]) 
         f"check(candidate, _reference[{name!r}], {list(inputs)!r}, {row['atol']}, "
         f"{RULES.get(name, 'equal')!r})\n"
     )
-    # These imports are outside `source`: the sandbox restores modules whose import it can see.
     return f"import copy\nimport math\nexec({source!r}, {{'candidate': {name}}})\n"
 
 

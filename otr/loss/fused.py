@@ -78,9 +78,9 @@ class LinearLoss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         """Compute losses and gradients, chunk by chunk."""
         weight = weight_VD.to(settings.dtype)
-        rows = _chunk_rows(len(hidden_TD), weight)
-        starts = range(0, len(hidden_TD), rows)
         inputs = _Inputs(hidden_TD, weight_VD, bias_V)
+        rows = _chunk_rows(len(hidden_TD), weight, inputs.gradient_bytes(ctx.needs_input_grad))
+        starts = range(0, len(hidden_TD), rows)
         gradients = _Gradients(inputs, ctx.needs_input_grad, weight, num_chunks=len(starts))
         stride = math.ceil(len(weight) / _ALIGNED) * _ALIGNED
         logits = weight.new_empty(rows, stride)[:, : len(weight)]
@@ -131,6 +131,12 @@ class _Inputs:
     weight: Tensor
     bias: Tensor | None
 
+    def gradient_bytes(self, needed: Sequence[bool]) -> int:
+        """Return the memory of the gradients that are needed, in float32 at most."""
+        pairs = zip((self.hidden, self.weight, self.bias), needed, strict=False)
+        wanted = [tensor for tensor, need in pairs if need and tensor is not None]
+        return sum(tensor.numel() * max(4, tensor.element_size()) for tensor in wanted)
+
 
 class _Gradients:
     """Sums of the gradients of hidden states, weight and bias, as far as they are needed."""
@@ -139,18 +145,14 @@ class _Gradients:
         self, inputs: _Inputs, needed: Sequence[bool], weight: Tensor, *, num_chunks: int
     ) -> None:
         hidden_needed, weight_needed, bias_needed = needed[:3]
-        self.factor = weight
-        self.dtypes = [
-            None if tensor is None else tensor.dtype
-            for tensor in (inputs.hidden, inputs.weight, inputs.bias)
-        ]
+        self.factor, self.inputs = weight, inputs
         self.hidden = torch.empty_like(inputs.hidden) if hidden_needed else None
-        self.weight = None
+        self.weight: Tensor | None = None  # made by the first product
+        self.weight_dtype: torch.dtype | None = None
         if weight_needed:
             rounds = num_chunks > 1 and weight.dtype.itemsize < torch.float32.itemsize
             precise = torch.promote_types(inputs.weight.dtype, torch.float32)
-            make = torch.empty_like if num_chunks else torch.zeros_like  # the first chunk fills it
-            self.weight = make(inputs.weight, dtype=precise if rounds else None)
+            self.weight_dtype = precise if rounds else inputs.weight.dtype
         self.bias = None
         if bias_needed:
             precise = torch.promote_types(weight.dtype, torch.float32)
@@ -160,38 +162,43 @@ class _Gradients:
         """Add a chunk: the gradient of its logits times the factors of their product."""
         if self.hidden is not None:
             self.hidden[chunk] = slope_CV @ self.factor
-        if self.weight is not None:
-            _add_product(self.weight, slope_CV.T, hidden_CD, first=chunk.start == 0)
+        if self.weight_dtype is not None:
+            self.weight = _add_product(self.weight, slope_CV.T, hidden_CD, self.weight_dtype)
         if self.bias is not None:
             self.bias += slope_CV.sum(0, dtype=self.bias.dtype)
 
     def in_input_dtypes(self) -> list[Tensor | None]:
         """Return the gradients, each in the dtype of its input."""
+        if self.weight is None and self.weight_dtype is not None:  # there was no chunk
+            self.weight = torch.zeros_like(self.inputs.weight)
         sums = (self.hidden, self.weight, self.bias)
-        pairs = zip(sums, self.dtypes, strict=True)
-        return [None if grad is None else grad.to(dtype) for grad, dtype in pairs]
+        pairs = zip(sums, (self.inputs.hidden, self.inputs.weight, self.inputs.bias), strict=True)
+        return [
+            None if grad is None or tensor is None else grad.to(tensor.dtype)
+            for grad, tensor in pairs
+        ]
 
 
-def _chunk_rows(rows: int, weight_VD: Tensor) -> int:
+def _chunk_rows(rows: int, weight_VD: Tensor, gradient_bytes: int) -> int:
     """Return the positions per chunk for chunks of nearly equal size; at least 1."""
-    budget = _chunk_bytes(weight_VD.device)
+    budget = _chunk_bytes(weight_VD.device, gradient_bytes)
     most = max(1, budget // (weight_VD.element_size() * len(weight_VD)))
     chunks = max(1, math.ceil(rows / most))
     return max(1, math.ceil(rows / chunks))
 
 
-def _chunk_bytes(device: torch.device) -> int:
+def _chunk_bytes(device: torch.device, gradient_bytes: int) -> int:
     """Return the size of a chunk of logits.
 
-    On a GPU it is at most half of the memory that is free or cached, in steps of two, so that it
-    seldom changes from one call to the next, and with it how sums are rounded; under torch's
-    deterministic algorithms it never does.
+    On a GPU it is at most half of the memory that is free or cached and that the gradients leave,
+    in steps of two, so that it seldom changes from one call to the next, and with it how sums are
+    rounded; under torch's deterministic algorithms it never does.
     """
     if device.type != "cuda" or torch.are_deterministic_algorithms_enabled():
         return CHUNK_BYTES["cuda" if device.type == "cuda" else "cpu"]
     free, _ = torch.cuda.mem_get_info(device)
     free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return _largest_chunk(free)
+    return _largest_chunk(free - gradient_bytes)
 
 
 def _largest_chunk(free: int) -> int:
@@ -202,25 +209,31 @@ def _largest_chunk(free: int) -> int:
     return size
 
 
-def _add_product(total_VD: Tensor, left_VC: Tensor, right_CD: Tensor, *, first: bool) -> None:
-    """Add left @ right to a total that may have a higher precision; the first fills the total."""
-    if total_VD.dtype == left_VC.dtype:
+def _add_product(
+    total_VD: Tensor | None, left_VC: Tensor, right_CD: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """Return total + left @ right in a dtype that may have a higher precision; None is 0.
+
+    The total is changed in place.
+    """
+    if dtype == left_VC.dtype:
+        if total_VD is None:
+            return left_VC @ right_CD
+        return total_VD.addmm_(left_VC, right_CD)
+    if left_VC.is_cuda:
+        if total_VD is None:
+            return torch.mm(left_VC, right_CD, out_dtype=dtype)
+        return torch.addmm(total_VD, left_VC, right_CD, out_dtype=dtype, out=total_VD)
+    first = total_VD is None
+    if total_VD is None:
+        total_VD = left_VC.new_empty(len(left_VC), right_CD.shape[1], dtype=dtype)
+    blocks = zip(total_VD.split(_BLOCK_ROWS), left_VC.split(_BLOCK_ROWS), strict=True)
+    for total, left in blocks:
         if first:
-            torch.mm(left_VC, right_CD, out=total_VD)
+            total.copy_(left @ right_CD)
         else:
-            total_VD.addmm_(left_VC, right_CD)
-    elif total_VD.is_cuda:
-        if first:
-            torch.mm(left_VC, right_CD, out_dtype=total_VD.dtype, out=total_VD)
-        else:
-            torch.addmm(total_VD, left_VC, right_CD, out_dtype=total_VD.dtype, out=total_VD)
-    else:
-        blocks = zip(total_VD.split(_BLOCK_ROWS), left_VC.split(_BLOCK_ROWS), strict=True)
-        for total, left in blocks:
-            if first:
-                total.copy_(left @ right_CD)
-            else:
-                total += left @ right_CD
+            total += left @ right_CD
+    return total_VD
 
 
 def _multiply_(grad: Tensor, factor: Tensor) -> None:

@@ -32,6 +32,8 @@ from otr.training.worker import Job, stop_requested, train_loop
 
 RETRIES = 3
 START_TIMEOUT_SECONDS = 7 * 24 * 3600
+ELASTIC_START_SECONDS = 30
+START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 IDENTITY = "identity.json"
 
 
@@ -78,7 +80,7 @@ def fit(  # noqa: PLR0913 - what a run is made of; all but the config go by keyw
     directory = f"{storage}/{name}"
     longer = _check_identity(config, directory)
     corpus = ensure_store(config.data, config.model, absolute_path(packed or f"{storage}/packed"))
-    _set_ray_train_environment()
+    _set_ray_train_environment(config.workers)
     _compat.start_autoscaling_coordinator()
     failures, restarts, previous, lost = 0, 0, None, ""
     while True:
@@ -149,7 +151,7 @@ def _check_identity(config: TrainConfig, directory: str) -> str:
     return note
 
 
-def _set_ray_train_environment() -> None:
+def _set_ray_train_environment(workers: Workers) -> None:
     """Set the options of Ray Train that it reads from the environment alone."""
     # How often the controller polls its workers: Ray's 2 s add that much to the end of each run.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
@@ -157,7 +159,12 @@ def _set_ray_train_environment() -> None:
     several_hosts = len([node for node in ray.nodes() if node["Alive"]]) > 1
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", str(int(several_hosts)))
     # A replacement for a lost host takes minutes to start; other trials may hold theirs for hours.
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_TIMEOUT_SECONDS))
+    # With any number of workers Ray starts only what fits, but may count a host that was just lost:
+    # `fit` then starts again, with those that are left.
+    seconds = ELASTIC_START_SECONDS if workers.min_count else START_TIMEOUT_SECONDS
+    own = {None, str(ELASTIC_START_SECONDS), str(START_TIMEOUT_SECONDS)}
+    if os.environ.get(START_TIMEOUT) in own:  # not the user's
+        os.environ[START_TIMEOUT] = str(seconds)
 
 
 def runtime_environment(workers: Workers) -> dict[str, Any]:

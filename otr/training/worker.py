@@ -85,9 +85,7 @@ def train_loop(job: Job) -> bool:
     job = replace(job, config=_as_started(job.config))
     config = job.config
     torch.set_num_threads(max(1, int(config.workers.cpus)))
-    if 0 < config.workers.gpus < 1:  # others have the rest of the GPU
-        share = config.workers.gpus * GPU_CAP
-        torch.cuda.set_per_process_memory_fraction(share, ray.train.torch.get_device())
+    leave_the_rest(config.workers.gpus)
     group = dist.new_group(backend="gloo") if config.workers.count > 1 else None
     checkpoints = CheckpointStore(job.directory, group)
     corpus = PackedStore(local_copy(job.packed))
@@ -100,6 +98,12 @@ def train_loop(job: Job) -> bool:
 
     # Every rank takes part; the driver gets the answer of rank 0.
     return bool(parallel.sum_over_ranks(torch.tensor(float(_compat.host_will_be_preempted()))))
+
+
+def leave_the_rest(gpus: float) -> None:
+    """Keep this process to its share of a GPU's memory, if others have the rest of the GPU."""
+    if 0 < gpus < 1:
+        torch.cuda.set_per_process_memory_fraction(gpus * GPU_CAP, ray.train.torch.get_device())
 
 
 def _as_started(config: TrainConfig) -> TrainConfig:

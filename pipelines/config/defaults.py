@@ -8,6 +8,7 @@ and data leaves nothing open.
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -177,7 +178,7 @@ def _look(config: SweepConfig) -> Facts:
         cores=machine.cores,
         fast_bfloat16=machine.is_fast("bfloat16", on_gpu=on_gpu),
         free_bytes=(
-            int(torch.cuda.mem_get_info()[0] * min(1, train.workers.gpus))
+            int(_free_gpu_bytes() * min(1, train.workers.gpus))
             if on_gpu and torch.cuda.is_available()
             else int(machine.free_gib * GIB) - _DRIVER_BYTES
         ),
@@ -186,6 +187,22 @@ def _look(config: SweepConfig) -> Facts:
         corpus=corpus,
         longest=longest,
     )
+
+
+def _free_gpu_bytes() -> int:
+    """Return the free memory of the fullest visible GPU.
+
+    torch would need a CUDA context in this process, and so keep memory of a GPU until the run ends.
+    """
+    import torch
+
+    from evals import gpu
+
+    cards: list[gpu.Card] = []
+    with suppress(ValueError):  # `checks.gpu` reports a driver that does not work
+        cards = gpu.cards(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+    free = min((card.free_gib for card in cards if card.total_gib), default=0.0)
+    return int(free * GIB) or torch.cuda.mem_get_info()[0]
 
 
 def _dtype(config: SweepConfig, facts: Facts) -> dict[str, Choice]:

@@ -19,7 +19,7 @@ from evals import tasks
 from evals.benchmark import Benchmark
 from evals.jobs import make_jobs
 from evals.score import score
-from evals.serving import deployment
+from evals.serving.plan import plan
 from evals.serving.requests import Response, ServedModel
 from evals.settings import EngineSettings
 
@@ -31,11 +31,12 @@ class Offline:
         self, model_dir: Path, settings: EngineSettings, *, own_choice: bool = False
     ) -> None:
         os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
-        if not settings.gpus and not own_choice:
-            os.environ.update(deployment.CPU_ENVIRONMENT)
+        planned = plan(settings)
+        if not own_choice:
+            os.environ.update(planned.environment)
         from vllm import LLM
 
-        arguments = deployment.engine_arguments(settings)
+        arguments = dict(planned.engine)
         del arguments["worker_extension_cls"]
         if own_choice:
             del arguments["enforce_eager"]

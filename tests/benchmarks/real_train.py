@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from otr.config import TrainConfig
-from otr.models.parts import position_ids
+from otr.models.layout import position_ids
 from otr.optim import learning_rate
 from otr.training.store.feed import Batch, micro_batches
 from otr.training.store.read import PackedStore

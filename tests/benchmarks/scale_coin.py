@@ -31,10 +31,11 @@ class Coin:
     def __init__(self) -> None:
         self._weights, self._right = "", 0.0
 
-    async def load(self, weights: str, path: str, adapters: dict[str, str]) -> str:
+    async def load(self, weights: str, path: str, adapters: dict[str, str]) -> tuple[str, str]:
         """Answer as the coin under `path` from now on."""
         self._right, self._weights = read_coin(Path(path)), weights
-        return str(ray.get_runtime_context().get_actor_name())
+        context = ray.get_runtime_context()
+        return str(context.get_actor_name()), context.get_node_id()
 
     async def answer(
         self, requests: list[Request], options: dict[str, Any], *, weights: str, **limits: Any

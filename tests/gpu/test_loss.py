@@ -41,7 +41,7 @@ def test_bfloat16_over_several_chunks(
 ) -> None:
     """Compared with `token_loss` of the same bfloat16 logits, with a vocabulary of 32,000."""
     torch.manual_seed(0)
-    monkeypatch.setattr("otr.loss.fused._chunk_bytes", lambda device: 2 * 32000 * 100)
+    monkeypatch.setattr("otr.loss.fused._chunk_bytes", lambda *_: 2 * 32000 * 100)
     hidden = torch.randn(777, 256, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     weight = (0.2 * torch.randn(32000, 256, device="cuda")).bfloat16().requires_grad_()
     target = torch.randint(32000, (777,), device="cuda")
@@ -64,7 +64,7 @@ def test_bfloat16_over_several_chunks(
 
 
 def test_a_training_step_under_autocast_holds_no_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("otr.loss.fused._chunk_bytes", lambda device: 384 * 2**20)
+    monkeypatch.setattr("otr.loss.fused._chunk_bytes", lambda *_: 384 * 2**20)
     rows, width, vocabulary = 4096, 256, 151936
     hidden = torch.randn(rows, width, device="cuda", requires_grad=True)
     weight = (0.1 * torch.randn(vocabulary, width, device="cuda")).requires_grad_()

@@ -147,6 +147,9 @@ HOSTILE = [
     "x<" * 490 + "x",
     "five " * 190,
     "1e999999999",
+    "5 " + "a" * 60 + "!",
+    "5 " + "ab " * 60 + "@",
+    "5 m/" + "s" * 200 + "@",
 ]
 
 
@@ -188,6 +191,7 @@ def test_choice_equal_without_a_letter_is_false(prediction) -> None:
         ("not True is False.\nSo the answer is False.", "False"),
         ("So the answer is: ] ) }.", "] ) }"),
         ("So the answer is ])}.", "] ) }"),
+        ("**Answer:** ] ) }", "] ) }"),
         ("So the answer is barn, damp, dot.", "barn damp dot"),
         ("step one\n-35", "-35"),
         ("#### 1,000", "1000"),

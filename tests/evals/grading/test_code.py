@@ -76,7 +76,8 @@ HELPERS = {
         "```python\ndef twice(x):\n    return 2 * x\n```"
     ),
     "an import in an earlier block": (
-        "```python\nimport operator\n```\n```python\ndef solve(x):\n    return operator.mul(x, 2)\n```"
+        "```python\nimport operator\n```\n"
+        "```python\ndef solve(x):\n    return operator.mul(x, 2)\n```"
     ),
     "a value that statements fill": (
         "```python\nTABLE = {}\nTABLE[1] = 2\nTABLE.update({3: 6})\n"
@@ -111,9 +112,12 @@ HELPERS = {
         "    return B.k * x\n```"
     ),
     "a wrong version first": (
-        "```python\ndef solve(x):\n    return x\n```\nNo:\n```python\ndef solve(x):\n    return 2*x\n```"
+        "```python\ndef solve(x):\n    return x\n```\nNo:\n"
+        "```python\ndef solve(x):\n    return 2 * x\n```"
     ),
-    "prose inside the block": "```python\nSolution:\n\ndef solve(x):\n    return 2 * x\n\nDone!\n```",
+    "prose inside the block": (
+        "```python\nSolution:\n\ndef solve(x):\n    return 2 * x\n\nDone!\n```"
+    ),
 }
 
 
@@ -121,6 +125,13 @@ HELPERS = {
 def test_the_program_has_what_the_function_needs(name) -> None:
     program = extract_code(HELPERS[name], names=("solve",))
     exec(f"{program}\nassert [solve(1), solve(3)] == [2, 6]", {"__name__": code.MODULE})
+
+
+def test_tests_may_call_what_stands_above_the_function_in_the_prompt() -> None:
+    prompt = "def encode(x):\n    return x + 1\n\n\ndef decode(x):\n    '''Undo it.'''\n"
+    for answer in ("```python\ndef decode(x):\n    return x - 1\n```", "    return x - 1\n"):
+        program = extract_code(answer, prompt, names=("decode", "encode"))
+        exec(f"{program}\nassert decode(encode(3)) == 3", {"__name__": code.MODULE})
 
 
 def test_examples_are_left_out() -> None:

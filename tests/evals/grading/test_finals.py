@@ -20,6 +20,8 @@ MATHEMATICS = [
     ("The answer is $x=1$ and $y=2$.", "(1,2)", True),
     ("The answers are $1$ and $2$.", "1,2", True),
     ("The answer is $1$ or $2$.", "1", False),
+    ("So the roots are $1$, $2$ and $3$.", "1,2,3", True),
+    ("With $x=1$ we get $2$, so $y = 3$.", "3", True),
     ("The answer is $5$ because $x=2$.", "5", True),
     ("The answer is the interval $(1,2)$.", "(1,2)", True),
     ("The answer is not $5$.", "5", False),

@@ -14,12 +14,12 @@ numbers:      1,234 = 1234; 1{,}234 = 1234; 1\,000\,000 = 1000000; 1 000 = 1000;
               .5 = 0.5; -\frac{1}{2} = \frac{-1}{2}; 0.\overline{3} = \frac13; 0.1\overline{6} = 1/6
               2\frac{1}{3} = \frac73; 1 4/5 = 1.8; 2\cdot10^{-3} = 0.002; 1e-3 = 0.001
               50\% = 0.5; 50\% = 50; 3.1415927 = \pi; 110_2 = 110_{2}; -37_8 = -37_{8}
-words:        five = 5; negative five = -5; twenty-five = 25; 5 million = 5000000; 5 dozen = 60
+words:        one-third = \frac13; a dozen = 12; five = 5; negative five = -5; twenty-five = 25; 5 million = 5000000; 5 dozen = 60
               \text{Yes} = yes; n \text{ is odd} = n is odd; 4:30 PM = \text{4:30 p.m.}
 units:        5 = 5\text{ cm}; 5 cm = 5\text{ cm}; 500\text{ cm} = 5\text{ m}; \$5 = 5\text{ dollars}
               36\text{ km/h} = 10\text{ m/s}; 25 square feet = 25\text{ ft}^2; 30^\circ = 30
               3\text{ h }5\text{ min} = 185\text{ minutes}; 9.8\mathrm{~m}/\mathrm{s}^2 = 9.8 m/s^2
-formulas:     x^2-1 = (x-1)(x+1); tv = v t; 3m+3m = 6m; 2\sin x\cos x = \sin 2x; \ln x^2 = 2\ln x
+formulas:     2*x**2 = 2x^2; 2^k2^{-n} = 2^{k-n}; x^2-1 = (x-1)(x+1); tv = v t; 3m+3m = 6m; 2\sin x\cos x = \sin 2x; \ln x^2 = 2\ln x
               √3/2 = \frac{\sqrt{3}}{2}; \sqrt[3]{x^2} = x^{2/3}; 1/2x = \frac{x}{2}
               (-1)^{n+1} = -(-1)^n; 5! = 120; \binom52 = 10; e^{i\pi} = -1; |x-1| = |1-x|
               \frac{E_1+2E_2}{3} = \frac13E_{1}+\frac23E_{2}; v^2_0 = v_0^2; mc^2 = c^2m
@@ -33,6 +33,7 @@ sets:         \{2,1\} = \{1,2\}; 2,1 = 1,2; 1,1,2 = 2,1,1; 1\pm\sqrt2 = 1+\sqrt2
               x<1\text{ or }x>2 == (-\infty,1)\cup(2,\infty); \mathbb{R}\setminus\{1\} == x\ne1
               3>x>-2 == (-2,3); \emptyset = \varnothing; (1,2)\text{ and }(3,4) = (3,4),(1,2)
 matrices:     \begin{pmatrix}1&0.5\\3&4\end{pmatrix} = \begin{bmatrix}1&\frac12\\3&4\end{bmatrix}
+              [[1,2],[3,4]] = \begin{pmatrix}1&2\\3&4\end{pmatrix}; \langle1,2\rangle = (1,2)
               \begin{pmatrix}1\\2\end{pmatrix} = (1,2); 3 : 2 = 3:2
 """
 
@@ -44,10 +45,10 @@ numbers:      1.0000001 = 1; 1000000.5 = 1000000; 1234567.8 = 1234568; 0.333 = \
 words:        Elevyn = Evelyn; not 5 = 5; twice 5 = 5; at least 5 = 5; less than 5 = 5; half of 5 = 5; 5 or 6 = 5
               5 million = 5; negative 5 = 5; 5 squared = 5; between 5 and 6 = 5; June 20 = 20
               n \text{ is odd} = n \text{ is even}; 4:30 AM = \text{4:30 p.m.}; 1.5 km = 15 km
-units:        5\text{ km} = 5\text{ cm}; 5\text{ kg} = 5\text{ m}; 5\text{ ft} = 5\text{ ft}^2; 6 = 6m
+units:        5\text{ MW} = 5\text{ mW}; 5\text{ km} = 5\text{ cm}; 5\text{ kg} = 5\text{ m}; 5\text{ ft} = 5\text{ ft}^2; 6 = 6m
               3\text{ h }5\text{ min} = 3; \$5 = 5\text{ cents}; 37^\circ C = 37^\circ F; v = v t
               5 miles north = 5\text{ miles south}; 45\text{ units}^4 = 45\text{ units}^2
-formulas:     2 = 2x-1; x+5 = 5; 5a = 5; |x| = x; \sqrt{x^2} = x; a_1 = a_2; x' = x; \bar{x} = x
+formulas:     f(g(x)) = g(f(x)); 2 = 2x-1; x+5 = 5; 5a = 5; |x| = x; \sqrt{x^2} = x; a_1 = a_2; x' = x; \bar{x} = x
               \sin^{-1}x = \frac{1}{\sin x}; \log_2 3 = \log_3 2; (-1)^n = 1; n! = n; I(0) = 0
               \int_0^1 x dx = 1; \sum_{k=1}^n k = n; \lim_{x\to0}x = 0; 2i = 2\mathbf{i}; \foo{5} = 5
               \frac{5}{} = 5; (5 = 5; 5) = 5; 5+ = 5; 5 6 = 5; \lfloor\log_2 n\rfloor+1 = 2

@@ -43,7 +43,7 @@ RIGHT = {
     ),
     "an exception of a library": (
         "import json\ndef f(): json.loads('{')",
-        "import json\ntry:\n    f()\nexcept json.JSONDecodeError:\n    pass\nelse:\n    assert False",
+        "import json\ntry:\n    f()\nexcept json.JSONDecodeError: pass\nelse: assert False",
     ),
     "the standard streams": (
         "def f(): print(int(input()) + 1)",
@@ -65,7 +65,7 @@ RIGHT = {
         "import numpy as np\na, b, c = f()\nassert (a == np.arange(3)).all() and b == 2.5 and c",
     ),
     "numbers of a library": (
-        "import fractions, decimal\ndef f(): return fractions.Fraction(1, 2), decimal.Decimal('1.5')",
+        "import fractions as r, decimal as d\ndef f(): return r.Fraction(1, 2), d.Decimal('1.5')",
         "assert f() == (0.5, 1.5)",
     ),
     "a match": (

@@ -38,6 +38,15 @@ def test_a_file_is_a_benchmark(tmp_path) -> None:
     assert tasks.load(f"{name}#renamed").name == "renamed"
 
 
+def test_a_line_may_set_limits_for_its_code(tmp_path) -> None:
+    line = {"prompt": "p", "tests": "assert f()", "cpu_seconds": 20, "memory_mb": 8000}
+    (item,) = tasks.load(_file(tmp_path, line)).items
+    assert (item.meta["cpu_seconds"], item.meta["memory_mb"]) == (20, 8000)
+    for field, wrong in (("cpu_seconds", 0), ("memory_mb", 32), ("memory_mb", "1 GB")):
+        with pytest.raises(ValueError, match=f'field "{field}" is'):
+            tasks.load(_file(tmp_path, {**line, field: wrong}))
+
+
 def test_domain_follows_the_grader(tmp_path) -> None:
     rows = [{"prompt": "p", "answer": 7, "grader": "math"}] * 2
     assert tasks.load(_file(tmp_path, *rows)).domain == "mathematics"

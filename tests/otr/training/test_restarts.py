@@ -106,7 +106,7 @@ def fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
         monkeypatch.setattr(driver, "_trainer", trainer)
         monkeypatch.setattr(driver, "_check_identity", lambda *_: None)
         monkeypatch.setattr(driver, "ensure_store", lambda *_: "packed")
-        monkeypatch.setattr(driver, "_set_ray_train_environment", lambda: None)
+        monkeypatch.setattr(driver, "_set_ray_train_environment", lambda _: None)
         monkeypatch.setattr(driver._compat, "start_autoscaling_coordinator", lambda: None)
         config = TrainConfig(ModelConfig("model"), DataConfig(("data",)), max_steps=6)
         return driver.fit(config, storage=str(tmp_path), name="run")

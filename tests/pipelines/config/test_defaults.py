@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from evals import hardware
-from evals.hardware import Machine
+from evals.hardware import GIB, Machine
 from otr.config import DataConfig, ModelConfig
 from otr.training.corpus import inspect_corpus, pack_locally
 from pipelines import cli
@@ -20,6 +20,7 @@ from pipelines.config.prepared import PreparedRun, prepare
 from pipelines.config.presets import SweepConfig
 from pipelines.report import terminal
 from pipelines.runtime import cluster, run_directory
+from tests.assets.nvidia_smi import card, install
 from tests.assets.tiny import make_tiny_model
 
 LONG = 700  # tokens of the longest example, and a few
@@ -253,3 +254,15 @@ def test_dry_run_and_doctor_show_the_choices(folder: Path, capsys: pytest.Captur
     assert config["train"]["model"]["dtype"] == "bfloat16" and "all 8 cores" in said
     cli.main(["doctor", *own])
     assert "this CPU has instructions for it" in capsys.readouterr().out
+
+
+def test_the_free_memory_of_a_gpu_is_read_without_using_any(
+    machine: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """torch on this machine has no CUDA, so asking it would fail."""
+    machine.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    nvidia_smi = install(tmp_path, machine)
+    nvidia_smi(card(free=2048), card(free=1024))
+    assert defaults._free_gpu_bytes() == GIB
+    machine.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert defaults._free_gpu_bytes() == 2 * GIB

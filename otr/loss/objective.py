@@ -58,7 +58,11 @@ class _Dispatch(type):
         name, rest = (given[0], given[1:]) if given else (settings.pop("name", default), ())
         kind = kind_of(name)
         # Without a keyword, settings are those of otr: they were the only ones before 0.3.
-        settings |= zip((f.name for f in fields(kind_of("otr"))[1:]), rest, strict=False)
+        order = [field.name for field in fields(kind_of("otr"))[1:]]
+        placed = dict(zip(order, rest, strict=False))
+        if len(rest) > len(order) or placed.keys() & settings.keys():
+            raise ValueError(f"settings {rest} without a name: use keywords")
+        settings |= placed
         own = {field.name: field.default for field in fields(kind)[1:]}
         for key in sorted(settings.keys() - own.keys()):
             _check_foreign(name, own, key, settings.pop(key))

@@ -233,8 +233,8 @@ def _objectives_help_texts() -> dict[str, str]:
         for field in own:
             if field.arg_name in objective.setting_types() and field.description:
                 texts.setdefault(field.arg_name, []).append(f"{name}: {field.description}")
-    kinds = [objective.kind_of(name) for name in objective.names()]
-    listed = " ".join(f"`{kind.name}`: {kind.label}, gradient {kind.gradient}." for kind in kinds)
+    meanings = ((name, objective.kind_of(name).meaning) for name in objective.names())
+    listed = " ".join(f"`{name}`: {meaning}" for name, meaning in meanings)
     joined = {setting: " ".join(parts) for setting, parts in texts.items()}
     return joined | {"name": f"The objective. {listed} A setting below names those that have it."}
 

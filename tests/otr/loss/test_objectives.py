@@ -100,6 +100,10 @@ def test_another_objective_in_place_of_one_takes_only_defaults_along() -> None:
         ValueError, match="num_samples is 7, but it is a setting of otr, not of sft"
     ):
         Objective("sft", 7)
+    for settings in ((7, -0.1, 1.0, 1.3, "half", 3), (7,)):
+        with pytest.raises(ValueError, match=r"settings \(7.* without a name: use keywords"):
+            Objective("otr", *settings, num_samples=7)
+    assert Objective("otr", 7, -0.5) == Objective(num_samples=7, mismatch_reward=-0.5)
     with pytest.raises(AttributeError, match="objective 'sft' has no 'num_sample'"):
         _ = SFT.num_sample
 

@@ -43,7 +43,7 @@ LOSSES = {
     "cuda": ("8192x2048x151936:bfloat16", "16384x4096x128256:bfloat16"),
     "cpu": ("64x64x1000:float32",),
 }
-VARIANTS = ("sft", "dft", "otr-k256", "otr-expected", "liger", "cce", "quack", "torch-lce")
+VARIANTS = ("sft", "dft", "idft", "otr-k256", "otr-expected", "liger", "cce", "quack", "torch-lce")
 PRODUCT = ("ray", "vllm", "mlflow")
 
 

@@ -10,7 +10,8 @@ from otr.loss.objective import Example, Objective, Style
 class Clipped(Objective):
     """Cross-entropy times the target's probability where this is small, held constant.
 
-    A part of GFT, whose text was not read.
+    It bounds the factor 1 / p(y) of SFT's gradient of p(y), as a part of GFT (arXiv:2604.14258)
+    does, of which the abstract was read, not the equations; the default is ours.
     """
 
     name: str = "clipped"
@@ -18,6 +19,7 @@ class Clipped(Objective):
     """The probability of a target from which on it is learned with full weight."""
 
     label: ClassVar[str] = "clipped"
+    arxiv: ClassVar[str] = "2604.14258"
     loss: ClassVar[str] = "−w log p(y), w = p(y) if p(y) < t, else 1, without gradient"
     gradient: ClassVar[str] = "w (p − e_y)"
     meaning: ClassVar[str] = (

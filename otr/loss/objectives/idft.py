@@ -11,7 +11,10 @@ class Idft(Objective):
     """Cross-entropy times p(y)^g, held constant, g = exp(-(log p(y) + H) / b) (arXiv:2602.12222).
 
     g is kept within 0.1 and 2. log p(y) + H is how much likelier the target is than the model's own
-    tokens are on average. The abstract was read, not the equations; the default of b is ours.
+    tokens are on average. The paper's equations were not read. The authors' code
+    (zhangmiaosen2000/Towards-On-Policy-SFT, fsdp_polylog_trainer.py) has this g and b = 1, but
+    differentiates the factor too: its weight is p(y)^g (1 + g log p(y)), negative for unlikely
+    targets.
     """
 
     name: str = "idft"

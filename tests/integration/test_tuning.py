@@ -107,6 +107,7 @@ class Kill(tune.Callback):
         if trial.config["trial"]["seed"] == 1 and result.get("checkpoint_path"):
             os.kill(os.getpid(), signal.SIGKILL)
 
+os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "0"  # by default it depends on the machine's speed
 ray.init(address="local", num_cpus=4, log_to_driver=False)
 settings = SearchSettings(max_concurrent=1)
 run(config(Path(sys.argv[1])), SEEDS, settings, storage=sys.argv[2], name="s",

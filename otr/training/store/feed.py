@@ -4,9 +4,10 @@ Shapes: B rows per micro-batch, S tokens per row.
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import count
-from queue import Queue
-from threading import Thread
+from queue import Full, Queue
+from threading import Event, Thread
 from typing import Any
 
 import torch
@@ -54,20 +55,37 @@ def micro_batches(
 
 
 def _ahead(items: Iterator[Batch]) -> Iterator[Batch]:
-    """Yield items that a thread makes while earlier ones are used; its errors are raised here."""
+    """Yield items that a thread makes while earlier ones are used; its errors are raised here.
+
+    The thread ends with this generator: one that still runs when Python ends can crash it.
+    """
     made: Queue[tuple[Any, BaseException | None]] = Queue(AHEAD)
+    closed = Event()
+
+    def hand_over(item: Any, error: BaseException | None = None) -> None:
+        while not closed.is_set():
+            with suppress(Full):
+                made.put((item, error), timeout=0.1)
+                return
 
     def make() -> None:
         try:
             for item in items:
-                made.put((item, None))
+                hand_over(item)
+                if closed.is_set():
+                    return
         except BaseException as error:
-            made.put((None, error))
+            hand_over(None, error)
 
-    # A daemon: no process waits for it to end.
-    Thread(target=make, name="rows", daemon=True).start()
-    while True:
-        item, error = made.get()
-        if error is not None:
-            raise error
-        yield item
+    # A daemon: no process waits for a read that hangs.
+    thread = Thread(target=make, name="rows", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = made.get()
+            if error is not None:
+                raise error
+            yield item
+    finally:
+        closed.set()
+        thread.join(timeout=1)

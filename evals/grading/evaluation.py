@@ -11,6 +11,7 @@ bound has no value, and is then equal to nothing.
 """
 
 import math
+import operator
 import random
 import threading
 import time
@@ -56,7 +57,7 @@ def same(one: Node, other: Node) -> bool:
     if left is not None and right is not None:
         return left == right
     try:
-        return _agree(one, other, lambda a, b: _near(a, b))
+        return _agree(one, other, _near)
     except _NO_VALUE:
         return False
 
@@ -208,11 +209,14 @@ def _integers(values: tuple[Any, ...]) -> list[int]:
     return [int(value) for value in values]
 
 
+_SIMPLE: Mapping[str, Callable[..., Any]] = {
+    "add": operator.add,
+    "neg": operator.neg,
+    "mul": operator.mul,
+    "div": operator.truediv,
+}
 _EXACT: Mapping[str, Callable[..., Fraction]] = {
-    "add": lambda a, b: a + b,
-    "neg": lambda a: -a,
-    "mul": lambda a, b: a * b,
-    "div": lambda a, b: a / b,
+    **_SIMPLE,
     "pow": _exact_power,
     "root": _exact_root,
     "abs": abs,
@@ -279,7 +283,7 @@ class _Evaluation:
 
     def apply(self, node: Node, args: list[Any]) -> Any:
         context, kind = self.context, node.kind
-        if kind in ("add", "mul", "div", "neg"):
+        if kind in _SIMPLE:
             return _SIMPLE[kind](*args)
         if kind == "pow":
             return self.power(*args)
@@ -357,16 +361,3 @@ class _Evaluation:
             if not inside:
                 raise NoValue
         return function(value)
-
-
-_SIMPLE: Mapping[str, Callable[..., Any]] = {
-    "add": lambda a, b: a + b,
-    "mul": lambda a, b: a * b,
-    "div": lambda a, b: a / b,
-    "neg": lambda a: -a,
-}
-
-
-def has_decimals(node: Node) -> bool:
-    """Return whether a number of the formula was written as a decimal."""
-    return contains(node, "decimal")

@@ -472,10 +472,9 @@ class _Parser:
                 command = _COMMAND.match(self.text, self.at)
                 if command and command.group(1) not in GREEK:
                     break
-            if _WORD.match(self.text, self.at):
-                word = _WORD.match(self.text, self.at)
-                if word and word.group() in FUNCTIONS:
-                    break
+            word = _WORD.match(self.text, self.at)
+            if word and word.group() in FUNCTIONS:
+                break
             node = Node("mul", (node, self.power()))
         return node
 

@@ -193,9 +193,8 @@ def _in_words(text: str, leading_words: bool) -> Quantity | None:
     if not found:
         return None
     before = [word.lower().strip(":,") for word in found["before"].split()]
-    negative = units.is_negative(before)
-    before = before[:-1] if negative else before
-    if (before and not leading_words) or units.CHANGING_BEFORE.intersection(before):
+    negative = _negated(before, leading_words)
+    if negative is None:
         return None
     after = re.split(r"[\s-]+", found["after"].strip(" -"))
     if not all(map(_WORD.fullmatch, filter(None, after))):
@@ -222,6 +221,18 @@ def _in_words(text: str, leading_words: bool) -> Quantity | None:
     return Quantity(scaled.node, scaled.literal, unit, scaled.words)
 
 
+def _negated(before: list[str], leading_words: bool) -> bool | None:
+    """Return whether the words before a number negate it; None if they change it otherwise.
+
+    Other words must not stand there without `leading_words`.
+    """
+    negative = units.is_negative(before)
+    rest = before[:-1] if negative else before
+    if (rest and not leading_words) or units.CHANGING_BEFORE.intersection(rest):
+        return None
+    return negative
+
+
 def _spelled_out(text: str, leading_words: bool) -> Quantity | None:
     """Parse a number in words: "five", "negative twenty-five", "five million dollars"."""
     words = re.sub(r"[.,]", " ", text.lower()).split()
@@ -241,13 +252,9 @@ def _spelled_out(text: str, leading_words: bool) -> Quantity | None:
         found = units.number_in_words(words[start:])
         if not found:
             continue
-        before = words[:start]
-        negative = units.is_negative(before)
-        before = before[:-1] if negative else before
+        negative = _negated(words[:start], leading_words)
         after = words[start + found[1] :]
-        if (before and not leading_words) or units.CHANGING_BEFORE.intersection(before):
-            return None
-        if any(word in units.NUMBER_WORDS for word in after):
+        if negative is None or any(word in units.NUMBER_WORDS for word in after):
             return None
         literal = Number(Fraction(-found[0] if negative else found[0]), 0, False, False)
         return _scaled(Quantity(expressions.number(literal.value), literal), after)

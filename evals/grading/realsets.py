@@ -33,6 +33,8 @@ class RealSet:
     variable: str = ""
 
 
+FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!="}
+"""Each relation with its sides exchanged."""
 _INFINITY = Node("constant", value="inf")
 _MINUS_INFINITY = Node("neg", (_INFINITY,))
 
@@ -82,7 +84,7 @@ def from_relation(sides: Sequence[Node], operators: Sequence[str]) -> RealSet | 
     if len(sides) == 2:
         operator = operators[0]
         if at == 1:
-            operator = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}.get(operator, operator)
+            operator = FLIPPED[operator]
         bound = constants[0]
         if operator == "!=":
             hole = points([bound])

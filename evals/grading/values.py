@@ -15,7 +15,7 @@ from typing import Any
 from evals.grading import evaluation, expressions, quantities, realsets
 from evals.grading.expressions import Node
 from evals.grading.quantities import Quantity
-from evals.grading.realsets import RealSet
+from evals.grading.realsets import FLIPPED, RealSet
 
 _OPEN, _CLOSE = "([{", ")]}"
 _RELATION = re.compile(
@@ -29,7 +29,6 @@ _OPERATORS = {
     **dict.fromkeys(("=", ":=", "==", "\\approx", "\\cong"), "="),
     **{"\\lt": "<", "<": "<", "\\gt": ">", ">": ">", "\\in": "in", "\\equiv": "equiv"},
 }
-_FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!="}
 _NAME = re.compile(
     r"\\[Dd]elta\s*\\?[a-zA-Z]+|(?:\\(?:angle|triangle|measuredangle|overline|text|mathrm|operatorname|mathbf|vec)\s*)?"
     r"(?:\{[A-Za-z .]+\}|\\?[A-Za-z]+'*)(?:\s*_(?:\w|\{[^{}]*\}|\\[a-z]+))?'*"
@@ -192,20 +191,25 @@ def _split(text: str, separator: re.Pattern[str], keep: bool = False) -> list[st
     return parts
 
 
+def _values(parts: Sequence[str]) -> list[Value] | None:
+    """Parse all parts; None if one of them is not understood."""
+    found = [_value(part) for part in parts]
+    known = [value for value in found if value is not None]
+    return known if len(known) == len(found) else None
+
+
 def _list(parts: Sequence[str]) -> Value | None:
-    if not all(parts):
+    items = _values(parts) if all(parts) else None
+    if items is None:
         return None
-    items = _carry_names([_value(part) for part in parts])
-    if None in items:
-        return None
-    found = [item for item in items if item is not None]
+    found = _carry_names(items)
     sets = [_as_set(item) for item in found]
     if all(sets) and any(isinstance(item, RealSet | Relation) for item in found):
         return realsets.both([each for each in sets if each is not None])
     return Items("", "", tuple(found))
 
 
-def _carry_names(items: Sequence[Value | None]) -> list[Value | None]:
+def _carry_names(items: Sequence[Value]) -> list[Value]:
     """Give the name of "x = 1, 2" to each of the values."""
     first = items[0]
     plain = all(isinstance(item, Quantity) for item in items[1:])
@@ -217,10 +221,10 @@ def _carry_names(items: Sequence[Value | None]) -> list[Value | None]:
 
 def _options(parts: Sequence[str]) -> Value | None:
     """Parse alternatives: a union if they are inequalities or intervals, else a list."""
-    items = _carry_names([_value(part) for part in parts])
-    found = [item for item in items if item is not None]
-    if len(found) < len(items):
+    items = _values(parts)
+    if items is None:
         return None
+    found = _carry_names(items)
     sets = [_as_set(item) for item in found]
     if all(sets) and any(isinstance(item, RealSet | Relation | Items) for item in found):
         return realsets.union([each for each in sets if each is not None])
@@ -238,8 +242,8 @@ def _union(parts: Sequence[str]) -> Value | None:
 
 
 def _ratio(parts: Sequence[str]) -> Value | None:
-    items = [_value(part) for part in parts]
-    return None if None in items else Items(":", ":", tuple(filter(None, items)))
+    items = _values(parts)
+    return None if items is None else Items(":", ":", tuple(items))
 
 
 def _difference(parts: Sequence[str]) -> Value | None:
@@ -280,13 +284,13 @@ def _balanced(text: str) -> bool:
 
 
 def _items(opening: str, closing: str, inner: str) -> Items | None:
-    items = _carry_names([_value(part) for part in _split(inner, re.compile("[,;]"))])
-    if None in items:
+    items = _values(_split(inner, re.compile("[,;]")))
+    if items is None:
         return None
     flat: list[Value] = []
-    for item in items:
+    for item in _carry_names(items):
         is_list = isinstance(item, Items) and not item.opening and opening == "{"
-        flat += item.items if is_list else [item]  # type: ignore[union-attr,list-item]
+        flat += item.items if is_list else [item]  # type: ignore[union-attr]
     return Items(opening, closing, tuple(flat))
 
 
@@ -312,10 +316,10 @@ def _grid(kind: str, body: str) -> Grid | None:
         cells = line.split("&")
         if kind == "cases":
             cells = [_CONDITION.sub("", cell.strip()).rstrip(" ,.") for cell in cells]
-        values = [_value(cell.strip()) for cell in cells]
-        if None in values:
+        values = _values([cell.strip() for cell in cells])
+        if values is None:
             return None
-        rows.append(tuple(value for value in values if value is not None))
+        rows.append(tuple(values))
     names = {"cases": "cases", "vmatrix": "determinant"}
     return Grid(names.get(kind, "matrix"), tuple(rows)) if rows else None
 
@@ -336,14 +340,13 @@ def _relation_value(parts: Sequence[str]) -> Value | None:
     if operators == ("in",):
         value = _value(texts[1])
         return _named(texts[0], value) if _NAME.fullmatch(texts[0]) else None
-    sides = [_value(text) for text in texts]
-    if None in sides or "in" in operators or "equiv" in operators:
+    sides = _values(texts)
+    if sides is None or "in" in operators or "equiv" in operators:
         return None
-    found = tuple(side for side in sides if side is not None)
-    constants = [_constant(side) for side in found]
+    constants = [_constant(side) for side in sides]
     if set(operators) == {"="} and None not in constants and len(set(constants)) == 1:
-        return found[-1]  # 2 + 3 = 5
-    relation = Relation(found, operators)
+        return sides[-1]  # 2 + 3 = 5
+    relation = Relation(tuple(sides), operators)
     return realsets.from_relation(*_nodes(relation)) or relation
 
 
@@ -438,21 +441,19 @@ def _relations_equal(answer: Relation, gold: Relation) -> bool:
     if len(left) != len(right) or not left:
         return False
     if len(left) > 2 or not any(map(expressions.symbols, left + right)):
-        flipped = tuple(_FLIPPED[operator] for operator in reversed(one))
+        flipped = tuple(FLIPPED[operator] for operator in reversed(one))
         return any(
             operators == other and all(map(evaluation.same, sides, right))
             for sides, operators in ((left, one), (left[::-1], flipped))
         )
     differences = [Node("add", (a, Node("neg", (b,)))) for a, b in (left, right)]
     sign = evaluation.proportional(*differences)
-    operator = one[0] if sign > 0 else _FLIPPED[one[0]]
+    operator = one[0] if sign > 0 else FLIPPED[one[0]]
     return bool(sign) and operator == other[0]
 
 
 def _items_equal(answer: Value, gold: Value) -> bool:
     answer, gold = _as_row(answer, gold), _as_row(gold, answer)
-    if isinstance(answer, Items) != isinstance(gold, Items):
-        return False
     if not isinstance(answer, Items) or not isinstance(gold, Items):
         return False
     if len(answer.items) != len(gold.items):

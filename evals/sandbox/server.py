@@ -294,7 +294,7 @@ class _Server:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What the server knows of a program's end.
+    """The pipes and the secret from which the server tells how a program ended.
 
     `secret_out` is readable as long as the program's process has not read the secret.
     """

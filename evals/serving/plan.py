@@ -30,7 +30,7 @@ _EXACT_FLOAT32 = {
 
 @dataclass(frozen=True)
 class ReplicaPlan:
-    """What one replica is started with."""
+    """Arguments, environment and resources of a replica."""
 
     engine: dict[str, Any]
     """Arguments of vLLM's engine."""

@@ -200,9 +200,8 @@ def _reference(node: str, *arguments: Any) -> probe.Reference:
     if node == ray.get_runtime_context().get_node_id():
         return probe.reference(*arguments)
     (found,) = (one for one in ray.nodes() if one["NodeID"] == node)
-    variables = plan(EngineSettings()).environment | {
-        "OMP_NUM_THREADS": str(max(1, int(found["Resources"].get("CPU", 1)) // 2))
-    }
+    threads = max(1, int(found["Resources"].get("CPU", 1)) // 2)
+    variables = plan(EngineSettings(threads=threads)).environment
     task = ray.remote(num_cpus=0, max_retries=0)(_call_reference).options(
         scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
         runtime_env={"env_vars": variables},

@@ -122,7 +122,7 @@ def _item(row: dict[str, Any], location: str) -> Item:
     grader = row.get("grader", "code" if row.get("tests") else "exact")
     if grader not in list(DOMAINS):
         near = (
-            f'; did you mean "{nearest_name(grader, DOMAINS)}"?' if isinstance(grader, str) else ""
+            f'; did you mean "{nearest_name(grader, DOMAINS)}"?' if isinstance(grader, str) else "."
         )
         raise ValueError(
             f'{location}: field "grader" is {grader!r}{near} Known: {", ".join(DOMAINS)}'

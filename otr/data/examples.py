@@ -149,13 +149,10 @@ class _Begun:
 
     sources: Sequence[Conversation | PlainText | Rejected]
     rendered: Sequence[list[Rendered] | Rejected]
-    encodings: Future[list[Any]] | None = None
-    """Of all texts, in order, if another thread tokenizes them."""
-
-    @property
-    def texts(self) -> list[Rendered]:
-        """The texts of all records, in order."""
-        return [each for one in self.rendered if not isinstance(one, Rejected) for each in one]
+    texts: list[Rendered]
+    """Of all records, in order."""
+    encodings: Future[list[Any]] | None
+    """Of all texts, if another thread tokenizes them."""
 
 
 class _Encoder:
@@ -216,12 +213,12 @@ class _Encoder:
             source if isinstance(source, Rejected) else _or_rejected(self._rendered, source)
             for source in sources
         ]
-        begun = _Begun(sources, rendered)
+        texts = [each for one in rendered if not isinstance(one, Rejected) for each in one]
+        encodings = None
         # A tokenizer in Python would only take turns with this thread.
-        if beside is None or not (begun.texts and self.tokenizer.is_fast):
-            return begun
-        strings = [text.text for text in begun.texts]
-        return replace(begun, encodings=beside.submit(self._encodings, strings))
+        if beside is not None and texts and self.tokenizer.is_fast:
+            encodings = beside.submit(self._encodings, [text.text for text in texts])
+        return _Begun(sources, rendered, texts, encodings)
 
     def _rendered(self, source: Conversation | PlainText) -> list[Rendered]:
         if isinstance(source, PlainText):

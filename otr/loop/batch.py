@@ -45,11 +45,9 @@ class PackedBatch:
         """
         ids_BS, segments_BS = batch["input_ids"], batch["segment_ids"]
         length = ids_BS.shape[1]
-        scored_BS = torch.zeros_like(segments_BS, dtype=torch.bool)
-        scored_BS[:, :-1] = batch["loss_mask"][:, 1:]
-        next_BS = torch.full_like(ids_BS, IGNORE_INDEX, dtype=torch.long)
-        next_BS[:, :-1] = ids_BS[:, 1:]
-        target_BS = next_BS.masked_fill_(~scored_BS, IGNORE_INDEX)
+        target_BS = torch.full_like(ids_BS, IGNORE_INDEX, dtype=torch.long)
+        next_BS, scored_BS = ids_BS[:, 1:].long(), batch["loss_mask"][:, 1:]
+        target_BS[:, :-1] = next_BS.masked_fill(~scored_BS, IGNORE_INDEX)
         layout = Layout.of(segments_BS)
         place_N = layout.place_N
         row_N, column_N = place_N // length, place_N % length

@@ -137,10 +137,9 @@ class Policy(nn.Module):
         nll_T, right_T = self.predict(batch)
         wrong = torch.zeros(batch.num_examples, device=nll_T.device)
         wrong.index_add_(0, batch.example_T, (~right_T).float())
-        sums = nll_T.double().sum(), right_T.sum().double(), (wrong == 0).sum().double()
-        nll, right, exact = sums
-        tokens, examples = (nll.new_tensor(n) for n in (len(right_T), batch.num_examples))
-        return torch.stack([nll, right, tokens, exact, examples])
+        nll, right, exact = nll_T.double().sum(), right_T.sum(), (wrong == 0).sum()
+        tokens, examples = nll.new_tensor([len(right_T), batch.num_examples])
+        return torch.stack([nll, right.double(), tokens, exact.double(), examples])
 
 
 def target_states(model: PreTrainedModel, batch: PackedBatch) -> Float[Tensor, "T D"]:

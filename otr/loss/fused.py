@@ -194,8 +194,10 @@ def _chunk_bytes(device: torch.device, gradient_bytes: int) -> int:
     in steps of two, so that it seldom changes from one call to the next, and with it how sums are
     rounded; under torch's deterministic algorithms it never does.
     """
-    if device.type != "cuda" or torch.are_deterministic_algorithms_enabled():
-        return CHUNK_BYTES["cuda" if device.type == "cuda" else "cpu"]
+    if device.type != "cuda":
+        return CHUNK_BYTES["cpu"]
+    if torch.are_deterministic_algorithms_enabled():
+        return CHUNK_BYTES["cuda"]
     free, _ = torch.cuda.mem_get_info(device)
     free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return _largest_chunk(free - gradient_bytes)

@@ -206,7 +206,7 @@ class Objective(metaclass=_Dispatch):
 
     @property
     def variant(self) -> str:
-        """What tells an objective's forms apart in tables and figures; empty if it has one."""
+        """Name of this form of the objective in tables and figures; empty if it has one form."""
         return ""
 
     @property

@@ -54,7 +54,7 @@ class Coefficients(NamedTuple):
 
 
 class Target(NamedTuple):
-    """What an objective knows of each row's target: see `Objective.coefficients`."""
+    """The numbers of each row's target that `Objective.coefficients` takes."""
 
     p: Tensor
     log_p: Tensor

@@ -9,7 +9,6 @@ Needs the extra "bench" and OTR_BENCHMARKS.
 
 import argparse
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from evalplus.sanitize import sanitize
 from evals import tasks
 from evals.grading import code_passes
 from tests.assets.code_styles import STYLES
+from tests.benchmarks.gold import published_files
 
 FILE = "humaneval_plus/HumanEvalPlus-v0.1.10.jsonl"
 
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--answers", type=Path, help="recorded answers")
     parser.add_argument("--every", type=int, default=8, help="take every N-th problem")
     options = parser.parse_args()
-    folder = Path(os.environ["OTR_BENCHMARKS"])
+    folder = published_files()
     lines = (folder / FILE).read_text(encoding="utf-8").splitlines()
     rows = {row["task_id"]: row for row in map(json.loads, lines)}
     items = {item.id: item for item in tasks.load("humaneval", folder).items}

@@ -4,6 +4,7 @@ r"""Published reference answers, their twins (other spellings of them), and othe
 """
 
 import json
+import os
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +38,14 @@ def closing(text: str, start: int) -> int:
         if depth == 0:
             return index
     raise ValueError(f"no closing brace in {text!r}")
+
+
+def published_files() -> Path:
+    """Return the directory of published benchmark files that OTR_BENCHMARKS names."""
+    folder = os.environ.get("OTR_BENCHMARKS", "")
+    if not Path(folder).is_dir() or not folder:
+        raise SystemExit(f"OTR_BENCHMARKS is {folder!r}: name a directory of benchmark files")
+    return Path(folder)
 
 
 def golds(folder: Path, name: str) -> list[str]:

@@ -17,7 +17,6 @@ Wrong answers come from seed 0. Some equal the reference after all (3^0 and 7^0;
 
 import argparse
 import json
-import os
 import random
 import re
 import time
@@ -196,7 +195,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for the counts")
     parser.add_argument("--sample", type=int, help="answers per set, evenly spread")
     arguments = parser.parse_args()
-    folder = Path(os.environ["OTR_BENCHMARKS"])
+    folder = gold.published_files()
     kinds = [*MUTATIONS, "other"]
     print(
         "| set | answers | equal themselves | as text | twins refused | wrong accepted: "

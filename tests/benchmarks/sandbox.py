@@ -6,7 +6,6 @@ Prints a Markdown table. Needs OTR_BENCHMARKS. `python -m tests.benchmarks.sandb
 import argparse
 import ast
 import json
-import os
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from evals.benchmark import Item
 from evals.grading import code_passes
 from evals.sandbox import runner
 from evals.tasks import mbpp
+from tests.benchmarks.gold import published_files
 
 FILES = {
     "humaneval": "humaneval/HumanEval.jsonl",
@@ -77,7 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--hogs", type=int, default=8, help="busy processes during the last row")
     arguments = parser.parse_args()
-    folder = Path(os.environ["OTR_BENCHMARKS"])
+    folder = published_files()
     print(f"isolation layers: {', '.join(runner.isolation_layers())}; 2 programs at a time\n")
     print("| programs | number | passed | per second |\n|---|---|---|---|")
     for name in FILES:

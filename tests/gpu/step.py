@@ -26,7 +26,7 @@ STEPS = 3
 
 
 def figures(case: Case) -> dict[str, Any]:
-    """Take steps of a case; return the figures of the last but one."""
+    """Take STEPS steps of a case; return the peak of all, and the waits in the last."""
     on_gpu = case.device == "cuda"
     rows = {name: torch.from_numpy(column) for name, column in make_rows(case).items()}
     with tempfile.TemporaryDirectory() as folder:

@@ -8,31 +8,19 @@ from pathlib import Path
 
 import pytest
 
+from tests.assets.without import without
 from tests.gpu.check import Failed, Machine
 
 ROOT = Path(__file__).resolve().parents[2]
-WITHOUT = """
-import sys
-
-class Without:
-    def __init__(self, finder):
-        self.finder = finder
-
-    def __getattr__(self, name):
-        return getattr(self.finder, name)
-
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] not in ("ray", "mlflow", "vllm", "datasets", "trl"):
-            return self.finder.find_spec(name, path, target)
-
-sys.meta_path[:] = map(Without, sys.meta_path)
-"""
+MISSING = ("ray", "mlflow", "vllm", "datasets", "trl")
 
 pytestmark = pytest.mark.integration
 
 
 def test_steps_are_measured_and_the_sweep_is_skipped_with_the_reason(tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text(WITHOUT)  # of this process and those it starts
+    (tmp_path / "sitecustomize.py").write_text(
+        without(MISSING)
+    )  # of this process and those it starts
     report = tmp_path / "check.json"
     command = [sys.executable, "-m", "tests.gpu.check", "--device", "cpu", "--json", str(report)]
     done = subprocess.run(

@@ -5,25 +5,12 @@ import sys
 from pathlib import Path
 
 from tests.assets.tiny import make_tiny_model
+from tests.assets.without import without
 
 OPTIONAL = ("ray", "mlflow", "vllm", "datasets", "tuning", "evals", "pipelines", "otr.training")
 
 SCRIPT = """
 import sys
-
-class Without:
-    def __init__(self, finder):
-        self.finder = finder
-
-    def __getattr__(self, name):
-        return getattr(self.finder, name)
-
-    def find_spec(self, name, path=None, target=None):
-        if not any(name == one or name.startswith(one + ".") for one in {optional}):
-            return self.finder.find_spec(name, path, target)
-
-sys.meta_path[:] = map(Without, sys.meta_path)
-
 import torch
 import otr
 from otr.loop import train
@@ -50,7 +37,7 @@ assert not {{"ray", "mlflow", "vllm", "datasets"}} & set(sys.modules)
 
 def test_losses_and_training_without_optional_packages(tmp_path: Path) -> None:
     model = make_tiny_model(tmp_path / "tiny")
-    script = SCRIPT.format(optional=OPTIONAL, model=str(model), out=str(tmp_path / "out"))
+    script = without(OPTIONAL) + SCRIPT.format(model=str(model), out=str(tmp_path / "out"))
     done = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,

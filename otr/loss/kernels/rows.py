@@ -32,7 +32,7 @@ CDF = 1024  # blocks that a program sums at once
 
 @dataclass(frozen=True)
 class Variant:
-    """What is compiled into the kernels: the objective, and whether logits are capped."""
+    """An objective with or without a soft cap, which kernels are compiled for."""
 
     objective: Objective
     capped: bool

@@ -1,7 +1,8 @@
 """The command line: `otr sweep`, `train`, `pack`, `data`, `score`, `show`, `merge`, `push`, ...
 
-Exit codes: 0; 1 if something failed; 2 for a wrong command line; 130 after Ctrl-C, 143 after
-SIGTERM. An error is one line on stderr; its traceback is in the run's log.
+Exit codes: 0; 1 if something failed; 2 for a wrong command line; 129 after the terminal was closed,
+130 after Ctrl-C, 143 after SIGTERM. An error is one line on stderr; its traceback is in the run's
+log.
 """
 
 import importlib
@@ -32,10 +33,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: after --help, or for a command line that tyro cannot parse.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    if words == ["--version"]:
-        console.say(f"otr {version('otr')}")
-        return 0
-    command = parse(words)
+    with console.going_on_without_reader():
+        if words == ["--version"]:
+            console.say(f"otr {version('otr')}")
+            return 0
+        return _run(parse(words))
+
+
+def _run(command: Command) -> int:
+    """Run a command; return its exit code."""
     try:
         with stopping.exit_at_signal():
             return importlib.import_module(f"pipelines.{command.module}").run(command)

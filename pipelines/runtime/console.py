@@ -4,12 +4,13 @@ Results go to stdout; stage lines, notes and errors go to stderr. When stderr is
 file, a CI job), a stage prints its line at most every half minute, and once when it ends.
 """
 
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TextIO, cast
 
 from rich.console import Console
 from rich.live import Live
@@ -53,6 +54,53 @@ class Stage:
     def _end(self, mark: str, style: str) -> None:
         seconds = f"{time.monotonic() - self.began:.0f} s"
         _err.print(Text.assemble((f"{mark} ", style), self._line(), (f"  {seconds}", "dim")))
+
+
+class _LossyStream:
+    """A stream that discards its text from the first error of writing on."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write to the stream, or discard the text."""
+        try:
+            return self._stream.write(text)
+        except OSError:
+            self._discard()
+            return len(text)
+
+    def flush(self) -> None:
+        """Flush the stream, or discard what it holds."""
+        try:
+            self._stream.flush()
+        except OSError:
+            self._discard()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _discard(self) -> None:
+        # By its descriptor: Python flushes the stream once more when it exits.
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self._stream.fileno())
+        os.close(null)
+
+
+@contextmanager
+def going_on_without_reader() -> Iterator[None]:
+    """Let the body go on when nobody can read stdout or stderr any more.
+
+    The terminal was closed, `| head` has ended, or the disk of a log is full: none of these ends a
+    run.
+    """
+    out, err = (cast(TextIO, _LossyStream(stream)) for stream in (sys.stdout, sys.stderr))
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            yield
+        finally:
+            out.flush()
+            err.flush()
 
 
 @contextmanager

@@ -1,20 +1,23 @@
-"""Clean stop at SIGTERM, which a scheduler sends to end a job, and at SIGINT, which Ctrl-C sends.
+"""Clean stop at SIGTERM, SIGINT and SIGHUP.
+
+A scheduler sends SIGTERM to end a job, Ctrl-C sends SIGINT, and a terminal that is closed SIGHUP.
 
 While trials train, the first signal makes each save a checkpoint before the process exits;
-otherwise the process shuts down vLLM and Ray and exits. The exit code is 143 after SIGTERM and 130
-after SIGINT, and the same command resumes the run.
+otherwise the process shuts down vLLM and Ray and exits. The exit code is 143 after SIGTERM, 130
+after SIGINT and 129 after SIGHUP, and the same command resumes the run. Under `nohup` SIGHUP is
+ignored.
 """
 
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic
 from types import FrameType
 from typing import Any
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 REPEAT_SECONDS = 1.0
 """A signal that is repeated within this time counts once: `timeout` signals its command and then
 the command's process group, and a terminal signals a wrapper that may pass the signal on."""
@@ -33,7 +36,7 @@ class Stopped(SystemExit):
 def exit_at_signal() -> Iterator[None]:
     """Raise Stopped at a signal during the body, so that open contexts end what they started.
 
-    They take a while; further SIGTERMs are ignored meanwhile, and another SIGINT interrupts them.
+    They take a while; other signals are ignored meanwhile, but another SIGINT interrupts them.
     """
 
     def on_signal(signum: int) -> None:
@@ -109,7 +112,8 @@ def _handlers(on_signal: Callable[[int], None]) -> Iterator[None]:
 def _set_handlers(on_signal: Callable[[int], None]) -> dict[signal.Signals, Any]:
     """Handle signals with `on_signal`, repetitions left out; return the handlers before.
 
-    A signal that is ignored, as SIGINT is in a background process of a script, stays so.
+    A signal that is ignored, as SIGINT is in a background process of a script and SIGHUP under
+    `nohup`, stays so.
     """
     handled: list[float] = []
 
@@ -136,11 +140,12 @@ def _stop(signum: int) -> Stopped:
         if monotonic() - stopped > REPEAT_SECONDS:
             raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, interrupt)
+    for other in SIGNALS:
+        signal.signal(other, interrupt if other == signal.SIGINT else signal.SIG_IGN)
     return Stopped(signum)
 
 
 def _print(signum: int, text: str) -> None:
-    # os.write, since the signal may interrupt a write of the console.
-    os.write(2, f"{signal.Signals(signum).name} received: {text}\n".encode())
+    with suppress(OSError):  # the terminal is closed
+        # os.write, since the signal may interrupt a write of the console.
+        os.write(2, f"{signal.Signals(signum).name} received: {text}\n".encode())

@@ -161,6 +161,8 @@ def test_a_dry_run_shows_the_run_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    # torch makes its directory for compiled code when it is imported.
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path.parent / "compiled"))
     line = ["--preset", "debug", "--max-steps", "5", "--output", str(tmp_path / "runs")]
     assert cli.main(["sweep", *line, "--dry-run"]) == 0
     said = capsys.readouterr().out

@@ -14,7 +14,7 @@ from pipelines.runtime import stopping
 from pipelines.runtime.stopping import Stopped, exit_afterwards, exit_at_signal, save_at_signal
 from tests.assets.newcomer import REPOSITORY
 
-SIGNALS = [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
+SIGNALS = [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
 
 
 def send(signum: int) -> None:
@@ -27,6 +27,7 @@ def default_handlers() -> Iterator[None]:
     before = {
         signal.SIGTERM: signal.signal(signal.SIGTERM, signal.SIG_DFL),
         signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
+        signal.SIGHUP: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     }
     yield
     for signum, handler in before.items():

@@ -203,7 +203,7 @@ def objective_options_type() -> type:
     train: dict[str, Any] = {"objective": of_objective}
     of_train = TypedDict("TrainOptions", train, total=False)  # type: ignore[misc]
     options: dict[str, Any] = {"train": of_train}
-    return TypedDict("Options", options, total=False)  # type: ignore[misc]
+    return TypedDict("Options", options, total=False)  # type: ignore[operator]
 
 
 def _options_type(kind: type, defaults: Any, prefix: str, names: Sequence[str] = ()) -> type:

@@ -30,8 +30,8 @@ class Idft(Objective):
         "Learns a target more, the likelier it is compared with the model's own tokens on average."
     )
     helps: ClassVar[str] = (
-        "Where the data should look like the model's own text: generalises as offline "
-        "reinforcement learning does (arXiv:2602.12222, abstract)."
+        "Where the data should resemble the model's own text: generalizes as well as DPO and SimPO "
+        "(arXiv:2602.12222, abstract)."
     )
     hurts: ClassVar[str] = (
         "Where the data has facts that are new to the model: hardly learned (follows from the"

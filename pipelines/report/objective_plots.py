@@ -30,7 +30,10 @@ CURVES = (
     ("val_kl_to_base", "KL from the base model, validation (nats)"),
 )
 """Metrics over steps by name, with their titles."""
-_SHARES = (("gradient_share", "share of the gradient (%)"), ("token_share", "of the tokens (%)"))
+_SHARES = (
+    ("gradient_share", "share of the gradient (%)"),
+    ("token_share", "share of the tokens (%)"),
+)
 _DASHES = {1: ":", 20: "-", 1000: "--"}
 _LEAST = 0.07  # a share with room for its number
 _TOP = 1.6  # of the weights that are shown

@@ -28,7 +28,7 @@ class Sft(Objective):
     meaning: ClassVar[str] = "Raises each target equally, however unlikely the model finds it."
     helps: ClassVar[str] = (
         "Where the base model knows little of the task: there NLL beats the others "
-        "(arXiv:2510.00526, abstract). The first choice if in doubt."
+        "(arXiv:2510.00526, abstract)."
     )
     hurts: ClassVar[str] = (
         "Where the model is sure of something else: such targets make it forget general "

@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from otr.loss import kernels
 from otr.loss.objective import Objective
+from otr.loss.rows import FIGURES
 
 # Of a chunk's logits. Smaller chunks read the weight and add to its gradient more often. On a GPU
 # this much is planned for, and a chunk is as large as free memory allows: see `_chunk_bytes`.
@@ -84,7 +85,7 @@ class LinearLoss(torch.autograd.Function):
         gradients = _Gradients(inputs, ctx.needs_input_grad, weight, num_chunks=len(starts))
         stride = math.ceil(len(weight) / _ALIGNED) * _ALIGNED
         logits = weight.new_empty(rows, stride)[:, : len(weight)]
-        figures = [weight.new_empty(5, 0)]
+        figures = [weight.new_empty(FIGURES, 0)]
         for start in starts:
             chunk = slice(start, start + rows)
             hidden_CD = hidden_TD[chunk].to(weight.dtype)

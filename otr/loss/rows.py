@@ -31,6 +31,7 @@ from otr.loss.draws import (
 )
 from otr.loss.objective import Objective
 
+FIGURES = 5  # numbers per row that `loss_and_gradient_` returns
 TILE_BYTES = 8 * 2**20  # of each of the three scratch tensors
 DRAW_BYTES = 2**20  # of the uniforms of one word
 SMALL_DRAW_NUMBERS = 8  # numbers of scratch memory per draw from a small vocabulary

@@ -21,6 +21,7 @@ from otr.loss.kernels.common import RECORD
 from otr.loss.kernels.passes import gradient_, statistics
 from otr.loss.kernels.tokens import losses, write_
 from otr.loss.objective import Objective
+from otr.loss.rows import FIGURES
 
 SPAN = 2048  # logits that a program processes at once; a multiple of BLOCK
 LOAD_BYTES = 16  # that a thread loads at once
@@ -106,7 +107,7 @@ def loss_and_gradient_(  # noqa: PLR0913 - the signature of a backend
         return logits_CV.new_empty(shape, dtype=dtype)
 
     record = scratch(rows, RECORD.value)
-    figures = scratch(5, rows)
+    figures = scratch(FIGURES, rows)
     high, total, cdf = (scratch(rows, blocks) for _ in range(3))
     token = scratch(rows, places, dtype=torch.int32)
     value = scratch(*token.shape)

@@ -18,9 +18,9 @@ from torch import Tensor
 EDGES = (0.01, 0.1, 0.5, 0.9)
 """Probabilities of the target between two buckets; a bucket has its lower edge."""
 BUCKETS = tuple(
-    f"p_{low:g}_to_{high:g}" for low, high in zip((0.0, *EDGES), (*EDGES, 1.0), strict=True)
+    f"p_{low:.2f}_to_{high:.2f}" for low, high in zip((0.0, *EDGES), (*EDGES, 1.0), strict=True)
 )
-"""Names of the buckets, the least likely targets first."""
+"""Names of the buckets, the least likely targets first, which is their alphabetical order."""
 
 
 def sums_by_bucket(

@@ -54,13 +54,13 @@ def test_a_bucket_has_its_lower_edge() -> None:
     nll = torch.tensor([-math.log(edge) for edge in EDGES] + [100.0, 0.0], dtype=torch.float64)
     tokens, size = sums_by_bucket(nll, torch.arange(1.0, 7.0))
     assert tokens.tolist() == [1, 1, 1, 1, 2] and size.tolist() == [5, 1, 2, 3, 4 + 6]
-    assert BUCKETS[0] == "p_0_to_0.01" and BUCKETS[-1] == "p_0.9_to_1"
+    assert BUCKETS[0] == "p_0.00_to_0.01" and BUCKETS[-1] == "p_0.90_to_1.00"
 
 
 def test_shares_of_no_gradient_are_0() -> None:
     found = shares([1, 0, 0, 0, 3], [0.0] * 5)
-    assert found["token_share/p_0.9_to_1"] == 0.75
-    assert found["gradient_share/p_0.9_to_1"] == 0 and len(found) == 10
+    assert found["token_share/p_0.90_to_1.00"] == 0.75
+    assert found["gradient_share/p_0.90_to_1.00"] == 0 and len(found) == 10
 
 
 @pytest.mark.parametrize("name", [n for n in names() if Objective(n).is_weighted])

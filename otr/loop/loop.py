@@ -30,6 +30,7 @@ from otr.loop.determinism import determinism
 from otr.loop.evaluate import evaluate
 from otr.loop.policy import Policy
 from otr.loop.progress import ENDED_EARLY, Progress
+from otr.loss.buckets import BUCKETS, shares
 from otr.models.freeze import freeze
 from otr.models.stops import count_ends
 from otr.optim import learning_rate, make_optimizer
@@ -253,7 +254,7 @@ def _step(run: _Run, micro: Sequence[Batch], step: int, lr: float, *, saves: boo
     seed = config.seed * 1_000_003 + step  # torch's CPU generators keep 32 bits of it
     rank, world_size = parallel.rank(), parallel.world_size()
     torch.manual_seed(seed * world_size + rank)  # dropout repeats when a run resumes
-    totals = torch.zeros(5, dtype=torch.float64, device=device)
+    totals = torch.zeros(5 + 2 * len(BUCKETS), dtype=torch.float64, device=device)
     for i, batch in enumerate(packed):
         last = i == len(packed) - 1
         with parallel.accumulating(policy, last=last), own.precision(config.model.dtype):
@@ -261,12 +262,13 @@ def _step(run: _Run, micro: Sequence[Batch], step: int, lr: float, *, saves: boo
             out = policy(batch.to(device), seed, world_size / count)
             out.loss_sum.backward()
         sums = [out.loss_sum, out.nll_sum, out.reward_sum, out.hit_sum, out.entropy_sum]
-        totals += torch.stack([s.detach().double() for s in sums])
+        totals += torch.cat([torch.stack(sums).detach(), out.token_sums, out.gradient_sums])
     norm = parallel.clip_gradients(policy, config.optim.max_grad_norm)
     # The one place where a step waits for the GPU.
     numbers = torch.cat([parallel.sum_over_ranks(totals), norm.to(totals)[None]]).tolist()
     loss, grad_norm = numbers[0] / world_size, numbers[-1]
-    nll, reward, hits, entropy = (total / count for total in numbers[1:-1])
+    nll, reward, hits, entropy = (total / count for total in numbers[1:5])
+    by_bucket = numbers[5:-1]
     if not all(map(math.isfinite, (loss, nll, grad_norm))):
         run.optimizer.zero_grad(set_to_none=True)
         rows = _bad_rows(policy, micro, config)
@@ -283,6 +285,7 @@ def _step(run: _Run, micro: Sequence[Batch], step: int, lr: float, *, saves: boo
         "hit_rate": hits,
         "entropy": entropy,
         "grad_norm": grad_norm,
+        **shares(by_bucket[: len(BUCKETS)], by_bucket[len(BUCKETS) :]),
     }
     return _StepResult(metrics, tokens, stop, saves)
 

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from otr.loss import kernels
+from otr.loss.buckets import sums_by_bucket
 from otr.loss.draws import (
     HIT,
     WHICH_BLOCK,
@@ -59,14 +60,19 @@ def token_loss(
     weight_S = _weight(weight_T, scored.row, target_T, check=True)
     seed = _seed(objective, generator)
     figures = _plain(logits_TV[scored.row], scored.target, objective, seed, scored.position)
-    loss_S = figures[0] if weight_S is None else figures[0] * weight_S.to(figures.dtype)
-    return _output(loss_S.sum(), figures.detach(), scored, objective)
+    if weight_S is not None:
+        weight_S = weight_S.to(figures.dtype)
+        figures = torch.cat([figures[:1] * weight_S, figures[1:4], figures[4:] * weight_S.abs()])
+    return _output(figures[0].sum(), figures.detach(), scored, objective)
 
 
 def _plain(
     logits_TV: Tensor, target_T: Tensor, objective: Objective, seed: int, position_T: Tensor
 ) -> Tensor:
-    """Return loss, NLL, hit share and entropy of each position, all of them scored: [4, T]."""
+    """Return the figures of each position, all of them scored: [5, T].
+
+    They are those of `otr.loss.rows.loss_and_gradient_`.
+    """
     logits_TV = logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32))
     target_T1, num_samples = target_T[:, None], objective.num_samples
     logp_TV = torch.log_softmax(logits_TV, dim=-1)
@@ -99,7 +105,8 @@ def _plain(
         loss_T = loss_T - part.miss * miss_logp_TK.sum(-1)
     if penalty_T is not None:
         loss_T = loss_T + penalty_T
-    return torch.stack([loss_T, -logp_T, hit_T, entropy_T])
+    size_T = part.at_target(p_T, q_T).detach().abs()
+    return torch.stack([loss_T, -logp_T, hit_T, entropy_T, size_T])
 
 
 @torch.compiler.disable  # its gradients are computed by hand, which a compiled caller skips
@@ -256,10 +263,11 @@ def _seed(objective: Objective, generator: torch.Generator | None) -> int:
 
 
 def _output(loss_sum: Tensor, figures: Tensor, scored: _Scored, objective: Objective) -> LossOutput:
-    """Sum the positions' loss, NLL, hit share and entropy [4, S]."""
+    """Return the sums of the positions' figures [5, S]."""
     bad_S = ~(figures[1] < torch.finfo(torch.float32).max)  # NaN, or a target whose logit is -inf
     loss_sum = loss_sum.float()
-    _, nll_sum, hit_sum, entropy_sum = figures.sum(1).float()
+    _, nll_sum, hit_sum, entropy_sum, _ = figures.sum(1).float()
+    token_sums, gradient_sums = sums_by_bucket(figures[1], figures[4])
     if scored.bad is not None:
         one = torch.ones((), device=loss_sum.device)
         one_or_nan = one.masked_fill((bad_S | scored.bad).any(), torch.nan)
@@ -276,6 +284,8 @@ def _output(loss_sum: Tensor, figures: Tensor, scored: _Scored, objective: Objec
         reward_sum=objective.reward_scale * (hit_sum + beta * (num_tokens - hit_sum)),
         hit_sum=hit_sum,
         entropy_sum=entropy_sum,
+        token_sums=token_sums,
+        gradient_sums=gradient_sums.float(),
     )
 
 

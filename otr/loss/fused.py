@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from otr.loss import kernels
 from otr.loss.objective import Objective
+from otr.loss.rows import FIGURES
 
 # Of a chunk's logits. Smaller chunks read the weight and add to its gradient more often. On a GPU
 # this much is planned for, and a chunk is as large as free memory allows: see `_chunk_bytes`.
@@ -60,10 +61,10 @@ class Settings:
 
 
 class LinearLoss(torch.autograd.Function):
-    """(hidden, weight, bias, target, position, settings) -> (summed loss, figures [4, T]).
+    """(hidden, weight, bias, target, position, settings) -> (summed loss, figures [5, T]).
 
-    The figures are loss, NLL, hit share and entropy of each position. The result can go backward
-    once and has no second derivative.
+    The figures of each position are those of `otr.loss.rows.loss_and_gradient_`. The result can go
+    backward once and has no second derivative.
     """
 
     @staticmethod
@@ -84,7 +85,7 @@ class LinearLoss(torch.autograd.Function):
         gradients = _Gradients(inputs, ctx.needs_input_grad, weight, num_chunks=len(starts))
         stride = math.ceil(len(weight) / _ALIGNED) * _ALIGNED
         logits = weight.new_empty(rows, stride)[:, : len(weight)]
-        figures = [weight.new_empty(4, 0)]
+        figures = [weight.new_empty(FIGURES, 0)]
         for start in starts:
             chunk = slice(start, start + rows)
             hidden_CD = hidden_TD[chunk].to(weight.dtype)
@@ -105,10 +106,10 @@ class LinearLoss(torch.autograd.Function):
             )
             gradients.add(chunk, logits_CV, hidden_CD)
         ctx.gradients = gradients.in_input_dtypes()
-        figures_4T = torch.cat(figures, 1)
-        ctx.mark_non_differentiable(figures_4T)
-        loss_sum = figures_4T[0].sum()
-        return loss_sum if settings.factor is None else loss_sum * settings.factor, figures_4T
+        figures_5T = torch.cat(figures, 1)
+        ctx.mark_non_differentiable(figures_5T)
+        loss_sum = figures_5T[0].sum()
+        return loss_sum if settings.factor is None else loss_sum * settings.factor, figures_5T
 
     @staticmethod
     @once_differentiable

@@ -109,6 +109,10 @@ class Objective(metaclass=_Dispatch):
     """Formula of the gradient with respect to the logits."""
     meaning: ClassVar[str]
     """What the gradient does, in words."""
+    helps: ClassVar[str] = ""
+    """When to choose it, with the source of that; with a figure, where it comes from."""
+    hurts: ClassVar[str] = ""
+    """When not to."""
     example: ClassVar[Example]
     arms: ClassVar[dict[str, dict[str, Any]]] = {}
     """Settings of the arms that sweeps compare, by arm; empty: one, with the default settings."""
@@ -203,6 +207,11 @@ class Objective(metaclass=_Dispatch):
     def has_penalty(self) -> bool:
         """Whether something is added to the loss."""
         return False
+
+    @property
+    def expectation(self) -> Objective:
+        """An objective without draws that has the same gradient in expectation."""
+        return self
 
     @property
     def variant(self) -> str:
@@ -338,9 +347,14 @@ def _check_foreign(name: str, own: Iterable[str], key: str, value: Any) -> None:
 class LossOutput:
     """Sums over the scored tokens: 0-d float32 tensors, except `num_tokens` (0-d int64).
 
+    The last two are vectors of the sums in each bucket of the target's probability
+    (`otr.loss.buckets`).
+
     Only `loss_sum` has a gradient. `hit_sum` (draws that equal the target, as a share of K) and
     `reward_sum` come from the draws; if hits are not drawn, they are expectations under q for otr,
-    and under p for objectives without draws. `entropy_sum` is p's entropy in nats.
+    and under p for objectives without draws. `entropy_sum` is p's entropy in nats. `gradient_sums`
+    are of |dz_y|, the absolute gradient of a token's loss, with its weight, by the logit of the
+    target (after a soft cap).
     """
 
     loss_sum: Float[Tensor, ""]
@@ -349,6 +363,8 @@ class LossOutput:
     reward_sum: Float[Tensor, ""]
     hit_sum: Float[Tensor, ""]
     entropy_sum: Float[Tensor, ""]
+    token_sums: Int[Tensor, " B"]
+    gradient_sums: Float[Tensor, " B"]
 
     def __add__(self, other: LossOutput) -> LossOutput:
         return LossOutput(

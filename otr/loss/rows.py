@@ -31,6 +31,7 @@ from otr.loss.draws import (
 )
 from otr.loss.objective import Objective
 
+FIGURES = 5  # numbers per row that `loss_and_gradient_` returns
 TILE_BYTES = 8 * 2**20  # of each of the three scratch tensors
 DRAW_BYTES = 2**20  # of the uniforms of one word
 SMALL_DRAW_NUMBERS = 8  # numbers of scratch memory per draw from a small vocabulary
@@ -43,6 +44,11 @@ class Coefficients(NamedTuple):
     q: Tensor | None
     target: Tensor
     miss: Tensor | None
+
+    def at_target(self, p: Tensor, q: Tensor) -> Tensor:
+        """Return the gradient of each target's logit; p and q are of the targets."""
+        slope = self.p * p - self.target
+        return slope if self.q is None else slope - self.q * q
 
     def times(self, factor: Tensor | None) -> "Coefficients":
         """Return the coefficients times a number, or one of each row; None is 1."""
@@ -111,11 +117,12 @@ def loss_and_gradient_(  # noqa: PLR0913 - the signature of a backend
     softcap: float | None = None,
     factor: Float[Tensor, ""] | None = None,
     weight_C: Float[Tensor, " C"] | None = None,
-) -> Float[Tensor, "4 C"]:
-    """Return loss, NLL, hit share and entropy of each row; replace the logits by their gradient.
+) -> Float[Tensor, "5 C"]:
+    """Return the figures of each row; replace the logits by their gradient.
 
-    Loss and gradient of a row are multiplied by its weight. The gradient is also multiplied by
-    `factor`, a number on the logits' device; the figures are not.
+    The figures are loss, NLL, hit share, entropy and the absolute gradient of the target's logit
+    (of its value after a soft cap). Loss and gradients of a row are multiplied by its weight. The
+    logits' gradient is also multiplied by `factor`, a number on their device; the figures are not.
     """
     keys = row_keys(seed, position_C)
     count, vocabulary = logits_CV.shape
@@ -183,6 +190,7 @@ def _tile_(
         factor = rows.weight if factor is None else rows.weight * factor
     slope = part.times(factor)
     loss_R = -torch.where(part.target == 0, 0, part.target * logp_R)
+    at_target_R = part.at_target(p_y_R, q_y_R)
     if penalty_R is not None:
         loss_R += penalty_R
     p_RV.mul_(slope.p[:, None])
@@ -199,10 +207,11 @@ def _tile_(
         p_RV.view(-1).scatter_add_(0, index_M, -slope.miss.index_select(0, row_M))
     if rows.weight is not None:
         loss_R *= rows.weight
+        at_target_R *= rows.weight
     if softcap is not None:
         p_RV.mul_(_softcap_slope(logits_RV, softcap))
     logits_RV.copy_(p_RV)
-    return torch.stack([loss_R, -logp_R, hit_R, entropy_R])
+    return torch.stack([loss_R, -logp_R, hit_R, entropy_R, at_target_R.abs()])
 
 
 def _misses(

@@ -32,7 +32,7 @@ from otr._compat import (
 from otr.config import TrainConfig
 from otr.loss import fused
 from otr.loss.objective import Objective
-from otr.loss.rows import loss_and_gradient_
+from otr.loss.rows import FIGURES, loss_and_gradient_
 from otr.models.attention import PACKED, register
 from otr.models.freeze import freeze_equally
 from otr.models.layout import Layout
@@ -370,7 +370,7 @@ class _FirstChunk:
         weight_C: Tensor | None = None,
     ) -> Tensor:
         if self.done:
-            return logits_CV.new_empty(4, len(logits_CV), dtype=torch.float32)
+            return logits_CV.new_empty(FIGURES, len(logits_CV), dtype=torch.float32)
         self.done = True
         return loss_and_gradient_(
             logits_CV, target_C, position_C, objective, seed, softcap, factor, weight_C

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from pipelines.config.options import load_config, options_type
+from pipelines.config.options import load_config, objective_options_type, options_type
 from pipelines.config.presets import PresetName, SweepConfig
 
 Flag = FlagCreatePairsOff[bool]
@@ -224,4 +224,22 @@ class Ui:
     """Port to listen on."""
 
 
-Command = Sweep | Train | Pack | Data | Score | Show | Merge | Push | Doctor | Ui
+@dataclass(frozen=True, kw_only=True)
+class Explain:
+    """Explain the training objectives: what each learns from, formulas, settings and source.
+
+    Without a name, all of them are compared.
+    """
+
+    module: ClassVar[str] = "explain_objective"
+    objective: Annotated[
+        Positional[tuple[str, ...]],
+        arg(metavar="[OBJECTIVE ...]", help_behavior_hint="(default: all)"),
+    ] = ()
+    """Names of objectives. One is explained in full, several are compared."""
+    figure: Annotated[str, arg(metavar="FILE.svg", help_behavior_hint="")] = ""
+    """Also draw the weights of the objectives on SFT's gradient into this file."""
+    options: Annotated[dict[str, Any], arg(name="", constructor_factory=objective_options_type)]
+
+
+Command = Sweep | Train | Pack | Data | Score | Show | Merge | Push | Doctor | Explain | Ui

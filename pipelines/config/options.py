@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Annotated, Any, Literal, TypedDict
 
 import docstring_parser
@@ -196,6 +196,16 @@ def options_type(*names: str) -> type:
     return _options_type(SweepConfig, PRESETS["builtin"](), "", names)
 
 
+def objective_options_type() -> type:
+    """Return the same for the settings of objectives alone: ``--train.objective.NAME``."""
+    _, *settings = objective.setting_types()
+    of_objective = _options_type(Objective, Objective(), "train.objective.", settings)
+    train: dict[str, Any] = {"objective": of_objective}
+    of_train = TypedDict("TrainOptions", train, total=False)  # type: ignore[misc]
+    options: dict[str, Any] = {"train": of_train}
+    return TypedDict("Options", options, total=False)  # type: ignore[operator]
+
+
 def _options_type(kind: type, defaults: Any, prefix: str, names: Sequence[str] = ()) -> type:
     help_texts, hints = _help_texts(kind), types_of(kind)
     if kind is Objective:
@@ -229,14 +239,23 @@ def _objectives_help_texts() -> dict[str, str]:
     """Return the docstrings of all objectives' settings, each after the objective's name."""
     texts: dict[str, list[str]] = {}
     for name in objective.names():
-        own = docstring_parser.parse_from_object(objective.kind_of(name)).params
-        for field in own:
-            if field.arg_name in objective.setting_types() and field.description:
-                texts.setdefault(field.arg_name, []).append(f"{name}: {field.description}")
+        for setting, text in setting_docs(name).items():
+            texts.setdefault(setting, []).append(f"{name}: {text}")
     meanings = ((name, objective.kind_of(name).meaning) for name in objective.names())
     listed = " ".join(f"`{name}`: {meaning}" for name, meaning in meanings)
     joined = {setting: " ".join(parts) for setting, parts in texts.items()}
     return joined | {"name": f"The objective. {listed} A setting below names those that have it."}
+
+
+def setting_docs(name: str) -> dict[str, str]:
+    """Return the docstrings of an objective's settings."""
+    documented = docstring_parser.parse_from_object(objective.kind_of(name)).params
+    own = {field.name for field in fields(objective.kind_of(name))[1:]}
+    return {
+        field.arg_name: " ".join(field.description.split())
+        for field in documented
+        if field.arg_name in own and field.description
+    }
 
 
 def _shown(key: str, default: Any) -> str:

@@ -3,7 +3,7 @@
     python -m pipelines.report DIRECTORY
 
 DIRECTORY holds leaderboard.json, run.json and, if the run has them, data.json and
-contamination.json. The report has no training curves: leaderboard.json does not store them.
+contamination.json. The report has no figures of training: leaderboard.json does not store them.
 """
 
 import argparse

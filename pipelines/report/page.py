@@ -14,7 +14,16 @@ from string import Template
 from typing import Any
 
 from otr.files import write_text
-from pipelines.report import answers, data, differences, leaderboard, measures, plots, tables
+from pipelines.report import (
+    answers,
+    data,
+    differences,
+    leaderboard,
+    measures,
+    objective_plots,
+    plots,
+    tables,
+)
 from pipelines.report.leaderboard import BASE, Entry, group_by_arm, rank_arms, retained_benchmarks
 from pipelines.report.plot_style import dark_css_colors, with_css_colors
 from pipelines.report.tables import Cell, IntervalCell, Overlaps, ScoreCell, Table
@@ -151,6 +160,17 @@ def figures(entries: Sequence[Entry], benchmarks: Sequence[str], metric: str) ->
             "Effect of the mismatch reward, β",
             "mismatch_reward",
             "β (reward of a sample that is not the target token)",
+        ),
+        Figure(
+            "learned-from.svg",
+            "What each objective learns from",
+            "Top: how much of the gradient, and of the trained tokens, belongs to targets that the "
+            "model finds unlikely (red) or likely (blue), by their probability p(y) during "
+            "training, averaged over the reports. A token's gradient is measured at the logit of "
+            "its target. Below: the entropy of the predictions; the hit rate, which is the share "
+            "of OTR's samples that equal the target, and the mean p(y) of other objectives; and "
+            "the KL from the base model, where it was measured.",
+            objective_plots.learned_from(entries, target),
         ),
         Figure(
             "training.svg",

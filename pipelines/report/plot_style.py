@@ -16,7 +16,10 @@ from otr.loss.objective import Objective, names, stored
 from pipelines.report.leaderboard import BASE, Arm
 
 PALE = "#c9ced6"  # lines in the background
-_PAPER, _INK, _AXIS, _GRID = "#ffffff", "#1b1f24", "#6b7280", "#e5e7eb"
+INK = "#1b1f24"
+_PAPER, _AXIS, _GRID = "#ffffff", "#6b7280", "#e5e7eb"
+BUCKET_COLORS = ("#e8957a", "#f3c3a5", "#e3e0d8", "#a9cfe3", "#6da9d2")
+"""Of unlikely to likely targets; ink is readable on each."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Style:
     marker: str
 
 
-_BASE = Style(_INK, "*")
+_BASE = Style(INK, "*")
 FREE_STYLES = (
     Style("#0072b2", "o"),
     Style("#56b4e9", "v"),
@@ -40,7 +43,7 @@ FREE_STYLES = (
 _OTHER = Style("#9aa1ab", "o")
 _DARK = {
     _PAPER: "#14171b",
-    _INK: "#e6e9ee",
+    INK: "#e6e9ee",
     _AXIS: "#9aa4b2",
     _GRID: "#2f353d",
     PALE: "#4a515b",
@@ -51,6 +54,9 @@ _DARK = {
     "#7a6a00": "#c9b53a",
     "#1b9aaa": "#4fc6d4",
     "#9aa1ab": "#7c8592",
+    **dict(
+        zip(BUCKET_COLORS, ("#a3492e", "#80543c", "#4b4a46", "#35617a", "#2873a8"), strict=True)
+    ),
 }
 """By color of a figure, the color that replaces it on a dark page; see `_dark` for the others."""
 _RC = {
@@ -59,8 +65,8 @@ _RC = {
     "font.size": 9.5,
     "figure.facecolor": _PAPER,
     "axes.facecolor": _PAPER,
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
+    "text.color": INK,
+    "axes.labelcolor": INK,
     "axes.edgecolor": _AXIS,
     "axes.linewidth": 0.8,
     "axes.spines.top": False,
@@ -74,8 +80,8 @@ _RC = {
     "grid.linewidth": 0.8,
     "xtick.color": _AXIS,
     "ytick.color": _AXIS,
-    "xtick.labelcolor": _INK,
-    "ytick.labelcolor": _INK,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
     "legend.frameon": False,
     "svg.fonttype": "none",
     "svg.hashsalt": "otr",
@@ -160,6 +166,13 @@ def with_css_colors(svg: str) -> str:
 def dark_css_colors() -> str:
     """Return the CSS variables of `with_css_colors` for a dark page."""
     return " ".join(f"--c-{light[1:]}: {dark};" for light, dark in _dark().items())
+
+
+def with_own_dark_colors(svg: str) -> str:
+    """Return an SVG for a file of its own, with the colors of a dark page where one is wanted."""
+    style = f"@media (prefers-color-scheme: dark) {{ svg {{ {dark_css_colors()} }} }}"
+    head, rest = with_css_colors(svg).split("<defs>", 1)
+    return f"{head}<defs>\n  <style>{style}</style>{rest}"
 
 
 def _dark() -> dict[str, str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 
 from evals.statistics.estimates import Interval
 from pipelines.report.leaderboard import BASE, Arm, Entry, group_by_arm, rank_arms
@@ -23,14 +23,13 @@ from pipelines.report.plot_style import (
     render_svg,
 )
 
-_WIDTH = 10.3  # inches of a figure that fills the page
+WIDTH = 10.3  # inches of a figure that fills the page
 _SYMBOLS = {"num_samples": "K", "mismatch_reward": "β", "temperature": "κ", "reward_scale": "s"}
 _DASHES = ("-", ":", "-.", "--")
 _CURVES = (
     ("loss", "training loss"),
     ("nll", "training NLL (nats per token)"),
-    ("hit_rate", "samples that equal the target token (%)"),
-    ("val_exact", "validation examples reproduced exactly (%)"),
+    ("val_exact", "validation examples, exact (%)"),
 )
 
 
@@ -74,7 +73,7 @@ def scores(entries: Sequence[Entry], benchmarks: Sequence[str]) -> str:
             grid.flat[last].set_xlabel("correct (%)")
             grid.flat[last].tick_params(labelbottom=True)
 
-    return render_svg(draw, _WIDTH, lines * (0.9 + 0.27 * len(arms)))
+    return render_svg(draw, WIDTH, lines * (0.9 + 0.27 * len(arms)))
 
 
 def trade_off(entries: Sequence[Entry], target: str, retained: Sequence[str]) -> str:
@@ -159,7 +158,7 @@ def scores_by_setting(
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4)
 
-    return render_svg(draw, _WIDTH, 3.9 + 0.2 * (len(series) // 4))
+    return render_svg(draw, WIDTH, 3.9 + 0.2 * (len(series) // 4))
 
 
 def arms_at_best_rate(entries: Sequence[Entry], metric: str) -> list[Arm]:
@@ -187,31 +186,40 @@ def curves(entries: Sequence[Entry], target: str) -> str:
     styles = ArmStyles(rank_arms(entries, target))
 
     def draw(figure: Figure) -> None:
-        grid = figure.subplots(-(-len(panels) // 2), 2, squeeze=False)
-        for axes, (key, title) in zip(grid.flat, panels, strict=False):
-            factor = 1 if key in ("loss", "nll") else 100
-            for entry in entries:
-                points = [(h["step"], factor * h[key]) for h in entry.history if key in h]
-                if points:
-                    own, style = entry.arm in styles, styles[entry.arm]
-                    axes.plot(
-                        *zip(*points, strict=True),
-                        color=style.color if own else PALE,
-                        marker=style.marker if own and len(points) < 8 else "",
-                        ms=4,
-                        lw=1.5 if own else 0.7,
-                        zorder=3 if own else 2,
-                        label=entry.arm if own else "other arms",
-                    )
+        line = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axes, (key, title) in zip(line, panels, strict=True):
+            draw_histories(axes, entries, key, 1 if key in ("loss", "nll") else 100, styles)
             axes.set_title(title)
             axes.set_xlabel("step")
-        for axes in list(grid.flat)[len(panels) :]:
-            axes.set_visible(False)
-        handles, labels = grid[0, 0].get_legend_handles_labels()
-        unique = dict(zip(labels, handles, strict=True))
-        figure.legend(unique.values(), unique, loc="outside lower center", ncols=5)
+        legend(figure, line[0])
 
-    return render_svg(draw, _WIDTH, 2.9 * -(-len(panels) // 2) + 0.4)
+    return render_svg(draw, WIDTH, 3.3)
+
+
+def draw_histories(
+    axes: Axes, entries: Sequence[Entry], key: str, factor: float, styles: ArmStyles
+) -> None:
+    """Draw a metric of every trial over its steps, times a factor."""
+    for entry in entries:
+        points = [(h["step"], factor * h[key]) for h in entry.history if key in h]
+        if points:
+            own, style = entry.arm in styles, styles[entry.arm]
+            axes.plot(
+                *zip(*points, strict=True),
+                color=style.color if own else PALE,
+                marker=style.marker if own and len(points) < 8 else "",
+                ms=4,
+                lw=1.5 if own else 0.7,
+                zorder=3 if own else 2,
+                label=entry.arm if own else "other arms",
+            )
+
+
+def legend(figure: FigureBase, axes: Axes) -> None:
+    """Write what is drawn in a panel below a figure, each name once."""
+    handles, labels = axes.get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    figure.legend(unique.values(), unique, loc="outside lower center", ncols=5)
 
 
 @dataclass

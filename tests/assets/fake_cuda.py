@@ -29,6 +29,7 @@ from otr.loop import loop, parallel
 from otr.loop.policy import Policy
 from otr.loss import functional, fused
 from otr.loss.objective import Objective
+from otr.loss.rows import FIGURES
 from otr.models.attention import PACKED, register
 from otr.optim import make_optimizer
 from tests.otr.models.families import MODELS, packed_rows
@@ -141,7 +142,7 @@ def _to_gpu(model: nn.Module) -> None:
 
 def _rows(logits_CV: Tensor, *_: Any, **__: Any) -> Tensor:
     """Stand in for the kernels, which fake tensors can't be given."""
-    return logits_CV.new_empty(4, len(logits_CV), dtype=torch.float32)
+    return logits_CV.new_empty(FIGURES, len(logits_CV), dtype=torch.float32)
 
 
 def main() -> None:

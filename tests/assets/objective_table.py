@@ -1,6 +1,7 @@
 """The objectives: ``python -m tests.assets.objective_table`` prints tables of docs.
 
-The first is that of docs/concepts/objectives.md, the second, of settings, follows it there.
+They are in docs/concepts/objectives.md: what each objective is, when it helps, and an example with
+its settings.
 """
 
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from otr.loss.objective import Objective, kind_of, names
 
 
 def lines() -> Iterator[str]:
-    """Yield both tables, with an empty line between."""
+    """Yield the tables, with an empty line between."""
     head = (
         "`--train.objective.name`",
         "loss per token",
@@ -24,6 +25,11 @@ def lines() -> Iterator[str]:
         kind = kind_of(name)
         link = f"[arXiv:{kind.arxiv}](https://arxiv.org/abs/{kind.arxiv})" if kind.arxiv else ""
         yield f"| `{name}` | {kind.loss} | {kind.gradient} | {kind.meaning} | {link} |"
+    yield ""
+    yield "| `--train.objective.name` | when it helps | when not |"
+    yield f"|{'---|' * 3}"
+    for name in names():
+        yield f"| `{name}` | {kind_of(name).helps} | {kind_of(name).hurts} |"
     yield ""
     head = ("example", "settings and their defaults", "loss", "gradient of the target's logit")
     yield f"| {' | '.join(head)} |"

@@ -21,6 +21,7 @@ from otr.loss.kernels.common import RECORD
 from otr.loss.kernels.passes import gradient_, statistics
 from otr.loss.kernels.tokens import losses, write_
 from otr.loss.objective import Objective
+from otr.loss.rows import FIGURES
 
 SPAN = 2048  # logits that a program processes at once; a multiple of BLOCK
 LOAD_BYTES = 16  # that a thread loads at once
@@ -85,11 +86,12 @@ def loss_and_gradient_(  # noqa: PLR0913 - the signature of a backend
     softcap: float | None = None,
     factor: Float[Tensor, ""] | None = None,
     weight_C: Float[Tensor, " C"] | None = None,
-) -> Float[Tensor, "4 C"]:
-    """Return loss, NLL, hit share and entropy of each row; replace the logits by their gradient.
+) -> Float[Tensor, "5 C"]:
+    """Return the figures of each row; replace the logits by their gradient.
 
-    Loss and gradient of a row are multiplied by its weight. The gradient is also multiplied by
-    `factor`, a number on the logits' device; the figures are not.
+    The figures are loss, NLL, hit share, entropy and the absolute gradient of the target's logit
+    (of its value after a soft cap). Loss and gradients of a row are multiplied by its weight. The
+    logits' gradient is also multiplied by `factor`, a number on their device; the figures are not.
     """
     rows, width = logits_CV.shape
     stride = logits_CV.stride(0)
@@ -105,7 +107,7 @@ def loss_and_gradient_(  # noqa: PLR0913 - the signature of a backend
         return logits_CV.new_empty(shape, dtype=dtype)
 
     record = scratch(rows, RECORD.value)
-    figures = scratch(4, rows)
+    figures = scratch(FIGURES, rows)
     high, total, cdf = (scratch(rows, blocks) for _ in range(3))
     token = scratch(rows, places, dtype=torch.int32)
     value = scratch(*token.shape)

@@ -308,6 +308,7 @@ def losses(  # noqa: PLR0915 - one program per row, in order
     tl.store(figures_ptr + rows + row, logp * -LN2)
     tl.store(figures_ptr + 2 * rows + row, share)
     tl.store(figures_ptr + 3 * rows + row, entropy)
+    tl.store(figures_ptr + 4 * rows + row, tl.abs(slope * weight))
 
 
 @triton.jit(do_not_specialize_on_alignment=["target_ptr"])

@@ -21,6 +21,13 @@ class Chord(Objective):
     loss: ClassVar[str] = "−p(y) (1 − p(y)) log p(y), the factors without gradient"
     gradient: ClassVar[str] = "p(y) (1 − p(y)) (p − e_y)"
     meaning: ClassVar[str] = "Learns targets that are neither unlikely nor known already."
+    helps: ClassVar[str] = (
+        "Beside reinforcement learning, to which the paper adds it (arXiv:2508.11408, abstract)."
+    )
+    hurts: ClassVar[str] = (
+        "Where targets are unlikely or the model needs to become sure: neither is learned "
+        "(follows from the weight)."
+    )
     example: ClassVar[Example] = Example(0.2599301927, -0.140625)
 
     def weight(self, xp, p, log_p, entropy):

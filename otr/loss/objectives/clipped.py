@@ -25,6 +25,14 @@ class Clipped(Objective):
     meaning: ClassVar[str] = (
         "Learns as SFT does, but hardly targets that the model finds very unlikely."
     )
+    helps: ClassVar[str] = (
+        "Where very unlikely targets make SFT unstable: bounds the weight 1 / p(y) that they "
+        "have in the gradient of p(y) (arXiv:2604.14258, abstract)."
+    )
+    hurts: ClassVar[str] = (
+        "Where just these targets are what is to be learned (follows from the weight). The "
+        "paper has more parts than this one."
+    )
     example: ClassVar[Example] = Example(0.3465735903, -0.1875, {"threshold": 0.5})
 
     def __post_init__(self) -> None:

@@ -24,6 +24,13 @@ class Eaft(Objective):
     meaning: ClassVar[str] = (
         "Learns where the model is uncertain; leaves it alone where it is sure, right or wrong."
     )
+    helps: ClassVar[str] = (
+        "Where general skills must stay: as good as SFT on the task, with less forgetting, on"
+        " Qwen and GLM of 4B to 32B (arXiv:2601.02151, abstract)."
+    )
+    hurts: ClassVar[str] = (
+        "Where the model must give up what it is sure of (follows from the weight)."
+    )
     example: ClassVar[Example] = Example(0.2602242019, -0.1407840621)
 
     def weight(self, xp, p, log_p, entropy):

@@ -29,6 +29,14 @@ class Idft(Objective):
     meaning: ClassVar[str] = (
         "Learns a target more, the likelier it is compared with the model's own tokens on average."
     )
+    helps: ClassVar[str] = (
+        "Where the data should resemble the model's own text: generalizes as well as DPO and SimPO "
+        "(arXiv:2602.12222, abstract)."
+    )
+    hurts: ClassVar[str] = (
+        "Where the data has facts that are new to the model: hardly learned (follows from the"
+        " weight)."
+    )
     example: ClassVar[Example] = Example(0.0866433976, -0.046875)
 
     def __post_init__(self) -> None:

@@ -25,6 +25,11 @@ class Power(Objective):
     meaning: ClassVar[str] = (
         "Between SFT and DFT for a from 0 to 1; above 1, learns only what is almost certain."
     )
+    helps: ClassVar[str] = (
+        "With a = 1 or more where the base model is strong, with a near 0 where it is weak "
+        "(arXiv:2510.00526, abstract: −p and −p^10)."
+    )
+    hurts: ClassVar[str] = "In between: no single exponent wins there (arXiv:2510.00526, abstract)."
     example: ClassVar[Example] = Example(0.6931471806, -0.375)
 
     def __post_init__(self) -> None:

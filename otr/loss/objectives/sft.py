@@ -26,6 +26,14 @@ class Sft(Objective):
     loss: ClassVar[str] = "−log p(y)"
     gradient: ClassVar[str] = "p − e_y"
     meaning: ClassVar[str] = "Raises each target equally, however unlikely the model finds it."
+    helps: ClassVar[str] = (
+        "Where the base model knows little of the task: there NLL beats the others "
+        "(arXiv:2510.00526, abstract)."
+    )
+    hurts: ClassVar[str] = (
+        "Where the model is sure of something else: such targets make it forget general "
+        "skills (arXiv:2601.02151, abstract)."
+    )
     example: ClassVar[Example] = Example(1.3862943611, -0.75)
 
     def __post_init__(self) -> None:

@@ -24,6 +24,14 @@ class Threshold(Objective):
     meaning: ClassVar[str] = (
         "Learns all targets that are likely enough equally, and leaves out the others."
     )
+    helps: ClassVar[str] = (
+        "Where the base model is strong and unlikely targets are noise (arXiv:2510.00526, "
+        "abstract: thresholded variants)."
+    )
+    hurts: ClassVar[str] = (
+        "Where the base model is weak; targets below t are never learned, however often they "
+        "occur (follows from the weight)."
+    )
     example: ClassVar[Example] = Example(1.3862943611, -0.75)
 
     def __post_init__(self) -> None:

@@ -188,7 +188,9 @@ def test_two_ranks_equal_one(model_dir: Path, objective: Objective, tmp_path: Pa
     for rank in ranks:
         assert rank["log"][-1]["val_nll"] == pytest.approx(log[-1]["val_nll"], rel=1e-4)
         for ours, alone in zip(rank["log"], log, strict=True):
-            for name in ("loss", "nll", "reward", "hit_rate", "entropy"):
+            shares = [name for name in alone if "_share/" in name]
+            assert sum(alone[name] for name in shares) == pytest.approx(2) and len(shares) == 10
+            for name in ("loss", "nll", "reward", "hit_rate", "entropy", *shares):
                 assert ours[name] == pytest.approx(alone[name], rel=1e-6)
             assert ours["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-5)
     torch.testing.assert_close(ranks[0]["weights"], ranks[1]["weights"], rtol=0, atol=0)

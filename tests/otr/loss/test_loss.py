@@ -33,10 +33,11 @@ def assert_equals_the_oracle(by, objective: Objective) -> None:
     logits, target = rows(5, 11)
     drawn = oracle.draws(logits, target, objective)
     terms = oracle.terms(logits, target, objective, drawn)
-    (loss, nll, hit, entropy), dz = by(logits, target, objective)
+    (loss, nll, hit, entropy, size), dz = by(logits, target, objective)
     torch.testing.assert_close(loss, oracle.loss(logits, terms), **EXACT)
     torch.testing.assert_close(dz, oracle.gradient(logits, terms), **EXACT)
     torch.testing.assert_close(nll, oracle.loss(logits, oracle.terms(logits, target, SFT)), **EXACT)
+    torch.testing.assert_close(size, dz.gather(1, target[:, None])[:, 0].abs(), **EXACT)
     p = torch.softmax(logits.detach(), -1)
     torch.testing.assert_close(entropy, -(p * p.log()).sum(-1), **EXACT)
     kappa = objective.kappa if objective.name == "otr" else 1.0

@@ -12,6 +12,7 @@ import pytest
 
 from evals.records import Verdicts
 from otr.config import DataConfig, ModelConfig
+from otr.loss.buckets import BUCKETS, shares
 from otr.loss.objective import Objective
 from otr.training.corpus import CorpusReport, SourceReport, inspect_corpus
 from pipelines.config.prepared import prepare
@@ -21,6 +22,7 @@ from pipelines.report import (
     data,
     differences,
     leaderboard,
+    objective_plots,
     page,
     plot_style,
     plots,
@@ -36,6 +38,7 @@ RESULTS = Path(__file__).parents[3] / "docs" / "results"
 BENCHMARKS = ["target-heldout", "target-harder", "retained-code", "retained-mathematics"]
 RETAINED = BENCHMARKS[2:]
 ITEMS = 200
+SHARES = shares([10, 20, 30, 15, 25], [4.0, 3.0, 2.0, 0.92, 0.08])
 RUN = {
     "name": "a & b",
     "command": "python pipelines/full_sweep.py --name 'a & b'",
@@ -92,7 +95,8 @@ def entry(arm: str, seed: int, target: float, retained: float, **changes: object
         "seconds": 90.0,
         "validation": {"val_exact": target},
         "history": [
-            {"step": s, "loss": 1 / s, "nll": 1 / s, "hit_rate": 0.5} for s in range(1, 12)
+            {"step": s, "loss": 1 / s, "nll": 1 / s, "hit_rate": 0.5, "entropy": 1.0, **SHARES}
+            for s in range(1, 12)
         ],
         "checkpoint": f"/runs/{arm}/{seed}",
     }
@@ -384,6 +388,7 @@ def test_figures_are_svg_or_empty_if_there_is_nothing_to_compare(entries: list[E
         plots.trade_off(entries, BENCHMARKS[0], RETAINED),
         plots.scores_by_setting(entries, "num_samples", "K", BENCHMARKS, "val_exact"),
         plots.curves(entries, BENCHMARKS[0]),
+        objective_plots.learned_from(entries, BENCHMARKS[0]),
     ):
         assert ElementTree.fromstring(svg).tag.endswith("svg")
     empty = plots.scores_by_setting(entries, "mismatch_reward", "beta", BENCHMARKS, "val_exact")
@@ -394,6 +399,32 @@ def test_figures_are_svg_or_empty_if_there_is_nothing_to_compare(entries: list[E
     assert plots.scores_by_setting([*entries, untested], *arguments) == ""
     assert plots.trade_off(entries, BENCHMARKS[0], []) == ""
     assert plots.curves(entries[:1], BENCHMARKS[0]) == ""
+    assert objective_plots.learned_from(entries[:1], BENCHMARKS[0]) == ""
+
+
+def test_what_each_arm_learned_from_is_the_mean_of_its_reports(entries: list[Entry]) -> None:
+    svg = objective_plots.learned_from(entries, BENCHMARKS[0])
+    assert objective_plots.CURVES[0][1] in svg and "KL" not in svg, "curves that were measured"
+    numbers = re.findall(r">(\d+)<", svg)
+    assert numbers.count("40") >= 3 and numbers.count("9") == 3, "one bar for each arm"
+    assert ">1<" not in svg, "there is no room for the number of a small share"
+    report = entries[1].history[-1]
+    other = dict.fromkeys(SHARES, 0.0) | {f"gradient_share/{BUCKETS[0]}": 1.0}
+    twice = replace(entries[1], history=[report, report | other, {"step": 13, "val_exact": 1.0}])
+    assert ">70<" in objective_plots.learned_from([twice], BENCHMARKS[0])
+    known = [
+        replace(each, history=[{**h, "kl_to_base": 0.1} for h in each.history]) for each in entries
+    ]
+    assert "KL from the base model" in objective_plots.learned_from(known, BENCHMARKS[0])
+
+
+def test_a_run_of_an_older_version_has_only_the_curves(entries: list[Entry]) -> None:
+    old = [
+        replace(e, history=[{"step": h["step"], "hit_rate": 0.5} for h in e.history])
+        for e in entries
+    ]
+    svg = objective_plots.learned_from(old, BENCHMARKS[0])
+    assert "hit rate" in svg and "share of the gradient" not in svg
 
 
 def test_every_color_of_a_figure_changes_on_a_dark_page(entries: list[Entry]) -> None:
@@ -409,7 +440,7 @@ def test_the_report_and_its_parts_are_files(compared: list[Entry], tmp_path: Pat
     written = page.write(compared, BENCHMARKS, RUN, tmp_path, {})
     assert {p.name for p in written} == {p.name for p in tmp_path.iterdir()}
     drawn = {p.name: p.read_text() for p in (tmp_path / "figures").iterdir()}
-    names = ("scores", "target-against-forgetting", "score-against-k", "training")
+    names = ("scores", "target-against-forgetting", "score-against-k", "learned-from", "training")
     assert set(drawn) == {f"{name}.svg" for name in names}
     report = (tmp_path / "report.html").read_text()
     assert all(plot_style.with_css_colors(svg) in report for svg in drawn.values())
@@ -468,7 +499,7 @@ def test_the_report_needs_no_other_file_and_escapes_what_it_shows(
     assert not re.search(r"""(src|href)=["']?(http|//)|@import|<script|<link""", report)
     assert "a &amp; b" in report and "&lt;loss&gt; is nan" in report and "<loss>" not in report
     assert "1 (0%)" in report and "&lt;item&gt;" in report and "<item>" not in report
-    assert report.count("<svg") == 4, "no section for the mismatch reward, which does not vary"
+    assert report.count("<svg") == 5, "no section for the mismatch reward, which does not vary"
     assert "mismatch reward, β" not in report
     assert f"<pre>{html.escape(RUN['command'])}</pre>" in report
     assert html.escape(differences.verdict(entries, BENCHMARKS[0])) in report

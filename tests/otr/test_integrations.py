@@ -1,48 +1,31 @@
 """`use_objective` in a plain loop, in the trainers of transformers and TRL, and with PEFT."""
 
 import copy
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import (
-    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     Trainer,
     TrainingArguments,
 )
-from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from otr import IGNORE_INDEX, ModelConfig, Objective, load_tokenizer, token_loss
+from otr import IGNORE_INDEX, Objective, token_loss
 from otr.integrations import use_objective
 from otr.loss.objective import names
 from tests.assets.tiny import make_tiny_model
+from tests.otr.trainers import LENGTHS, SETTINGS, Batch, examples, load, make_trainer, padded
 
-LENGTHS = (24, 17, 20, 9)
-LR = 0.1
-SETTINGS: dict[str, Any] = {
-    "max_steps": 2,
-    "per_device_train_batch_size": 2,
-    "gradient_accumulation_steps": 2,
-    "learning_rate": LR,
-    "lr_scheduler_type": "constant",
-    "optim": "sgd",
-    "max_grad_norm": 0.0,
-    "report_to": "none",
-    "save_strategy": "no",
-    "use_cpu": True,
-    "bf16": False,
-    "logging_steps": 1,
-    "disable_tqdm": True,
-    "gradient_checkpointing": False,
-}
-Batch = dict[str, Tensor]
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "own-trainer.md"
 
 
 @pytest.fixture(scope="module")
@@ -53,31 +36,6 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def model(model_dir: Path) -> nn.Module:
     return load(model_dir)
-
-
-def load(model_dir: Path) -> nn.Module:
-    return AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).train()
-
-
-def examples() -> list[dict[str, list[int]]]:
-    generator = torch.Generator().manual_seed(1)
-    tokens = [torch.randint(5, 250, (n,), generator=generator).tolist() for n in LENGTHS]
-    return [{"input_ids": ids, "labels": [-100] * 6 + ids[6:]} for ids in tokens]
-
-
-def padded(rows: list[dict[str, list[int]]] | None = None) -> Batch:
-    rows = examples() if rows is None else rows
-    length = max(len(row["input_ids"]) for row in rows)
-
-    def column(name: str, fill: int) -> Tensor:
-        return torch.tensor([row[name] + [fill] * (length - len(row[name])) for row in rows])
-
-    mask = [[1] * len(row["input_ids"]) + [0] * (length - len(row["input_ids"])) for row in rows]
-    return {
-        "input_ids": column("input_ids", 0),
-        "labels": column("labels", IGNORE_INDEX),
-        "attention_mask": torch.tensor(mask),
-    }
 
 
 def gradients(model: nn.Module) -> Batch:
@@ -145,7 +103,7 @@ def test_draws_depend_on_seed_step_and_rank(
 
     def steps(seed: int) -> list[float]:
         torch.manual_seed(seed)
-        return [float(model(**padded()).loss) for _ in range(2)]
+        return [model(**padded()).loss.item() for _ in range(2)]
 
     first = steps(0)
     assert steps(0) == first and first[0] != first[1] and steps(1) != first
@@ -209,6 +167,21 @@ def test_a_batch_without_targets_has_no_loss_and_no_gradient(model: nn.Module) -
     assert all((grad == 0).all() for grad in gradients(model).values())
 
 
+def test_mixed_precision_of_accelerate(model: nn.Module) -> None:
+    exact = copy.deepcopy(use_objective(model, "otr", estimator="expected"))(**padded())
+    outputs = Accelerator(cpu=True, mixed_precision="bf16").prepare_model(model)(**padded())
+    assert outputs.keys() == exact.keys() and outputs.loss.dtype == torch.float32
+    torch.testing.assert_close(outputs.loss, exact.loss, rtol=2e-2, atol=0)
+    assert not torch.equal(outputs.loss, exact.loss)
+    outputs.loss.backward()
+
+
+def test_a_compiled_model(model: nn.Module) -> None:
+    wanted = use_objective(model, "dft")(**padded()).loss
+    compiled = torch.compile(model, backend="eager")  # traced only
+    torch.testing.assert_close(compiled(**padded()).loss, wanted)
+
+
 def test_a_copied_model_keeps_its_objective(model: nn.Module) -> None:
     other = copy.deepcopy(use_objective(model, "dft"))
     torch.testing.assert_close(other(**padded()).loss, model(**padded()).loss)
@@ -252,28 +225,6 @@ def test_rows_without_padding_have_the_loss_of_padded_rows(
 
 
 # Trainers
-
-
-def make_trainer(
-    kind: str, model: nn.Module, directory: Path, *, lora: bool = False, **settings: Any
-) -> Trainer:
-    """Return a trainer whose steps have all examples in an order of their own."""
-    rows = Dataset.from_list(examples())
-    callbacks = settings.pop("callbacks", None)
-    common: dict[str, Any] = {"model": model, "train_dataset": rows, "callbacks": callbacks}
-    if kind == "trl":
-        config = SFTConfig(
-            str(directory),
-            **SETTINGS | {"dataset_kwargs": {"skip_prepare_dataset": True}} | settings,
-        )
-        tokenizer = load_tokenizer(ModelConfig(model.config._name_or_path))
-        peft = LoraConfig(target_modules=["q_proj"], init_lora_weights=False) if lora else None
-        return SFTTrainer(args=config, processing_class=tokenizer, peft_config=peft, **common)
-    return Trainer(
-        args=TrainingArguments(str(directory), **SETTINGS | settings),
-        data_collator=padded,
-        **common,
-    )
 
 
 def changes(trainer: Trainer) -> Batch:
@@ -344,6 +295,25 @@ def test_a_resumed_trainer_has_the_same_draws(model_dir: Path, tmp_path: Path) -
     assert_same(finals[1], finals[0])
 
 
+# The documentation
+
+
+@pytest.mark.parametrize("kind", ["SFTTrainer", "Trainer"])
+def test_the_documented_lines(
+    kind: str, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
+    [source] = [block for block in blocks if f"= {kind}(" in block]
+    made = make_trainer(
+        "trl" if kind == "SFTTrainer" else "transformers", load(model_dir), tmp_path
+    )
+    rows = Dataset.from_list(examples())
+    names = {"model": load(model_dir), "args": made.args, "collate": padded}
+    exec(source, names := names | {"rows": rows, "chats": rows})
+    assert {"nll", "reward"} < names["trainer"].state.log_history[0].keys()
+
+
 # What is refused
 
 
@@ -399,7 +369,7 @@ def test_a_wrong_objective_is_refused(model: nn.Module) -> None:
         use_objective(model, "dtf")
     with pytest.raises(ValueError, match="did you mean 'num_samples'"):
         use_objective(model, "otr", num_sample=16)
-    with pytest.raises(ValueError, match="give them to otr.Objective"):
+    with pytest.raises(ValueError, match="give them to"):
         use_objective(model, Objective("otr"), num_samples=16)
     with pytest.raises(ValueError, match="use a name or"):
         use_objective(model, 16)
@@ -416,5 +386,5 @@ def test_a_model_whose_objective_trl_would_ignore_is_refused(
 
 def test_an_auxiliary_loss_is_refused(model: nn.Module) -> None:
     use_objective(model, "otr")
-    with pytest.raises(ValueError, match="router_aux_loss_coef=0.0"):
+    with pytest.raises(ValueError, match="router_aux_loss_coef"):
         model(**padded(), output_router_logits=True)

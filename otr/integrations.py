@@ -108,33 +108,38 @@ def _change_model(model: Any, objective: Objective) -> None:
         )
     model = without_adapters(model)
     _check_model(model)
-    kind, before = type(model), model.forward
+    kind = type(model)
+    # Attributes are copied with the model. A second call must not replace what the first one calls.
+    model._otr_plain_forwards = [*getattr(model, "_otr_plain_forwards", []), model.forward]
+    number = len(model._otr_plain_forwards) - 1
     names = list(inspect.signature(kind.forward).parameters)[1:]
 
     @functools.wraps(kind.forward)  # its signature tells trainers which columns it takes
-    def forward(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         with _objective_is_used():
-            return _forward(self, objective, kwargs | dict(zip(names, args, strict=False)))
+            inputs = kwargs | dict(zip(names, args, strict=False))
+            return _forward(self, self._otr_plain_forwards[number], objective, inputs)
 
     if hook := getattr(model, "_otr_guard", None):
         hook.remove()
-    model._otr_plain_forward = before  # an attribute, so that it is copied with the model
     model._otr_guard = trunk(model).register_forward_pre_hook(_refuse_another_loss)
     model.forward = types.MethodType(forward, model)
 
 
-def _forward(model: Any, objective: Objective, inputs: dict[str, Any]) -> Any:
+def _forward(
+    model: Any, plain_forward: Callable[..., Any], objective: Objective, inputs: dict[str, Any]
+) -> Any:
     """Compute the loss if `inputs` have labels, else what the model computes without us."""
     labels_BS, shifted_BS = inputs.pop("labels", None), inputs.pop("shift_labels", None)
     count = inputs.pop("num_items_in_batch", None)
     skip_logits = inputs.pop("skip_logits", None)
     if labels_BS is None and shifted_BS is None:
-        return model._otr_plain_forward(**inputs)
+        return plain_forward(**inputs)
     if shifted_BS is None:
         shifted_BS = nn.functional.pad(labels_BS[:, 1:], (0, 1), value=IGNORE_INDEX)
     skip_logits = torch.is_grad_enabled() if skip_logits is None else skip_logits
     if not skip_logits:
-        outputs = model._otr_plain_forward(**inputs | {"return_dict": True})
+        outputs = plain_forward(**inputs | {"return_dict": True})
         logits_TV = outputs.logits.flatten(0, 1)
         target_T = shifted_BS.flatten().to(logits_TV.device)
         out = token_loss(logits_TV, target_T, objective, **_draws(target_T))

@@ -187,6 +187,19 @@ def test_a_copied_model_keeps_its_objective(model: nn.Module) -> None:
     torch.testing.assert_close(other(**padded()).loss, model(**padded()).loss)
     other(**padded()).loss.backward()
     assert not gradients(model) and gradients(other)
+    with torch.no_grad():
+        other.get_output_embeddings().weight.mul_(2)
+    ids = padded()["input_ids"]
+    assert not torch.equal(other(ids).logits, model(ids).logits)
+
+
+def test_the_last_objective_counts(model: nn.Module) -> None:
+    ids = padded()["input_ids"]
+    logits = model(ids).logits
+    wanted = use_objective(copy.deepcopy(model), "sft")(**padded()).loss
+    use_objective(use_objective(model, "dft"), "sft")
+    torch.testing.assert_close(model(**padded()).loss, wanted)
+    torch.testing.assert_close(model(ids).logits, logits)
 
 
 def test_lora(model: nn.Module) -> None:

@@ -29,6 +29,7 @@ test-cluster: setup
 
 bench-loss: setup
 	@$(BIN)/python -m tests.benchmarks.loss --json docs/results/loss/benchmark.json
+	@$(BIN)/python -m tests.benchmarks.integrations --json docs/results/loss/integrations.json
 
 bench-train: setup
 	@$(BIN)/python -m tests.benchmarks.train --json docs/results/training/benchmark.json

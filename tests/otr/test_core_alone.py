@@ -21,6 +21,13 @@ target, objective = torch.tensor([1, 2, otr.IGNORE_INDEX, 3]), otr.Objective(num
 assert otr.token_loss(logits, target, objective).num_tokens == 3
 assert otr.linear_token_loss(hidden, weight, target, objective).loss_sum.isfinite()
 
+from otr.integrations import use_objective
+from transformers import AutoModelForCausalLM
+
+ids = torch.arange(9)[None]
+theirs = use_objective(AutoModelForCausalLM.from_pretrained({model!r}), "otr", num_samples=4)
+assert theirs(input_ids=ids, labels=ids).loss.isfinite()
+
 run = config({model!r}, objective, 2)
 model, tokenizer, log = otr.load_model(run.model), otr.load_tokenizer(run.model), []
 

@@ -65,7 +65,7 @@ def sweep(config: SweepConfig) -> int:
     score.check_prompts(prepared)
     record = run_directory.open_run(config, directory)
     terminal.print_choices(config, prepared.benchmarks, prepared.corpus)
-    if text := machine.turns(config):
+    for text in filter(None, [machine.turns(config), machine.judged(config)]):
         console.say(text)
     uri, run_id = store_uri(config.output), record["id"]
     tracker = Tracker(uri, config.name, run_id, directory, config.trackers)
@@ -116,6 +116,7 @@ class _Results:
 def _train_and_score(prepared: PreparedRun, tracker: Tracker) -> _Results:
     """Train, score and measure the base model and each trial."""
     # Imports Ray Tune, which takes a second.
+    from pipelines.stages.judge import judging
     from pipelines.stages.score_during_training import ScoreDuringTraining, engine_fits
 
     config, directory = prepared.config, prepared.directory
@@ -144,10 +145,14 @@ def _train_and_score(prepared: PreparedRun, tracker: Tracker) -> _Results:
             )
             with (
                 autoscaling.scale_up_for_trials(config),
+                judging(scorer, prepared.judge, models[BASE], directory / "stop") as judge,
                 ScoreDuringTraining(scorer.score, fits, configs) as meanwhile,
             ):
-                meanwhile.add(BASE, models[BASE])
-                results = train.train(prepared, tracker, [meanwhile])
+                if judge is not None:  # the engine is the judge's until training ends
+                    results = train.train(prepared, tracker, [judge], judge.judge)
+                else:
+                    meanwhile.add(BASE, models[BASE])
+                    results = train.train(prepared, tracker, [meanwhile])
             models |= {
                 result.trial.name: Path(result.checkpoint)
                 for result in results

@@ -22,6 +22,7 @@ from pipelines.report.plot_style import (
     objective_kind,
     render_svg,
 )
+from tuning.settings import ANSWERS, STANDARD_ERROR
 
 _WIDTH = 10.3  # inches of a figure that fills the page
 _SYMBOLS = {"num_samples": "K", "mismatch_reward": "β", "temperature": "κ", "reward_scale": "s"}
@@ -31,6 +32,7 @@ _CURVES = (
     ("nll", "training NLL (nats per token)"),
     ("hit_rate", "samples that equal the target token (%)"),
     ("val_exact", "validation examples reproduced exactly (%)"),
+    (ANSWERS, "answers that decide the search, and ± their standard error (%)"),
 )
 
 
@@ -203,6 +205,8 @@ def curves(entries: Sequence[Entry], target: str) -> str:
                         zorder=3 if own else 2,
                         label=entry.arm if own else "other arms",
                     )
+                if key == ANSWERS and points and entry.arm in styles:
+                    _draw_errors(axes, entry, styles[entry.arm].color)
             axes.set_title(title)
             axes.set_xlabel("step")
         for axes in list(grid.flat)[len(panels) :]:
@@ -212,6 +216,19 @@ def curves(entries: Sequence[Entry], target: str) -> str:
         figure.legend(unique.values(), unique, loc="outside lower center", ncols=5)
 
     return render_svg(draw, _WIDTH, 2.9 * -(-len(panels) // 2) + 0.4)
+
+
+def _draw_errors(axes: Axes, entry: Entry, color: str) -> None:
+    """Shade one standard error around a trial's answers."""
+    scored = [h for h in entry.history if ANSWERS in h and STANDARD_ERROR in h]
+    axes.fill_between(
+        [h["step"] for h in scored],
+        [100 * (h[ANSWERS] - h[STANDARD_ERROR]) for h in scored],
+        [100 * (h[ANSWERS] + h[STANDARD_ERROR]) for h in scored],
+        color=color,
+        alpha=0.12,
+        lw=0,
+    )
 
 
 @dataclass

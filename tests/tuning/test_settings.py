@@ -13,7 +13,7 @@ from tuning.settings import SearchSettings, with_scored_checkpoints
 
 
 def test_answers_need_a_benchmark() -> None:
-    with pytest.raises(ValueError, match="as in --search.benchmark gsm8k:items=1-200"):
+    with pytest.raises(ValueError, match=r"as in --search\.benchmark gsm8k:items=1-200"):
         SearchSettings("asha", "answers")
 
 

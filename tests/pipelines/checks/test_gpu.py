@@ -15,6 +15,7 @@ from pipelines.checks import gpu, machine, preflight
 from pipelines.config.prepared import PreparedRun
 from pipelines.config.presets import SweepConfig
 from tests.assets.nvidia_smi import card, install
+from tuning.settings import SearchSettings
 
 
 @pytest.fixture

@@ -22,7 +22,6 @@ from ray.tune.experiment import Trial as TuneTrial
 from evals.benchmark import Benchmark, TaskScore
 from evals.statistics import standard_error
 from otr.training.worker import stop_requested
-from pipelines.report.leaderboard import BASE
 from pipelines.runtime import console
 from pipelines.stages.score import Scorer
 from tuning.settings import ANSWERS, STANDARD_ERROR
@@ -31,6 +30,7 @@ from tuning.trial import DRIVER_RESOURCES
 
 FOLDER = "judged"
 """Directory below the run's for the answers that the search decides by."""
+_BASE = "base"  # the base model's directory there
 _LOOK_SECONDS = 1.0  # between two looks for the stop file
 
 
@@ -162,8 +162,8 @@ def judging(
             shutil.rmtree(scorer.directory / "merged" / trial, ignore_errors=True)
 
     with console.stage("judge", "starting vLLM") as stage:
-        scorer.check_served(BASE, base)  # otherwise trials could take what the engine needs
-        before = score(BASE, 0, base)
+        scorer.check_served(_BASE, base)  # otherwise trials could take what the engine needs
+        before = score(_BASE, 0, base)
         stage.say(f"{benchmark.name}: the base model answers {before.value:.1%} right")
     with JudgeTrials(score, str(stop_file)) as trials:
         yield trials

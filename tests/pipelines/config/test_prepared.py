@@ -1,6 +1,5 @@
 """Names of models: directories, models in the cache, and a hub that does not answer."""
 
-import json
 import os
 import subprocess
 import sys
@@ -11,7 +10,6 @@ import pytest
 
 from otr import ModelConfig, load_tokenizer
 from pipelines import cli
-from pipelines.builtin.corpus import resolve_path
 from pipelines.checks.preflight import check_benchmarks
 from pipelines.config.prepared import prepare
 from pipelines.config.presets import PRESETS
@@ -87,8 +85,7 @@ def test_builtin_benchmarks_take_samples_and_options(tmp_path: Path) -> None:
     [
         ("builtin:validation-questions", ""),
         ("builtin:target-heldout", "shares 8 of its 8 items with --benchmarks target-heldout "),
-        ("builtin:target-heldout@2:items=1-50", "shares [1-8] of its 8 items"),
-        ("builtin:target-heldout:items=190-200", "shares [0-9] of its 8 items"),
+        ("builtin:target-heldout@2:items=1-50", "shares 2 of its 8 items"),
         ("builtin:target-heldout:items=2-9", ""),  # the leaderboard's 8 items are 1, 26, ...
     ],
 )
@@ -104,18 +101,6 @@ def test_a_search_decides_by_items_that_the_result_is_not_reported_on(
     else:
         assert "for the search" in check_benchmarks(run)
         assert run.judge is not None and len(run.judge.items) == 8
-
-
-def test_the_validation_questions_are_the_validation_data(tmp_path: Path) -> None:
-    names = {"validation", "validation-questions", "target-heldout", "retained-code"}
-    rows = {n: Path(resolve_path(f"builtin:{n}", tmp_path)).read_text() for n in names}
-    prompts = {
-        name: {json.loads(line)["prompt"] for line in text.splitlines()}
-        for name, text in rows.items()
-    }
-    assert prompts["validation"] == prompts["validation-questions"]
-    for name in ("target-heldout", "retained-code"):
-        assert not prompts["validation"] & prompts[name]
 
 
 def test_a_base_model_is_asked_with_the_template_of_the_configuration(tmp_path: Path) -> None:

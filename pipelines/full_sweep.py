@@ -30,6 +30,7 @@ from pipelines.stages import contamination, measure, score, train
 from pipelines.stages.score import Scorer
 from pipelines.tracking.tracker import Tracker, store_uri
 from tuning.resources import free_resources
+from tuning.settings import ANSWERS
 from tuning.space import config_of
 
 if TYPE_CHECKING:
@@ -144,8 +145,8 @@ def _train_and_score(prepared: PreparedRun, tracker: Tracker) -> _Results:
                 cluster.own_cores(),
             )
             with (
-                autoscaling.scale_up_for_trials(config),
                 judging(scorer, prepared.judge, models[BASE], directory / "stop") as judge,
+                autoscaling.scale_up_for_trials(config),
                 ScoreDuringTraining(scorer.score, fits, configs) as meanwhile,
             ):
                 if judge is not None:  # the engine is the judge's until training ends
@@ -170,7 +171,8 @@ def _train_and_score(prepared: PreparedRun, tracker: Tracker) -> _Results:
 def _entry(result: "TrialResult", config: TrainConfig, mlflow_run: str | None) -> Entry:
     """Return the leaderboard entry of a trial, without its scores."""
     speeds = [h["tokens_per_second"] for h in result.history if "tokens_per_second" in h]
-    validation = {k: v for h in result.history for k, v in h.items() if k.startswith("val_")}
+    of_validation = ("val_", ANSWERS)
+    validation = {k: v for h in result.history for k, v in h.items() if k.startswith(of_validation)}
     return Entry(
         trial=result.trial.name,
         arm=result.trial.arm,

@@ -73,18 +73,16 @@ def _bytes_of_trials(config: SweepConfig) -> int | None:
     if parameters is None or None in trained:
         return None
     sizes = [count * _CHECKPOINT_BYTES_PER_PARAMETER for count in trained if count is not None]
-    # One more, since a checkpoint is written before an older one is removed.
+    kept = [_checkpoints_of(each) for each in configs]
     if config.search.benchmark:  # one more is kept while it is scored
-        configs = [with_scored_checkpoints(each) for each in configs]
-        total = max(sizes) + sum(sizes)
-    else:
-        total = max(sizes)
-    total += sum(map(operator.mul, sizes, map(_checkpoints_of, configs)))
+        kept = [_checkpoints_of(with_scored_checkpoints(each)) + 1 for each in configs]
+    # One more, since a checkpoint is written before an older one is removed.
+    total = max(sizes) + sum(map(operator.mul, sizes, kept))
     last = (_SAVED_BYTES[each.save_dtype] for each in configs)
     total += sum(bytes_each * (count or 0) for bytes_each, count in zip(last, trained, strict=True))
     adapters = [each.lora for each in configs if each.lora.rank]
     together = len(adapters) == len(configs) <= MAX_ADAPTERS and all(map(_is_served, adapters))
-    if not together:  # merged
+    if not together or config.search.benchmark:  # merged
         total += len(adapters) * 4 * parameters
     return total
 

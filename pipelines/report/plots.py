@@ -32,7 +32,7 @@ _CURVES = (
     ("nll", "training NLL (nats per token)"),
     ("hit_rate", "samples that equal the target token (%)"),
     ("val_exact", "validation examples reproduced exactly (%)"),
-    (ANSWERS, "answers that decide the search, and ± their standard error (%)"),
+    (ANSWERS, "answers to the search's benchmark, ± standard error (%)"),
 )
 
 

@@ -39,7 +39,7 @@ def test_checkpoints_are_scored_once_while_their_trial_trains(tmp_path: Path) ->
     runs = {r.info.run_name: r.info.run_id for r in client.search_runs([experiment.experiment_id])}
     curve = client.get_metric_history(runs["sft-seed0"], "curves/answers")
     assert {m.step for m in curve} == {3, 6}
-    assert "answers that decide the search" in (tmp_path / "judged" / "report.html").read_text()
+    assert "benchmark, ± standard error" in (tmp_path / "judged" / "report.html").read_text()
     # The trial goes on from step 6, whose checkpoint it reports again.
     longer = run([*line, "--max-steps", "9"])
     assert longer.returncode == 0, longer.stderr

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Event, Thread
 from types import SimpleNamespace
@@ -13,10 +13,18 @@ import ray
 
 from evals.benchmark import TaskScore
 from pipelines.config.presets import debug
+from pipelines.runtime import cluster
 from pipelines.stages.judge import AskDesk, JudgeTrials
 from tests.integration.conftest import ray_cluster  # noqa: F401
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
+
+
+def test_a_local_cluster_has_cpus_for_the_engine_beside_the_trials() -> None:
+    config = replace(debug(), engine=replace(debug().engine, num_replicas=1))
+    search = replace(config.search, benchmark="gsm8k", max_concurrent=1)
+    beside = cluster.logical_cpus(replace(config, search=search))
+    assert beside == config.train.workers.cpus + 1
 
 
 class Scoring:

@@ -27,8 +27,11 @@ def test_checkpoints_are_scored_once_while_their_trial_trains(tmp_path: Path) ->
     scored = {path.parent.name: path for path in folder.glob("sft-seed0/*/*.json")}
     assert set(scored) == {"step-000003", "step-000006"}
     before = {name: path.stat().st_mtime_ns for name, path in scored.items()}
-    rows = json.loads((tmp_path / "judged" / "leaderboard.json").read_text())
-    history = {row["step"]: row for row in rows[1]["history"]}
+    reports = tmp_path / "judged" / "trials" / "sft-seed0" / "result.json"
+    rows = map(json.loads, reports.read_text().splitlines())
+    history = {row["step"]: row for row in rows}
+    entries = json.loads((tmp_path / "judged" / "leaderboard.json").read_text())
+    assert entries[1]["validation"]["answers"] == history[6]["answers"]
     for name, path in scored.items():
         row = history[int(name.removeprefix("step-"))]
         assert row["answers"] == json.loads(path.read_text())["score"]["value"]

@@ -30,6 +30,7 @@ from pipelines.stages import contamination, measure, score, train
 from pipelines.stages.score import Scorer
 from pipelines.tracking.tracker import Tracker, store_uri
 from tuning.resources import free_resources
+from tuning.settings import ANSWERS
 from tuning.space import config_of
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def sweep(config: SweepConfig) -> int:
     score.check_prompts(prepared)
     record = run_directory.open_run(config, directory)
     terminal.print_choices(config, prepared.benchmarks, prepared.corpus)
-    if text := machine.turns(config):
+    for text in filter(None, [machine.turns(config), machine.judged(config)]):
         console.say(text)
     uri, run_id = store_uri(config.output), record["id"]
     tracker = Tracker(uri, config.name, run_id, directory, config.trackers)
@@ -116,6 +117,7 @@ class _Results:
 def _train_and_score(prepared: PreparedRun, tracker: Tracker) -> _Results:
     """Train, score and measure the base model and each trial."""
     # Imports Ray Tune, which takes a second.
+    from pipelines.stages.judge import judging
     from pipelines.stages.score_during_training import ScoreDuringTraining, engine_fits
 
     config, directory = prepared.config, prepared.directory
@@ -143,11 +145,15 @@ def _train_and_score(prepared: PreparedRun, tracker: Tracker) -> _Results:
                 cluster.own_cores(),
             )
             with (
+                judging(scorer, prepared.judge, models[BASE], directory / "stop") as judge,
                 autoscaling.scale_up_for_trials(config),
                 ScoreDuringTraining(scorer.score, fits, configs) as meanwhile,
             ):
-                meanwhile.add(BASE, models[BASE])
-                results = train.train(prepared, tracker, [meanwhile])
+                if judge is not None:  # the engine is the judge's until training ends
+                    results = train.train(prepared, tracker, [judge], judge.judge)
+                else:
+                    meanwhile.add(BASE, models[BASE])
+                    results = train.train(prepared, tracker, [meanwhile])
             models |= {
                 result.trial.name: Path(result.checkpoint)
                 for result in results
@@ -165,7 +171,8 @@ def _train_and_score(prepared: PreparedRun, tracker: Tracker) -> _Results:
 def _entry(result: "TrialResult", config: TrainConfig, mlflow_run: str | None) -> Entry:
     """Return the leaderboard entry of a trial, without its scores."""
     speeds = [h["tokens_per_second"] for h in result.history if "tokens_per_second" in h]
-    validation = {k: v for h in result.history for k, v in h.items() if k.startswith("val_")}
+    of_validation = ("val_", ANSWERS)
+    validation = {k: v for h in result.history for k, v in h.items() if k.startswith(of_validation)}
     return Entry(
         trial=result.trial.name,
         arm=result.trial.arm,

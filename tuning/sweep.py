@@ -25,6 +25,7 @@ from otr.training.driver import stored_max_steps, worker_error
 from tuning import _compat
 from tuning.concurrency import ElasticVariantGenerator
 from tuning.ended_trials import MoveEndedTrials
+from tuning.judge import Judge
 from tuning.report_log import ReportLog
 from tuning.schedulers import Asha, Fifo
 from tuning.settings import SearchSettings
@@ -67,6 +68,7 @@ def run(  # noqa: PLR0913 - the objects of a sweep are few and independent; most
     resume: bool = False,
     stop_file: str | None = None,
     packed: str | None = None,
+    judge: Judge | None = None,
 ) -> list[TrialResult]:
     """Run every trial, or with `resume` continue an interrupted sweep.
 
@@ -83,6 +85,7 @@ def run(  # noqa: PLR0913 - the objects of a sweep are few and independent; most
             If `max_steps` is larger than before, all trials go on from their last checkpoints.
         stop_file: once this file exists, each trial saves and fails; `resume` continues it.
         packed: directory or URI of the packed stores of corpora; by default within the sweep's.
+        judge: scores checkpoints on `settings.benchmark`; see `tuning.judge`.
 
     Returns:
         One result per trial, in the order of `trials`.
@@ -91,6 +94,7 @@ def run(  # noqa: PLR0913 - the objects of a sweep are few and independent; most
         ValueError: the sweep exists and `resume` is off, it has other trials, or the cluster is too
             small for one trial.
     """
+    assert judge is not None or not settings.benchmark, "nothing scores search.benchmark"
     check_names(trials)
     _check_metric(config, settings)
     _set_tune_environment()
@@ -106,7 +110,12 @@ def run(  # noqa: PLR0913 - the objects of a sweep are few and independent; most
     all_callbacks = UnsavedCallbacks([ReportLog(), MoveEndedTrials(), *callbacks])
     trainable = tune.with_resources(
         tune.with_parameters(
-            run_trial, config=config, directory=directory, stop_file=stop_file, packed=packed
+            run_trial,
+            config=config,
+            directory=directory,
+            stop_file=stop_file,
+            packed=packed,
+            judge=judge,
         ),
         DRIVER_RESOURCES,
     )

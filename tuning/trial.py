@@ -12,9 +12,12 @@ import ray
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from otr.config import TrainConfig
+from otr.training.checkpoint_store import RETAINED, RETAINED_FOR_CALLBACKS
 from otr.training.driver import fit, worker_error
 from otr.training.worker import stop_requested
 from tuning import _compat
+from tuning.judge import Judge, JudgedReports
+from tuning.settings import with_scored_checkpoints
 from tuning.space import Trial, config_of
 
 RUN = "train"
@@ -30,6 +33,7 @@ def run_trial(
     directory: str,
     stop_file: str | None = None,
     packed: str | None = None,
+    judge: Judge | None = None,
 ) -> None:
     """Train one trial.
 
@@ -39,6 +43,7 @@ def run_trial(
         directory: the sweep's directory, a path or URI.
         stop_file: the trial saves and fails once this file exists.
         packed: directory or URI of the packed stores of corpora; by default `<directory>/packed`.
+        judge: scores the checkpoint of each evaluation.
 
     Raises:
         RuntimeError: training failed, or was stopped before its end; the message is the one line
@@ -48,15 +53,21 @@ def run_trial(
     trial = Trial(**tune_config["trial"])
     trial_config = config_of(config, trial)
     _pass_on_ray_address()
+    reports, retained = TuneReportCallback(), RETAINED
+    if judge is not None:
+        trial_config = with_scored_checkpoints(trial_config)
+        reports = JudgedReports(judge, trial.name, trial_config)
+        retained = RETAINED_FOR_CALLBACKS
     try:
         fit(
             trial_config,
             storage=f"{directory}/{trial.name}",
             name=RUN,
-            callbacks=[TuneReportCallback()],
+            callbacks=[reports],
             run={"trial": asdict(trial), "config": asdict(trial_config)},
             stop_file=stop_file,
             packed=packed or f"{directory}/packed",
+            retained=retained,
         )
     except Exception as error:
         raise RuntimeError(worker_error(error)) from error

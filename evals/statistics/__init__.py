@@ -12,6 +12,7 @@ from evals.statistics.estimates import (
     paired_seeds,
     pass_at_k,
     ratio_values,
+    standard_error,
 )
 from evals.statistics.proportions import score_interval, wilson
 
@@ -28,5 +29,6 @@ __all__ = [
     "pass_at_k",
     "ratio_values",
     "score_interval",
+    "standard_error",
     "wilson",
 ]

@@ -78,6 +78,15 @@ def interval(
     return Interval(mean, min(low, mean), max(high, mean))
 
 
+def standard_error(low: float, high: float) -> float:
+    """Return the standard error whose normal 95 % interval is as wide as the given one.
+
+    Unlike the sample's standard deviation over the root of the number of items, it is not 0 if all
+    answers are right, or all are wrong.
+    """
+    return (high - low) / (2 * Z)
+
+
 def paired(
     first: ArrayLike, second: ArrayLike, *, subjects: Sequence[str] = (), seed: int = 0
 ) -> Difference:

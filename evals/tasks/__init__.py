@@ -48,7 +48,7 @@ def load(
             draws N answers per item at temperature 1 and top_p 1 instead of decoding greedily, and
             reports their mean; after that, ":KEY=VALUE,..." sets options (see `_options`), which
             become part of the benchmark's name. Examples: "gsm8k", "aime24@16", "math500-base@4",
-            "gsm8k@16:temperature=0.7,max_tokens=2048", "gsm8k:thinking=true".
+            "gsm8k@16:temperature=0.7,max_tokens=2048", "gsm8k:items=1-200".
         directory: folder of the published files with one subfolder per benchmark, by default
             $OTR_BENCHMARKS. Without either, data sets come from the Hugging Face hub.
         max_items: use only this many items, evenly spread over all of them.

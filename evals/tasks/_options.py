@@ -8,6 +8,7 @@ whole is not an existing file: "file:a:b=1.jsonl" is the file "a:b=1.jsonl" if t
     top_p        probability mass of the tokens to sample from
     seed         of the samples
     thinking     true or false: whether the chat template asks the model to think (enable_thinking)
+    items        FIRST-LAST: only these items, counted from 1 in published order, as in 1-200
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ _TYPES: dict[str, tuple[str, Callable[[str], Any]]] = {
     "top_p": ("a number", float),
     "seed": ("an integer", int),
     "thinking": ("true or false", lambda text: _TRUTH[text.lower()]),
+    "items": ("FIRST-LAST, as in 1-200", lambda text: _span(text)),
 }
 _OPTIONS = re.compile(r"\w+=[^/=,]*(,\w+=[^/=,]*)*")
 
@@ -72,9 +74,14 @@ def parse(name: str) -> Name:
 
 
 def apply(benchmark: Benchmark, name: Name) -> Benchmark:
-    """Return the benchmark with another decoding, and with the options in its name."""
+    """Return the benchmark with another decoding or fewer items, and the options in its name.
+
+    Raises:
+        ValueError: it does not have these items, or it can't think.
+    """
     changes = dict(name.options)
     thinking = changes.pop("thinking", None)
+    benchmark = _with_items(benchmark, name, changes.pop("items", ""))
     if name.num_samples:
         sampled = {"num_samples": name.num_samples, "temperature": 1.0, "top_p": 1.0}
         changes = sampled | changes
@@ -91,6 +98,21 @@ def apply(benchmark: Benchmark, name: Name) -> Benchmark:
         thinking=thinking,
         fixed_limit="max_tokens" in changes,
     )
+
+
+def _with_items(benchmark: Benchmark, name: Name, span: str) -> Benchmark:
+    """Return the benchmark with the items of a span such as 1-200; an empty span: all."""
+    if not span:
+        return benchmark
+    first, last = map(int, span.split("-"))
+    count = len(benchmark.items)
+    if last > count:
+        raise ValueError(
+            f'"{benchmark.name}{name.suffix}": the benchmark has {count:,} items: give '
+            f"items=FIRST-LAST up to {count}"
+        )
+    notes = (f"items {first} to {last} of {count:,}", *benchmark.notes)
+    return dataclasses.replace(benchmark, items=benchmark.items[first - 1 : last], notes=notes)
 
 
 def _parse_options(name: str, words: str) -> dict[str, Any]:
@@ -111,6 +133,14 @@ def _parse_options(name: str, words: str) -> dict[str, Any]:
         except (ValueError, KeyError):
             raise ValueError(f'"{name}": {key} is "{text}"; expected {kind}') from None
     return {key: found[key] for key in _TYPES if key in found}
+
+
+def _span(text: str) -> str:
+    """Return a span of items as it was given, if it is one."""
+    match = re.fullmatch(r"([1-9]\d*)-([1-9]\d*)", text)
+    if not match or int(match[1]) > int(match[2]):
+        raise ValueError(text)
+    return text
 
 
 def _text(value: Any) -> str:

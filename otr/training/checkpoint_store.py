@@ -45,6 +45,9 @@ logger = logging.getLogger(__name__)
 
 UPLOAD_ATTEMPTS = 4
 RETAINED = 2  # newest checkpoints that stay; the best by validation stays too
+RETAINED_FOR_CALLBACKS = 3
+"""The same while a callback reads the reported checkpoint: two more may be written meanwhile, since
+Ray Train holds one report per worker in its queue, and the one after it waits."""
 PROGRESS = "progress.json"
 
 
@@ -156,8 +159,12 @@ def last_report(directory: str) -> Position | None:
         return None
 
 
-def delete_old(directory: str) -> None:
-    """Delete a run's checkpoints except the best and the last RETAINED that all ranks have written.
+def delete_old(directory: str, retained: int = RETAINED) -> None:
+    """Delete a run's checkpoints except the best and the last that all ranks have written.
+
+    Args:
+        directory: the run's directory.
+        retained: number of the last ones to keep.
 
     Raises:
         Exception: any error of the storage; the next call deletes what is left.
@@ -165,7 +172,7 @@ def delete_old(directory: str) -> None:
     fs, root = fsspec.core.url_to_fs(directory)
     states = {name: _state(fs, f"{root}/{name}") for name in _checkpoints(fs, root)}
     complete = {n: state for n, state in states.items() if _all_wrote(fs, f"{root}/{n}", state)}
-    last = [*complete][-RETAINED:]
+    last = [*complete][-retained:]
     for name in takewhile(lambda name: name not in last, states):
         if last and name != _best(complete):
             _delete(fs, root, name)
@@ -236,12 +243,15 @@ class CheckpointStore:
     Args:
         directory: the run's directory, a path or URI.
         group: gloo ranks that write together and do nothing else (None: a single rank).
+        retained: number of the newest checkpoints to keep.
     """
 
-    def __init__(self, directory: str, group: dist.ProcessGroup | None) -> None:
+    def __init__(
+        self, directory: str, group: dist.ProcessGroup | None, retained: int = RETAINED
+    ) -> None:
         self.fs, self.root = _compat.run_storage()
         self.local = isinstance(self.fs, pyarrow.fs.LocalFileSystem)
-        self.directory, self.group = directory, group
+        self.directory, self.group, self.retained = directory, group, retained
         self.write_seconds: float | None = None
         """Seconds that writing the last checkpoint took; training continued meanwhile."""
         self._written = Event()
@@ -336,7 +346,7 @@ class CheckpointStore:
             self._written.set()
         if self.group is None or dist.get_rank(self.group) == 0:
             try:
-                delete_old(self.directory)
+                delete_old(self.directory, self.retained)
             except Exception as error:  # any store's error; the new checkpoint is written
                 logger.warning("could not delete old checkpoints in %s: %s", self.directory, error)
         return Checkpoint(target, self.fs)

@@ -24,7 +24,13 @@ from otr.config import TrainConfig, Workers
 from otr.loop.identity import LENGTH, check_same, identity
 from otr.loop.progress import is_over
 from otr.training import _compat
-from otr.training.checkpoint_store import check_can_go_on, last_report, recover, saved_position
+from otr.training.checkpoint_store import (
+    RETAINED,
+    check_can_go_on,
+    last_report,
+    recover,
+    saved_position,
+)
 from otr.training.restarts import Preempted, Restart, loss, reason, restart_text
 from otr.training.sources import absolute_path, corpus_identity
 from otr.training.store.write import ensure_store
@@ -46,6 +52,7 @@ def fit(  # noqa: PLR0913 - what a run is made of; all but the config go by keyw
     run: dict[str, Any] | None = None,
     stop_file: str | None = None,
     packed: str | None = None,
+    retained: int = RETAINED,
 ) -> Result:
     """Train to the run's end, from its newest complete checkpoint if it has one.
 
@@ -69,6 +76,8 @@ def fit(  # noqa: PLR0913 - what a run is made of; all but the config go by keyw
         stop_file: path or URI; once this file exists, the run saves and returns early.
         packed: directory or URI of the packed stores of corpora, which runs share; by default
             `<storage>/packed`.
+        retained: number of the newest checkpoints to keep; RETAINED_FOR_CALLBACKS if a callback
+            reads the checkpoint of its report.
 
     Raises:
         ValueError: `storage` can't be written, or holds a run of this name with another model,
@@ -91,7 +100,9 @@ def fit(  # noqa: PLR0913 - what a run is made of; all but the config go by keyw
         if lost:
             saved, reached = saved_position(directory, newest), last_report(directory)
             restart = Restart(restarts, restart_text(lost, saved, reached, time.time()))
-        job = Job(config, directory, corpus, run, stop_file, newest, tuple(notes), restart)
+        job = Job(
+            config, directory, corpus, run, stop_file, newest, tuple(notes), restart, retained
+        )
         try:
             result = _trainer(job, storage, name, callbacks).fit()
             last = result.metrics or {}

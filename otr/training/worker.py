@@ -29,7 +29,7 @@ from otr.loop.determinism import determinism
 from otr.loop.progress import ENDED_EARLY, Progress
 from otr.training import _compat
 from otr.training.audit import Audit
-from otr.training.checkpoint_store import CheckpointStore
+from otr.training.checkpoint_store import RETAINED, CheckpointStore
 from otr.training.corpus import pack_locally
 from otr.training.restarts import Restart
 from otr.training.store.feed import Batch, micro_batches
@@ -66,6 +66,8 @@ class Job:
     """Notes for the first report."""
     restart: Restart | None = None
     """The restart that this job is, if any; for the first report."""
+    retained: int = RETAINED
+    """Number of the newest checkpoints to keep."""
 
 
 def stop_requested(stop_file: str | None) -> bool:
@@ -87,7 +89,7 @@ def train_loop(job: Job) -> bool:
     torch.set_num_threads(max(1, int(config.workers.cpus)))
     leave_the_rest(config.workers.gpus)
     group = dist.new_group(backend="gloo") if config.workers.count > 1 else None
-    checkpoints = CheckpointStore(job.directory, group)
+    checkpoints = CheckpointStore(job.directory, group, job.retained)
     corpus = PackedStore(local_copy(job.packed))
     if _rank() == 0:
         _write_rejected(job.directory, corpus.audit())

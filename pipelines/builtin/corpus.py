@@ -98,14 +98,26 @@ def _train() -> list[dict[str, str]]:
 
 
 def _validation() -> list[dict[str, str]]:
-    """Return as many items of the target as of all retained skills together.
+    return _examples(item for _, item in _validation_items())
+
+
+def _validation_questions() -> list[dict[str, str]]:
+    """Return the items of the validation data as questions; the benchmarks have none of them."""
+    numbered = [
+        _question(f"{skill}-{number}", skill, item)
+        for number, (skill, item) in enumerate(_validation_items())
+    ]
+    random.Random("validation").shuffle(numbered)
+    return numbered
+
+
+def _validation_items() -> list[tuple[str, Item]]:
+    """Return each item with its skill, as many of the target as of all retained skills together.
 
     The validation loss then measures both, learning and forgetting.
     """
-    chosen = items(TARGET, "heldout", _VALIDATION)
-    for skill in _RETAINED:
-        chosen += items(skill, "heldout", _VALIDATION_EACH)
-    return _examples(chosen)
+    each = {TARGET: _VALIDATION} | dict.fromkeys(_RETAINED, _VALIDATION_EACH)
+    return [(s, item) for s, count in each.items() for item in items(s, "heldout", count)]
 
 
 def _examples(chosen: Iterable[Item]) -> list[dict[str, str]]:
@@ -150,6 +162,7 @@ def _retained(domain: str) -> list[dict[str, str]]:
 _FILES: dict[str, Callable[[], list[dict[str, str]]]] = {
     "train": _train,
     "validation": _validation,
+    "validation-questions": _validation_questions,
     "target-heldout": lambda: _questions([TARGET], "heldout", first=_VALIDATION),
     "target-harder": lambda: _questions([TARGET], "harder"),
     "target-train": lambda: _questions([TARGET], "train"),

@@ -14,6 +14,7 @@ from otr.files import existing_parent
 from pipelines import _compat
 from pipelines.config.presets import SweepConfig
 from pipelines.runtime.versions import installed_versions
+from tuning.settings import with_scored_checkpoints
 from tuning.space import Trial, config_of
 
 GIB = 2**30
@@ -72,13 +73,16 @@ def _bytes_of_trials(config: SweepConfig) -> int | None:
     if parameters is None or None in trained:
         return None
     sizes = [count * _CHECKPOINT_BYTES_PER_PARAMETER for count in trained if count is not None]
+    kept = [_checkpoints_of(each) for each in configs]
+    if config.search.benchmark:  # one more is kept while it is scored
+        kept = [_checkpoints_of(with_scored_checkpoints(each)) + 1 for each in configs]
     # One more, since a checkpoint is written before an older one is removed.
-    total = max(sizes) + sum(map(operator.mul, sizes, map(_checkpoints_of, configs)))
+    total = max(sizes) + sum(map(operator.mul, sizes, kept))
     last = (_SAVED_BYTES[each.save_dtype] for each in configs)
     total += sum(bytes_each * (count or 0) for bytes_each, count in zip(last, trained, strict=True))
     adapters = [each.lora for each in configs if each.lora.rank]
     together = len(adapters) == len(configs) <= MAX_ADAPTERS and all(map(_is_served, adapters))
-    if not together:  # merged
+    if not together or config.search.benchmark:  # merged
         total += len(adapters) * 4 * parameters
     return total
 
@@ -165,10 +169,40 @@ def check_devices(config: SweepConfig) -> str:
 
     gpus = torch.cuda.device_count()
     require_devices(workers, "GPU", gpus, "this machine")
+    _require_room_for_judge(config, gpus)
     if workers.gpus:
         text = f"{workers.count * workers.gpus:g} of {gpus} GPUs"
         return "; ".join(filter(None, [text, turns(config)]))
     return f"{workers.count * workers.cpus:g} logical CPUs; {os.cpu_count()} cores, {gpus} GPUs"
+
+
+def _require_room_for_judge(config: SweepConfig, gpus: int) -> None:
+    """Check that the engine fits beside one trial, if it scores checkpoints for the search.
+
+    Raises:
+        ValueError: it does not.
+    """
+    trial = config.train.workers.count * config.train.workers.gpus
+    scoring = config.engine.least_replicas * config.engine.gpus
+    if config.search.benchmark and trial + scoring > gpus:
+        raise ValueError(
+            f"--search.benchmark scores checkpoints while trials train, which needs {trial:g} GPUs "
+            f"for a trial and {scoring:g} for vLLM; this machine has {gpus}: give both a part with "
+            "--train.workers.gpus 0.6 --engine.gpus 0.4, use fewer workers, or let "
+            "--search.metric val_exact decide without --search.benchmark"
+        )
+
+
+def judged(config: SweepConfig) -> str:
+    """Return what a search that decides by answers does on this machine; empty for another one."""
+    if not config.search.benchmark:
+        return ""
+    text = (
+        f"scores each trial on {config.search.benchmark} every {config.train.eval_interval} steps"
+    )
+    if config.engine.gpus or os.environ.get("RAY_ADDRESS"):
+        return text
+    return f"{text}; vLLM and the trials share the {os.cpu_count()} cores"
 
 
 def turns(config: SweepConfig) -> str:

@@ -127,14 +127,18 @@ def check_benchmarks(run: PreparedRun) -> str:
     """Check that every benchmark can be loaded and that their names differ.
 
     Raises:
-        ValueError: a benchmark is unknown or broken, or two have the same name.
+        ValueError: a benchmark is unknown or broken, two have the same name, or the search's has
+            items of another.
     """
     names = [benchmark.name for benchmark in run.loaded_benchmarks]
     if len(set(names)) < len(names):
         raise ValueError(
             f"two benchmarks have the same name: {', '.join(names)}; pass each once to --benchmarks"
         )
-    return ", ".join(f"{b.name} ({len(b.items)} items)" for b in run.loaded_benchmarks)
+    texts = [f"{b.name} ({len(b.items)} items)" for b in run.loaded_benchmarks]
+    if run.judge is not None:
+        texts.append(f"for the search {run.judge.name} ({len(run.judge.items)} items)")
+    return ", ".join(texts)
 
 
 def check_data(run: PreparedRun) -> str:

@@ -9,7 +9,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from evals import hardware, prompts, tasks
-from evals.benchmark import Benchmark
+from evals.benchmark import Benchmark, Item
 from evals.serving.adapters import CONFIG_FILE
 from evals.settings import EngineSettings
 from otr.config import ModelConfig
@@ -84,14 +84,29 @@ class PreparedRun:
         return prompts.fit_thinking(self._tokenizer_dir, self.loaded_benchmarks, self._positions)
 
     @cached_property
+    def judge(self) -> Benchmark | None:
+        """The benchmark of the search (`search.benchmark`), if there is one.
+
+        A ValueError as for `benchmarks`, or if it shares items with them.
+        """
+        name, config = self.config.search.benchmark, self.config
+        if not name:
+            return None
+        limit = config.max_items or None
+        loaded = tasks.load(name, config.benchmark_dir or None, max_items=limit)
+        _check_disjoint(loaded, self.loaded_benchmarks)
+        return prompts.fit_thinking(self._tokenizer_dir, [loaded], self._positions)[0]
+
+    @cached_property
     def engine(self) -> EngineSettings:
         """The engine's settings, with what they leave open chosen for benchmarks and machine.
 
         A ValueError if a benchmark does not fit the model, or the model does not fit the machine:
         see `evals.prompts.fit_context` and `evals.hardware.fit`.
         """
+        scored = [*self.benchmarks, *filter(None, [self.judge])]
         with_context = prompts.fit_context(
-            self._tokenizer_dir, self.benchmarks, self.config.engine, self._positions
+            self._tokenizer_dir, scored, self.config.engine, self._positions
         )
         return hardware.fit(with_context, self._config_dir)
 
@@ -184,6 +199,7 @@ def prepare(config: SweepConfig, builtin_files: Path | None = None) -> PreparedR
                 ),
             ),
             benchmarks=tuple(map(resolve_benchmark, config.benchmarks)),
+            search=replace(config.search, benchmark=resolve_benchmark(config.search.benchmark)),
         )
     )
 
@@ -216,6 +232,28 @@ def prepare_temporarily(
     """Prepare a run for a command that leaves nothing behind: built-in files are deleted after."""
     with TemporaryDirectory() as folder:
         yield prepared_by(config, Path(folder))
+
+
+def _check_disjoint(judge: Benchmark, benchmarks: Sequence[Benchmark]) -> None:
+    """Check that a search does not decide by items that its result is reported on.
+
+    Raises:
+        ValueError: it does.
+    """
+    asked = {_question(item): item.id for item in judge.items}
+    for benchmark in benchmarks:
+        shared = [asked[q] for q in map(_question, benchmark.items) if q in asked]
+        if shared:
+            raise ValueError(
+                f"--search.benchmark {judge.name} shares {len(shared)} of its {len(asked)} items "
+                f"with --benchmarks {benchmark.name} (the first: {shared[0]}): what the search "
+                "chose by them would look too good on them. Give parts without common items, as "
+                "in --search.benchmark gsm8k:items=1-200 --benchmarks gsm8k:items=201-1319"
+            )
+
+
+def _question(item: Item) -> str:
+    return " ".join(item.prompt.lower().split())
 
 
 def _check_hub(model: str) -> None:

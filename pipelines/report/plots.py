@@ -22,6 +22,7 @@ from pipelines.report.plot_style import (
     objective_kind,
     render_svg,
 )
+from tuning.settings import ANSWERS, STANDARD_ERROR
 
 WIDTH = 10.3  # inches of a figure that fills the page
 _SYMBOLS = {"num_samples": "K", "mismatch_reward": "β", "temperature": "κ", "reward_scale": "s"}
@@ -30,6 +31,7 @@ _CURVES = (
     ("loss", "training loss"),
     ("nll", "training NLL (nats per token)"),
     ("val_exact", "validation examples, exact (%)"),
+    (ANSWERS, "answers to the search's benchmark (%)"),
 )
 
 
@@ -186,20 +188,21 @@ def curves(entries: Sequence[Entry], target: str) -> str:
     styles = ArmStyles(rank_arms(entries, target))
 
     def draw(figure: Figure) -> None:
-        line = figure.subplots(1, len(panels), squeeze=False)[0]
-        for axes, (key, title) in zip(line, panels, strict=True):
+        columns = 2 if len(panels) == 4 else len(panels)
+        grid = figure.subplots(-(-len(panels) // columns), columns, squeeze=False)
+        for axes, (key, title) in zip(grid.flat, panels, strict=False):
             draw_histories(axes, entries, key, 1 if key in ("loss", "nll") else 100, styles)
             axes.set_title(title)
             axes.set_xlabel("step")
-        legend(figure, line[0])
+        legend(figure, grid[0, 0])
 
-    return render_svg(draw, WIDTH, 3.3)
+    return render_svg(draw, WIDTH, 3.3 if len(panels) < 4 else 6.2)
 
 
 def draw_histories(
     axes: Axes, entries: Sequence[Entry], key: str, factor: float, styles: ArmStyles
 ) -> None:
-    """Draw a metric of every trial over its steps, times a factor."""
+    """Draw a metric of every trial over its steps, times a factor; answers with their error."""
     for entry in entries:
         points = [(h["step"], factor * h[key]) for h in entry.history if key in h]
         if points:
@@ -213,6 +216,8 @@ def draw_histories(
                 zorder=3 if own else 2,
                 label=entry.arm if own else "other arms",
             )
+        if key == ANSWERS and points and entry.arm in styles:
+            _draw_errors(axes, entry, styles[entry.arm].color)
 
 
 def legend(figure: FigureBase, axes: Axes) -> None:
@@ -220,6 +225,19 @@ def legend(figure: FigureBase, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
     figure.legend(unique.values(), unique, loc="outside lower center", ncols=5)
+
+
+def _draw_errors(axes: Axes, entry: Entry, color: str) -> None:
+    """Shade one standard error around a trial's answers."""
+    scored = [h for h in entry.history if ANSWERS in h and STANDARD_ERROR in h]
+    axes.fill_between(
+        [h["step"] for h in scored],
+        [100 * (h[ANSWERS] - h[STANDARD_ERROR]) for h in scored],
+        [100 * (h[ANSWERS] + h[STANDARD_ERROR]) for h in scored],
+        color=color,
+        alpha=0.12,
+        lw=0,
+    )
 
 
 @dataclass

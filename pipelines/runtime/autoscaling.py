@@ -29,8 +29,12 @@ def engine_bundles(config: SweepConfig) -> list[Bundle]:
 
 
 def sweep_needs(config: SweepConfig) -> tuple[list[Bundle], list[Bundle]]:
-    """Return what one trial needs, and what the engine needs; they may run one after the other."""
-    return list(trial_resources(config.train.workers)), engine_bundles(config)
+    """Return what one trial needs, and what the engine needs; they may run one after the other.
+
+    A search that decides by answers needs both at once.
+    """
+    trial, engine = list(trial_resources(config.train.workers)), engine_bundles(config)
+    return ([*trial, *engine], engine) if config.search.benchmark else (trial, engine)
 
 
 def wait_for_nodes(*needs: Sequence[Bundle]) -> None:

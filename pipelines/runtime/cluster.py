@@ -121,7 +121,8 @@ def logical_cpus(config: SweepConfig) -> int:
     They are slots of Ray's scheduler and may exceed the machine's cores.
     """
     trial = total_resources(trial_resources(config.train.workers))["CPU"]
-    return math.ceil(max(_concurrent_trials(config) * trial, config.engine.least_replicas + 1))
+    trials, engine = _concurrent_trials(config) * trial, config.engine.least_replicas
+    return math.ceil(trials + engine if config.search.benchmark else max(trials, engine + 1))
 
 
 def own_cores() -> float:

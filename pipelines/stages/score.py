@@ -85,13 +85,23 @@ class Scorer:
             return
         self._base, self._adapters = base, others
 
-    def score(self, name: str, model: Path, progress: Progress | None = None) -> list[TaskScore]:
-        """Score a model directory on all benchmarks.
+    def score(
+        self,
+        name: str,
+        model: Path,
+        progress: Progress | None = None,
+        *,
+        benchmarks: Sequence[Benchmark] | None = None,
+        folder: str = "scores",
+    ) -> list[TaskScore]:
+        """Score a model directory.
 
         Args:
-            name: directory below `<run>/scores` for the answers.
+            name: directory below `<run>/<folder>` for the answers.
             model: Hugging Face directory, or a LoRA adapter.
             progress: see `evals.score.score`.
+            benchmarks: by default the scorer's.
+            folder: directory below the run's.
 
         Raises:
             ValueError, RuntimeError: see `evals.score.score`.
@@ -102,8 +112,8 @@ class Scorer:
                 lambda: self._served(directory),
                 self.settings,
                 directory,
-                self.benchmarks,
-                results_dir=self.directory / "scores" / name,
+                self.benchmarks if benchmarks is None else benchmarks,
+                results_dir=self.directory / folder / name,
                 progress=progress,
             )
 

@@ -14,11 +14,15 @@ from pipelines.tracking.tracker import Tracker
 if TYPE_CHECKING:
     from ray.tune import Callback
 
+    from tuning.judge import Judge
     from tuning.sweep import TrialResult
 
 
 def train(
-    run: PreparedRun, tracker: Tracker, callbacks: Sequence["Callback"] = ()
+    run: PreparedRun,
+    tracker: Tracker,
+    callbacks: Sequence["Callback"] = (),
+    judge: "Judge | None" = None,
 ) -> "list[TrialResult]":
     """Train every trial to its end; checkpoints are written below `<run>/trials`.
 
@@ -28,6 +32,7 @@ def train(
         run: the run.
         tracker: records the trials.
         callbacks: further callbacks of Ray Tune, called in this process.
+        judge: scores checkpoints for the search; see `tuning.judge`.
 
     Raises:
         SystemExit: a signal asked to stop; the trials have saved.
@@ -55,6 +60,7 @@ def train(
             resume=True,
             stop_file=str(stop_file),
             packed=packed_dir(run),
+            judge=judge,
         )
         for result in results:
             finalize_trial(tracker, config.train, result)

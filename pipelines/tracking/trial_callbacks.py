@@ -12,10 +12,11 @@ from otr.loop.identity import flatten
 from pipelines.runtime import console
 from pipelines.runtime.console import Stage
 from pipelines.tracking.tracker import Tracker
+from tuning.settings import ANSWERS, STANDARD_ERROR
 from tuning.space import Trial, config_of
 from tuning.sweep import TUNE_KEYS, TrialResult
 
-_CURVES = ("loss", "nll", "val_nll")
+_CURVES = ("loss", "nll", "val_nll", ANSWERS, STANDARD_ERROR)
 _OF_THE_MACHINE = ("data_wait", "save/")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import ray
 from ray import tune
+from safetensors.torch import load_file
 
 from otr.config import DataConfig, ModelConfig, TrainConfig
 from tests.assets.tiny import make_tiny_model
@@ -91,6 +92,36 @@ def test_a_failing_trial_ends_alone_and_a_worse_one_stops_early(
     assert ray.available_resources()["CPU"] == cpus, "a stopped trial kept its CPUs"
     with pytest.raises(ValueError, match="holds a sweep already"):
         run(config(assets), trials, settings, storage=str(tmp_path), name="s")
+
+
+def judge_by_stillness(trial: str, step: int, path: str) -> dict[str, float]:
+    """Score a checkpoint by how little its weights have moved; step 8 of one trial fails."""
+    if (trial, step) == ("still-seed0", 8):
+        raise RuntimeError("the engine is gone")
+    base = load_file(Path(path).parents[3] / "model" / "model.safetensors")
+    now = load_file(Path(path) / "model.safetensors")
+    moved = sum(float((now[name] - base[name]).abs().sum()) for name in base)
+    return {"answers": 1 / (1 + moved), "answers_se": 0.01}
+
+
+def test_answers_decide_although_another_trial_has_the_lower_nll(
+    ray_cluster: None, assets: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "model").symlink_to(assets / "model")
+    trials = [Trial("still", {"optim.lr": 1e-9}), Trial("moved", {"optim.lr": 1e-2})]
+    settings = SearchSettings("asha", "answers", "any", grace_steps=4, max_concurrent=1)
+    own = replace(config(assets), checkpoint_interval=0)
+    where: dict[str, Any] = {"storage": str(tmp_path), "name": "s", "judge": judge_by_stillness}
+    still, moved = run(own, trials, settings, **where)
+    assert [row["step"] for row in still.history if "answers" in row] == [4, 12]
+    assert still.status == "finished" and still.history[-1]["answers_se"] == 0.01
+    notes = {row["step"]: row["note"] for row in still.history if "note" in row}
+    assert notes[8] == "step 8 has no score of answers: the engine is gone"
+    assert (moved.status, moved.history[-1]["step"]) == ("stopped", 4)
+    rows = ({row["step"]: row for row in each.history} for each in (still, moved))
+    of_still, of_moved = (row[4] for row in rows)
+    assert of_moved["val_nll"] < of_still["val_nll"]
+    assert of_moved["answers"] < of_still["answers"]
 
 
 KILLED = """

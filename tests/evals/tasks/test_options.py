@@ -31,6 +31,7 @@ def write(path: Path) -> str:
         ),
         ("gsm8k-base:seed=3", "gsm8k-base", ":seed=3"),
         ("gsm8k:thinking=True", "gsm8k", ":thinking=true"),
+        ("gsm8k:items=1-200,seed=3", "gsm8k", ":seed=3,items=1-200"),
         ("file:a.jsonl#b@2:max_tokens=9", "file:a.jsonl#b", "@2:max_tokens=9"),
         ("file:a:b=1/c.jsonl", "file:a:b=1/c.jsonl", ""),
         ("class:m:C:max_tokens=9", "class:m:C", ":max_tokens=9"),
@@ -57,6 +58,9 @@ def test_a_file_with_the_form_of_options_is_a_file(tmp_path: Path) -> None:
         ("temperature=", 'temperature is ""; expected a number'),
         ("thinking=yes", 'thinking is "yes"; expected true or false'),
         ("seed=1,seed=2", '"seed" twice'),
+        ("items=2-1", 'items is "2-1"; expected FIRST-LAST, as in 1-200'),
+        ("items=0-1", 'items is "0-1"; expected FIRST-LAST'),
+        ("items=1-2", "the benchmark has 1 items: give items=FIRST-LAST up to 1"),
         ("num_samples=4", 'as "@4"'),
         ("max_tokens=0", "max_tokens is 0; it must lie in"),
         ("top_p=2", "top_p is 2.0; it must lie in"),
@@ -78,6 +82,17 @@ def test_options_change_decoding_name_and_identity(tmp_path: Path) -> None:
     first, second = make_jobs(model, [plain, other], settings)
     assert first.identity != second.identity
     assert "thinking" not in first.identity, "stored scores of earlier versions have no such key"
+
+
+def test_items_are_counted_from_one_and_thinned_after(tmp_path: Path) -> None:
+    file = tmp_path / "mine.jsonl"
+    rows = [{"id": str(n), "prompt": f"p{n}", "answer": "a"} for n in range(1, 10)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    part = tasks.load(f"file:{file}:items=4-9")
+    assert part.name == "mine:items=4-9" and [i.id for i in part.items] == [*"456789"]
+    assert part.notes[0] == "items 4 to 9 of 9"
+    few = tasks.load(f"file:{file}:items=4-9", max_items=3)
+    assert [item.id for item in few.items] == ["4", "6", "8"]
 
 
 def test_prompts_for_base_models_have_no_thinking(benchmark_dir: Path) -> None:

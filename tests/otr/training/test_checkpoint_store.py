@@ -119,6 +119,8 @@ def test_the_last_two_checkpoints_and_the_best_stay(store: AbstractFileSystem) -
     for step, nll in ((2, math.nan), (4, 0.1), (6, 0.3), (8, None), (10, 0.2)):
         save_state(store, step, nll, ranks=2)
     save_state(store, 12, 0.01)  # the other rank is still writing
+    delete_old("memory://run", retained=3)
+    assert left(store) == [4, 6, 8, 10, 12]
     delete_old("memory://run")
     assert left(store) == [4, 8, 10, 12]
     store.rm("/run/step-000012", recursive=True)

@@ -73,14 +73,15 @@ def test_invalid_arguments_are_refused() -> None:
         items("sum", "train", 50_000)
 
 
-def test_files_share_no_prompt_except_target_train(tmp_path: Path) -> None:
-    """The benchmark target-train asks prompts of the training data."""
+def test_files_share_no_prompt_except_those_that_ask_the_data(tmp_path: Path) -> None:
+    """Two benchmarks ask prompts of the training and of the validation data."""
     prompts = {}
     for name in corpus._FILES:
         lines = Path(corpus.resolve_path(corpus.PREFIX + name, tmp_path)).read_text().splitlines()
         prompts[name] = [json.loads(line)["prompt"] for line in lines]
         assert len(set(prompts[name])) == len(prompts[name])
     assert {*prompts.pop("target-train")} < {*prompts["train"]}
+    assert {*prompts.pop("validation-questions")} == {*prompts["validation"]}
     every = [prompt for each in prompts.values() for prompt in each]
     assert len(set(every)) == len(every)
 

@@ -15,6 +15,7 @@ from pipelines.checks import gpu, machine, preflight
 from pipelines.config.prepared import PreparedRun
 from pipelines.config.presets import SweepConfig
 from tests.assets.nvidia_smi import card, install
+from tuning.settings import SearchSettings
 
 
 @pytest.fixture
@@ -126,6 +127,27 @@ def test_who_waits_for_the_gpu_is_said(config, monkeypatch, gpus, trial, engine,
     found = machine.turns(on_gpu(config, trial, engine))
     assert expected in found and bool(found) == bool(expected)
     assert found in machine.check_devices(on_gpu(config, trial, engine))
+
+
+@pytest.mark.parametrize(
+    ("gpus", "trial", "engine", "fits"),
+    [(1, 1, 1, False), (1, 0.6, 0.4, True), (2, 1, 1, True), (4, 1, 4, False), (0, 0, 0, True)],
+)
+def test_a_judge_needs_room_beside_a_trial(config, monkeypatch, gpus, trial, engine, fits) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    search = SearchSettings("asha", "answers", "gsm8k:items=1-200")
+    judged = replace(on_gpu(config, trial, engine), search=search)
+    if fits:
+        machine.check_devices(judged)
+    else:
+        remedy = "for vLLM; this machine has .* --train.workers.gpus 0.6 --engine.gpus 0.4"
+        with pytest.raises(ValueError, match=remedy):
+            machine.check_devices(judged)
+    shares = "vLLM and the trials share the" in machine.judged(judged)
+    assert shares == (not engine)
+    assert "gsm8k:items=1-200 every 3 steps" in machine.judged(judged)
+    assert machine.judged(config) == ""
 
 
 def test_float32_is_said_to_be_slow_on_a_gpu(config, monkeypatch) -> None:

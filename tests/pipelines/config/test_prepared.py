@@ -10,9 +10,11 @@ import pytest
 
 from otr import ModelConfig, load_tokenizer
 from pipelines import cli
+from pipelines.checks.preflight import check_benchmarks
 from pipelines.config.prepared import prepare
 from pipelines.config.presets import PRESETS
 from tests.assets.tiny import make_tiny_model
+from tuning.settings import SearchSettings
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -76,6 +78,29 @@ def test_builtin_benchmarks_take_samples_and_options(tmp_path: Path) -> None:
     assert file.endswith("target-heldout.jsonl@2:temperature=0.5") and other == names[1]
     with pytest.raises(ValueError, match='did you mean "max_tokens"'):
         prepare(replace(run.config, benchmarks=("builtin:target-heldout:max_token=9",)))
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "shared"),
+    [
+        ("builtin:validation-questions", ""),
+        ("builtin:target-heldout", "shares 8 of its 8 items with --benchmarks target-heldout "),
+        ("builtin:target-heldout@2:items=1-50", "shares 2 of its 8 items"),
+        ("builtin:target-heldout:items=2-9", ""),  # the leaderboard's 8 items are 1, 26, ...
+    ],
+)
+def test_a_search_decides_by_items_that_the_result_is_not_reported_on(
+    tmp_path: Path, benchmark: str, shared: str
+) -> None:
+    start = replace(PRESETS["debug"](), output=str(tmp_path))
+    run = prepare(replace(start, search=SearchSettings("asha", "answers", benchmark)))
+    if shared:
+        with pytest.raises(ValueError, match=shared) as error:
+            check_benchmarks(run)
+        assert "gsm8k:items=201-1319" in str(error.value), "the remedy"
+    else:
+        assert "for the search" in check_benchmarks(run)
+        assert run.judge is not None and len(run.judge.items) == 8
 
 
 def test_a_base_model_is_asked_with_the_template_of_the_configuration(tmp_path: Path) -> None:

@@ -1,0 +1,53 @@
+"""A sweep that is decided by answers, with the real engine; a longer one scores no step twice."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from evals.settings import free_port
+from tests.assets.newcomer import run
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+
+
+def test_checkpoints_are_scored_once_while_their_trial_trains(tmp_path: Path) -> None:
+    line = [sys.executable, "pipelines/full_sweep.py", "--preset", "debug", "--name", "judged"]
+    line += ["--output", str(tmp_path), "--engine.port", str(free_port()), "--arms", "sft"]
+    line += ["--search.benchmark", "builtin:validation-questions", "--search.metric", "answers"]
+    line += ["--benchmarks", "builtin:target-heldout"]
+    done = run(line)
+    assert done.returncode == 0, done.stderr
+    assert "scores each trial on builtin:validation-questions every 3 steps" in done.stdout
+    assert "the base model answers" in done.stderr
+    folder = tmp_path / "judged" / "judged"
+    assert {path.name for path in folder.iterdir()} == {"base", "sft-seed0"}
+    scored = {path.parent.name: path for path in folder.glob("sft-seed0/*/*.json")}
+    assert set(scored) == {"step-000003", "step-000006"}
+    before = {name: path.stat().st_mtime_ns for name, path in scored.items()}
+    reports = tmp_path / "judged" / "trials" / "sft-seed0" / "result.json"
+    rows = map(json.loads, reports.read_text().splitlines())
+    history = {row["step"]: row for row in rows}
+    entries = json.loads((tmp_path / "judged" / "leaderboard.json").read_text())
+    assert entries[1]["validation"]["answers"] == history[6]["answers"]
+    for name, path in scored.items():
+        row = history[int(name.removeprefix("step-"))]
+        assert row["answers"] == json.loads(path.read_text())["score"]["value"]
+        assert 0 < row["answers_se"] < 0.3
+    assert "answers" not in history[4], "only at evaluations"
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    [experiment] = client.search_experiments(filter_string="name = 'otr'")
+    runs = {r.info.run_name: r.info.run_id for r in client.search_runs([experiment.experiment_id])}
+    curve = client.get_metric_history(runs["sft-seed0"], "curves/answers")
+    assert {m.step for m in curve} == {3, 6}
+    assert "benchmark, ± standard error" in (tmp_path / "judged" / "report.html").read_text()
+    # The trial goes on from step 6, whose checkpoint it reports again.
+    longer = run([*line, "--max-steps", "9"])
+    assert longer.returncode == 0, longer.stderr
+    after = {
+        path.parent.name: path.stat().st_mtime_ns for path in folder.glob("sft-seed0/*/*.json")
+    }
+    assert set(after) == {*before, "step-000009"}
+    assert {name: after[name] for name in before} == before, "a step was scored twice"

@@ -14,7 +14,9 @@ _UNITS = {
     "b tokens": ("tokens", 10**9),
 }
 _PART = re.compile(r"(\d+\.?\d*(?:e\d+)?)\s*([a-z ]+?)", re.IGNORECASE)
-_USE = 'use trials, min, h, d or tokens, as in "40 trials", "6 h", "200M tokens" or "40 trials, 6 h"'
+_USE = (
+    'use trials, min, h, d or tokens, as in "40 trials", "6 h", "200M tokens" or "40 trials, 6 h"'
+)
 
 
 @dataclass(frozen=True)

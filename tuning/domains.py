@@ -18,7 +18,9 @@ _ARGUMENTS = {
     "quniform": "low, high, step",
     "randint": "low, high",
 }
-_USE = 'write choice(4,16,64), uniform(0,1), loguniform(1e-6,1e-4), quniform(0,1,0.25), randint(1,8)'
+_USE = (
+    "write choice(4,16,64), uniform(0,1), loguniform(1e-6,1e-4), quniform(0,1,0.25), randint(1,8)"
+)
 
 
 @dataclass(frozen=True)

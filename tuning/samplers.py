@@ -54,7 +54,8 @@ def distribution_of(domain: Domain) -> BaseDistribution:
     if domain.function == "quniform":
         listed = domain.listed() or []
         return FloatDistribution(listed[0], listed[-1], step=values[2])
-    return FloatDistribution(*values, log=domain.is_log)
+    low, high = values
+    return FloatDistribution(low, high, log=domain.is_log)
 
 
 class _Seeded(BaseSampler):

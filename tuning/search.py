@@ -18,9 +18,9 @@ from otr.training.checkpoint_store import delete_all
 from otr.training.worker import stop_requested
 from tuning.concurrency import TrialLimit
 from tuning.searcher import ArmSearcher, ResumableGenerator, SearchPlan
-from tuning.settings import SearchSettings, lower_is_better
+from tuning.settings import SearchSettings, check_metrics, lower_is_better
 from tuning.space import Trial, config_of
-from tuning.sweep import Experiment, TrialResult, check_metrics, outcome_of
+from tuning.sweep import Experiment, TrialResult, outcome_of
 from tuning.trial import ENDED, RUN
 
 

@@ -94,7 +94,9 @@ class ArmSearcher(Searcher):
         metrics = [*settings.metrics]
         modes = ["min" if lower_is_better(metric) else "max" for metric in metrics]
         single = len(metrics) == 1
-        super().__init__(metrics[0] if single else metrics, modes[0] if single else modes)
+        # Ray types what it documents as a name or a list of names as a name.
+        names: Any = metrics[0] if single else metrics
+        super().__init__(names, modes[0] if single else modes)  # type: ignore[arg-type]
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.plan, self.settings, self.metrics = plan, settings, metrics
         self._log = Path(directory, LOG)
@@ -109,8 +111,8 @@ class ArmSearcher(Searcher):
         """Metrics that the first trial that ended without a metric of the search did report."""
         self._replay(self._read(), known=())
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """Return Tune's config of the next trial; None while no more may run at once."""
+    def suggest(self, trial_id: str) -> Any:
+        """Return Tune's config of the next trial; FINISHED after the last, None while all run."""
         arm = self._next_arm()
         done = not self._again and (arm is None or self._is_used_up())
         if done or self.unreported or self._is_stopping():

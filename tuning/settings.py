@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from otr.config import TrainConfig
 from tuning.budget import Budget, parse_budget
 from tuning.domains import Domain, parse_space
+
 
 def lower_is_better(metric: str) -> bool:
     """Return whether lower values of a metric are better: of losses, NLLs and KL divergences."""
@@ -105,3 +107,15 @@ class SearchSettings:
     def metrics(self) -> tuple[str, ...]:
         """The metrics that the search compares."""
         return (self.metric, self.retain) if self.retain else (self.metric,)
+
+
+def check_metrics(config: TrainConfig, settings: SearchSettings) -> None:
+    """Check that the metrics that trials are compared by can be measured.
+
+    Raises:
+        ValueError: one is measured on validation data, and there is none.
+    """
+    compares = "the search" if settings.space else settings.scheduler
+    of_validation = [name for name in settings.metrics if name.startswith("val_")]
+    if compares != "none" and of_validation and not config.data.validation:
+        raise ValueError(f"{compares} compares {of_validation[0]}: set data.validation")

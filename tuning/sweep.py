@@ -17,7 +17,7 @@ from ray import tune
 from ray.tune.callback import CallbackList
 from ray.tune.result import AUTO_RESULT_KEYS
 from ray.tune.schedulers import TrialScheduler
-from ray.tune.search import SearchAlgorithm, Searcher
+from ray.tune.search import SearchAlgorithm
 
 from otr.config import TrainConfig
 from otr.loop.progress import is_over
@@ -28,7 +28,7 @@ from tuning.concurrency import ElasticVariantGenerator, TrialLimit
 from tuning.ended_trials import MoveEndedTrials
 from tuning.report_log import ReportLog
 from tuning.schedulers import Asha, Fifo, Median
-from tuning.settings import SearchSettings, lower_is_better
+from tuning.settings import SearchSettings, check_metrics, lower_is_better
 from tuning.space import Trial, check_names, config_of
 from tuning.trial import DRIVER_RESOURCES, RUN, run_trial
 
@@ -152,7 +152,7 @@ class Experiment:
 
     def fit(
         self,
-        search: SearchAlgorithm | Searcher,
+        search: SearchAlgorithm,
         tuner: tune.Tuner | None = None,
         space: dict[str, Any] | None = None,
         num_samples: int = 1,
@@ -196,18 +196,6 @@ def _is_longer(directory: str, config: TrainConfig) -> bool:
     return (stored_max_steps(directory) or math.inf) < config.max_steps
 
 
-def check_metrics(config: TrainConfig, settings: SearchSettings) -> None:
-    """Check that the metrics that trials are compared by are measured.
-
-    Raises:
-        ValueError: one is measured on validation data, and there is none.
-    """
-    compares = "the search" if settings.space else settings.scheduler
-    of_validation = [name for name in settings.metrics if name.startswith("val_")]
-    if compares != "none" and of_validation and not config.data.validation:
-        raise ValueError(f"{compares} compares {of_validation[0]}: set data.validation")
-
-
 def _set_tune_environment() -> None:
     """Set the options of Tune that it reads from the environment alone."""
     # A failed trial's error is in its result and in Tune's error.txt; keep it off the terminal.
@@ -220,7 +208,7 @@ def _set_tune_environment() -> None:
 
 
 def _tune_config(
-    settings: SearchSettings, max_steps: int, search: SearchAlgorithm | Searcher
+    settings: SearchSettings, max_steps: int, search: SearchAlgorithm
 ) -> tune.TuneConfig:
     scheduler: TrialScheduler = Fifo()
     common: dict[str, Any] = {
@@ -272,9 +260,7 @@ def _restore(experiment: Experiment, trials: Sequence[Trial]) -> tune.Tuner | No
     return tuner
 
 
-def outcome_of(
-    trial: Trial, result: tune.Result, directory: str, max_steps: int
-) -> TrialResult:
+def outcome_of(trial: Trial, result: tune.Result, directory: str, max_steps: int) -> TrialResult:
     """Return the outcome of a trial, whose files are in `directory`."""
     rows = [] if result.metrics_dataframe is None else result.metrics_dataframe.to_dict("records")
     history = _history(rows)

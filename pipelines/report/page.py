@@ -14,7 +14,16 @@ from string import Template
 from typing import Any
 
 from otr.files import write_text
-from pipelines.report import answers, data, differences, leaderboard, measures, plots, tables
+from pipelines.report import (
+    answers,
+    data,
+    differences,
+    leaderboard,
+    measures,
+    plots,
+    search,
+    tables,
+)
 from pipelines.report.leaderboard import BASE, Entry, group_by_arm, rank_arms, retained_benchmarks
 from pipelines.report.plot_style import dark_css_colors, with_css_colors
 from pipelines.report.tables import Cell, IntervalCell, Overlaps, ScoreCell, Table
@@ -97,6 +106,7 @@ def render(
         benchmarks=_benchmarks(entries, benchmarks),
         measures=_measures(entries, benchmarks[0]),
         data=_data(directory / data.FILE),
+        search=search.section(directory, html_table),
         overlap=_overlap(overlaps),
         figures="".join(map(_figure, drawn)),
         command=html.escape(run["command"]),

@@ -1,7 +1,7 @@
 """Search the best setting of each arm, before the sweep trains it with several seeds.
 
-`search.json` holds the search: {plan, settings, arms, done, trials, best}. Once it is done, the
-settings stay: the same command again trains no other ones.
+`search.json` holds the search: {settings, plan, arms, best, importance, trials}. Once it exists,
+the best settings stay: the same command again trains no other ones.
 """
 
 import json
@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from otr.files import write_json
 from pipelines.config.prepared import PreparedRun
+from pipelines.config.presets import SweepConfig
 from pipelines.runtime import console
 from pipelines.runtime.stopping import save_at_signal
 from pipelines.stages.pack import pack, packed_dir
 from pipelines.stages.search_plan import Plan
 from pipelines.tracking.tracker import Tracker
-from tuning.arms import search_arms
+from tuning.arms import SearchArm, search_arms
 from tuning.space import Trial
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def search(run: PreparedRun, plan: Plan, tracker: Tracker) -> PreparedRun:
             name="search",
             callbacks=[recorder],
             resume=True,
-            again=not before.get("done"),
+            again=not before,
             stop_file=str(stop_file),
             packed=packed_dir(run),
         )
@@ -67,29 +68,8 @@ def search(run: PreparedRun, plan: Plan, tracker: Tracker) -> PreparedRun:
         stage.say(f"{len(results)} trials")
         if stopped:
             return run
-        best = tune_search.best_of(results, config.search.metric)
-        chosen = before.get("best") if before.get("done") else None
-        if chosen is None:
-            _check_found([arm.name for arm in arms if arm.domains], best, results)
-            chosen = {
-                arm.name: {
-                    "trial": best[arm.name].trial.name,
-                    "values": {key: best[arm.name].trial.overrides[key] for key in arm.domains},
-                }
-                for arm in arms
-                if arm.domains
-            }
-        write_json(
-            file,
-            {
-                "settings": asdict(config.search),
-                "plan": asdict(plan),
-                "arms": {a.name: {k: d.text for k, d in a.domains.items()} for a in arms},
-                "done": True,
-                "best": chosen,
-                "trials": [_stored(result, config.search.metrics) for result in results],
-            },
-        )
+        chosen = before.get("best") or _best_settings(arms, results, config.search.metric)
+        _write(file, config, plan, results, chosen)
         stage.say("; ".join(f"{arm}: {_in_words(each['values'])}" for arm, each in chosen.items()))
     values = {arm: each["values"] for arm, each in chosen.items()}
     trials = tuple(_with_values(trial, values.get(trial.arm, {})) for trial in config.trials)
@@ -109,14 +89,57 @@ def _in_words(values: dict[str, Any]) -> str:
     )
 
 
-def _check_found(
-    arms: Sequence[str], best: "dict[str, TrialResult]", results: "Sequence[TrialResult]"
+def _best_settings(
+    arms: Sequence[SearchArm], results: "Sequence[TrialResult]", metric: str
+) -> dict[str, dict[str, Any]]:
+    """Return {trial, values} of the best trial of each arm in which something was searched.
+
+    Raises:
+        ValueError: no trial of an arm ran to its end with a value of the metric.
+    """
+    from tuning.search import best_of
+
+    best, found = best_of(results, metric), {}
+    for arm in (arm for arm in arms if arm.domains):
+        if arm.name not in best:
+            errors = [r.error for r in results if r.trial.arm == arm.name and r.error]
+            why = errors[-1] if errors else "all were stopped early, or the budget was used up"
+            raise ValueError(f"no trial of {arm.name} ran to its end in the search: {why}")
+        trial = best[arm.name].trial
+        values = {key: trial.overrides[key] for key in arm.domains}
+        found[arm.name] = {"trial": trial.name, "values": values}
+    return found
+
+
+def _write(
+    file: Path,
+    config: SweepConfig,
+    plan: Plan,
+    results: "Sequence[TrialResult]",
+    best: dict[str, dict[str, Any]],
 ) -> None:
-    for arm in arms:
-        if arm not in best:
-            errors = [r.error for r in results if r.trial.arm == arm and r.error]
-            why = f": {errors[-1]}" if errors else ": all were stopped early, or none was started"
-            raise ValueError(f"no trial of {arm} ran to its end in the search{why}")
+    """Write search.json."""
+    arms = search_arms(config.train, config.trials, config.search.domains)
+    content = {
+        "settings": asdict(config.search),
+        "plan": asdict(plan),
+        "arms": {a.name: {k: d.text for k, d in a.domains.items()} for a in arms},
+        "best": best,
+        "importance": {arm.name: _importance(arm, results, config) for arm in arms},
+        "trials": [_stored(result, config.search.metrics) for result in results],
+    }
+    write_json(file, content)
+
+
+def _importance(
+    arm: SearchArm, results: "Sequence[TrialResult]", config: SweepConfig
+) -> dict[str, list[float]]:
+    from tuning.importance import importance
+    from tuning.search import value_of
+
+    own = (r for r in results if r.trial.arm == arm.name and r.status == "finished")
+    pairs = ((r.trial.overrides, value_of(r, config.search.metric)) for r in own)
+    return importance(arm.domains, [(o, value) for o, value in pairs if value is not None])
 
 
 def _stored(result: "TrialResult", metrics: Sequence[str]) -> dict[str, Any]:

@@ -31,8 +31,8 @@ def section(directory: Path, table_of: Callable[[Table], str]) -> str:
         return ""
     metric = found["settings"]["metric"]
     figures = {
-        f"Each point is a trial that ran to its end; pale ones were stopped early. The ring marks "
-        f"the best by {metric}, whose values the sweep has.": slices(found),
+        "Each point is a trial that ran to its end; pale ones were stopped early. The ring marks "
+        f"the best by {metric}, which the sweep trains.": slices(found),
         f"Best {metric} so far, by the number of trials of each arm.": best_so_far(found),
         "Filled points are those that no other trial of any arm beats in both metrics.": pareto(
             found
@@ -70,7 +70,7 @@ def overview(found: Mapping[str, Any]) -> str:
     budget = f" of a budget of {settings['budget']}" if settings["budget"] else ""
     by = " and ".join(filter(None, [settings["metric"], settings["retain"]]))
     return (
-        f"{len(trials)} trials ({counts}){budget}, {tokens / 1e6:,.1f} M tokens; "
+        f"{len(trials)} trials ({counts}){budget}, {tokens / 1e6:,.3g} M tokens; "
         f"{settings['sampler']} by {by}, on validation data and with seed {found['plan']['seed']}. "
         "The sweep trains the best setting of each arm again, with other seeds: its scores are not "
         "those by which the setting was chosen."

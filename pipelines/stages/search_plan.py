@@ -126,7 +126,7 @@ def show(made: Plan, config: SweepConfig) -> None:
         if made.seconds:
             time = duration(count * made.seconds[arm.name] / made.at_once)
         each = count * made.tokens[arm.name]
-        rows.append([arm.name, f"{count}", f"{each / 1e6:,.1f} M", time, searched or "nothing"])
+        rows.append([arm.name, f"{count}", f"{each / 1e6:,.3g} M", time, searched or "nothing"])
     console.table(("search", "trials", "tokens", "time", "searched"), rows)
     budget = f", of a budget of {config.search.budget}" if config.search.budget else ""
     disk = "unknown" if made.disk is None else f"{made.disk / GIB:.1f} GiB"
@@ -156,7 +156,7 @@ def duration(seconds: float) -> str:
 
 def _in_words(cost: Budget) -> str:
     time = duration(cost.seconds) if cost.seconds else "an unknown time"
-    return f"{cost.trials} trials, {(cost.tokens or 0) / 1e6:,.1f} M tokens, {time}"
+    return f"{cost.trials} trials, {(cost.tokens or 0) / 1e6:,.3g} M tokens, {time}"
 
 
 def _trials(config: SweepConfig, arms: Sequence[SearchArm], made: Plan) -> dict[str, int]:

@@ -226,8 +226,7 @@ def _options_type(kind: type, defaults: Any, prefix: str, names: Sequence[str] =
                 aliases=[SHORT[key]] if key in SHORT else None,
             )
             annotation = _PAIRS if hints[name] == dict[str, str] else hints[name]
-            if key == "search.budget":
-                annotation = _WORDS
+            annotation = _OWN_TYPES.get(key, annotation)
             options[name] = Annotated[annotation, argument]
     # total=False leaves out what was not given.
     return TypedDict(f"{kind.__name__}Options", options, total=False)  # type: ignore[operator]
@@ -261,23 +260,27 @@ def _shown(key: str, default: Any) -> str:
     return f"{shown}; {_OTHER_DEFAULT[key]}" if key in _OTHER_DEFAULT else shown
 
 
-def _pairs(words: Sequence[str]) -> dict[str, str]:
-    if bad := [word for word in words if "=" not in word]:
-        raise ValueError(f"{bad[0]!r} is not of the form OURS=THEIRS, as in prompt=question")
-    return dict(word.split("=", 1) for word in words)
+def _pairs(form: str, example: str) -> Any:
+    """Return the type of a dict that is given as words of a form such as OURS=THEIRS."""
+
+    def parsed(words: Sequence[str]) -> dict[str, str]:
+        if bad := [word for word in words if "=" not in word]:
+            raise ValueError(f"{bad[0]!r} is not of the form {form}, as in {example}")
+        return dict(word.split("=", 1) for word in words)
+
+    return Annotated[
+        dict[str, str],
+        PrimitiveConstructorSpec(
+            nargs="*",
+            metavar=f"{form} ...",
+            instance_from_str=parsed,
+            is_instance=lambda value: isinstance(value, dict),
+            str_from_instance=lambda value: [f"{key}={text}" for key, text in value.items()],
+        ),
+    ]
 
 
-_PAIRS = Annotated[
-    dict[str, str],
-    PrimitiveConstructorSpec(
-        nargs="*",
-        metavar="OURS=THEIRS ...",
-        instance_from_str=_pairs,
-        is_instance=lambda value: isinstance(value, dict),
-        str_from_instance=lambda value: [f"{ours}={theirs}" for ours, theirs in value.items()],
-    ),
-]
-
+_PAIRS = _pairs("OURS=THEIRS", "prompt=question")
 _WORDS = Annotated[
     str,
     PrimitiveConstructorSpec(
@@ -289,6 +292,11 @@ _WORDS = Annotated[
     ),
 ]
 """A text that need not be quoted: --budget 40 trials."""
+_OWN_TYPES = {
+    "search.space": _pairs("SETTING=VALUES", '"optim.lr=loguniform(1e-6,1e-4)"'),
+    "search.budget": _WORDS,
+}
+"""How options are given whose type does not say it."""
 
 
 def _with_choices(config: SweepConfig, arms: Sequence[str], seeds: Sequence[int]) -> SweepConfig:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from pipelines.report.plot_style import FREE_STYLES, PALE, render_svg, with_css_colors
 from pipelines.report.tables import Table
@@ -175,7 +176,7 @@ def best_so_far(found: Mapping[str, Any]) -> str:
             axes.step(x, values, where="post", color=style.color, marker=marker, ms=5, label=arm)
         axes.set_xlabel("trials of the arm")
         axes.set_ylabel(f"best {metric} so far")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
 
     return render_svg(draw, 7.6, 3.4)

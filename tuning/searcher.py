@@ -106,6 +106,7 @@ class ArmSearcher(Searcher):
         self._running: dict[str, Suggestion] = {}  # by Tune's id of the trial
         self._again: deque[Suggestion] = deque()
         self._studies: dict[str, OptunaSearch] = {}
+        self._seen: set[str] = set()  # metrics of the search that any trial has reported
         self._spent_before, self._began = 0.0, time.monotonic()
         self.unreported: list[str] = []
         """Metrics that the first trial that ended without a metric of the search did report."""
@@ -141,8 +142,11 @@ class ArmSearcher(Searcher):
         if not suggestion.ended:  # else it was suggested again, and does not train
             suggestion.tokens += float(result.get("tokens", 0))
         found = {name: float(result[name]) for name in self.metrics if name in result}
-        suggestion.last |= {name: value for name, value in found.items() if math.isfinite(value)}
-        if len(self.metrics) == 1 and found.keys() <= suggestion.last.keys() and found:
+        self._seen |= found.keys()
+        finite = all(map(math.isfinite, found.values()))
+        kept = suggestion.last | found
+        suggestion.last = {name: value for name, value in kept.items() if math.isfinite(value)}
+        if len(self.metrics) == 1 and found and finite:
             told = {**found, "training_iteration": int(result["step"])}
             self._study_of(suggestion).on_trial_result(trial_id, told)
 
@@ -158,7 +162,7 @@ class ArmSearcher(Searcher):
             return
         report = result or {}
         suggestion.ended, suggestion.over = True, is_over(report, self._max_steps)
-        if suggestion.over and not suggestion.last.keys() >= {*self.metrics}:
+        if suggestion.over and not self._seen >= {*self.metrics}:
             self.unreported = sorted(name for name in report if "/" not in name)
         self._tell(suggestion)
         self._write(

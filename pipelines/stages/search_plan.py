@@ -20,8 +20,8 @@ from tuning.budget import Budget, over
 from tuning.space import config_of
 
 FILE = "plan.json"
-START_SECONDS = 8.0
-"""Time of a trial beside its steps: processes, imports, the model (docs/results/scale)."""
+START_SECONDS = 10.0
+"""Assumed time of a trial beside its steps: processes, imports, loading the model."""
 _VALIDATION_EXAMPLES = 2000
 _FORWARD = 1 / 3  # of the work of a training step
 _MOST_TRIALS = 10_000

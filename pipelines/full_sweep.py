@@ -8,6 +8,7 @@ checkpoints, scores and logs; and runs in MLflow. The same name again resumes th
 
 import sys
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -26,7 +27,7 @@ from pipelines.report import data, differences, leaderboard, measures, page, ter
 from pipelines.report.leaderboard import BASE, Entry
 from pipelines.report.tables import Overlaps
 from pipelines.runtime import autoscaling, cluster, console, next_steps, run_directory
-from pipelines.stages import contamination, measure, score, train
+from pipelines.stages import contamination, measure, score, search, search_plan, train
 from pipelines.stages.score import Scorer
 from pipelines.tracking.tracker import Tracker, store_uri
 from tuning.resources import free_resources
@@ -64,6 +65,9 @@ def sweep(config: SweepConfig) -> int:
     prepared = preflight.require(prepared)
     config = defaults.with_choices(config, prepared.config)
     score.check_prompts(prepared)
+    plan = search_plan.plan(prepared) if config.search.space else None
+    if plan:
+        search_plan.show(plan, config)
     record = run_directory.open_run(config, directory)
     terminal.print_choices(config, prepared.benchmarks, prepared.corpus)
     for text in filter(None, [machine.turns(config), machine.judged(config)]):
@@ -77,7 +81,9 @@ def sweep(config: SweepConfig) -> int:
         tracker.run(params, tags) as outcome,
     ):
         data.write(data.summarize_run(prepared, config), directory / data.FILE)
-        results = _train_and_score(prepared, tracker)
+        if plan:
+            search_plan.write(plan, prepared)
+        results = _train_and_score(prepared, tracker, plan)
         entries, overlaps = results.entries, results.overlaps
         benchmarks = list(entries[0].scores)
         entries = differences.with_differences(entries, benchmarks)
@@ -89,8 +95,8 @@ def sweep(config: SweepConfig) -> int:
         # Results are printed before the store gets a chance to refuse anything.
         terminal.print_summary(entries, benchmarks, overlaps)
         _print_next_steps(config, directory, winner)
-        more = [directory / name for name in (run_directory.RUN_FILE, contamination.FILE)]
-        tracker.log_artifacts([*files, *more])
+        names = (run_directory.RUN_FILE, contamination.FILE, *((search.FILE,) if plan else ()))
+        tracker.log_artifacts([*files, *(directory / name for name in names)])
         verdict = differences.verdict(entries, benchmarks[0])
         tracker.set_description(verdict)
         tracker.log_summary(leaderboard.summary(entries, benchmarks))
@@ -114,28 +120,38 @@ class _Results:
     """What was measured beside accuracy."""
 
 
-def _train_and_score(prepared: PreparedRun, tracker: Tracker) -> _Results:
-    """Train, score and measure the base model and each trial."""
+def _train_and_score(
+    prepared: PreparedRun, tracker: Tracker, plan: "search_plan.Plan | None"
+) -> _Results:
+    """Search, train, score and measure the base model and each trial."""
     # Imports Ray Tune, which takes a second.
-    from pipelines.stages.judge import judging
+    from pipelines.stages.judge import JudgeTrials, judging
     from pipelines.stages.score_during_training import ScoreDuringTraining, engine_fits
 
-    config, directory = prepared.config, prepared.directory
-    configs = {trial.name: config_of(config.train, trial) for trial in config.trials}
-    models = {BASE: prepared.model_dir}
+    directory, models = prepared.directory, {BASE: prepared.model_dir}
 
     def record_scores(name: str, scores: list[TaskScore]) -> None:
         if name == BASE:
-            tracker.start_trial(BASE, {"arm": BASE, "model.path": config.train.model.path})
+            model = prepared.config.train.model.path
+            tracker.start_trial(BASE, {"arm": BASE, "model.path": model})
         tracker.log_scores(name, scores)
         answers = [directory / "scores" / name / f"{score.task}.parquet" for score in scores]
         tracker.log_artifacts(answers, name, "answers")
         if name == BASE:
             tracker.end(BASE, ok=True)
 
-    needs = autoscaling.sweep_needs(config)
-    with cluster.ray_session(directory / "logs", cluster.logical_cpus(config), *needs):
+    needs = autoscaling.sweep_needs(prepared.config)
+    cpus = cluster.logical_cpus(prepared.config)
+    with cluster.ray_session(directory / "logs", cpus, *needs):
         with Scorer(prepared.benchmarks, prepared.engine, directory) as scorer:
+            judged: AbstractContextManager[JudgeTrials | None]
+            judged = judging(scorer, prepared.judge, models[BASE], directory / "stop")
+            if plan:
+                with judged as judge, autoscaling.scale_up_for_trials(prepared.config):
+                    prepared = search.search(prepared, plan, tracker, judge)
+                judged = nullcontext()  # the sweep decides nothing
+            config = prepared.config
+            configs = {trial.name: config_of(config.train, trial) for trial in config.trials}
             overlaps = contamination.compare(config.train.data, prepared.benchmarks, directory)
             fits = engine_fits(
                 [*configs.values()],
@@ -145,7 +161,7 @@ def _train_and_score(prepared: PreparedRun, tracker: Tracker) -> _Results:
                 cluster.own_cores(),
             )
             with (
-                judging(scorer, prepared.judge, models[BASE], directory / "stop") as judge,
+                judged as judge,
                 autoscaling.scale_up_for_trials(config),
                 ScoreDuringTraining(scorer.score, fits, configs) as meanwhile,
             ):
@@ -165,6 +181,8 @@ def _train_and_score(prepared: PreparedRun, tracker: Tracker) -> _Results:
     base = Entry(BASE, BASE, None, None, None, BASE, {})
     entries = [_entry(r, configs[r.trial.name], tracker.run_id(r.trial.name)) for r in results]
     entries = [_with_scores(entry, scores, directory) for entry in [base, *entries]]
+    if plan and plan.unfair:
+        entries = [replace(entry, caveat=plan.unfair) for entry in entries]
     return _Results(entries, overlaps, measured)
 
 

@@ -17,8 +17,8 @@ from tuning.resources import free_resources, max_concurrent_trials
 REFRESH_SECONDS = 1.0  # Tune asks for the limit at each of its steps; Ray is asked less often
 
 
-class ElasticVariantGenerator(BasicVariantGenerator):
-    """Tune's grid in its own order, with a limit of concurrent trials that follows the cluster.
+class TrialLimit:
+    """How many trials may run at once.
 
     Args:
         workers: the workers of each trial.
@@ -34,16 +34,32 @@ class ElasticVariantGenerator(BasicVariantGenerator):
         self._max_concurrent = max_concurrent
         self._held_by_others = {kind: amount - free.get(kind, 0) for kind, amount in total.items()}
         self._fitting, self._refreshed = self._count_fitting(), time.monotonic()
-        super().__init__()
 
-    @property
-    def max_concurrent(self) -> int:
-        """Current limit; while no trial fits, the last one."""
+    def now(self) -> int:
+        """Return the current limit; while no trial fits, the last one."""
         if time.monotonic() - self._refreshed > REFRESH_SECONDS:
             with suppress(ValueError):
                 self._fitting = self._count_fitting()
             self._refreshed = time.monotonic()
         return min(self._fitting, self._max_concurrent or self._fitting)
+
+    def _count_fitting(self) -> int:
+        total = ray.cluster_resources().items()
+        ours = {kind: amount - self._held_by_others.get(kind, 0) for kind, amount in total}
+        return min(max_concurrent_trials(each, ours) for each in self._workers)
+
+
+class ElasticVariantGenerator(BasicVariantGenerator):
+    """Tune's grid in its own order, with a limit of concurrent trials that follows the cluster."""
+
+    def __init__(self, limit: TrialLimit) -> None:
+        self._limit = limit
+        super().__init__()
+
+    @property
+    def max_concurrent(self) -> int:
+        """Current limit of trials at once."""
+        return self._limit.now()
 
     @max_concurrent.setter
     def max_concurrent(self, value: int) -> None:
@@ -59,13 +75,7 @@ class ElasticVariantGenerator(BasicVariantGenerator):
     def get_state(self) -> Any:
         """Return the state that Tune saves with a sweep: the base class's, without the limit."""
         state = super().get_state()
-        ours = ("_workers", "_max_concurrent", "_held_by_others", "_fitting", "_refreshed")
-        return state and {key: value for key, value in state.items() if key not in ours}
-
-    def _count_fitting(self) -> int:
-        total = ray.cluster_resources().items()
-        ours = {kind: amount - self._held_by_others.get(kind, 0) for kind, amount in total}
-        return min(max_concurrent_trials(each, ours) for each in self._workers)
+        return state and {key: value for key, value in state.items() if key != "_limit"}
 
 
 class _SharedList(list[Any]):

@@ -9,7 +9,7 @@ from operator import attrgetter
 from typing import Any
 
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 
 
 class _ChooseAmongLiveTrials:
@@ -28,3 +28,7 @@ class Fifo(_ChooseAmongLiveTrials, FIFOScheduler):
 
 class Asha(_ChooseAmongLiveTrials, ASHAScheduler):
     """Asynchronous successive halving (Li et al., arXiv:1810.05934)."""
+
+
+class Median(_ChooseAmongLiveTrials, MedianStoppingRule):
+    """Median stopping (Golovin et al., Google Vizier, 2017)."""

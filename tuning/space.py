@@ -25,11 +25,14 @@ class Trial:
     overrides: dict[str, Any] = field(default_factory=dict)
     """Value per dotted key of `TrainConfig`."""
     seed: int = 0
+    number: int | None = None
+    """Number of a search's trial within its arm, from 1; None for a trial of a sweep."""
 
     @property
     def name(self) -> str:
         """Name of its directory and of its run."""
-        return f"{self.arm}-seed{self.seed}"
+        suffix = f"seed{self.seed}" if self.number is None else f"{self.number:04}"
+        return f"{self.arm}-{suffix}"
 
 
 def grid(arm: str, seeds: Iterable[int], **axes: Any) -> list[Trial]:

@@ -9,7 +9,7 @@ import math
 import os
 import pickle
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,18 +17,19 @@ from ray import tune
 from ray.tune.callback import CallbackList
 from ray.tune.result import AUTO_RESULT_KEYS
 from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import SearchAlgorithm
 
 from otr.config import TrainConfig
 from otr.loop.progress import is_over
 from otr.training.checkpoint_store import list_checkpoints
 from otr.training.driver import stored_max_steps, worker_error
 from tuning import _compat
-from tuning.concurrency import ElasticVariantGenerator
+from tuning.concurrency import ElasticVariantGenerator, TrialLimit
 from tuning.ended_trials import MoveEndedTrials
 from tuning.judge import Judge
 from tuning.report_log import ReportLog
-from tuning.schedulers import Asha, Fifo
-from tuning.settings import SearchSettings
+from tuning.schedulers import Asha, Fifo, Median
+from tuning.settings import ANSWERS, SearchSettings, check_metrics, lower_is_better
 from tuning.space import Trial, check_names, config_of
 from tuning.trial import DRIVER_RESOURCES, RUN, run_trial
 
@@ -94,61 +95,111 @@ def run(  # noqa: PLR0913 - the objects of a sweep are few and independent; most
         ValueError: the sweep exists and `resume` is off, it has other trials, or the cluster is too
             small for one trial.
     """
-    assert judge is not None or not settings.benchmark, "nothing scores search.benchmark"
     check_names(trials)
-    _check_metric(config, settings)
-    _set_tune_environment()
+    check_metrics(config, settings)
+    assert judge or settings.scheduler == "none" or ANSWERS not in settings.metrics, "no judge"
     storage = storage if "://" in storage else os.path.abspath(storage)
-    directory = f"{storage}/{name}"
+    experiment = Experiment(config, settings, storage, name, callbacks, stop_file, packed, judge)
+    directory = experiment.directory
     configs = {trial.name: config_of(config, trial) for trial in trials}
-    generator = ElasticVariantGenerator(
-        [each.workers for each in configs.values()], settings.max_concurrent
-    )
+    limit = TrialLimit([each.workers for each in configs.values()], settings.max_concurrent)
     exists = tune.Tuner.can_restore(directory)
     if exists and not resume:
         raise ValueError(f"{directory} holds a sweep already: resume it, or use another name")
-    all_callbacks = UnsavedCallbacks([ReportLog(), MoveEndedTrials(), *callbacks])
-    trainable = tune.with_resources(
-        tune.with_parameters(
-            run_trial,
-            config=config,
-            directory=directory,
-            stop_file=stop_file,
-            packed=packed,
-            judge=judge,
-        ),
-        DRIVER_RESOURCES,
-    )
-    tuner = _restore(trainable, trials, directory) if exists else None
+    tuner = _restore(experiment, trials) if exists else None
     if exists and any(_is_longer(f"{directory}/{n}/{RUN}", own) for n, own in configs.items()):
         tuner = None  # Tune would leave finished trials as they are
-    if tuner is None:
-        tuner = tune.Tuner(
-            trainable,
-            param_space={"trial": tune.grid_search([asdict(trial) for trial in trials])},
-            tune_config=_tune_config(settings, config.max_steps, generator),
-            run_config=tune.RunConfig(
-                name=name, storage_path=storage, callbacks=[all_callbacks], verbose=0
-            ),
-        )
-    else:
-        _compat.set_process_objects(tuner, [all_callbacks], generator)
-    results = {_name_of(result): result for result in _results(tuner.fit())}
+    space = {"trial": tune.grid_search([asdict(trial) for trial in trials])}
+    results = experiment.fit(ElasticVariantGenerator(limit), tuner, space)
+    by_name = {_name_of(result): result for result in results}
     return [
-        _outcome(trial, results[trial.name], f"{directory}/{trial.name}", own.max_steps)
+        outcome_of(trial, by_name[trial.name], f"{directory}/{trial.name}", own.max_steps)
         for trial, own in zip(trials, configs.values(), strict=True)
     ]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A sweep, or a search, as an experiment of Ray Tune."""
+
+    config: TrainConfig
+    settings: SearchSettings
+    storage: str
+    name: str
+    callbacks: Sequence[tune.Callback] = ()
+    stop_file: str | None = None
+    packed: str | None = None
+    judge: Judge | None = None
+
+    def __post_init__(self) -> None:
+        _set_tune_environment()
+
+    @property
+    def directory(self) -> str:
+        """Directory of the experiment, a path or URI."""
+        return f"{self.storage}/{self.name}"
+
+    def restored(self, *, failed: bool = True) -> tune.Tuner | None:
+        """Return the interrupted experiment; None if Tune was killed before it saved its state.
+
+        In that case the trials still resume from their checkpoints. If fewer trials fit now than
+        ran at once before, all of those start, and some wait for workers.
+
+        Args:
+            failed: run failed trials again.
+        """
+        try:
+            tuner = tune.Tuner.restore(self.directory, self._trainable(), resume_errored=failed)
+            tuner.get_results()
+        except (RuntimeError, EOFError, pickle.UnpicklingError):  # no state, or a truncated one
+            return None
+        return tuner
+
+    def fit(
+        self,
+        search: SearchAlgorithm,
+        tuner: tune.Tuner | None = None,
+        space: dict[str, Any] | None = None,
+        num_samples: int = 1,
+    ) -> list[tune.Result]:
+        """Run the experiment, or `tuner`, which is the restored one, to its end.
+
+        Args:
+            search: makes the trials.
+            tuner: the restored experiment.
+            space: Tune's search space.
+            num_samples: number of trials that `search` makes, or of each point of `space`.
+        """
+        callbacks = UnsavedCallbacks([ReportLog(), MoveEndedTrials(), *self.callbacks])
+        if tuner is None:
+            tune_config = _tune_config(self.settings, self.config.max_steps, search)
+            tuner = tune.Tuner(
+                self._trainable(),
+                param_space=space or {},
+                tune_config=replace(tune_config, num_samples=num_samples),
+                run_config=tune.RunConfig(
+                    name=self.name, storage_path=self.storage, callbacks=[callbacks], verbose=0
+                ),
+            )
+        else:
+            _compat.set_process_objects(tuner, [callbacks], search)
+        return results_of(tuner.fit())
+
+    def _trainable(self) -> Any:
+        function = tune.with_parameters(
+            run_trial,
+            config=self.config,
+            directory=self.directory,
+            stop_file=self.stop_file,
+            packed=self.packed,
+            judge=self.judge,
+        )
+        return tune.with_resources(function, DRIVER_RESOURCES)
 
 
 def _is_longer(directory: str, config: TrainConfig) -> bool:
     """Return whether a trial has more steps than when it started."""
     return (stored_max_steps(directory) or math.inf) < config.max_steps
-
-
-def _check_metric(config: TrainConfig, settings: SearchSettings) -> None:
-    validates = settings.scheduler == "asha" and settings.metric.startswith("val_")
-    if validates and not config.data.validation:
-        raise ValueError(f"asha compares {settings.metric}: set data.validation")
 
 
 def _set_tune_environment() -> None:
@@ -163,20 +214,22 @@ def _set_tune_environment() -> None:
 
 
 def _tune_config(
-    settings: SearchSettings, max_steps: int, generator: ElasticVariantGenerator
+    settings: SearchSettings, max_steps: int, search: SearchAlgorithm
 ) -> tune.TuneConfig:
     scheduler: TrialScheduler = Fifo()
+    common: dict[str, Any] = {
+        "time_attr": "step",
+        "metric": settings.metric,
+        "mode": "min" if lower_is_better(settings.metric) else "max",
+        "grace_period": min(settings.grace_steps, max_steps),
+    }
     if settings.scheduler == "asha":
-        scheduler = Asha(
-            time_attr="step",
-            metric=settings.metric,
-            mode="min" if settings.metric.endswith(("loss", "nll")) else "max",
-            max_t=max_steps,
-            grace_period=min(settings.grace_steps, max_steps),
-        )
+        scheduler = Asha(max_t=max_steps, **common)
+    elif settings.scheduler == "median":
+        scheduler = Median(**common)
     return tune.TuneConfig(
         scheduler=scheduler,
-        search_alg=generator,
+        search_alg=search,
         # Saves starting a process per trial. A trial that asha stops leaves no process to reuse.
         reuse_actors=settings.scheduler == "none",
         trial_name_creator=_tune_trial_name,
@@ -195,28 +248,26 @@ class UnsavedCallbacks(CallbackList):
         return UnsavedCallbacks, ([],)
 
 
-def _restore(trainable: Any, trials: Sequence[Trial], directory: str) -> tune.Tuner | None:
-    """Return the interrupted sweep, or None if Tune was killed before it saved a usable state.
-
-    In that case the trials still resume from their checkpoints. If fewer trials fit now than ran
-    at once before, all of those start, and some wait for workers.
+def _restore(experiment: Experiment, trials: Sequence[Trial]) -> tune.Tuner | None:
+    """Return the interrupted sweep, or None (see `Experiment.restored`).
 
     Raises:
         ValueError: the sweep has trials that are not among `trials`.
     """
-    try:
-        tuner = tune.Tuner.restore(directory, trainable, resume_errored=True)
-        results = tuner.get_results()
-    except (RuntimeError, EOFError, pickle.UnpicklingError):  # no state, or a truncated one
+    tuner = experiment.restored()
+    if tuner is None:
         return None
-    started = {_name_of(result) for result in _results(results)}
+    started = {_name_of(result) for result in results_of(tuner.get_results())}
     if unknown := started - {trial.name for trial in trials}:
         some = ", ".join(sorted(unknown)[:3])
-        raise ValueError(f"{directory} holds a sweep of other trials ({some}): use another name")
+        raise ValueError(
+            f"{experiment.directory} holds a sweep of other trials ({some}): use another name"
+        )
     return tuner
 
 
-def _outcome(trial: Trial, result: tune.Result, directory: str, max_steps: int) -> TrialResult:
+def outcome_of(trial: Trial, result: tune.Result, directory: str, max_steps: int) -> TrialResult:
+    """Return the outcome of a trial, whose files are in `directory`."""
     rows = [] if result.metrics_dataframe is None else result.metrics_dataframe.to_dict("records")
     history = _history(rows)
     # Ray reports the path without its scheme; its last part is enough.
@@ -259,7 +310,8 @@ def _history(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [steps[step] for step in sorted(steps)]
 
 
-def _results(grid: tune.ResultGrid) -> list[tune.Result]:
+def results_of(grid: tune.ResultGrid) -> list[tune.Result]:
+    """Return the results of an experiment as a list."""
     return [grid[i] for i in range(len(grid))]
 
 

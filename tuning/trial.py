@@ -4,11 +4,14 @@ Tune's config is {"trial": {arm, overrides, seed}}. The run lies in
 `<directory>/<trial name>/train`; a trial that is started again resumes from its last checkpoint.
 """
 
+import json
 import os
 from dataclasses import asdict
 from typing import Any
 
+import fsspec
 import ray
+from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from otr.config import TrainConfig
@@ -22,6 +25,8 @@ from tuning.space import Trial, config_of
 
 RUN = "train"
 """Name of the Ray Train run below the trial's directory."""
+ENDED = "ended.json"
+"""File in the directory of a search's trial that has ended: its last report."""
 DRIVER_RESOURCES = {_compat.HEAD_NODE: 0.0001}
 """Resources of a trial's driver: it runs on the head node, which outlives the workers' hosts."""
 
@@ -51,6 +56,10 @@ def run_trial(
     """
     _check_stop_file(stop_file)
     trial = Trial(**tune_config["trial"])
+    if report := _last_report(f"{directory}/{trial.name}"):
+        # Tune was killed before it had saved that the trial ended; its checkpoints are deleted.
+        tune.report(report)
+        return
     trial_config = config_of(config, trial)
     _pass_on_ray_address()
     reports, retained = TuneReportCallback(), RETAINED
@@ -77,6 +86,12 @@ def run_trial(
 def _check_stop_file(stop_file: str | None) -> None:
     if stop_requested(stop_file):
         raise RuntimeError("stopped on request before its last step")
+
+
+def _last_report(directory: str) -> dict[str, Any] | None:
+    """Return the last report of a search's trial that has ended; None for any other."""
+    fs, path = fsspec.core.url_to_fs(f"{directory}/{ENDED}")
+    return json.loads(fs.cat_file(path)) if fs.exists(path) else None
 
 
 def _pass_on_ray_address() -> None:

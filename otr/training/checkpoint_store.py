@@ -178,6 +178,17 @@ def delete_old(directory: str, retained: int = RETAINED) -> None:
             _delete(fs, root, name)
 
 
+def delete_all(directory: str) -> None:
+    """Delete every checkpoint of a run that has ended.
+
+    Raises:
+        OSError: the storage can't be written.
+    """
+    fs, root = fsspec.core.url_to_fs(directory)
+    for name in _checkpoints(fs, root):
+        _delete(fs, root, name)
+
+
 def _delete(fs: AbstractFileSystem, root: str, name: str) -> None:
     """Delete a checkpoint so that an interruption leaves no valid-looking one."""
     path = f"{root}/{name}"

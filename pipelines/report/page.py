@@ -22,6 +22,7 @@ from pipelines.report import (
     measures,
     objective_plots,
     plots,
+    search,
     tables,
 )
 from pipelines.report.leaderboard import BASE, Entry, group_by_arm, rank_arms, retained_benchmarks
@@ -106,6 +107,7 @@ def render(
         benchmarks=_benchmarks(entries, benchmarks),
         measures=_measures(entries, benchmarks[0]),
         data=_data(directory / data.FILE),
+        search=search.section(directory, html_table),
         overlap=_overlap(overlaps),
         figures="".join(map(_figure, drawn)),
         command=html.escape(run["command"]),

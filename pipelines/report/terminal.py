@@ -14,6 +14,8 @@ from pipelines.report import data, differences, leaderboard, measures, tables
 from pipelines.report.leaderboard import Entry
 from pipelines.report.tables import Overlaps
 from pipelines.runtime import console
+from pipelines.stages import search_plan
+from tuning.arms import RATE
 from tuning.space import config_of
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ def print_dry_run(config: SweepConfig, run: PreparedRun) -> None:
     for trial in trials:
         console.say(f"trial {trial['arm']}, seed {trial['seed']}: {json.dumps(trial['overrides'])}")
     print_choices(config, corpus=report)
+    if config.search.space:
+        search_plan.show(search_plan.plan(run), config)
     console.say(f"{len(trials)} trials on {report.rows} examples, {report.tokens} tokens")
     console.say(f"one example; {console.marked()}:")
     console.say_marked(report.example)
@@ -56,13 +60,15 @@ def print_choices(
     how = " and ".join([how, *train.lora.modules_to_save])
     how += f" but {' '.join(train.freeze)}" if train.freeze else ""
     many = "learning rates" if len(rates) > 1 else "learning rate"
+    told = ", ".join(f"{rate:g}" for rate in rates)
+    if RATE in config.search.domains:
+        told = "searched"
     rows = corpus.packed_rows(train.data.sequence_length) if corpus else None
     epochs = train.max_steps * train.global_batch_size / rows if rows else 0.0
     passes = f"{epochs:.3g}"
     often = f" ({passes} epoch{'' if passes == '1' else 's'} of the data)" if epochs else ""
     console.say(
-        f"trains {how} of {train.model.path}, {train.max_steps} steps{often}, {many} "
-        f"{', '.join(f'{rate:g}' for rate in rates)}"
+        f"trains {how} of {train.model.path}, {train.max_steps} steps{often}, {many} {told}"
     )
     if epochs > MANY_EPOCHS:
         console.note(

@@ -76,9 +76,14 @@ def _is_longer(before: SweepConfig, now: SweepConfig) -> bool:
 
 
 def _check_can_become_longer(config: SweepConfig, directory: Path) -> None:
-    if config.search.scheduler == "asha":
+    if config.search.scheduler != "none":
         raise ValueError(
-            f"{directory} holds a sweep with fewer steps, in which asha has stopped trials early: "
+            f"{directory} holds a sweep with fewer steps, in which {config.search.scheduler} has "
+            "stopped trials early: choose another --name"
+        )
+    if config.search.space:
+        raise ValueError(
+            f"{directory} holds a search with fewer steps, which chose settings for that length: "
             "choose another --name"
         )
     from otr.training.checkpoint_store import check_can_go_on  # importing Ray takes seconds

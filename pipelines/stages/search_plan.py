@@ -1,0 +1,264 @@
+"""What a search will do and cost: trials per arm, tokens, time, disk.
+
+The time is computed from the tokens per second that a few steps take on this machine.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+
+from evals.hardware import this_machine
+from otr.config import TrainConfig
+from otr.files import write_json
+from pipelines.checks.machine import CHECKPOINT_BYTES_PER_PARAMETER, GIB, trained_weights
+from pipelines.config.prepared import PreparedRun
+from pipelines.config.presets import SweepConfig
+from pipelines.runtime import console
+from tuning.arms import RATE, SearchArm, search_arms
+from tuning.budget import Budget, over
+from tuning.space import config_of
+
+FILE = "plan.json"
+START_SECONDS = 10.0
+"""Assumed time of a trial beside its steps: processes, imports, loading the model."""
+_VALIDATION_EXAMPLES = 2000
+_FORWARD = 1 / 3  # of the work of a training step
+_MOST_TRIALS = 10_000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A search and its cost."""
+
+    trials: dict[str, int]
+    """Number of trials by arm."""
+    seed: int
+    """Seed of the search's trials; the sweep has others."""
+    tokens: dict[str, float]
+    """Tokens of one trial, by arm."""
+    seconds: dict[str, float] | None
+    """Time of one trial, by arm; None if it can't be measured here."""
+    at_once: int
+    """Trials at once."""
+    disk: int | None
+    """Bytes that the search needs at any time; None if the size of the model is unknown."""
+    unfair: str = ""
+    """Why the arms can't be compared, if they can't."""
+
+    @property
+    def cost(self) -> Budget:
+        """The cost of the whole search."""
+        seconds = self.seconds and self._total(self.seconds) / self.at_once
+        return Budget(sum(self.trials.values()), seconds or None, self._total(self.tokens))
+
+    def _total(self, each: Mapping[str, float]) -> float:
+        return sum(count * each[arm] for arm, count in self.trials.items())
+
+
+def plan(run: PreparedRun) -> Plan:
+    """Return the plan of a run's search: the one that it began with, or a new one.
+
+    Raises:
+        ValueError: the budget is too small for the search, or the first steps fail.
+    """
+    file = run.directory / "search" / FILE
+    if file.is_file():
+        return Plan(**json.loads(file.read_text()))
+    config = run.config
+    arms = search_arms(config.train, config.trials, config.search.domains)
+    costliest = [_costliest(config.train, arm) for arm in arms]
+    tokens_per_row, tokens = _tokens(run)
+    speeds = _speeds(costliest, tokens_per_row)
+    evaluated = _validation_tokens(run)
+    seconds = None
+    if speeds is not None:
+        seconds = {
+            arm.name: START_SECONDS + (tokens + evaluated * _FORWARD) / speed
+            for arm, speed in zip(arms, speeds, strict=True)
+        }
+    made = Plan(
+        trials={},
+        seed=1 + max(trial.seed for trial in config.trials),
+        tokens={arm.name: tokens for arm in arms},
+        seconds=seconds,
+        at_once=_at_once(config),
+        disk=_disk(config),
+        unfair=unfair(config),
+    )
+    made = replace(made, trials=_trials(config, arms, made))
+    if found := over(config.search.limits, made.cost):
+        raise ValueError(
+            f"the search would take {_in_words(made.cost)}, more {' and '.join(found)} than its "
+            f"budget ({config.search.budget}): allow fewer trials or --max-steps, or more budget"
+        )
+    return made
+
+
+def write(made: Plan, run: PreparedRun) -> None:
+    """Keep the plan: a search that resumes has the same one."""
+    file = run.directory / "search" / FILE
+    file.parent.mkdir(exist_ok=True)
+    write_json(file, asdict(made))
+
+
+def unfair(config: SweepConfig) -> str:
+    """Return why a search does not allow to compare arms; "" if it does."""
+    if not config.search.space or RATE in config.search.domains:
+        return ""
+    rates = sorted({config_of(config.train, trial).optim.lr for trial in config.trials})
+    shared = " and ".join(f"{rate:g}" for rate in rates)
+    return (
+        f"the learning rate was not searched (all arms have {shared}), and each objective has a "
+        'best rate of its own: add "optim.lr=loguniform(1e-6,1e-4)" to --search'
+    )
+
+
+def show(made: Plan, config: SweepConfig) -> None:
+    """Print a plan."""
+    domains = config.search.domains
+    arms = search_arms(config.train, config.trials, domains)
+    rows = []
+    for arm in arms:
+        count = made.trials.get(arm.name, 0)
+        searched = ", ".join(f"{key} {domain.text}" for key, domain in arm.domains.items())
+        time = "unknown"
+        if made.seconds:
+            time = duration(count * made.seconds[arm.name] / made.at_once)
+        each = count * made.tokens[arm.name]
+        rows.append([arm.name, f"{count}", f"{each / 1e6:,.3g} M", time, searched or "nothing"])
+    console.table(("search", "trials", "tokens", "time", "searched"), rows)
+    budget = f", of a budget of {config.search.budget}" if config.search.budget else ""
+    disk = "unknown" if made.disk is None else f"{made.disk / GIB:.1f} GiB"
+    console.say(
+        f"search: {_in_words(made.cost)}{budget}; {config.search.sampler} by "
+        f"{' and '.join(config.search.metrics)}, scheduler {config.search.scheduler}, "
+        f"{made.at_once} at once, seed {made.seed}; disk {disk} (only running trials have "
+        "checkpoints)"
+    )
+    if config.search.benchmark:
+        console.say(f"the time of answering {config.search.benchmark} comes on top")
+    after = len(config.trials)
+    time = "unknown"
+    if made.seconds:
+        time = duration(sum(made.seconds[t.arm] for t in config.trials) / made.at_once)
+    console.say(f"then: {after} trials, the best setting of each arm on other seeds, {time}")
+    if len({*made.trials.values()} - {0}) > 1:
+        console.note("the arms have unequal numbers of trials: a grid tries every combination")
+    if made.unfair:
+        console.note(f"unfair, so no winner will be named: {made.unfair}")
+
+
+def duration(seconds: float) -> str:
+    """Return a time in words: "40 s", "12 min", "3.5 h"."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _in_words(cost: Budget) -> str:
+    time = duration(cost.seconds) if cost.seconds else "an unknown time"
+    return f"{cost.trials} trials, {(cost.tokens or 0) / 1e6:,.3g} M tokens, {time}"
+
+
+def _trials(config: SweepConfig, arms: Sequence[SearchArm], made: Plan) -> dict[str, int]:
+    """Return the number of trials of each arm: all that are searched have equally many.
+
+    Raises:
+        ValueError: the budget does not hold one trial per arm, or its time can't be converted.
+    """
+    searched = [arm for arm in arms if arm.domains]
+    none = dict.fromkeys((arm.name for arm in arms), 0)
+    if config.search.sampler == "grid":
+        return none | {arm.name: arm.combinations() for arm in searched}
+    budget = config.search.limits
+    limits = [float(_MOST_TRIALS)]
+    if budget.trials is not None:
+        limits = [budget.trials / len(searched)]
+    else:
+        if budget.tokens is not None:
+            limits.append(budget.tokens / sum(made.tokens[arm.name] for arm in searched))
+        if budget.seconds is not None:
+            if made.seconds is None:
+                raise ValueError(
+                    f"how many trials fit into {config.search.budget} can't be measured here: give "
+                    f'their number too, as in --budget "40 trials, {config.search.budget}"'
+                )
+            each = sum(made.seconds[arm.name] for arm in searched) / made.at_once
+            limits.append(budget.seconds / each)
+    each_arm = int(min(limits))
+    if each_arm < 1:
+        one = replace(made, trials=none | {arm.name: 1 for arm in searched})
+        raise ValueError(
+            f"the budget of {config.search.budget} is less than one trial for each of "
+            f"{len(searched)} arms, which take {_in_words(one.cost)}: allow more, or fewer arms or "
+            "--max-steps"
+        )
+    return none | {arm.name: each_arm for arm in searched}
+
+
+def _costliest(train: TrainConfig, arm: SearchArm) -> TrainConfig:
+    """Return the config of an arm with the largest values of its settings."""
+    largest = {}
+    for key, domain in arm.domains.items():
+        numbers = [value for value in domain.ends() if isinstance(value, int | float)]
+        largest[key] = max(numbers) if numbers else domain.ends()[0]
+    return config_of(train, arm.trial(1, largest, 0))
+
+
+def _tokens(run: PreparedRun) -> tuple[float, float]:
+    """Return the tokens of a packed row and of a trial; full rows where the data's size is open."""
+    train, corpus = run.config.train, run.corpus
+    length = train.data.sequence_length
+    rows = corpus.packed_rows(length)
+    whole = corpus.tokens * (corpus.records or 0) / corpus.rows if corpus.rows else 0.0
+    per_row = min(float(length), whole / rows) if rows and whole else float(length)
+    return per_row, per_row * train.global_batch_size * train.max_steps
+
+
+def _validation_tokens(run: PreparedRun) -> float:
+    """Return the tokens that a trial evaluates."""
+    from otr.training.corpus import inspect_corpus
+
+    train = run.config.train
+    if not train.data.validation:
+        return 0.0
+    report = inspect_corpus(train.data.of_validation, train.model)
+    share = min(1.0, _VALIDATION_EXAMPLES / max(1, report.rows))
+    return report.tokens * share * -(-train.max_steps // train.eval_interval)
+
+
+def _speeds(configs: Sequence[TrainConfig], tokens_per_row: float) -> list[float] | None:
+    """Return the tokens per second of each run; None on a cluster, whose hosts may differ."""
+    if os.environ.get("RAY_ADDRESS"):
+        return None
+    from tuning.calibration import tokens_per_second
+
+    with console.stage("measure", "tokens per second of two steps of each arm") as stage:
+        found = tokens_per_second(configs, tokens_per_row)
+        stage.say(f"{min(found):,.0f} to {max(found):,.0f} tokens per second and worker")
+    return [speed * config.workers.count for speed, config in zip(found, configs, strict=True)]
+
+
+def _at_once(config: SweepConfig) -> int:
+    """Return how many trials run at once on this machine."""
+    workers = config.train.workers
+    if config.search.max_concurrent:
+        return config.search.max_concurrent
+    if workers.gpus:
+        import torch
+
+        return max(1, int(torch.cuda.device_count() / (workers.count * workers.gpus)))
+    return max(1, int(this_machine().cores / (workers.count * workers.cpus)))
+
+
+def _disk(config: SweepConfig) -> int | None:
+    """Return the size of the checkpoints of the trials that run at once."""
+    configs = [config_of(config.train, trial) for trial in config.trials]
+    weights = [trained_weights(each) for each in configs]
+    known = [count for count in weights if count is not None]
+    if len(known) < len(weights):
+        return None
+    # The last two, the best, one that is being written, and one that is being scored.
+    retained = 5 if config.search.benchmark else 4
+    return retained * max(known) * CHECKPOINT_BYTES_PER_PARAMETER * _at_once(config)

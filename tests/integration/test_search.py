@@ -1,0 +1,99 @@
+"""A search of a tiny model under Ray Tune, whose driver is killed, and which then goes on."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from otr.config import TrainConfig
+from tests.integration import test_tuning
+from tests.integration.test_tuning import ReportedSteps
+from tests.integration.test_tuning import assets as assets
+from tuning.arms import search_arms
+from tuning.search import best_of, search
+from tuning.searcher import LOG, SearchPlan
+from tuning.settings import SearchSettings
+from tuning.space import Trial
+
+pytestmark = pytest.mark.integration
+
+SETTINGS = SearchSettings(
+    metric="val_nll",
+    space={"optim.lr": "loguniform(1e-4,1e-2)", "objective.num_samples": "choice(4,16)"},
+    budget="4 trials",
+    max_concurrent=1,
+)
+ARMS = [Trial("sft", {"objective.name": "sft"}), Trial("otr")]
+
+
+def config(directory: Path) -> TrainConfig:
+    short = test_tuning.config(directory)
+    return replace(short, max_steps=4, eval_interval=2, checkpoint_interval=1)
+
+
+def plan(directory: Path) -> SearchPlan:
+    arms = search_arms(config(directory), ARMS, SETTINGS.domains)
+    return SearchPlan(tuple(arms), {"sft": 2, "otr": 2}, seed=7)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import ray
+from ray import tune
+from tests.integration.test_search import SETTINGS, config, plan
+from tuning.search import search
+
+class Kill(tune.Callback):
+    def on_trial_result(self, iteration, trials, trial, result, **info):
+        if trial.config["trial"]["arm"] == "otr" and result.get("checkpoint_path"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+ray.init(address="local", num_cpus=4, log_to_driver=False)
+directory = Path(sys.argv[1])
+search(config(directory), plan(directory), SETTINGS, storage=sys.argv[2], name="search",
+    callbacks=[Kill()])
+"""
+
+
+def test_a_killed_search_goes_on(assets: Path, tmp_path: Path, request: Any) -> None:
+    """The first trial has ended, the second one resumes, and two more have other settings."""
+    command = [sys.executable, "-c", KILLED, str(assets), str(tmp_path)]
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    root = Path(__file__).parents[2]
+    killed = subprocess.run(command, cwd=root, env=environment, capture_output=True, check=False)
+    assert killed.returncode == -9, killed.stderr.decode()[-2000:]
+    log = tmp_path / "search" / LOG
+    before = log.read_text()
+    assert before.count('"suggested"') == 2 and before.count('"ended"') == 1
+    request.getfixturevalue("ray_cluster")
+    seen = ReportedSteps()
+    where: dict[str, Any] = {"storage": str(tmp_path), "name": "search"}
+    with pytest.raises(ValueError, match="holds a search already"):
+        search(config(assets), plan(assets), SETTINGS, **where)
+    results = search(config(assets), plan(assets), SETTINGS, **where, resume=True, callbacks=[seen])
+    names = ["sft-0001", "sft-0002", "otr-0001", "otr-0002"]
+    assert [result.trial.name for result in results] == names
+    assert [result.status for result in results] == ["finished"] * 4
+    assert log.read_text().startswith(before), "what was suggested stays"
+    assert log.read_text().count('"suggested"') == log.read_text().count('"ended"') == 4
+    assert seen.steps.get("sft-0001", [4]) == [4], "it does not train again"
+    assert seen.steps["otr-0001"][0] > 1, "it started again from step 0"
+    assert seen.steps["sft-0002"][-1] == 4
+    rates = {result.trial.overrides["optim.lr"] for result in results}
+    assert len(rates) == 2, "the random trials of both arms have the same rates"
+    assert [*best_of(results, "val_nll")] == ["sft", "otr"]
+    for result in results:
+        assert result.trial.seed == 7 and result.history[-1]["step"] == 4
+        assert result.checkpoint is None
+        assert not [*(tmp_path / "search" / result.trial.name).glob("train/step-*")]
+        report = json.loads((tmp_path / "search" / result.trial.name / "ended.json").read_text())
+        assert report["val_nll"] == pytest.approx(result.history[-1]["val_nll"])
+    seen = ReportedSteps()
+    again = search(config(assets), plan(assets), SETTINGS, **where, resume=True, callbacks=[seen])
+    assert seen.steps == {} and again == results

@@ -1,0 +1,145 @@
+"""The arms of a search: the settings that each one has, and the values to search of them."""
+
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
+from math import prod
+from typing import Any
+
+from otr.config import TrainConfig, types_of
+from otr.loss.objective import owners
+from tuning.domains import Domain
+from tuning.space import Trial, config_of, with_overrides
+
+RATE = "optim.lr"
+_SEARCHED = ("objective.", "optim.", "lora.")
+
+
+@dataclass(frozen=True)
+class SearchArm:
+    """An arm of a search."""
+
+    name: str
+    overrides: dict[str, Any]
+    """Values that all of its trials have."""
+    domains: dict[str, Domain]
+    """What is searched, by dotted key of `TrainConfig`; may be empty."""
+
+    def trial(self, number: int, values: Mapping[str, Any], seed: int) -> Trial:
+        """Return a trial of the search."""
+        return Trial(self.name, {**self.overrides, **values}, seed, number)
+
+    def combinations(self) -> int:
+        """Return the number of combinations of listed values; 0 if a domain has no list."""
+        lists = [domain.listed() for domain in self.domains.values()]
+        return 0 if None in lists else prod(len(each or ()) for each in lists)
+
+
+def search_arms(
+    config: TrainConfig, trials: Sequence[Trial], domains: Mapping[str, Domain]
+) -> list[SearchArm]:
+    """Return the arms of a search: each with those of the settings that it has.
+
+    Args:
+        config: the config that the trials override.
+        trials: the trials of the sweep; those of an arm differ only in their seed.
+        domains: the values of each setting.
+
+    Raises:
+        ValueError: a setting is unknown, can't be searched, is in no arm or already has a value
+            there, or an arm's config refuses one of the values.
+    """
+    for key, domain in domains.items():
+        _check_key(config, key, domain)
+    arms = []
+    for trial in {trial.arm: trial for trial in reversed(trials)}.values():
+        own = {key: domain for key, domain in domains.items() if _has(config, trial, key, domains)}
+        arms.append(SearchArm(trial.arm, trial.overrides, own))
+        for key, domain in own.items():
+            if key in trial.overrides:
+                raise ValueError(
+                    f"the arm {trial.arm} sets {key} to {trial.overrides[key]!r}, and it is "
+                    "searched: leave one of them out"
+                )
+            for value in domain.ends():
+                _check_value(config, trial, key, value)
+    arms.reverse()
+    missing = [key for key in domains if not any(key in arm.domains for arm in arms)]
+    if missing:
+        names = ", ".join(arm.name for arm in arms)
+        has = owners(missing[0].removeprefix("objective."))
+        of = f"a setting of {' and '.join(has)}" if has else "without effect"
+        raise ValueError(
+            f"the search names {missing[0]}, {of}, but no arm has it ({names}): leave it out, or "
+            f"add an arm with --arms"
+        )
+    return arms
+
+
+def _has(config: TrainConfig, trial: Trial, key: str, domains: Mapping[str, Domain]) -> bool:
+    """Return whether a setting has an effect in an arm."""
+    own = config_of(config, trial)
+    if key.startswith("lora."):
+        return own.lora.rank > 0 or "lora.rank" in domains
+    if not key.startswith("objective."):
+        return True
+    if own.objective.name not in owners(key.removeprefix("objective.")):
+        return False
+    draws = own.objective.draws_hits or own.objective.draws_misses
+    return key != "objective.num_samples" or draws or "objective.estimator" in domains
+
+
+def _check_key(config: TrainConfig, key: str, domain: Domain) -> None:
+    """Check that a setting can be searched, and that the values have its type.
+
+    Raises:
+        ValueError: it can't, or they have not.
+    """
+    if key == "objective.name":
+        raise ValueError("the search names objective.name: choose objectives with --arms")
+    part: Any = config
+    kind: Any = type(config)
+    for name in key.split("."):
+        if not is_dataclass(part) or name not in types_of(kind):
+            with_overrides(config, {key: domain.ends()[0]})  # names the nearest key
+            raise ValueError(f"the search names {key}, which is no setting")
+        part, kind = getattr(part, name), types_of(kind)[name]
+    if not key.startswith(_SEARCHED) or is_dataclass(part):
+        raise ValueError(
+            f"the search names {key}: only settings of objective, optim and lora can be searched; "
+            "trials with other data, models or lengths could not be compared"
+        )
+    wrong = [value for value in domain.ends() if not _is_of(kind, value)]
+    if wrong or (kind is int and not domain.is_whole):
+        remedy = "use randint or choice of whole numbers" if kind is int else "use its own values"
+        raise ValueError(
+            f"search of {key}={domain.text}: {(wrong or ['a fraction'])[0]!r} is no value of it "
+            f"({_kind_name(kind)}): {remedy}"
+        )
+
+
+def _is_of(kind: Any, value: Any) -> bool:
+    """Return whether a value has a field's type; other types than these are left to the config."""
+    if typing.get_origin(kind) is typing.Literal:
+        return value in typing.get_args(kind)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return kind not in (bool, str) or isinstance(value, kind)
+
+
+def _kind_name(kind: Any) -> str:
+    if typing.get_origin(kind) is typing.Literal:
+        return " or ".join(map(repr, typing.get_args(kind)))
+    names = {int: "an integer", float: "a number", bool: "True or False", str: "a text"}
+    return names.get(kind, str(kind))
+
+
+def _check_value(config: TrainConfig, trial: Trial, key: str, value: Any) -> None:
+    try:
+        with_overrides(config_of(config, trial), {key: value})
+    except ValueError as error:
+        raise ValueError(
+            f"the search of {key} in the arm {trial.arm} has the value {value!r}: {error}"
+        ) from error

@@ -1,0 +1,132 @@
+"""A search before a sweep: it finds the best setting of each arm, as an experiment of Ray Tune.
+
+Trials are named after their arm: `<storage>/<name>/otr-0007/`. A trial that has ended keeps its
+reports and no checkpoint, since the best setting is trained again, with other seeds.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from ray import tune
+
+from otr.config import TrainConfig
+from otr.training.checkpoint_store import delete_all
+from otr.training.worker import stop_requested
+from tuning.concurrency import TrialLimit
+from tuning.judge import Judge
+from tuning.searcher import ArmSearcher, ResumableGenerator, SearchPlan
+from tuning.settings import ANSWERS, SearchSettings, check_metrics, lower_is_better
+from tuning.space import Trial, config_of
+from tuning.sweep import Experiment, TrialResult, outcome_of
+from tuning.trial import ENDED, RUN
+
+
+def search(  # noqa: PLR0913 - as of `tuning.sweep.run`
+    config: TrainConfig,
+    plan: SearchPlan,
+    settings: SearchSettings,
+    *,
+    storage: str,
+    name: str,
+    callbacks: Sequence[tune.Callback] = (),
+    resume: bool = False,
+    again: bool = True,
+    stop_file: str | None = None,
+    packed: str | None = None,
+    judge: Judge | None = None,
+) -> list[TrialResult]:
+    """Run the trials of a search, or with `resume` continue an interrupted one.
+
+    Args:
+        config: the config that the trials override.
+        plan: the arms and their numbers of trials.
+        settings: sampler, metrics and scheduler.
+        storage: directory that every node reaches.
+        name: name of the search below `storage`.
+        callbacks: as of `tuning.sweep.run`.
+        resume: continue the search of this storage and name, or start it if there is none.
+        again: when it continues, run failed trials again.
+        stop_file: once this file exists, each trial saves and fails; `resume` continues it.
+        packed: directory or URI of the packed stores of corpora.
+        judge: scores checkpoints on `settings.benchmark`; see `tuning.judge`.
+
+    Returns:
+        One result per trial that was started, by arm and number.
+
+    Raises:
+        ValueError: the search exists and `resume` is off, it has another space, a metric of the
+            search is not reported, `storage` is no directory, or the cluster is too small.
+    """
+    if "://" in storage:
+        raise ValueError(f"a search needs a directory that every node reaches, not {storage}")
+    check_metrics(config, settings)
+    assert judge is not None or ANSWERS not in settings.metrics, "nothing scores search.benchmark"
+    storage = str(Path(storage).absolute())
+    experiment = Experiment(config, settings, storage, name, callbacks, stop_file, packed, judge)
+    directory = experiment.directory
+    first = [config_of(config, arm.trial(1, {}, plan.seed)) for arm in plan.arms]
+    exists = tune.Tuner.can_restore(directory)
+    if exists and not resume:
+        raise ValueError(f"{directory} holds a search already: resume it, or use another name")
+    searcher = ArmSearcher(
+        plan,
+        settings,
+        directory=directory,
+        limit=TrialLimit([each.workers for each in first], settings.max_concurrent).now,
+        max_steps=config.max_steps,
+        on_end=lambda trial, report: _end(f"{directory}/{trial.name}", report),
+        is_stopping=lambda: stop_requested(stop_file),
+    )
+    tuner = experiment.restored(failed=again) if exists else None
+    count = sum(plan.trials.values())
+    found = experiment.fit(ResumableGenerator(searcher), tuner, num_samples=count)
+    if searcher.unreported:
+        raise ValueError(
+            f"trials do not report {' and '.join(settings.metrics)}, by which the search compares "
+            f"them, but {', '.join(searcher.unreported)}: choose with --search.metric"
+        )
+    results = []
+    for each in found:
+        trial = Trial(**(each.config or {})["trial"])
+        results.append(outcome_of(trial, each, f"{directory}/{trial.name}", config.max_steps))
+        if results[-1].status != "failed":
+            delete_all(f"{directory}/{trial.name}/{RUN}")  # written after the trial was stopped
+    names = [arm.name for arm in plan.arms]
+    return sorted(results, key=lambda r: (names.index(r.trial.arm), r.trial.number or 0))
+
+
+def value_of(result: TrialResult, metric: str) -> float | None:
+    """Return the last value of a metric that a trial reported; None if it has none."""
+    values = [report[metric] for report in result.history if metric in report]
+    return float(values[-1]) if values and math.isfinite(values[-1]) else None
+
+
+def best_of(results: Sequence[TrialResult], metric: str) -> dict[str, TrialResult]:
+    """Return the best trial of each arm among those that ran to their end.
+
+    A trial that was stopped early was compared at an earlier step, and is not chosen.
+    """
+    sign = 1 if lower_is_better(metric) else -1
+    best: dict[str, tuple[float, TrialResult]] = {}
+    for result in results:
+        value = value_of(result, metric)
+        arm = result.trial.arm
+        if result.status != "finished" or value is None:
+            continue
+        if arm not in best or sign * value < best[arm][0]:
+            best[arm] = (sign * value, result)
+    return {arm: result for arm, (_, result) in best.items()}
+
+
+def _end(directory: str, report: Mapping[str, Any]) -> None:
+    """Keep the last report of a trial that has ended, and delete its checkpoints."""
+    plain = {k: v for k, v in report.items() if isinstance(v, int | float | str)}
+    fs, path = fsspec.core.url_to_fs(f"{directory}/{ENDED}")
+    fs.makedirs(directory, exist_ok=True)
+    with fs.transaction, fs.open(path, "w") as file:
+        json.dump(plain, file)
+    delete_all(f"{directory}/{RUN}")

@@ -181,8 +181,8 @@ def uses_plain_backend(tokenizer: "PreTrainedTokenizerBase") -> bool:
 def adapters_off(model: "Module") -> Iterator[None]:
     """Compute without peft's adapters meanwhile, and with the original of modules saved as a whole.
 
-    The public `PeftModel.disable_adapter` also freezes the adapters and thaws them afterwards. FSDP2
-    reads once, in its first forward pass, which parameters are trained, and would find none
+    The public `PeftModel.disable_adapter` also freezes the adapters and thaws them afterwards.
+    FSDP2 reads once, in its first forward pass, which parameters are trained, and would find none
     (`_disable_adapters` in peft/tuners/tuners_utils.py and peft/utils/other.py, peft 0.21).
     """
     layers = [module for module in model.modules() if hasattr(module, "_disable_adapters")]

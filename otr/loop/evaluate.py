@@ -33,7 +33,7 @@ def evaluate(policy: Policy, batches: Sequence[Batch], dtype: str = "float32") -
     sums = torch.zeros(6, dtype=torch.float64, device=device)
     for i in range(int(passes)):
         # Under fsdp all ranks take part in every forward pass.
-        batch = batches[i] if i < len(batches) else _empty_batch()
+        batch = batches[i] if i < len(batches) else empty_batch()
         with policy.precision(dtype):
             packed = PackedBatch.of(batch).to(device)
             sums[:5] += policy.score(packed)
@@ -49,7 +49,7 @@ def evaluate(policy: Policy, batches: Sequence[Batch], dtype: str = "float32") -
     return found | ({"val_kl_to_base": kl / max(1, tokens)} if policy.has_base else {})
 
 
-def _empty_batch() -> Batch:
+def empty_batch() -> Batch:
     """Return a packed row without target tokens."""
     ids = torch.zeros(1, 2, dtype=torch.int32)
     return {"input_ids": ids, "loss_mask": ids > 0, "segment_ids": ids + 1}

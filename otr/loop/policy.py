@@ -205,12 +205,11 @@ class Policy(nn.Module):
         tokens, examples = nll.new_tensor([len(right_T), batch.num_examples])
         return torch.stack([nll, right.double(), tokens, exact.double(), examples])
 
-
     @torch.no_grad()
     def kl_to_base(self, batch: PackedBatch) -> Tensor:
         """Return the sum of KL(base || model) over the target tokens of a batch, in nats, float64.
 
-        The heads compute in float32: the rounding of logits to bfloat16 would count as a difference.
+        The heads compute in float32: rounding of logits to bfloat16 would count as a difference.
         """
         states_TD, own = target_states(self.model, batch).float(), _in_float32(head(self.model))
         with self._base_model() as model:

@@ -30,7 +30,7 @@ from otr.loss.objective import IGNORE_INDEX, LossOutput, Objective
 from otr.loss.rows import Target, gradient_coefficients, loss_and_gradient_
 
 
-def token_loss(
+def token_loss(  # noqa: PLR0913 - the public signature of the design
     logits_TV: Float[Tensor, "T V"],
     target_T: Int[Tensor, " T"],
     objective: Objective,
@@ -236,7 +236,16 @@ def linear_token_loss(  # noqa: PLR0913 - the public signature of the design
         scored.target,
         scored.position,
         Settings(
-            objective, seed, softcap, dtype, loss_backend, factor, weight_S, start_S, base, kl_weight
+            objective,
+            seed,
+            softcap,
+            dtype,
+            loss_backend,
+            factor,
+            weight_S,
+            start_S,
+            base,
+            kl_weight,
         ),
     )
     return _output(loss_sum, figures, scored, objective)

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from otr.loss import kernels
 from otr.loss.objective import Objective
-from otr.loss.rows import Compared
+from otr.loss.rows import ALONE, Compared
 
 # Of a chunk's logits. Smaller chunks read the weight and add to its gradient more often. On a GPU
 # this much is planned for, and a chunk is as large as free memory allows: see `_chunk_bytes`.
@@ -42,7 +42,7 @@ class Backend(Protocol):
         softcap: float | None = None,
         factor: Tensor | None = None,
         weight_C: Tensor | None = None,
-        compared: Compared = Compared(),
+        compared: Compared = ALONE,
     ) -> Tensor: ...
 
 

@@ -83,6 +83,10 @@ class Compared(NamedTuple):
         return Compared(start, None if self.base_CV is None else self.base_CV[rows], self.kl_weight)
 
 
+ALONE = Compared()
+"""Nothing to compare with."""
+
+
 def gradient_coefficients(objective: Objective, of: Target) -> tuple[Coefficients, Tensor | None]:
     """Return the coefficients of rows, and what is added to their losses (None: nothing)."""
     if objective.is_weighted:
@@ -137,7 +141,7 @@ def loss_and_gradient_(  # noqa: PLR0913 - the signature of a backend
     softcap: float | None = None,
     factor: Float[Tensor, ""] | None = None,
     weight_C: Float[Tensor, " C"] | None = None,
-    compared: Compared = Compared(),
+    compared: Compared = ALONE,
 ) -> Float[Tensor, "F C"]:
     """Return loss, NLL, hit share and entropy of each row; replace the logits by their gradient.
 
@@ -179,7 +183,7 @@ def _draw_uniforms(objective: Objective, low_C: Tensor, high_C: Tensor) -> list[
     return [uniforms(keys, draw_K[: None if on else 0], word=w) for w, on in wanted.items()]
 
 
-def _tile_(
+def _tile_(  # noqa: C901, PLR0915 - one tile, in order
     rows: _Rows,
     objective: Objective,
     scratch: Tensor,

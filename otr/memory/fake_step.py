@@ -33,7 +33,7 @@ from otr._compat import (
 from otr.config import TrainConfig
 from otr.loss import fused
 from otr.loss.objective import Objective
-from otr.loss.rows import Compared, loss_and_gradient_
+from otr.loss.rows import ALONE, Compared, loss_and_gradient_
 from otr.models.attention import PACKED, register
 from otr.models.freeze import freeze_equally
 from otr.models.layout import Layout
@@ -398,7 +398,7 @@ class _FirstChunk:
         softcap: float | None = None,
         factor: Tensor | None = None,
         weight_C: Tensor | None = None,
-        compared: Compared = Compared(),
+        compared: Compared = ALONE,
     ) -> Tensor:
         if self.done:
             figures = 4 if compared.base_CV is None else 5

@@ -102,8 +102,8 @@ def as_base(model: PreTrainedModel, dtype: str = "float32") -> PreTrainedModel:
 
     Args:
         model: changed in place; may be on the meta device.
-        dtype: precision of the forward passes, as in `ModelConfig.dtype`. In bfloat16 the weights of
-            linear layers are stored so, which halves their memory: autocast rounds them in each
+        dtype: precision of the forward passes, as in `ModelConfig.dtype`. In bfloat16 the weights
+            of linear layers are stored so, which halves their memory: autocast rounds them in each
             pass anyway.
     """
     model.requires_grad_(False).eval()

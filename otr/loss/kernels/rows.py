@@ -21,7 +21,7 @@ from otr.loss.kernels.common import RECORD
 from otr.loss.kernels.passes import gradient_, statistics
 from otr.loss.kernels.tokens import losses, write_
 from otr.loss.objective import Objective
-from otr.loss.rows import Compared
+from otr.loss.rows import ALONE, Compared
 
 SPAN = 2048  # logits that a program processes at once; a multiple of BLOCK
 LOAD_BYTES = 16  # that a thread loads at once
@@ -87,7 +87,7 @@ def loss_and_gradient_(  # noqa: PLR0913 - the signature of a backend
     softcap: float | None = None,
     factor: Float[Tensor, ""] | None = None,
     weight_C: Float[Tensor, " C"] | None = None,
-    compared: Compared = Compared(),
+    compared: Compared = ALONE,
 ) -> Float[Tensor, "F C"]:
     """Return loss, NLL, hit share and entropy of each row; replace the logits by their gradient.
 

@@ -213,9 +213,11 @@ def _miss_gradients(
             count += tl.sum((other[:, None] == token[None, :]).to(tl.int32), axis=0)
         logp = z * LOG2E - shift - lse
         summed += tl.sum(tl.where(inside & (token != y), logp, 0.0), axis=0)
-        slope = of_p * tl.exp2(logp) - of_miss * count.to(tl.float32)
+        p = tl.exp2(logp)
+        slope = of_p * p - of_miss * count.to(tl.float32)
         if base_ptr is not None:
-            slope -= of_base * _base_share(base_ptr, token, inside, base_record_ptr, cap, CAPPED)
+            b = _base_share(base_ptr, token, inside, base_record_ptr, cap, CAPPED)
+            slope += of_base * (p - b)
         tl.store(value_ptr + place, slope * cap_slope(z, cap, CAPPED), mask=inside)
     return summed
 
@@ -234,14 +236,14 @@ def _number(numbers_ptr, place):
     do_not_specialize=["seed_low", "seed_high"],
     do_not_specialize_on_alignment=["target_ptr", "position_ptr", "weight_ptr", "start_ptr"],
 )
-def losses(  # noqa: PLR0915 - one program per row, in order
+def losses(  # noqa: C901, PLR0915 - one program per row, in order
     z_ptr, target_ptr, position_ptr, factor_ptr, weight_ptr, start_ptr, base_ptr, base_record_ptr,
     record_ptr, high_ptr, sum_ptr, cdf_ptr, token_ptr, value_ptr, figures_ptr,
     width, stride, base_stride, blocks, steps, samples, places, seed_low, seed_high,
     inverse_kappa, cap, kl_weight,
     OBJECTIVE: tl.constexpr, FORM: tl.constexpr, WEIGHTED: tl.constexpr, RATIO: tl.constexpr,
-    PENALTY: tl.constexpr, ROLLS_OUT: tl.constexpr, HITS: tl.constexpr, DRAWN: tl.constexpr, TEMPERED: tl.constexpr,
-    DENSE_Q: tl.constexpr, CAPPED: tl.constexpr, BLOCK: tl.constexpr, DRAWS: tl.constexpr,
+    PENALTY: tl.constexpr, ROLLS_OUT: tl.constexpr, HITS: tl.constexpr, DRAWN: tl.constexpr,
+    TEMPERED: tl.constexpr, DENSE_Q: tl.constexpr, CAPPED: tl.constexpr, BLOCK: tl.constexpr, DRAWS: tl.constexpr,
     LANES: tl.constexpr, OTHERS: tl.constexpr, CDF: tl.constexpr,
     HIT: tl.constexpr, WHICH_BLOCK: tl.constexpr, WHICH_ENTRY: tl.constexpr,
 ):  # fmt: skip
@@ -301,17 +303,15 @@ def losses(  # noqa: PLR0915 - one program per row, in order
     weight = _number(weight_ptr, row)
     factor = weight * _number(factor_ptr, 0)
     slope = of_p * p - of_target
+    if DENSE_Q:
+        loss += of_q * (tl.load(record_ptr + MEAN_Q) - lse)
+        slope -= of_q * q
     of_base = 0.0
-    at_base = 0.0
     if base_ptr is not None:
         base_ptr += row * base_stride
         base_record_ptr += row * RECORD
         of_base = kl_weight * _number(factor_ptr, 0)
-        at_base = of_base * (p - _base_share(base_ptr, y, True, base_record_ptr, cap, CAPPED))
         tl.store(base_record_ptr + OF_P, of_base)
-    if DENSE_Q:
-        loss += of_q * (tl.load(record_ptr + MEAN_Q) - lse)
-        slope -= of_q * q
     if DRAWN:
         _draw_misses(
             z_ptr, token_ptr, value_ptr, cdf_ptr, high_ptr, y, low, high, misses,
@@ -320,13 +320,19 @@ def losses(  # noqa: PLR0915 - one program per row, in order
         )  # fmt: skip
         loss += of_miss * _miss_gradients(
             token_ptr, value_ptr, base_ptr, base_record_ptr, y, misses, shift, lse,
-            factor * of_p + of_base, factor * of_miss, of_base, cap, CAPPED, LANES, OTHERS,
+            factor * of_p, factor * of_miss, of_base, cap, CAPPED, LANES, OTHERS,
         )  # fmt: skip
         tl.store(record_ptr + MISSES, misses.to(tl.float32))
-    tl.store(record_ptr + OF_P, factor * of_p + of_base)
+    # Without a base, not even a 0 is added.
+    if base_ptr is None:
+        tl.store(record_ptr + OF_P, factor * of_p)
+        tl.store(record_ptr + AT_TARGET, factor * slope * cap_slope(z, cap, CAPPED))
+    else:
+        b = _base_share(base_ptr, y, True, base_record_ptr, cap, CAPPED)
+        at_target = factor * slope + of_base * (p - b)
+        tl.store(record_ptr + OF_P, factor * of_p + of_base)
+        tl.store(record_ptr + AT_TARGET, at_target * cap_slope(z, cap, CAPPED))
     tl.store(record_ptr + OF_Q, factor * of_q)
-    at_target = factor * slope + at_base
-    tl.store(record_ptr + AT_TARGET, at_target * cap_slope(z, cap, CAPPED))
     rows = tl.num_programs(0)
     loss *= -LN2
     if PENALTY:

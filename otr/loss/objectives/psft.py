@@ -29,7 +29,9 @@ class Psft(Objective):
     arxiv: ClassVar[str] = "2508.17784"
     loss: ClassVar[str] = "−min(r, 1 + e), r = p(y) / p(y) before training"
     gradient: ClassVar[str] = "r (p − e_y) where r < 1 + e, else 0"
-    meaning: ClassVar[str] = "Learns as SFT does, until a target is 1 + e times as likely as before."
+    meaning: ClassVar[str] = (
+        "Learns as SFT does, until a target is 1 + e times as likely as before."
+    )
     example: ClassVar[Example] = Example(-1.0, -0.75)
 
     def __post_init__(self) -> None:

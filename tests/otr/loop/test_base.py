@@ -19,7 +19,7 @@ from otr.models.load import as_base, empty_model, load_model
 from otr.models.lora import add_adapters, load_adapters
 from otr.models.tokenizer import load_tokenizer
 from tests.assets.tiny import make_tiny_model
-from tests.otr.runs import ROWS, batches, config, join_ranks
+from tests.otr.runs import ROWS, batches, config, join_ranks, with_start
 
 STEPS = 4
 KINDS: dict[str, dict[str, Any]] = {
@@ -34,26 +34,18 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
 
 
-def run_of(model_dir: Path, objective: Objective = Objective("dft"), **change: Any) -> TrainConfig:
-    run = config(model_dir, objective, STEPS, **{"kl_weight": 0.5, "checkpoint_interval": 2} | change)
+DFT = Objective("dft")
+
+
+def run_of(model_dir: Path, objective: Objective = DFT, **change: Any) -> TrainConfig:
+    run = config(
+        model_dir, objective, STEPS, **{"kl_weight": 0.5, "checkpoint_interval": 2} | change
+    )
     return replace(run, data=replace(run.data, validation=("held out",)))
 
 
 def base_of(run: TrainConfig, empty: bool = False) -> Any:
     return as_base((empty_model if empty else load_model)(run.model), run.model.dtype)
-
-
-def with_start(model_dir: Path, steps: int = STEPS) -> list[dict[str, Tensor]]:
-    """Return batches with each target's log-probability under the model."""
-    policy, made = Policy(load_model(ModelConfig(str(model_dir))).eval(), Objective("sft")), []
-    for batch in batches(steps):
-        packed = PackedBatch.of(batch)
-        with torch.no_grad():
-            nll_T = policy.predict(packed).nll_T
-        start_BS = torch.zeros(batch["input_ids"].shape)
-        start_BS.view(-1)[packed.layout.place_N[packed.index_T] + 1] = -nll_T
-        made.append({**batch, "start": start_BS})
-    return made
 
 
 def log_of(
@@ -159,7 +151,7 @@ def test_a_run_resumes_bitwise(model_dir: Path, kind: str, tmp_path: Path) -> No
     """The base is the model that the run started from, not the checkpoint."""
     run = run_of(model_dir, Objective("psft" if kind == "psft" else "dft"))
     run = replace(run, lora=LoraConfig(rank=4)) if kind == "lora" else run
-    parts = with_start(model_dir)
+    parts = with_start(model_dir, batches(STEPS))
     first, _ = log_of(run, tmp_path, parts=parts)
     again, _ = log_of(run, tmp_path / "again", resume_from=tmp_path / "step-2", parts=parts)
     names = ("loss", "kl_to_base", "grad_norm")
@@ -170,7 +162,7 @@ def test_a_run_resumes_bitwise(model_dir: Path, kind: str, tmp_path: Path) -> No
 
 
 def test_psft_begins_as_sft_and_leaves_alone_what_became_likely(model_dir: Path) -> None:
-    parts = with_start(model_dir)
+    parts = with_start(model_dir, batches(STEPS))
     run = run_of(model_dir, Objective("psft"), kl_weight=0.0)
     ours, _ = log_of(run, parts=parts)
     sft, _ = log_of(replace(run, objective=Objective("sft")), parts=parts)
@@ -203,10 +195,9 @@ TWO_RANKS = [("ddp", 0), ("ddp", 4), ("fsdp", 0), ("fsdp", 4)]
 
 
 def shared_run(model_dir: Path, strategy: str, rank: int, objective: str = "psft") -> TrainConfig:
-    run = run_of(
-        model_dir, Objective(objective),
-        micro_batch_size=ROWS // 2, workers=Workers(count=2), memory=MemoryConfig(strategy=strategy),
-    )  # fmt: skip
+    memory = MemoryConfig(strategy=strategy)
+    shared = {"micro_batch_size": ROWS // 2, "workers": Workers(count=2), "memory": memory}
+    run = run_of(model_dir, Objective(objective), **shared)
     return replace(run, lora=LoraConfig(rank=rank))
 
 
@@ -226,11 +217,13 @@ def _on_two_ranks(rank: int, model_dir: Path, parts: Any, out: Path) -> None:
 
 
 def test_two_ranks_equal_one(model_dir: Path, tmp_path: Path) -> None:
-    parts = with_start(model_dir)
+    parts = with_start(model_dir, batches(STEPS))
     mp.spawn(_on_two_ranks, (model_dir, parts, tmp_path), nprocs=2)
     for strategy, lora in TWO_RANKS:
         log = json.loads((tmp_path / f"{strategy}-{lora}.json").read_text())
-        run = replace(shared_run(model_dir, strategy, lora), workers=Workers(), memory=MemoryConfig())
+        run = replace(
+            shared_run(model_dir, strategy, lora), workers=Workers(), memory=MemoryConfig()
+        )
         run = replace(run, micro_batch_size=ROWS)
         alone, _ = log_of(run, parts=parts)
         assert alone[-1]["kl_to_base"] > 1e-3

@@ -372,7 +372,8 @@ class LossOutput:
     kl_sum: Float[Tensor, ""] | None = None
 
     def __add__(self, other: LossOutput) -> LossOutput:
-        pairs = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
-        return LossOutput(
-            **{name: None if one is None else one + two for name, (one, two) in pairs.items()}
-        )
+        sums: dict[str, Any] = {}
+        for f in fields(self):
+            one, two = getattr(self, f.name), getattr(other, f.name)
+            sums[f.name] = None if one is None or two is None else one + two
+        return LossOutput(**sums)

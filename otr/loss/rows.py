@@ -128,8 +128,8 @@ class _Rows(NamedTuple):
         """Return `size` rows from `start` on."""
         rows = slice(start, start + size)
         weight = None if self.weight is None else self.weight[rows]
-        inside = (each[rows] for each in self[:5])
-        return _Rows(*inside, weight, self.compared.rows(rows))
+        logits, target, hit, block, entry = (each[rows] for each in self[:5])
+        return _Rows(logits, target, hit, block, entry, weight, self.compared.rows(rows))
 
 
 def loss_and_gradient_(  # noqa: PLR0913 - the signature of a backend

@@ -19,7 +19,7 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from otr._compat import (
     FakeTensorMode,
@@ -92,7 +92,7 @@ def footprint(
             freeze_equally(model, frozen_in)
         base = None
         if config.kl_weight and not config.lora.rank:
-            base = as_base(_model(architecture, config), config.model.dtype)
+            base = as_base(cast(PreTrainedModel, _model(architecture, config)), config.model.dtype)
         with FakeTensorMode():
             for each in filter(None, (model, base)):
                 _to_cpu(each, dtype)

@@ -243,8 +243,9 @@ def losses(  # noqa: C901, PLR0915 - one program per row, in order
     inverse_kappa, cap, kl_weight,
     OBJECTIVE: tl.constexpr, FORM: tl.constexpr, WEIGHTED: tl.constexpr, RATIO: tl.constexpr,
     PENALTY: tl.constexpr, ROLLS_OUT: tl.constexpr, HITS: tl.constexpr, DRAWN: tl.constexpr,
-    TEMPERED: tl.constexpr, DENSE_Q: tl.constexpr, CAPPED: tl.constexpr, BLOCK: tl.constexpr, DRAWS: tl.constexpr,
-    LANES: tl.constexpr, OTHERS: tl.constexpr, CDF: tl.constexpr,
+    TEMPERED: tl.constexpr, DENSE_Q: tl.constexpr, CAPPED: tl.constexpr,
+    BLOCK: tl.constexpr, DRAWS: tl.constexpr, LANES: tl.constexpr,
+    OTHERS: tl.constexpr, CDF: tl.constexpr,
     HIT: tl.constexpr, WHICH_BLOCK: tl.constexpr, WHICH_ENTRY: tl.constexpr,
 ):  # fmt: skip
     """Draw; store each row's figures, coefficients and the gradients of target and misses.

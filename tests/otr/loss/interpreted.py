@@ -70,7 +70,7 @@ def test_the_kl_to_a_base_equals_the_torch_backends(
     wanted = loss_and_gradient_(theirs, *arguments, compared)
     torch.testing.assert_close(figures, wanted, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
-    assert len(figures) == 5 and figures[4].min() > 0.01
+    assert len(figures) == 5 and figures[4].min() > 0
 
 
 def test_in_bfloat16_each_entry_is_rounded_once() -> None:

@@ -126,6 +126,14 @@ def ratio_loss(logits_TV: Tensor, target_T: Tensor, o: Objective) -> Tensor:
     return -torch.minimum(r_T, r_T.clamp(1 - o.clip, 1 + o.clip))
 
 
+def losses(logits_TV: Tensor, target_T: Tensor, o: Objective, rows: Terms) -> Tensor:
+    """Return the loss of each position, whose terms are `rows`; 0 if it is not scored."""
+    if not o.needs_start:
+        return loss(logits_TV, rows)
+    ratios_T = ratio_loss(logits_TV.detach(), target_T.clamp(min=0), o)
+    return ratios_T.masked_fill(target_T == IGNORE_INDEX, 0)
+
+
 def kl(base_TV: Tensor, logits_TV: Tensor) -> Tensor:
     """Return KL(base || p), [T], token by token."""
     rows = []

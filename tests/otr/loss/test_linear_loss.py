@@ -42,9 +42,7 @@ def assert_equals_the_oracle(objective: Objective, chunks: Callable[..., None]) 
     terms = oracle.terms(logits, x.target, objective, oracle.draws(logits, x.target, objective))
     dz = oracle.gradient(logits, terms)
     loss = x.loss(objective, bias=bias).loss_sum
-    losses = oracle.loss(logits, terms)
-    if objective.needs_start:
-        losses = oracle.ratio_loss(logits, x.target.clamp(min=0), objective)[x.target >= 0]
+    losses = oracle.losses(logits, x.target, objective, terms)
     assert loss.item() == pytest.approx(losses.sum().item(), rel=1e-6, abs=1e-6)
     wanted = dz @ x.weight, dz.T @ x.hidden, dz.sum(0)
     torch.testing.assert_close(x.gradients(loss, bias), wanted, **EXACT)

@@ -21,11 +21,13 @@ from otr.loss.objective import IGNORE_INDEX, LossOutput, Objective
 if TYPE_CHECKING:
     from otr.loop.checkpoint import load_checkpoint, save_checkpoint
     from otr.loss.functional import linear_token_loss, token_loss
+    from otr.loss.fused import BaseStates
     from otr.models.load import load_model
     from otr.models.tokenizer import load_tokenizer
 
 __all__ = [
     "IGNORE_INDEX",
+    "BaseStates",
     "DataConfig",
     "LoraConfig",
     "LossOutput",
@@ -46,6 +48,7 @@ __all__ = [
 _deprecated.install_moved_modules()
 
 _HOMES = {
+    "BaseStates": "otr.loss.fused",
     "linear_token_loss": "otr.loss.functional",
     "load_checkpoint": "otr.loop.checkpoint",
     "load_model": "otr.models.load",

@@ -5,6 +5,8 @@ or behaves differently. Nothing is imported before it is used.
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -173,6 +175,25 @@ def uses_plain_backend(tokenizer: "PreTrainedTokenizerBase") -> bool:
         and kind.__call__ is PreTrainedTokenizerFast.__call__
         and kind._encode_plus is PreTrainedTokenizerFast._encode_plus
     )
+
+
+@contextmanager
+def adapters_off(model: "Module") -> Iterator[None]:
+    """Compute without peft's adapters meanwhile, and with the original of modules saved as a whole.
+
+    The public `PeftModel.disable_adapter` also freezes the adapters and thaws them afterwards.
+    FSDP2 reads once, in its first forward pass, which parameters are trained, and would find none
+    (`_disable_adapters` in peft/tuners/tuners_utils.py and peft/utils/other.py, peft 0.21).
+    """
+    layers = [module for module in model.modules() if hasattr(module, "_disable_adapters")]
+    before = [layer._disable_adapters for layer in layers]
+    try:
+        for layer in layers:
+            layer._disable_adapters = True  # type: ignore[assignment]  # not a module
+        yield
+    finally:
+        for layer, was in zip(layers, before, strict=True):
+            layer._disable_adapters = was
 
 
 def prepare_4bit(layer: "Module") -> None:

@@ -370,6 +370,11 @@ class TrainConfig:
     halves their size, and training can't go on from it. Earlier checkpoints are float32."""
     seed: int = 0
     """Seed of the data order, of the tokens that the objective samples, and of dropout."""
+    kl_weight: float = 0.0
+    """Factor of KL(base || model) in the loss of each trained token, which keeps the model near the
+    one it started from; with the objective `dft` this is ASFT (arXiv:2509.23753), whose authors'
+    code has 0.1. Takes a second forward pass per step, and without LoRA the memory of a second,
+    frozen model. 0: no such term."""
     freeze: tuple[str, ...] = ()
     """Glob patterns of the names of parameters that are not trained, such as model.embed_tokens.*
     or model.layers.[0-7].*; tied weights are one parameter. Empty: all are trained."""
@@ -445,6 +450,8 @@ class TrainConfig:
             )
 
     def _check_learning(self) -> None:
+        if not 0 <= self.kl_weight < math.inf:
+            raise ValueError(f"kl_weight is {self.kl_weight}: use a number >= 0")
         if self.model.add_tokens and self.lora.rank:
             raise ValueError(
                 "model.add_tokens with LoRA: the embeddings of new tokens would not be trained: "

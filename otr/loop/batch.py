@@ -8,14 +8,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from otr.loss.objective import IGNORE_INDEX
 from otr.models.layout import Layout, to_device
 
 Batch = Mapping[str, Tensor]
-"""A packed batch: `input_ids`, `loss_mask` and `segment_ids`, [B, S] each (see `otr.data`)."""
+"""A packed batch: `input_ids`, `loss_mask` and `segment_ids`, [B, S] each (see `otr.data`).
+
+For objectives that need it also `start`: the log-probability of each target before training."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class PackedBatch:
     """The example of each target; examples without targets have no number."""
     num_examples: int
     """Examples with targets."""
+    start_N: Float[Tensor, " N"] | None = None
+    """Log-probability of each token's target before training; None if the batch has none."""
 
     @classmethod
     def of(cls, batch: Batch, first_row: int = 0) -> "PackedBatch":
@@ -56,6 +60,9 @@ class PackedBatch:
         # A row has at most `length` segments.
         key_T = (row_N * (length + 1) + segments_BS.reshape(-1)[place_N])[index_T]
         examples, example_T = key_T.unique(return_inverse=True)
+        start_N = None
+        if "start" in batch:  # of the token that each token should predict
+            start_N = batch["start"].roll(-1, 1).reshape(-1)[place_N]
         return cls(
             input_ids_BS=ids_BS,
             layout=layout,
@@ -64,6 +71,7 @@ class PackedBatch:
             index_T=index_T,
             example_T=example_T,
             num_examples=len(examples),
+            start_N=start_N,
         )
 
     @property
@@ -81,4 +89,5 @@ class PackedBatch:
             position_N=to_device(self.position_N, device),
             index_T=to_device(self.index_T, device),
             example_T=to_device(self.example_T, device),
+            start_N=None if self.start_N is None else to_device(self.start_N, device),
         )

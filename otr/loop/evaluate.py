@@ -22,29 +22,34 @@ def evaluate(policy: Policy, batches: Sequence[Batch], dtype: str = "float32") -
     Returns:
         Means over all ranks: ``val_nll`` (nats per token), ``val_token_accuracy`` (share of tokens
         that are the model's most likely choice) and ``val_exact`` (share of examples of which all
-        tokens are, which is the share that greedy decoding would reproduce exactly).
+        tokens are, which is the share that greedy decoding would reproduce exactly). With a base
+        model also ``val_kl_to_base``, KL(base || model) in nats per token.
     """
     policy.eval()
     device = policy.device
     passes = torch.tensor(len(batches), device=device)
     if parallel.world_size() > 1:
         dist.all_reduce(passes, dist.ReduceOp.MAX)
-    sums = torch.zeros(5, dtype=torch.float64, device=device)
+    sums = torch.zeros(6, dtype=torch.float64, device=device)
     for i in range(int(passes)):
         # Under fsdp all ranks take part in every forward pass.
-        batch = batches[i] if i < len(batches) else _empty_batch()
+        batch = batches[i] if i < len(batches) else empty_batch()
         with policy.precision(dtype):
-            sums += policy.score(PackedBatch.of(batch).to(device))
+            packed = PackedBatch.of(batch).to(device)
+            sums[:5] += policy.score(packed)
+            if policy.has_base:
+                sums[5] += policy.kl_to_base(packed)
     policy.train()
-    nll, right, tokens, exact, examples = parallel.sum_over_ranks(sums).tolist()
-    return {
+    nll, right, tokens, exact, examples, kl = parallel.sum_over_ranks(sums).tolist()
+    found = {
         "val_nll": nll / max(1, tokens),
         "val_token_accuracy": right / max(1, tokens),
         "val_exact": exact / max(1, examples),
     }
+    return found | ({"val_kl_to_base": kl / max(1, tokens)} if policy.has_base else {})
 
 
-def _empty_batch() -> Batch:
+def empty_batch() -> Batch:
     """Return a packed row without target tokens."""
     ids = torch.zeros(1, 2, dtype=torch.int32)
     return {"input_ids": ids, "loss_mask": ids > 0, "segment_ids": ids + 1}

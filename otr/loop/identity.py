@@ -51,13 +51,13 @@ def identity(config: TrainConfig, corpus: Sequence[Sequence[Any]]) -> dict[str, 
     settings = {key: value for key, value in flatten(config).items() if not key.startswith(_FREE)}
     # The name alone: a model that was moved is the same model.
     settings["model.path"] = str(settings["model.path"]).rstrip("/").rpartition("/")[2]
-    settings["model.weights"] = _weights(Path(config.model.path))
+    settings["model.weights"] = model_weights(Path(config.model.path))
     settings["model.chat_template"] = chat_template_digest(config.model.chat_template)
     settings["model.add_tokens"] = text_digest(config.model.add_tokens)
     return settings | {"data.files": [[*file] for file in corpus], "data.order": ORDER}
 
 
-def _weights(model: Path) -> list[list[Any]] | None:
+def model_weights(model: Path) -> list[list[Any]] | None:
     """Return name, size and digest of each weight file in a directory; None for a hub name."""
     if not model.is_dir():
         return None

@@ -104,6 +104,7 @@ def train(  # noqa: PLR0913 - four positional arguments, the rest are optional k
     resume_from: Path | None = None,
     validation: Sequence[Batch] = (),
     hooks: Hooks | None = None,
+    base: PreTrainedModel | None = None,
 ) -> None:
     """Take optimizer steps up to `config.max_steps`, or until `config.patience` is used up.
 
@@ -122,15 +123,17 @@ def train(  # noqa: PLR0913 - four positional arguments, the rest are optional k
         validation: this rank's micro-batches to evaluate on; used if `config.data.validation` is
             not empty.
         hooks: functions called besides.
+        base: the frozen model that `config.kl_weight` compares with, see `Policy`.
 
     Raises:
         FloatingPointError: a loss or gradient is not finite and `config.data.skip_bad` is off; the
             weights are unchanged.
-        ValueError: the batches end before `max_steps`, a step has no target token, or
-            `config.freeze` does not fit the model.
+        ValueError: the batches end before `max_steps` or lack what the objective needs, a step has
+            no target token, there is no base to compare with, or `config.freeze` does not fit the
+            model.
     """
     with determinism(config.deterministic):
-        _train(model, batches, config, report, resume_from, validation, hooks or Hooks())
+        _train(model, batches, config, report, resume_from, validation, hooks or Hooks(), base)
 
 
 def _train(  # noqa: PLR0913 - the arguments of `train`
@@ -141,9 +144,10 @@ def _train(  # noqa: PLR0913 - the arguments of `train`
     resume_from: Path | None,
     validation: Sequence[Batch],
     hooks: Hooks,
+    base: PreTrainedModel | None,
 ) -> None:
     freeze(model, config.freeze)
-    policy = parallel.wrap(Policy(model, config.objective), config)
+    policy = parallel.wrap(Policy(model, config.objective, config.kl_weight, base), config)
     run = _Run(policy, make_optimizer(policy, config.optim), config, hooks)
     progress = _restore(run, resume_from)
     steps, staging = _StepBatches(batches, config, progress.step), Staging()
@@ -254,7 +258,7 @@ def _step(run: _Run, micro: Sequence[Batch], step: int, lr: float, *, saves: boo
     seed = config.seed * 1_000_003 + step  # torch's CPU generators keep 32 bits of it
     rank, world_size = parallel.rank(), parallel.world_size()
     torch.manual_seed(seed * world_size + rank)  # dropout repeats when a run resumes
-    totals = torch.zeros(5 + 2 * len(BUCKETS), dtype=torch.float64, device=device)
+    totals = torch.zeros(6 + 2 * len(BUCKETS), dtype=torch.float64, device=device)
     for i, batch in enumerate(packed):
         last = i == len(packed) - 1
         with parallel.accumulating(policy, last=last), own.precision(config.model.dtype):
@@ -262,13 +266,15 @@ def _step(run: _Run, micro: Sequence[Batch], step: int, lr: float, *, saves: boo
             out = policy(batch.to(device), seed, world_size / count)
             out.loss_sum.backward()
         sums = [out.loss_sum, out.nll_sum, out.reward_sum, out.hit_sum, out.entropy_sum]
-        totals += torch.cat([torch.stack(sums).detach(), out.token_sums, out.gradient_sums])
+        kl_sum = out.kl_sum if out.kl_sum is not None else torch.zeros_like(out.nll_sum)
+        sums = torch.stack([*sums, kl_sum]).detach()
+        totals += torch.cat([sums, out.token_sums, out.gradient_sums])
     norm = parallel.clip_gradients(policy, config.optim.max_grad_norm)
     # The one place where a step waits for the GPU.
     numbers = torch.cat([parallel.sum_over_ranks(totals), norm.to(totals)[None]]).tolist()
     loss, grad_norm = numbers[0] / world_size, numbers[-1]
-    nll, reward, hits, entropy = (total / count for total in numbers[1:5])
-    by_bucket = numbers[5:-1]
+    nll, reward, hits, entropy, kl = (total / count for total in numbers[1:6])
+    by_bucket = numbers[6:-1]
     if not all(map(math.isfinite, (loss, nll, grad_norm))):
         run.optimizer.zero_grad(set_to_none=True)
         rows = _bad_rows(policy, micro, config)
@@ -287,6 +293,7 @@ def _step(run: _Run, micro: Sequence[Batch], step: int, lr: float, *, saves: boo
         "grad_norm": grad_norm,
         **shares(by_bucket[: len(BUCKETS)], by_bucket[len(BUCKETS) :]),
     }
+    metrics |= {"kl_to_base": kl} if config.kl_weight else {}
     return _StepResult(metrics, tokens, stop, saves)
 
 

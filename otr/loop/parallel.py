@@ -68,7 +68,8 @@ def wrap(policy: Policy, config: TrainConfig) -> nn.Module:
     """
     strategy = config.memory.strategy
     if world_size() > 1:
-        _share_computation(policy.model)
+        for model in filter(None, (policy.model, policy.base)):
+            _share_computation(model)
     if config.memory.gradient_checkpointing:
         policy.model.gradient_checkpointing_enable({"use_reentrant": False})
         if hasattr(policy.model, "peft_config"):
@@ -98,7 +99,8 @@ def _share_computation(model: PreTrainedModel) -> None:
 
 def _sharded(policy: Policy, config: TrainConfig) -> nn.Module:
     """Shard the policy with FSDP2: forget its weights, shard, then load those of rank 0."""
-    layers, device = decoder_layers(policy.model), policy.device
+    models = [policy.model] if policy.base is None else [policy.model, policy.base]
+    layers, device = [layer for m in models for layer in decoder_layers(m)], policy.device
     source = policy.state_dict() if rank() == 0 else {}
     buffers = dict(policy.named_buffers())
     half = config.model.dtype == "bfloat16"
@@ -119,7 +121,8 @@ def _sharded(policy: Policy, config: TrainConfig) -> nn.Module:
     for layer in layers:
         fully_shard(layer, **shared)
     fully_shard(policy, **shared)
-    register_fsdp_forward_method(policy, "predict")
+    for method in ("predict", "kl_to_base"):
+        register_fsdp_forward_method(policy, method)
     policy.to_empty(device="cpu" if offload else device)
     _tie(policy, tied)
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, cpu_offload=offload)

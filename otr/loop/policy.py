@@ -3,6 +3,8 @@
 Shapes: N tokens that are not padding, D width, T target tokens, V vocabulary.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -10,15 +12,17 @@ from typing import NamedTuple, cast
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, kl_div
 from transformers import PreTrainedModel
 
+from otr._compat import adapters_off
 from otr.config import ModelConfig
 from otr.loop.batch import PackedBatch
 from otr.loss.functional import linear_token_loss
+from otr.loss.fused import BaseStates
 from otr.loss.objective import LossOutput, Objective
 from otr.models.load import load_model
-from otr.models.parts import head, hidden_states
+from otr.models.parts import Head, head, hidden_states
 
 SCORED_AT_ONCE = 1024  # target tokens whose logits `Policy.predict` holds at the same time
 
@@ -73,11 +77,60 @@ def reloaded_nll(directory: Path, model: PreTrainedModel, batch: PackedBatch) ->
 
 
 class Policy(nn.Module):
-    """A model and the objective it is trained with."""
+    """A model and the objective it is trained with.
 
-    def __init__(self, model: PreTrainedModel, objective: Objective) -> None:
+    Args:
+        model: the model in training.
+        objective: its objective.
+        kl_weight: factor of KL(base || model) in the loss.
+        base: the frozen model that it is compared with (`otr.models.load.as_base`); None: the model
+            without its adapters, if it has any.
+
+    Raises:
+        ValueError: there is a `kl_weight` and nothing to compare with.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        objective: Objective,
+        kl_weight: float = 0.0,
+        base: PreTrainedModel | None = None,
+    ) -> None:
         super().__init__()
-        self.model, self.objective = model, objective
+        self.model, self.objective, self.kl_weight, self.base = model, objective, kl_weight, base
+        if kl_weight and not self.has_base:
+            raise ValueError(
+                f"kl_weight is {kl_weight}, but there is no base model to compare with: give "
+                "base=otr.models.load.as_base(another copy of the model), or train adapters"
+            )
+
+    @property
+    def has_base(self) -> bool:
+        """Whether there is a base model to compare with."""
+        return self.base is not None or hasattr(self.model, "peft_config")
+
+    def train(self, mode: bool = True) -> "Policy":
+        """Set the mode of the model in training; a base model always evaluates."""
+        super().train(mode)
+        if self.base is not None:
+            self.base.eval()
+        return self
+
+    @contextmanager
+    def _base_model(self) -> Iterator[PreTrainedModel]:
+        """Give the base model, without gradients and dropout."""
+        with torch.no_grad():
+            if self.base is not None:
+                yield self.base
+                return
+            trains = self.model.training
+            self.model.eval()
+            try:
+                with adapters_off(self.model):
+                    yield self.model
+            finally:
+                self.model.train(trains)
 
     @property
     def device(self) -> torch.device:
@@ -101,6 +154,14 @@ class Policy(nn.Module):
             seed: of the step's draws.
             factor: of the summed loss and the gradients.
         """
+        base = None
+        if self.kl_weight:
+            with self._base_model() as model:
+                base = BaseStates(
+                    hidden_states(model, batch.input_ids_BS, batch.layout),
+                    head(model).weight,
+                    head(model).bias,
+                )
         lm_head = head(self.model)
         return linear_token_loss(
             hidden_states(self.model, batch.input_ids_BS, batch.layout),
@@ -114,6 +175,9 @@ class Policy(nn.Module):
             position_T=batch.position_N,
             scored_S=batch.index_T,
             factor=factor,
+            start_T=batch.start_N,
+            base=base,
+            kl_weight=self.kl_weight,
             check=False,
         )
 
@@ -140,6 +204,35 @@ class Policy(nn.Module):
         nll, right, exact = nll_T.double().sum(), right_T.sum(), (wrong == 0).sum()
         tokens, examples = nll.new_tensor([len(right_T), batch.num_examples])
         return torch.stack([nll, right.double(), tokens, exact.double(), examples])
+
+    @torch.no_grad()
+    def kl_to_base(self, batch: PackedBatch) -> Tensor:
+        """Return the sum of KL(base || model) over the target tokens of a batch, in nats, float64.
+
+        The heads compute in float32: rounding of logits to bfloat16 would count as a difference.
+        """
+        states_TD, own = target_states(self.model, batch).float(), _in_float32(head(self.model))
+        with self._base_model() as model:
+            base_TD, base = target_states(model, batch).float(), _in_float32(head(model))
+        total = torch.zeros((), dtype=torch.float64, device=states_TD.device)
+        with torch.autocast(self.device.type, enabled=False):
+            for start in range(0, len(states_TD), SCORED_AT_ONCE):
+                part = slice(start, start + SCORED_AT_ONCE)
+                base_TV = base.logits(base_TD[part]).log_softmax(-1)
+                total += kl_div(
+                    own.logits(states_TD[part]).log_softmax(-1),
+                    base_TV,
+                    reduction="none",
+                    log_target=True,
+                ).sum(dtype=torch.float64)
+        return total
+
+
+def _in_float32(lm_head: Head) -> Head:
+    bias = lm_head.bias
+    return replace(
+        lm_head, weight=lm_head.weight.float(), bias=None if bias is None else bias.float()
+    )
 
 
 def target_states(model: PreTrainedModel, batch: PackedBatch) -> Float[Tensor, "T D"]:

@@ -6,6 +6,8 @@ objective that multiplies SFT's loss by a weight it is that weight.
 Most objectives need no more than p(y). For those that also depend on the other tokens (through the
 entropy, or a temperature), these are N equally likely ones, for a few N.
 
+An objective that compares with the model before training is shown as it is at the first step.
+
 Shapes: P probabilities of the target, V vocabulary (the target and N others).
 """
 
@@ -47,7 +49,8 @@ def weights(
     rest_PN = ((1 - target_P1) / others).expand(-1, others)
     logits_PV = torch.cat([target_P1, rest_PN], 1).log().requires_grad_()
     target_P = torch.zeros(len(target_P1), dtype=torch.int64)
-    loss = token_loss(logits_PV, target_P, objective.expectation).loss_sum
+    start_P = target_P1[:, 0].log() if objective.needs_start else None
+    loss = token_loss(logits_PV, target_P, objective.expectation, start_T=start_P).loss_sum
     (slope_PV,) = torch.autograd.grad(loss, logits_PV)
     return slope_PV[:, 0] / (target_P1[:, 0] - 1) + 0.0  # which makes -0 0
 

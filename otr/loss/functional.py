@@ -7,6 +7,7 @@ Shapes: T positions, one predicted token each (a position with target IGNORE_IND
 V vocabulary, D width, K draws per token.
 """
 
+import math
 from typing import Literal, NamedTuple, cast
 
 import torch
@@ -25,12 +26,12 @@ from otr.loss.draws import (
     row_keys,
     uniforms,
 )
-from otr.loss.fused import Backend, LinearLoss, Settings
+from otr.loss.fused import Backend, BaseStates, LinearLoss, Settings
 from otr.loss.objective import IGNORE_INDEX, LossOutput, Objective
-from otr.loss.rows import Target, gradient_coefficients, loss_and_gradient_
+from otr.loss.rows import FIGURES, Target, gradient_coefficients, loss_and_gradient_
 
 
-def token_loss(
+def token_loss(  # noqa: PLR0913 - the public signature of the design
     logits_TV: Float[Tensor, "T V"],
     target_T: Int[Tensor, " T"],
     objective: Objective,
@@ -38,18 +39,31 @@ def token_loss(
     weight_T: Float[Tensor, " T"] | None = None,
     generator: torch.Generator | None = None,
     position_T: Int[Tensor, " T"] | None = None,
+    start_T: Float[Tensor, " T"] | None = None,
+    base_logits_TV: Float[Tensor, "T V"] | None = None,
+    kl_weight: float = 0.0,
 ) -> LossOutput:
     """Compute an objective's loss on logits: the reference that faster versions are tested against.
+
+    A base model keeps the trained one near it: kl_weight KL(base || p) is added to the loss of each
+    scored position. With the objective dft this is ASFT (arXiv:2509.23753). Its authors' code
+    (zhuchichi56/ASFT, train.py) has this direction of the KL, adds it to the loss of every trained
+    token, and weights it with 0.1 by default; the paper's equations were not read.
 
     Args:
         logits_TV: any floating dtype; the arithmetic is float32 (float64 stays float64).
         target_T: the token that each position should predict, or IGNORE_INDEX.
         objective: which loss.
         weight_T: a number for each position by which its loss is multiplied; the other sums and
-            `num_tokens` do not depend on it.
+            `num_tokens` do not depend on it. Nor does the KL: a token that is not learned, or is
+            unlearned, is still kept near the base.
         generator: provides the seed of the draws, one per call; None: torch's default generator.
         position_T: a number for each position (default 0..T-1). A position's draws depend on the
             seed and this number only, however the tokens are batched.
+        start_T: log-probability of each target under the model that training started from, which
+            objectives with `needs_start` need and others do not read.
+        base_logits_TV: logits of the base model, for `kl_weight` and `LossOutput.kl_sum`.
+        kl_weight: 0 or more.
 
     Raises:
         ValueError, TypeError: an argument has the wrong shape, dtype, range or device.
@@ -58,20 +72,35 @@ def token_loss(
     _check(objective, logits_TV, target_T, generator, position_T)
     scored = _scored(target_T, logits_TV.shape[-1], position_T)
     weight_S = _weight(weight_T, scored.row, target_T, check=True)
+    start_S = _start(objective, start_T, scored.row, target_T, check=True)
+    base_SV = _base_logits(base_logits_TV, logits_TV, scored.row)
+    _check_kl_weight(kl_weight, base_SV is not None, "base_logits_TV, the base model's logits")
     seed = _seed(objective, generator)
-    figures = _plain(logits_TV[scored.row], scored.target, objective, seed, scored.position)
+    figures = _plain(
+        logits_TV[scored.row], scored.target, objective, seed, scored.position, start_S, base_SV
+    )
+    loss_S, size_S = figures[0], figures[4]
     if weight_S is not None:
         weight_S = weight_S.to(figures.dtype)
-        figures = torch.cat([figures[:1] * weight_S, figures[1:4], figures[4:] * weight_S.abs()])
-    return _output(figures[0].sum(), figures.detach(), scored, objective)
+        loss_S, size_S = loss_S * weight_S, size_S * weight_S.abs()
+    if base_SV is not None:
+        loss_S = loss_S + kl_weight * figures[FIGURES]
+    figures = torch.cat([figures[:4], size_S[None], figures[FIGURES:]])
+    return _output(loss_S.sum(), figures.detach(), scored, objective)
 
 
-def _plain(
-    logits_TV: Tensor, target_T: Tensor, objective: Objective, seed: int, position_T: Tensor
+def _plain(  # noqa: PLR0913 - what may matter to an objective
+    logits_TV: Tensor,
+    target_T: Tensor,
+    objective: Objective,
+    seed: int,
+    position_T: Tensor,
+    start_T: Tensor | None = None,
+    base_logits_TV: Tensor | None = None,
 ) -> Tensor:
-    """Return the figures of each position, all of them scored: [5, T].
+    """Return the figures of each position, all of them scored: [F, T].
 
-    They are those of `otr.loss.rows.loss_and_gradient_`.
+    They are those of `otr.loss.rows.loss_and_gradient_`, but the loss is without the KL.
     """
     logits_TV = logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32))
     target_T1, num_samples = target_T[:, None], objective.num_samples
@@ -93,7 +122,8 @@ def _plain(
             words = (uniforms(keys, draw_K, word=word) for word in (WHICH_BLOCK, WHICH_ENTRY))
             miss_TK = draw_each(q_TV.scatter(1, target_T1, 0), *words)
     lse_T = torch.logsumexp(logits_TV, dim=-1)  # the penalty's gradient comes from it
-    of = Target(p_T, logp_T.detach(), q_T, hit_T, entropy_T, lse_T)
+    start_T = None if start_T is None else start_T.to(logp_T.dtype)
+    of = Target(p_T, logp_T.detach(), q_T, hit_T, entropy_T, lse_T, start_T)
     part, penalty_T = gradient_coefficients(objective, of)
     weight_T = part.target.detach()
     loss_T = -weight_T * logp_T.masked_fill(weight_T == 0, 0)
@@ -106,7 +136,13 @@ def _plain(
     if penalty_T is not None:
         loss_T = loss_T + penalty_T
     size_T = part.at_target(p_T, q_T).detach().abs()
-    return torch.stack([loss_T, -logp_T, hit_T, entropy_T, size_T])
+    figures = [loss_T, -logp_T, hit_T, entropy_T, size_T]
+    if base_logits_TV is not None:
+        log_base_TV = torch.log_softmax(base_logits_TV.to(logp_TV.dtype), dim=-1)
+        base_TV = log_base_TV.exp()
+        ratio_TV = (log_base_TV - logp_TV).masked_fill(base_TV == 0, 0)
+        figures.append((base_TV * ratio_TV).sum(-1))
+    return torch.stack(figures)
 
 
 @torch.compiler.disable  # its gradients are computed by hand, which a compiled caller skips
@@ -124,6 +160,9 @@ def linear_token_loss(  # noqa: PLR0913 - the public signature of the design
     position_T: Int[Tensor, " T"] | None = None,
     scored_S: Int[Tensor, " S"] | None = None,
     factor: float | Float[Tensor, ""] | None = None,
+    start_T: Float[Tensor, " T"] | None = None,
+    base: BaseStates | None = None,
+    kl_weight: float = 0.0,
     check: bool | None = None,
     backend: Literal["torch", "triton"] | None = None,
 ) -> LossOutput:
@@ -152,6 +191,11 @@ def linear_token_loss(  # noqa: PLR0913 - the public signature of the design
         factor: of `loss_sum` and the gradients, but not of the other sums; such as 1 / the number
             of tokens of all ranks. Multiplying `loss_sum` itself has the same gradients, but reads
             and writes them once more.
+        start_T: log-probability of each target before training, as for `token_loss`.
+        base: hidden states and head of the base model, from which logits are computed chunk by
+            chunk, for `kl_weight` and `LossOutput.kl_sum`. If its weight is `weight_VD` itself, as
+            with adapters, it is read as such.
+        kl_weight: factor of KL(base || p) in the loss of each scored position.
         check: whether bad targets and logits raise an error. If not, they make `loss_sum`,
             `nll_sum` and the gradients of all scored positions NaN. None: on the CPU only, since a
             GPU's host would have to wait.
@@ -167,14 +211,24 @@ def linear_token_loss(  # noqa: PLR0913 - the public signature of the design
         raise ValueError(f"softcap is {softcap!r}: use a number > 0, or None")
     if bias is not None and bias.shape != weight_VD.shape[:1]:
         raise ValueError(f"bias is {tuple(bias.shape)}: use [{len(weight_VD)}], one per token")
+    _check_kl_weight(kl_weight, base is not None, "base, the base model's hidden states and head")
     loss_backend = _backend(backend, hidden_TD.device)
+    head_weight = weight_VD
     weight_VD, bias = _unsharded(weight_VD), None if bias is None else _unsharded(bias)
     if not torch.is_grad_enabled():  # a Function's needs_input_grad ignores no_grad
         weight_VD, bias = weight_VD.detach(), None if bias is None else bias.detach()
     check = hidden_TD.device.type == "cpu" if check is None else check
     scored = _scored(target_T, len(weight_VD), position_T, scored_S, check=check)
     weight_S = _weight(weight_T, scored.row, target_T, check=check)
+    start_S = _start(objective, start_T, scored.row, target_T, check=check)
     hidden_SD = hidden_TD[scored.row]
+    if base is not None:
+        _check_base(base, len(hidden_TD), len(weight_VD))
+        own = weight_VD if base.weight_VD is head_weight else _unsharded(base.weight_VD)
+        base_bias = None if base.bias is None else _unsharded(base.bias.detach()) * logit_scale
+        base_SD = base.hidden_TD.detach()[scored.row]
+        base_SD = base_SD if logit_scale == 1 else base_SD * logit_scale
+        base = BaseStates(base_SD, own.detach().to(dtype), base_bias)
     if logit_scale != 1:
         hidden_SD, bias = hidden_SD * logit_scale, None if bias is None else bias * logit_scale
     seed = _seed(objective, generator)
@@ -187,7 +241,18 @@ def linear_token_loss(  # noqa: PLR0913 - the public signature of the design
         bias,
         scored.target,
         scored.position,
-        Settings(objective, seed, softcap, dtype, loss_backend, factor, weight_S),
+        Settings(
+            objective,
+            seed,
+            softcap,
+            dtype,
+            loss_backend,
+            factor,
+            weight_S,
+            start_S,
+            base,
+            kl_weight,
+        ),
     )
     return _output(loss_sum, figures, scored, objective)
 
@@ -208,6 +273,60 @@ def _weight(
         row = int(row_S[~finite_S][0])
         raise ValueError(f"weight {float(weight_T[row])} in row {row}: use finite numbers")
     return weight_S
+
+
+def _start(
+    objective: Objective, start_T: Tensor | None, row_S: Tensor, target_T: Tensor, *, check: bool
+) -> Tensor | None:
+    """Return the start's log-probabilities of the scored positions, if the objective needs them."""
+    if not objective.needs_start:
+        return None
+    if start_T is None:
+        raise ValueError(
+            f"objective {objective.name!r} needs start_T, the log-probability of each target under "
+            "the model that training started from: give it, or use another objective"
+        )
+    if start_T.shape != target_T.shape or not start_T.is_floating_point():
+        raise ValueError(
+            f"start is {start_T.dtype} {tuple(start_T.shape)}: use floats, [{len(target_T)}], one "
+            "per row"
+        )
+    start_S = start_T.detach()[row_S]
+    if check and (bad_S := ~((start_S <= 0) & start_S.isfinite())).any():
+        row = int(row_S[bad_S][0])
+        raise ValueError(
+            f"start {float(start_T[row])} in row {row}: use log-probabilities, finite and at most 0"
+        )
+    return start_S
+
+
+def _base_logits(base_TV: Tensor | None, logits_TV: Tensor, row_S: Tensor) -> Tensor | None:
+    if base_TV is None:
+        return None
+    if base_TV.shape != logits_TV.shape or not base_TV.is_floating_point():
+        raise ValueError(
+            f"base logits are {base_TV.dtype} {tuple(base_TV.shape)}: use floats, "
+            f"{[*logits_TV.shape]}, as the logits"
+        )
+    return base_TV.detach()[row_S]
+
+
+def _check_base(base: BaseStates, rows: int, vocabulary: int) -> None:
+    hidden, weight = tuple(base.hidden_TD.shape), tuple(base.weight_VD.shape)
+    if len(hidden) != 2 or hidden[0] != rows or weight != (vocabulary, hidden[1]):
+        raise ValueError(
+            f"base hidden {hidden} and weight {weight}: use [{rows}, D] and [{vocabulary}, D] with "
+            "the same D"
+        )
+    if base.bias is not None and base.bias.shape != (vocabulary,):
+        raise ValueError(f"base bias is {tuple(base.bias.shape)}: use [{vocabulary}]")
+
+
+def _check_kl_weight(kl_weight: float, has_base: bool, needed: str) -> None:
+    if not 0 <= kl_weight < math.inf:
+        raise ValueError(f"kl_weight is {kl_weight!r}: use a number >= 0")
+    if kl_weight and not has_base:
+        raise ValueError(f"kl_weight is {kl_weight!r}, but nothing to compare with: give {needed}")
 
 
 def _number(value: float | Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -263,10 +382,12 @@ def _seed(objective: Objective, generator: torch.Generator | None) -> int:
 
 
 def _output(loss_sum: Tensor, figures: Tensor, scored: _Scored, objective: Objective) -> LossOutput:
-    """Return the sums of the positions' figures [5, S]."""
+    """Return the sums of the positions' figures [F, S]."""
     bad_S = ~(figures[1] < torch.finfo(torch.float32).max)  # NaN, or a target whose logit is -inf
+    if len(figures) > FIGURES:
+        bad_S |= ~(figures[FIGURES] < torch.finfo(torch.float32).max)
     loss_sum = loss_sum.float()
-    _, nll_sum, hit_sum, entropy_sum, _ = figures.sum(1).float()
+    _, nll_sum, hit_sum, entropy_sum, _, *kl_sum = figures.sum(1).float()
     token_sums, gradient_sums = sums_by_bucket(figures[1], figures[4])
     if scored.bad is not None:
         one = torch.ones((), device=loss_sum.device)
@@ -274,7 +395,10 @@ def _output(loss_sum: Tensor, figures: Tensor, scored: _Scored, objective: Objec
         loss_sum, nll_sum = loss_sum * one_or_nan, nll_sum * one_or_nan
     elif bad_S.any():
         row = int(scored.row[bad_S][0])
-        raise FloatingPointError(f"the logits of row {row} hold NaN or inf: check its input")
+        raise FloatingPointError(
+            f"the logits of row {row}{' or its base' if kl_sum else ''} hold NaN or inf: check its "
+            "input"
+        )
     num_tokens = torch.full((), len(scored.row), device=loss_sum.device)
     beta = objective.mismatch_reward
     return LossOutput(
@@ -286,6 +410,7 @@ def _output(loss_sum: Tensor, figures: Tensor, scored: _Scored, objective: Objec
         entropy_sum=entropy_sum,
         token_sums=token_sums,
         gradient_sums=gradient_sums.float(),
+        kl_sum=kl_sum[0] if kl_sum else None,
     )
 
 

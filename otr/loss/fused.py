@@ -2,7 +2,8 @@
 
 The forward pass goes through the hidden states in chunks. For each chunk it computes the logits, a
 backend replaces them by their gradient, and two products with that give the chunk's parts of the
-gradients of the hidden states and the weight. The backward pass only returns these gradients.
+gradients of the hidden states and the weight. The backward pass only returns these gradients. With
+a base model to compare with, a chunk's base logits are computed beside its logits.
 
 Shapes: T scored positions, C positions of a chunk, D width, V vocabulary.
 """
@@ -18,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from otr.loss import kernels
 from otr.loss.objective import Objective
-from otr.loss.rows import FIGURES
+from otr.loss.rows import ALONE, FIGURES, Compared
 
 # Of a chunk's logits. Smaller chunks read the weight and add to its gradient more often. On a GPU
 # this much is planned for, and a chunk is as large as free memory allows: see `_chunk_bytes`.
@@ -41,7 +42,30 @@ class Backend(Protocol):
         softcap: float | None = None,
         factor: Tensor | None = None,
         weight_C: Tensor | None = None,
+        compared: Compared = ALONE,
     ) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class BaseStates:
+    """A frozen base model's predictions: its head's inputs, and its head.
+
+    Scale and soft cap of the logits are those of the trained model.
+    """
+
+    hidden_TD: Tensor
+    """A row for each row of the trained model's hidden states."""
+    weight_VD: Tensor
+    """A row for each token; the width may be another one. A plain tensor or a DTensor."""
+    bias: Tensor | None = None
+
+    def logits(self, rows: slice, dtype: torch.dtype, out: Tensor) -> Tensor:
+        """Compute the logits of some rows in the memory of `out`, before scale and soft cap."""
+        hidden_CD = self.hidden_TD[rows].to(dtype)
+        logits_CV = torch.mm(hidden_CD, self.weight_VD.T, out=out[: len(hidden_CD)])
+        if self.bias is not None:
+            logits_CV += self.bias
+        return logits_CV
 
 
 @dataclass(frozen=True)
@@ -57,11 +81,24 @@ class Settings:
     factor: Tensor | None = None
     """A number on the device by which loss and gradients are multiplied; the figures are not."""
     weight: Tensor | None = None
-    """A number per position by which its loss and gradient are multiplied, [T]."""
+    """A number per position by which its loss and gradient are multiplied, [T]; KL left out."""
+    start: Tensor | None = None
+    """Log-probability of each target before training, for objectives that need it, [T]."""
+    base: BaseStates | None = None
+    """Base model to compare with; its weight is in `dtype`."""
+    kl_weight: float = 0.0
+    """Factor of KL(base || p) in the loss."""
+
+    def compared(self, rows: slice, out: Tensor | None) -> Compared:
+        """Return what a chunk is compared with; the base's logits are computed into `out`."""
+        start = None if self.start is None else self.start[rows]
+        if self.base is None or out is None:
+            return Compared(start)
+        return Compared(start, self.base.logits(rows, self.dtype, out), self.kl_weight)
 
 
 class LinearLoss(torch.autograd.Function):
-    """(hidden, weight, bias, target, position, settings) -> (summed loss, figures [5, T]).
+    """(hidden, weight, bias, target, position, settings) -> (summed loss, figures [F, T]).
 
     The figures of each position are those of `otr.loss.rows.loss_and_gradient_`. The result can go
     backward once and has no second derivative.
@@ -80,12 +117,14 @@ class LinearLoss(torch.autograd.Function):
         """Compute losses and gradients, chunk by chunk."""
         weight = weight_VD.to(settings.dtype)
         inputs = _Inputs(hidden_TD, weight_VD, bias_V)
-        rows = _chunk_rows(len(hidden_TD), weight, inputs.gradient_bytes(ctx.needs_input_grad))
+        reserved = inputs.gradient_bytes(ctx.needs_input_grad)
+        models = 1 if settings.base is None else 2
+        rows = _chunk_rows(len(hidden_TD), weight, reserved, models)
         starts = range(0, len(hidden_TD), rows)
         gradients = _Gradients(inputs, ctx.needs_input_grad, weight, num_chunks=len(starts))
         stride = math.ceil(len(weight) / _ALIGNED) * _ALIGNED
-        logits = weight.new_empty(rows, stride)[:, : len(weight)]
-        figures = [weight.new_empty(FIGURES, 0)]
+        logits, *of_base = weight.new_empty(models, rows, stride)[:, :, : len(weight)]
+        figures = [weight.new_empty(FIGURES + len(of_base), 0)]
         for start in starts:
             chunk = slice(start, start + rows)
             hidden_CD = hidden_TD[chunk].to(weight.dtype)
@@ -102,14 +141,15 @@ class LinearLoss(torch.autograd.Function):
                     settings.softcap,
                     settings.factor,
                     None if settings.weight is None else settings.weight[chunk],
+                    settings.compared(chunk, of_base[0] if of_base else None),
                 )
             )
             gradients.add(chunk, logits_CV, hidden_CD)
         ctx.gradients = gradients.in_input_dtypes()
-        figures_5T = torch.cat(figures, 1)
-        ctx.mark_non_differentiable(figures_5T)
-        loss_sum = figures_5T[0].sum()
-        return loss_sum if settings.factor is None else loss_sum * settings.factor, figures_5T
+        figures_FT = torch.cat(figures, 1)
+        ctx.mark_non_differentiable(figures_FT)
+        loss_sum = figures_FT[0].sum()
+        return loss_sum if settings.factor is None else loss_sum * settings.factor, figures_FT
 
     @staticmethod
     @once_differentiable
@@ -180,9 +220,12 @@ class _Gradients:
         ]
 
 
-def _chunk_rows(rows: int, weight_VD: Tensor, gradient_bytes: int) -> int:
-    """Return the positions per chunk for chunks of nearly equal size; at least 1."""
-    budget = _chunk_bytes(weight_VD.device, gradient_bytes)
+def _chunk_rows(rows: int, weight_VD: Tensor, gradient_bytes: int, models: int = 1) -> int:
+    """Return the positions per chunk for chunks of nearly equal size; at least 1.
+
+    The logits of all models together take what those of one model may.
+    """
+    budget = _chunk_bytes(weight_VD.device, gradient_bytes) // models
     most = max(1, budget // (weight_VD.element_size() * len(weight_VD)))
     chunks = max(1, math.ceil(rows / most))
     return max(1, math.ceil(rows / chunks))

@@ -83,8 +83,9 @@ class Objective(metaclass=_Dispatch):
         dz = P p - Q q - Y e_y - M sum_j e_(a_j)
 
     An objective that multiplies SFT's loss by a weight w that is held constant has P = Y = w: it
-    defines `weight`. Others define `coefficients`, and the properties that say what these use.
-    Both are compiled by Triton as they stand, so they may use arithmetic, comparisons, ``if`` on
+    defines `weight`, or `of_ratio` if the weight is one of p(y) over what the start gave. Others
+    define `coefficients`, and the properties that say what these use.
+    All are compiled by Triton as they stand, so they may use arithmetic, comparisons, ``if`` on
     settings, other attributes of ``self`` that are numbers or strings, and of ``xp`` (torch, or
     triton.language) only: exp, log, sqrt, abs, where, minimum, maximum, clamp.
 
@@ -133,7 +134,7 @@ class Objective(metaclass=_Dispatch):
         name = cls.__dict__.get("name")
         if not isinstance(name, str) or not name.isidentifier():
             raise TypeError(f"{cls.__name__}.name is {name!r}: give it a default, an identifier")
-        for form in ("weight", "coefficients"):
+        for form in ("weight", "of_ratio", "coefficients"):
             if getattr(cls.__dict__.get(form), "__annotations__", None):
                 raise TypeError(f"{cls.__name__}.{form}: leave out the annotations, for Triton")
         _check_names(cls, name)
@@ -157,6 +158,16 @@ class Objective(metaclass=_Dispatch):
         """
         raise NotImplementedError
 
+    def of_ratio(self, xp: Any, ratio: Any) -> Any:
+        """Return w of a token, and its loss, of an objective that compares with the start.
+
+        Args:
+            xp: the library whose functions apply: torch, or triton.language.
+            ratio: the target's probability, divided by its probability under the model that
+                training started from.
+        """
+        raise NotImplementedError
+
     def coefficients(self, xp: Any, p: Any, q: Any, share: Any, entropy: Any, lse: Any) -> Any:
         """Return P, Q, Y and M of a token's gradient, and what is added to its loss.
 
@@ -176,7 +187,15 @@ class Objective(metaclass=_Dispatch):
     @property
     def is_weighted(self) -> bool:
         """Whether the gradient is SFT's times `weight`."""
-        return type(self).coefficients is Objective.coefficients
+        return type(self).weight is not Objective.weight
+
+    @property
+    def needs_start(self) -> bool:
+        """Whether it needs each target's log-probability under the model that training starts from.
+
+        The gradient is then SFT's times the weight of `of_ratio`.
+        """
+        return type(self).of_ratio is not Objective.of_ratio
 
     @property
     def kappa(self) -> float:
@@ -347,14 +366,15 @@ def _check_foreign(name: str, own: Iterable[str], key: str, value: Any) -> None:
 class LossOutput:
     """Sums over the scored tokens: 0-d float32 tensors, except `num_tokens` (0-d int64).
 
-    The last two are vectors of the sums in each bucket of the target's probability
-    (`otr.loss.buckets`).
+    `token_sums` and `gradient_sums` are vectors of the sums in each bucket of the target's
+    probability (`otr.loss.buckets`).
 
     Only `loss_sum` has a gradient. `hit_sum` (draws that equal the target, as a share of K) and
     `reward_sum` come from the draws; if hits are not drawn, they are expectations under q for otr,
     and under p for objectives without draws. `entropy_sum` is p's entropy in nats. `gradient_sums`
-    are of |dz_y|, the absolute gradient of a token's loss, with its weight, by the logit of the
-    target (after a soft cap).
+    are of |dz_y|, the absolute gradient of a token's loss, with its weight and without the KL to
+    the base, by the logit of the target (after a soft cap). `kl_sum` is KL(base || p) in nats, None
+    without a base to compare with.
     """
 
     loss_sum: Float[Tensor, ""]
@@ -365,8 +385,11 @@ class LossOutput:
     entropy_sum: Float[Tensor, ""]
     token_sums: Int[Tensor, " B"]
     gradient_sums: Float[Tensor, " B"]
+    kl_sum: Float[Tensor, ""] | None = None
 
     def __add__(self, other: LossOutput) -> LossOutput:
-        return LossOutput(
-            **{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
-        )
+        sums: dict[str, Any] = {}
+        for f in fields(self):
+            one, two = getattr(self, f.name), getattr(other, f.name)
+            sums[f.name] = None if one is None or two is None else one + two
+        return LossOutput(**sums)

@@ -13,17 +13,18 @@ import math
 import warnings
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from otr._compat import (
     FakeTensorMode,
     TorchDispatchMode,
+    adapters_off,
     attention_name,
     reads_number,
     storage_key,
@@ -32,10 +33,11 @@ from otr._compat import (
 from otr.config import TrainConfig
 from otr.loss import fused
 from otr.loss.objective import Objective
-from otr.loss.rows import FIGURES, loss_and_gradient_
+from otr.loss.rows import ALONE, FIGURES, Compared, loss_and_gradient_
 from otr.models.attention import PACKED, register
 from otr.models.freeze import freeze_equally
 from otr.models.layout import Layout
+from otr.models.load import as_base
 from otr.models.parts import head, hidden_states
 from otr.models.quantize import BYTES_PER_WEIGHT, layers_to_quantize
 from otr.optim import make_optimizer
@@ -88,10 +90,14 @@ def footprint(
         model = _model(architecture, config)
         if frozen_in is not None:
             freeze_equally(model, frozen_in)
+        base = None
+        if config.kl_weight and not config.lora.rank:
+            base = as_base(cast(PreTrainedModel, _model(architecture, config)), config.model.dtype)
         with FakeTensorMode():
-            _to_cpu(model, dtype)
+            for each in filter(None, (model, base)):
+                _to_cpu(each, dtype)
             with ledger:
-                _step(model, config, ledger)
+                _step(model, base, config, ledger)
     return [Footprint(**peak) for peak in ledger.peaks]
 
 
@@ -258,18 +264,20 @@ def _to_cpu(model: nn.Module, dtype: torch.dtype) -> None:
         for name, old in [*parameters, *buffers]:
             trained = isinstance(old, nn.Parameter)
             if old not in made:
-                cast_ = trained and old.is_floating_point()  # not the bits of _Quantized
+                # Neither the bits of _Quantized nor what a base model has in bfloat16.
+                cast_ = trained and old.dtype == torch.float32
                 new = torch.empty(old.shape, dtype=dtype if cast_ else old.dtype)
                 made[old] = nn.Parameter(new, old.requires_grad) if trained else new
             setattr(module, name, made[old])
 
 
-def _step(model: Any, config: TrainConfig, ledger: _Ledger) -> None:
-    """Run one optimizer step under the ledger."""
+def _step(model: Any, base: Any, config: TrainConfig, ledger: _Ledger) -> None:
+    """Run one optimizer step under the ledger; the base may be None."""
     model.train()
     with ledger.counting("parameters"):
-        for tensor in (*model.parameters(), *model.buffers()):
-            ledger.add(tensor)
+        for each in filter(None, (model, base)):
+            for tensor in (*each.parameters(), *each.buffers()):
+                ledger.add(tensor)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = _warm_up(model, trained, config, ledger)
     done = 0
@@ -286,7 +294,7 @@ def _step(model: Any, config: TrainConfig, ledger: _Ledger) -> None:
         parameter.register_post_accumulate_grad_hook(on_gradient)
     low = config.model.dtype == "bfloat16" and head(model).weight.dtype == torch.float32
     with torch.autocast("cpu", torch.bfloat16, enabled=low):
-        loss = _loss(model, config, ledger)
+        loss = _loss(model, base, config, ledger)
         loss.backward()
     extra = torch.empty(_extra_step_floats(trained, config))
     optimizer.step()
@@ -309,25 +317,47 @@ def _warm_up(
     return optimizer
 
 
-def _loss(model: Any, config: TrainConfig, ledger: _Ledger) -> Tensor:
+def _loss(model: Any, base: Any, config: TrainConfig, ledger: _Ledger) -> Tensor:
     """Compute a micro-batch's loss as `Policy` does, but independent of the tokens."""
+    of_base = _base_states(model, base, config) if config.kl_weight else None
     hidden_ND = _hidden(model, config.micro_batch_size, config.data.sequence_length)
     lm_head = head(model)
     scored_N = torch.arange(len(hidden_ND))
     dtype = getattr(torch, config.model.dtype)
     with ledger.counting("loss"):
         hidden_TD = hidden_ND[scored_N]
-        extra = torch.empty(_extra_chunk_floats(len(scored_N) * len(lm_head.weight), dtype, config))
+        if of_base is not None:
+            weight_VD = of_base.weight_VD.detach().to(dtype)
+            of_base = fused.BaseStates(of_base.hidden_TD[scored_N], weight_VD, of_base.bias)
+        logits = len(scored_N) * len(lm_head.weight) * (1 if of_base is None else 2)
+        extra = torch.empty(_extra_chunk_floats(logits, dtype, config))
         loss_sum, _ = fused.LinearLoss.apply(
             hidden_TD if lm_head.logit_scale == 1 else hidden_TD * lm_head.logit_scale,
             lm_head.weight,
             lm_head.bias,
             scored_N,
             scored_N,
-            fused.Settings(config.objective, 0, lm_head.softcap, dtype, _FirstChunk(config)),
+            fused.Settings(
+                config.objective,
+                0,
+                lm_head.softcap,
+                dtype,
+                _FirstChunk(config),
+                start=torch.empty(len(scored_N)) if config.objective.needs_start else None,
+                base=of_base,
+                kl_weight=config.kl_weight,
+            ),
         )
         del extra
     return cast(Tensor, loss_sum)
+
+
+@torch.no_grad()
+def _base_states(model: Any, base: Any, config: TrainConfig) -> fused.BaseStates:
+    with nullcontext() if base is not None else adapters_off(model):
+        used = model if base is None else base
+        hidden_ND = _hidden(used, config.micro_batch_size, config.data.sequence_length)
+        return fused.BaseStates(hidden_ND, head(used).weight, head(used).bias)
 
 
 def _extra_step_floats(trained: Sequence[Tensor], config: TrainConfig) -> int:
@@ -368,12 +398,14 @@ class _FirstChunk:
         softcap: float | None = None,
         factor: Tensor | None = None,
         weight_C: Tensor | None = None,
+        compared: Compared = ALONE,
     ) -> Tensor:
         if self.done:
-            return logits_CV.new_empty(FIGURES, len(logits_CV), dtype=torch.float32)
+            figures = FIGURES + (compared.base_CV is not None)
+            return logits_CV.new_empty(figures, len(logits_CV), dtype=torch.float32)
         self.done = True
         return loss_and_gradient_(
-            logits_CV, target_C, position_C, objective, seed, softcap, factor, weight_C
+            logits_CV, target_C, position_C, objective, seed, softcap, factor, weight_C, compared
         )
 
 

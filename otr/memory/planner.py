@@ -20,7 +20,7 @@ from otr.loop.export import FILE_BYTES
 from otr.memory.fake_step import Footprint, footprint
 from otr.memory.strategy import Strategy, resolve_strategy
 from otr.models.freeze import freeze, freeze_equally
-from otr.models.load import empty_model
+from otr.models.load import as_base, empty_model
 from otr.models.structure import decoder_layers
 from otr.optim.optimizers import state_bytes
 
@@ -142,7 +142,9 @@ def _share(
     fetched = size * (counted.root_weights + _FETCHED * layer)
     # A layer's gradient, and its float32 copy that is reduced over the workers.
     reduced = (size + 4) * layer * counted.trained_bytes // counted.parameter_bytes
-    shard, state = counted.parameter_bytes // workers, counted.state_bytes // workers
+    fetched += size * counted.base_root_weights
+    shard = (counted.parameter_bytes + counted.base_bytes) // workers
+    state = counted.state_bytes // workers
     if strategy == "fsdp_offload":
         device = replace(whole, parameters=fetched, gradients=reduced, optimizer=0)
         return device, shard + state + counted.trained_bytes // workers
@@ -180,6 +182,10 @@ class _Counted:
     layer_weights: int
     root_weights: int
     """Number of weights outside of the layers, which stay fetched during a step."""
+    base_bytes: int
+    """Of a second model to compare with; 0 if there is none."""
+    base_root_weights: int
+    """As `root_weights`, of the second model."""
 
 
 def _counted(config: TrainConfig, *, split: bool) -> _Counted:
@@ -220,6 +226,10 @@ def _counted_once(key: _Key, split: bool) -> _Counted:
     weights = sum(p.numel() for p in model.parameters())
     layers = decoder_layers(model)
     inside = sum(p.numel() for p in layers.parameters())
+    base_bytes = base_root = 0
+    if config.kl_weight and not config.lora.rank:
+        base = as_base(empty_model(config.model), config.model.dtype)
+        base_bytes, base_root = sum(p.nbytes for p in base.parameters()), weights - inside
     return _Counted(
         parts=_count_all_layers(architecture, config, split, model),
         parameter_bytes=4 * weights,
@@ -228,6 +238,8 @@ def _counted_once(key: _Key, split: bool) -> _Counted:
         largest_bytes=4 * max(p.numel() for p in model.parameters()),
         layer_weights=inside // len(layers),
         root_weights=weights - inside,
+        base_bytes=base_bytes,
+        base_root_weights=base_root,
     )
 
 

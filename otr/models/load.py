@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from otr._compat import can_set_attention, supports_attention_interface, supports_sdpa
@@ -95,6 +95,23 @@ def empty_model(config: ModelConfig) -> PreTrainedModel:
     if config.add_tokens:
         add_embeddings(model, config)
     return _prepare(model, config)
+
+
+def as_base(model: PreTrainedModel, dtype: str = "float32") -> PreTrainedModel:
+    """Freeze a model that another one is only compared with.
+
+    Args:
+        model: changed in place; may be on the meta device.
+        dtype: precision of the forward passes, as in `ModelConfig.dtype`. In bfloat16 the weights
+            of linear layers are stored so, which halves their memory: autocast rounds them in each
+            pass anyway.
+    """
+    model.requires_grad_(False).eval()
+    shared = model.get_input_embeddings().weight
+    for layer in model.modules():
+        if dtype == "bfloat16" and isinstance(layer, nn.Linear) and layer.weight is not shared:
+            layer.to(torch.bfloat16)
+    return model
 
 
 @contextmanager

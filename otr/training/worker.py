@@ -32,6 +32,7 @@ from otr.training.audit import Audit
 from otr.training.checkpoint_store import RETAINED, CheckpointStore
 from otr.training.corpus import pack_locally
 from otr.training.restarts import Restart
+from otr.training.start import start_of
 from otr.training.store.feed import Batch, micro_batches
 from otr.training.store.read import COLUMNS, PackedStore, local_copy
 
@@ -139,6 +140,10 @@ def _train(
     if checkpoint is not None:
         source = replace(source, path=str(checkpoint))
     tokenizer = load_tokenizer(source)
+    start = None
+    if config.objective.needs_start:
+        load = partial(_load_original, config, tokenizer)
+        start = start_of(job.packed, corpus, config, load, job.directory)
     hooks = Hooks(
         should_stop=_StopRequested(job.stop_file),
         before_snapshot=store.flush,
@@ -150,12 +155,13 @@ def _train(
     try:
         train(
             model,
-            micro_batches(corpus, config, step=state.get("step", 0), rank=_rank()),
+            micro_batches(corpus, config, step=state.get("step", 0), rank=_rank(), start=start),
             config,
             _Reporter(store, tokenizer, job, corpus.audit().rejected, first),
             resume_from=checkpoint,
             validation=_validation(config),
             hooks=hooks,
+            base=_load_base(config, tokenizer),
         )
     finally:  # after an error in training, Ray does not wait for the last checkpoint
         store.flush(FLUSH_SECONDS)
@@ -208,30 +214,51 @@ def _load_model(
     Under FSDP only rank 0 reads weights, and sends them to the other ranks' empty models later.
     """
     from otr.models.architecture import check_sequence_length
-    from otr.models.load import empty_model, load_model
     from otr.models.lora import add_adapters, load_adapters
 
-    model: Any
-    fsdp = config.memory.strategy.startswith("fsdp")
-    has_weights = not fsdp or _rank() == 0
     source = config.model
     if checkpoint is None:
         check_sequence_length(config)
     elif not config.lora.rank:
         source = replace(source, path=str(checkpoint))
-    elif has_weights:
+    elif _has_weights(config):
         return load_adapters(checkpoint, source)  # type: ignore[return-value]  # peft's own type
-    if not has_weights:
-        model = empty_model(source)
-    else:
-        model = load_model(source, tokenizer, quantize=config.lora.quantize)
-        if not fsdp:
+    model: Any = _load_original(replace(config, model=source), tokenizer)
+    if _has_weights(config):
+        if not config.memory.strategy.startswith("fsdp"):
             model.to(ray.train.torch.get_device())
         if checkpoint is None:
             _check_model(config, model)
     if config.lora.rank:
         model = add_adapters(model, config.lora, seed=config.seed)
     return model
+
+
+def _load_base(
+    config: TrainConfig, tokenizer: "PreTrainedTokenizerBase"
+) -> "PreTrainedModel | None":
+    """Return the second model that the run compares with; None if it needs none.
+
+    It is the model that the run started from, also when the run resumes.
+    """
+    if not config.kl_weight or config.lora.rank:
+        return None
+    from otr.models.load import as_base
+
+    return as_base(_load_original(config, tokenizer), config.model.dtype)
+
+
+def _load_original(config: TrainConfig, tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedModel":
+    """Return the configured model without adapters; an empty one on ranks that get its weights."""
+    from otr.models.load import empty_model, load_model
+
+    if not _has_weights(config):
+        return empty_model(config.model)
+    return load_model(config.model, tokenizer, quantize=config.lora.quantize)
+
+
+def _has_weights(config: TrainConfig) -> bool:
+    return not config.memory.strategy.startswith("fsdp") or _rank() == 0
 
 
 def _check_model(config: TrainConfig, model: "PreTrainedModel") -> None:

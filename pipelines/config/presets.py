@@ -34,6 +34,9 @@ or level with the best (LOG.md, 2026-11-24)."""
 GSM8K_LR = 5e-5
 """Learning rate of all arms of `gsm8k`."""
 
+ASFT_KL_WEIGHT = 0.1
+"""Weight of the KL of the arm `asft`: the default of its authors' code."""
+
 FAMILY_LR = 5e-4
 """Learning rate of all arms of `family`: the best one of all arms of `builtin`."""
 
@@ -223,6 +226,8 @@ def _every_arm() -> dict[str, dict[str, Any]]:
         chosen = {} if name == Objective().name else {"objective.name": name}
         for arm, settings in (objective.kind_of(name).arms or {name: {}}).items():
             arms[arm] = chosen | {f"objective.{key}": value for key, value in settings.items()}
+    # ASFT (arXiv:2509.23753): DFT, kept near the base model.
+    arms["asft"] = arms["dft"] | {"kl_weight": ASFT_KL_WEIGHT}
     return arms
 
 

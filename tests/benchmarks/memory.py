@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -33,7 +34,7 @@ from otr.config import (
 )
 from otr.loss.objective import Objective
 from otr.memory.planner import plan
-from otr.models.load import empty_model
+from otr.models.load import as_base, empty_model
 from otr.models.quantize import check_quantized, layers_to_quantize
 
 MIB = 2**20
@@ -69,6 +70,7 @@ class Case:
     quantize: str = "none"
     optimizer: str = "adamw"
     freeze: tuple[str, ...] = ()
+    kl_weight: float = 0.0
 
 
 CASES = (
@@ -102,6 +104,9 @@ CASES = (
     Case("muon", 2, 256, tied=False, optimizer="muon"),
     Case("muon fsdp", 2, 256, tied=False, optimizer="muon", workers=2, strategy="fsdp"),
     Case("adafactor", 2, 256, tied=False, optimizer="adafactor"),
+    Case("with base", 2, 256, tied=False, kl_weight=0.1),
+    Case("with base bf16", 2, 256, tied=False, dtype="bfloat16", kl_weight=0.1),
+    Case("with base fsdp", 2, 256, tied=False, workers=2, strategy="fsdp", kl_weight=0.1),
     Case("half frozen", 2, 256, freeze=("lm_head.*", "model.layers.[0-2].*")),
     Case("fsdp deep", 2, 256, layers=12, width=768, workers=2, strategy="fsdp"),
 )
@@ -132,6 +137,7 @@ def written(case: Case, directory: Path) -> TrainConfig:
         global_batch_size=case.rows * case.steps * case.workers,
         micro_batch_size=case.rows,
         freeze=case.freeze,
+        kl_weight=case.kl_weight,
     )
 
 
@@ -193,21 +199,29 @@ def train_briefly(config: TrainConfig, vocabulary: int, device: str = "cpu") -> 
         _quantize(model)
     if config.lora.rank:
         model = add_adapters(model, config.lora)
-    if not (
-        config.memory.strategy == "fsdp" and dist.get_rank()
-    ):  # models of other ranks may be empty
-        if config.lora.quantize == "none":
-            model.to_empty(device=device)
-        (getattr(model, "get_base_model", lambda: model))().tie_weights()
-        for parameter in model.parameters():
-            if parameter.is_floating_point():
-                torch.nn.init.normal_(parameter, std=0.02)
-        for buffer in model.buffers():
-            buffer.fill_(0.5)
+    base = None
+    if config.kl_weight and not config.lora.rank:
+        base = as_base(empty_model(config.model), config.model.dtype)
+    # Models of other ranks may be empty.
+    if not (config.memory.strategy == "fsdp" and dist.get_rank()):
+        for each in filter(None, (model, base)):
+            _fill(each, "" if config.lora.quantize != "none" else device)
     try:
-        train(model, _batches(config, vocabulary), config, lambda *_: None)
+        train(model, _batches(config, vocabulary), config, lambda *_: None, base=base)
     except ValueError as error:
         assert "the data ended" in str(error)
+
+
+def _fill(model: Any, device: str) -> None:
+    """Give a model random weights; with a device, memory on it first."""
+    if device:
+        model.to_empty(device=device)
+    (getattr(model, "get_base_model", lambda: model))().tie_weights()
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            torch.nn.init.normal_(parameter, std=0.02)
+    for buffer in model.buffers():
+        buffer.fill_(0.5)
 
 
 def _quantize(model: PreTrainedModel) -> None:

@@ -15,13 +15,19 @@ from unittest.mock import patch
 import fsspec
 import numpy as np
 import pytest
+import torch
 
 from otr import DataConfig, ModelConfig, TrainConfig, Workers, load_tokenizer
 from otr.training.sources import listing
 from otr.training.store import write
 from otr.training.store.feed import micro_batches
 from otr.training.store.read import PackedStore, local_copy
-from otr.training.store.statistics import Statistic, write_statistic
+from otr.training.store.statistics import (
+    Statistic,
+    block_rows,
+    missing_blocks,
+    write_block,
+)
 from otr.training.store.write import ensure_store, read_index
 from tests.assets.tiny import make_tiny_model
 
@@ -281,23 +287,32 @@ def test_a_store_of_an_object_store_is_copied_to_the_host(
     assert (copied.read(every)["input_ids"] == local.read(every)["input_ids"]).all()
 
 
-def test_a_value_per_example_is_stored_beside_the_rows(packed: str, tmp_path: Path) -> None:
+def test_a_value_per_token_is_stored_beside_the_rows(packed: str, tmp_path: Path) -> None:
+    """In blocks, each of which appears complete or not at all; the feed hands it on."""
     copied = Path(shutil.copytree(packed, tmp_path / "store"))
     store = PackedStore(copied)
-    with pytest.raises(ValueError, match="no statistic 'length'"):
-        Statistic(store, "length")
-    with pytest.raises(ValueError, match=r"shape \(3,\): .* has 3202 examples"):
-        write_statistic(str(copied), "length", np.zeros(3))
     rows = store.read(np.arange(store.index.rows))
-    segments = rows["segment_ids"]
-    lengths = [(row == n).sum() for row in segments for n in range(1, row.max() + 1)]
-    write_statistic(str(copied), "length", np.array(lengths))
+    lengths = (rows["input_ids"] % 7 * rows["loss_mask"]).astype(np.float32)
+    blocks = missing_blocks(str(copied), store.index, "start_1")
+    assert len(blocks) > 1 and [n for b in blocks for n in block_rows(store.index, b)] == [
+        *range(store.index.rows)
+    ]
+    for block in reversed(blocks):
+        assert block in missing_blocks(str(copied), store.index, "start_1")
+        inside = block_rows(store.index, block)
+        write_block(str(copied), "start_1", block, lengths[inside.start : inside.stop])
+    assert not missing_blocks(str(copied), store.index, "start_1")
+    assert missing_blocks(str(copied), store.index, "start_2") == blocks, "of another model"
+    found = Statistic(PackedStore(copied), "start_1")
     some = np.array([store.index.rows - 1, 0, 7])
-    found = Statistic(PackedStore(copied), "length").of_tokens(some, segments[some])
-    for row, values in zip(segments[some], found, strict=True):
-        assert values.tolist() == [(row == n).sum() if n else 0 for n in row]
-    with pytest.raises(ValueError, match=r"no statistic 'lenght': did you mean 'length'"):
-        Statistic(store, "lenght")
+    assert (found.of_rows(some) == lengths[some]).all()
+    run = TrainConfig(ModelConfig("-"), DataConfig(("-",)), global_batch_size=4, micro_batch_size=4)
+    batch = next(micro_batches(store, run, step=0, rank=0, start=found))
+    wanted = batch["input_ids"] % 7 * batch["loss_mask"]
+    assert (batch["start"] == wanted).all() and batch["start"].dtype == torch.float32
+    write_block(str(copied), "start_1", 0, lengths[:3])
+    with pytest.raises(ValueError, match=r"start_1-00000\.npy is damaged: remove it"):
+        Statistic(PackedStore(copied), "start_1").of_rows(some)
 
 
 @pytest.mark.parametrize("weights", [(), (1.0, 2.0, 1.0, 4.0)])

@@ -403,3 +403,29 @@ def test_a_run_of_adapters_resumes_bit_for_bit(
     assert not (one / "model.safetensors").exists()
     bits = [(d / "adapter_model.safetensors").read_bytes() for d in (one, two)]
     assert bits[0] == bits[1]
+
+
+def test_what_the_model_predicted_before_training_is_computed_once_for_all_runs(
+    ray_cluster: None, tmp_path: Path, paths: tuple[Path, Path]
+) -> None:
+    """By two workers, whose first step has ratios of 1; a run of adapters finds it."""
+    run = config(
+        *paths,
+        objective=Objective("psft"),
+        kl_weight=0.1,
+        log_interval=1,
+        max_steps=2,
+        eval_interval=2,
+    )
+    two = replace(run, workers=Workers(count=2), micro_batch_size=1)
+    adapters = replace(run, lora=LoraConfig(rank=4), seed=1)
+    for name, each in (("two", two), ("adapters", adapters)):
+        fit(each, storage=str(tmp_path), name=name, callbacks=[Recorder(tmp_path / f"{name}.log")])
+        log = reports(tmp_path / f"{name}.log")
+        computed = ["log-probabilities before training" in each.get("note", "") for each in log]
+        assert computed == ([True] if name == "two" else []) + [False, False]
+        first, last = log[-2:]
+        assert first["loss"] == pytest.approx(-1, abs=1e-4)
+        assert first["kl_to_base"] == pytest.approx(0, abs=1e-5) and last["val_kl_to_base"] > 1e-5
+    [stored] = tmp_path.glob("packed/*/statistic-start_*.npy")
+    assert stored.name.endswith("-00000.npy")

@@ -7,6 +7,9 @@ import torch
 
 from otr import DataConfig, ModelConfig, Objective, OptimConfig, TrainConfig
 from otr.data import pack
+from otr.loop.batch import PackedBatch
+from otr.loop.policy import Policy
+from otr.models.load import load_model
 
 ROWS, LENGTH = 8, 48
 
@@ -26,6 +29,21 @@ def batches(steps: int) -> list[dict[str, torch.Tensor]]:
     columns = {name: torch.from_numpy(column) for name, column in packed.items()}
     assert len(columns["input_ids"]) >= ROWS * steps
     return [{k: v[i * ROWS : (i + 1) * ROWS] for k, v in columns.items()} for i in range(steps)]
+
+
+def with_start(
+    model_dir: Path, made: list[dict[str, torch.Tensor]]
+) -> list[dict[str, torch.Tensor]]:
+    """Return batches with each target's log-probability under a model."""
+    policy, found = Policy(load_model(ModelConfig(str(model_dir))).eval(), Objective("sft")), []
+    for batch in made:
+        packed = PackedBatch.of(batch)
+        with torch.no_grad():
+            nll_T = policy.predict(packed).nll_T
+        start_BS = torch.zeros(batch["input_ids"].shape)
+        start_BS.view(-1)[packed.layout.place_N[packed.index_T] + 1] = -nll_T
+        found.append({**batch, "start": start_BS})
+    return found
 
 
 def config(model_dir: Path, objective: Objective, steps: int, **change: object) -> TrainConfig:

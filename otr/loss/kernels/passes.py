@@ -120,23 +120,52 @@ def _store_blocks(
 
 @triton.jit
 def gradient_(
-    z_ptr, record_ptr, width, stride, inverse_kappa, cap,
+    z_ptr, record_ptr, base_ptr, base_record_ptr, part_ptr, width, stride, base_stride,
+    inverse_kappa, cap,
     DENSE_Q: tl.constexpr, CAPPED: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
-    """Replace the logits by OF_P * p - OF_Q * q, times the slope of the soft cap."""
+    """Replace the logits by OF_P * p - OF_Q * q, times the slope of the soft cap.
+
+    With base logits (None: there are none), OF_P * b of the base's record is subtracted too, where
+    b is the base's distribution, and each program stores its part of KL(base || p) in bits.
+    """
     row = tl.program_id(0).to(tl.int64)
     z_ptr += row * stride
     record_ptr += row * RECORD
     start = tl.program_id(1) * SPAN
     column = start + tl.arange(0, SPAN)
+    if base_ptr is not None:
+        base_ptr += row * base_stride
+        base_record_ptr += row * RECORD
+        part_ptr += row * tl.num_programs(1) + tl.program_id(1)
     if start + SPAN <= width:
         z = load_logits(z_ptr, column, True, True, cap, CAPPED, False)
         slope = _slope(z, record_ptr, inverse_kappa, cap, DENSE_Q, CAPPED)
+        if base_ptr is not None:
+            of_base = load_logits(base_ptr, column, True, True, cap, CAPPED, False)
+            slope -= _base(z, of_base, record_ptr, base_record_ptr, part_ptr, cap, CAPPED)
         tl.store(z_ptr + column, slope.to(z_ptr.dtype.element_ty))
     else:
-        z = load_logits(z_ptr, column, column < stride, column < width, cap, CAPPED, True)
+        inside = column < width
+        z = load_logits(z_ptr, column, column < stride, inside, cap, CAPPED, True)
         slope = _slope(z, record_ptr, inverse_kappa, cap, DENSE_Q, CAPPED)
+        if base_ptr is not None:
+            readable = column < base_stride
+            of_base = load_logits(base_ptr, column, readable, inside, cap, CAPPED, True)
+            slope -= _base(z, of_base, record_ptr, base_record_ptr, part_ptr, cap, CAPPED)
         tl.store(z_ptr + column, slope.to(z_ptr.dtype.element_ty), mask=column < width)
+
+
+@triton.jit
+def _base(z, of_base, record_ptr, base_record_ptr, part_ptr, cap, CAPPED: tl.constexpr):
+    """Store a span's part of the KL; return the base's part of the gradient."""
+    logp = z * LOG2E - tl.load(record_ptr + TOP) * LOG2E - tl.load(record_ptr + LSE)
+    shift = tl.load(base_record_ptr + TOP) * LOG2E
+    logb = of_base * LOG2E - shift - tl.load(base_record_ptr + LSE)
+    b = tl.exp2(logb)
+    part = tl.where(b == 0, 0.0, b * (logb - logp))  # masked tokens are -inf in both
+    tl.store(part_ptr, tl.sum(part, axis=0))
+    return tl.load(base_record_ptr + OF_P) * b * cap_slope(z, cap, CAPPED)
 
 
 @triton.jit

@@ -1,8 +1,8 @@
 """`otr.loss.rows.loss_and_gradient_` in Triton: four kernels, and no other work on the device.
 
-1. `statistics` reads the logits of each row.
+1. `statistics` reads the logits of each row; with a base model, also the base's.
 2. `losses` reads the blocks that misses are drawn from, BLOCK logits each.
-3. `gradient_` reads the logits and writes their gradient over them.
+3. `gradient_` reads the logits (and the base's) and writes their gradient over them.
 4. `write_` writes the few entries that target and misses touch, each rounded once from float32.
 
 Shapes: C rows of logits in a chunk (one per scored position), V vocabulary, N blocks, K draws.
@@ -21,7 +21,7 @@ from otr.loss.kernels.common import RECORD
 from otr.loss.kernels.passes import gradient_, statistics
 from otr.loss.kernels.tokens import losses, write_
 from otr.loss.objective import Objective
-from otr.loss.rows import FIGURES
+from otr.loss.rows import ALONE, FIGURES, Compared
 
 SPAN = 2048  # logits that a program processes at once; a multiple of BLOCK
 LOAD_BYTES = 16  # that a thread loads at once
@@ -56,7 +56,8 @@ class Variant:
                 "OBJECTIVE": of,
                 "FORM": compiled_form(of),
                 "WEIGHTED": of.is_weighted,
-                "PENALTY": of.has_penalty,
+                "RATIO": of.needs_start,
+                "PENALTY": of.has_penalty or of.needs_start,
                 "ROLLS_OUT": of.rolls_out,
                 "HITS": of.draws_hits,
                 "DRAWN": drawn,
@@ -86,12 +87,15 @@ def loss_and_gradient_(  # noqa: PLR0913 - the signature of a backend
     softcap: float | None = None,
     factor: Float[Tensor, ""] | None = None,
     weight_C: Float[Tensor, " C"] | None = None,
-) -> Float[Tensor, "5 C"]:
+    compared: Compared = ALONE,
+) -> Float[Tensor, "F C"]:
     """Return the figures of each row; replace the logits by their gradient.
 
-    The figures are loss, NLL, hit share, entropy and the absolute gradient of the target's logit
-    (of its value after a soft cap). Loss and gradients of a row are multiplied by its weight. The
-    logits' gradient is also multiplied by `factor`, a number on their device; the figures are not.
+    The figures are loss, NLL, hit share, entropy, and the absolute gradient of the target's logit
+    (of its value after a soft cap). With base logits, KL(base || p) is one more, and loss and
+    gradient have kl_weight times it. The rest of the loss and gradients of a row is multiplied by
+    its weight. The logits' gradient is also multiplied by `factor`, a number on their device; the
+    figures are not.
     """
     rows, width = logits_CV.shape
     stride = logits_CV.stride(0)
@@ -107,28 +111,40 @@ def loss_and_gradient_(  # noqa: PLR0913 - the signature of a backend
         return logits_CV.new_empty(shape, dtype=dtype)
 
     record = scratch(rows, RECORD.value)
-    figures = scratch(FIGURES, rows)
+    figures = scratch(FIGURES + (compared.base_CV is not None), rows)
     high, total, cdf = (scratch(rows, blocks) for _ in range(3))
     token = scratch(rows, places, dtype=torch.int32)
     value = scratch(*token.shape)
     item = logits_CV.element_size()
+    start, base = compared.start_C, compared.base_CV
+    base_record = parts = base_stride = kl_weight = None
+    spans = triton.cdiv(width, SPAN)
 
     statistics[(rows,)](
         logits_CV, record, high, total, width, stride, blocks, inverse_kappa, cap,
         **variant.constants("statistics", item),
     )  # fmt: skip
+    if base is not None:
+        base_record, parts = scratch(rows, RECORD.value), scratch(rows, spans)
+        base_stride, kl_weight = base.stride(0), float(compared.kl_weight)
+        plain = {"TEMPERED": False, "BLOCKS": False}
+        statistics[(rows,)](
+            base, base_record, high, total, width, base_stride, blocks, 1.0, cap,
+            **variant.constants("statistics", item) | plain,
+        )  # fmt: skip
     losses[(rows,)](
-        logits_CV, target_C, position_C, factor, weight_C, record, high, total, cdf, token, value,
-        figures, width, stride, blocks, blocks.bit_length(), samples, places, signed(seed),
-        signed(seed >> 32), inverse_kappa, cap,
+        logits_CV, target_C, position_C, factor, weight_C, start, base, base_record, record, high,
+        total, cdf, token, value, figures, width, stride, base_stride, blocks, blocks.bit_length(),
+        samples, places, signed(seed), signed(seed >> 32), inverse_kappa, cap, kl_weight,
         **variant.constants("losses", item),
     )  # fmt: skip
-    gradient_[(rows, triton.cdiv(width, SPAN))](
-        logits_CV, record, width, stride, inverse_kappa, cap,
+    gradient_[(rows, spans)](
+        logits_CV, record, base, base_record, parts, width, stride, base_stride, inverse_kappa, cap,
         **variant.constants("gradient_", item),
     )  # fmt: skip
     write_[(rows,)](
-        logits_CV, target_C, token, value, record, stride, places,
+        logits_CV, target_C, token, value, record, parts, None if base is None else figures, stride,
+        places, None if base is None else spans, kl_weight,
         **variant.constants("write_", item),
     )  # fmt: skip
     return figures

@@ -183,8 +183,17 @@ def _draw_misses(
 
 
 @triton.jit
+def _base_share(base_ptr, token, inside, record_ptr, cap, CAPPED: tl.constexpr):
+    """Return the base's probabilities of some tokens of a row."""
+    z = capped(tl.load(base_ptr + token, mask=inside, other=0.0).to(tl.float32), cap, CAPPED)
+    shift = tl.load(record_ptr + TOP) * LOG2E
+    return tl.exp2(z * LOG2E - shift - tl.load(record_ptr + LSE))
+
+
+@triton.jit
 def _miss_gradients(
-    token_ptr, value_ptr, y, misses, shift, lse, of_p, of_miss, cap,
+    token_ptr, value_ptr, base_ptr, base_record_ptr, y, misses, shift, lse, of_p, of_miss, of_base,
+    cap,
     CAPPED: tl.constexpr, LANES: tl.constexpr, OTHERS: tl.constexpr,
 ):  # fmt: skip
     """Replace each miss's z by its logit's gradient; return the sum of the misses' log2 p.
@@ -204,7 +213,11 @@ def _miss_gradients(
             count += tl.sum((other[:, None] == token[None, :]).to(tl.int32), axis=0)
         logp = z * LOG2E - shift - lse
         summed += tl.sum(tl.where(inside & (token != y), logp, 0.0), axis=0)
-        slope = of_p * tl.exp2(logp) - of_miss * count.to(tl.float32)
+        p = tl.exp2(logp)
+        slope = of_p * p - of_miss * count.to(tl.float32)
+        if base_ptr is not None:
+            b = _base_share(base_ptr, token, inside, base_record_ptr, cap, CAPPED)
+            slope += of_base * (p - b)
         tl.store(value_ptr + place, slope * cap_slope(z, cap, CAPPED), mask=inside)
     return summed
 
@@ -221,24 +234,28 @@ def _number(numbers_ptr, place):
 # The seed changes with each step, and where a chunk starts within the targets with each chunk.
 @triton.jit(
     do_not_specialize=["seed_low", "seed_high"],
-    do_not_specialize_on_alignment=["target_ptr", "position_ptr", "weight_ptr"],
+    do_not_specialize_on_alignment=["target_ptr", "position_ptr", "weight_ptr", "start_ptr"],
 )
-def losses(  # noqa: PLR0915 - one program per row, in order
-    z_ptr, target_ptr, position_ptr, factor_ptr, weight_ptr, record_ptr, high_ptr, sum_ptr,
-    cdf_ptr, token_ptr, value_ptr, figures_ptr,
-    width, stride, blocks, steps, samples, places, seed_low, seed_high,
-    inverse_kappa, cap,
-    OBJECTIVE: tl.constexpr, FORM: tl.constexpr, WEIGHTED: tl.constexpr, PENALTY: tl.constexpr,
-    ROLLS_OUT: tl.constexpr, HITS: tl.constexpr, DRAWN: tl.constexpr, TEMPERED: tl.constexpr,
-    DENSE_Q: tl.constexpr, CAPPED: tl.constexpr, BLOCK: tl.constexpr, DRAWS: tl.constexpr,
-    LANES: tl.constexpr, OTHERS: tl.constexpr, CDF: tl.constexpr,
+def losses(  # noqa: C901, PLR0915 - one program per row, in order
+    z_ptr, target_ptr, position_ptr, factor_ptr, weight_ptr, start_ptr, base_ptr, base_record_ptr,
+    record_ptr, high_ptr, sum_ptr, cdf_ptr, token_ptr, value_ptr, figures_ptr,
+    width, stride, base_stride, blocks, steps, samples, places, seed_low, seed_high,
+    inverse_kappa, cap, kl_weight,
+    OBJECTIVE: tl.constexpr, FORM: tl.constexpr, WEIGHTED: tl.constexpr, RATIO: tl.constexpr,
+    PENALTY: tl.constexpr, ROLLS_OUT: tl.constexpr, HITS: tl.constexpr, DRAWN: tl.constexpr,
+    TEMPERED: tl.constexpr, DENSE_Q: tl.constexpr, CAPPED: tl.constexpr,
+    BLOCK: tl.constexpr, DRAWS: tl.constexpr, LANES: tl.constexpr,
+    OTHERS: tl.constexpr, CDF: tl.constexpr,
     HIT: tl.constexpr, WHICH_BLOCK: tl.constexpr, WHICH_ENTRY: tl.constexpr,
 ):  # fmt: skip
     """Draw; store each row's figures, coefficients and the gradients of target and misses.
 
     The gradients are multiplied by the number at `factor_ptr` (None: 1), the figures are not; they
-    and the loss by the row's number at `weight_ptr` (None: 1).
-    OBJECTIVE, FORM, WEIGHTED: see `coefficients`. PENALTY: something is added to the loss.
+    and the loss by the row's number at `weight_ptr` (None: 1). `start_ptr` has the targets'
+    log-probabilities before training, if RATIO. With base logits (None: there are none) and their
+    statistics, the gradient, but not yet the loss, has kl_weight KL(base || p), whatever the row's
+    weight.
+    OBJECTIVE, FORM, WEIGHTED, RATIO: see `coefficients`. PENALTY: something is added to the loss.
     ROLLS_OUT: the hit share without draws is q, else p. HITS: hits are drawn. DRAWN: misses are
     drawn. TEMPERED: q is not p. DENSE_Q: the gradient has a part Q q.
     """
@@ -276,9 +293,13 @@ def losses(  # noqa: PLR0915 - one program per row, in order
         share = hits.to(tl.float32) / samples
         misses = samples - hits
     entropy = (lse - tl.load(record_ptr + MEAN)) * LN2
+    log_ratio = 0.0
+    if RATIO:
+        log_ratio = logp * LN2 - tl.load(start_ptr + row).to(tl.float32)
     of_p, of_q, of_target, of_miss, penalty = coefficients(
-        p, logp * LN2, q, share, entropy, top + lse * LN2, OBJECTIVE, FORM, WEIGHTED
-    )
+        p, logp * LN2, log_ratio, q, share, entropy, top + lse * LN2,
+        OBJECTIVE, FORM, WEIGHTED, RATIO,
+    )  # fmt: skip
     loss = tl.where(of_target == 0, 0.0, of_target * logp)
     weight = _number(weight_ptr, row)
     factor = weight * _number(factor_ptr, 0)
@@ -286,6 +307,12 @@ def losses(  # noqa: PLR0915 - one program per row, in order
     if DENSE_Q:
         loss += of_q * (tl.load(record_ptr + MEAN_Q) - lse)
         slope -= of_q * q
+    of_base = 0.0
+    if base_ptr is not None:
+        base_ptr += row * base_stride
+        base_record_ptr += row * RECORD
+        of_base = kl_weight * _number(factor_ptr, 0)
+        tl.store(base_record_ptr + OF_P, of_base)
     if DRAWN:
         _draw_misses(
             z_ptr, token_ptr, value_ptr, cdf_ptr, high_ptr, y, low, high, misses,
@@ -293,13 +320,20 @@ def losses(  # noqa: PLR0915 - one program per row, in order
             HITS, CAPPED, BLOCK, DRAWS, LANES, WHICH_BLOCK, WHICH_ENTRY,
         )  # fmt: skip
         loss += of_miss * _miss_gradients(
-            token_ptr, value_ptr, y, misses, shift, lse, factor * of_p, factor * of_miss, cap,
-            CAPPED, LANES, OTHERS,
+            token_ptr, value_ptr, base_ptr, base_record_ptr, y, misses, shift, lse,
+            factor * of_p, factor * of_miss, of_base, cap, CAPPED, LANES, OTHERS,
         )  # fmt: skip
         tl.store(record_ptr + MISSES, misses.to(tl.float32))
-    tl.store(record_ptr + OF_P, factor * of_p)
+    # Without a base, not even a 0 is added.
+    if base_ptr is None:
+        tl.store(record_ptr + OF_P, factor * of_p)
+        tl.store(record_ptr + AT_TARGET, factor * slope * cap_slope(z, cap, CAPPED))
+    else:
+        b = _base_share(base_ptr, y, True, base_record_ptr, cap, CAPPED)
+        at_target = factor * slope + of_base * (p - b)
+        tl.store(record_ptr + OF_P, factor * of_p + of_base)
+        tl.store(record_ptr + AT_TARGET, at_target * cap_slope(z, cap, CAPPED))
     tl.store(record_ptr + OF_Q, factor * of_q)
-    tl.store(record_ptr + AT_TARGET, factor * slope * cap_slope(z, cap, CAPPED))
     rows = tl.num_programs(0)
     loss *= -LN2
     if PENALTY:
@@ -313,10 +347,15 @@ def losses(  # noqa: PLR0915 - one program per row, in order
 
 @triton.jit(do_not_specialize_on_alignment=["target_ptr"])
 def write_(
-    z_ptr, target_ptr, token_ptr, value_ptr, record_ptr, stride, places,
+    z_ptr, target_ptr, token_ptr, value_ptr, record_ptr, part_ptr, figures_ptr, stride, places,
+    spans, kl_weight,
     DRAWN: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """Write the gradients of target and misses over those that `gradient_` wrote for them."""
+    """Write the gradients of target and misses over those that `gradient_` wrote for them.
+
+    With the KL's parts of the row's spans (None: there are none), store the KL, and add it to the
+    loss.
+    """
     row = tl.program_id(0).to(tl.int64)
     z_ptr += row * stride
     record_ptr += row * RECORD
@@ -334,3 +373,14 @@ def write_(
             tl.store(z_ptr + token, value, mask=inside & (token != y))
     at_target = tl.load(record_ptr + AT_TARGET)
     tl.store(z_ptr + y, at_target.to(z_ptr.dtype.element_ty))
+    if part_ptr is not None:
+        part_ptr += row * spans
+        kl = 0.0
+        for start in range(0, spans, LANES):
+            span = start + tl.arange(0, LANES)
+            kl += tl.sum(tl.load(part_ptr + span, mask=span < spans, other=0.0), axis=0)
+        kl *= LN2
+        rows = tl.num_programs(0)
+        figures_ptr += row
+        tl.store(figures_ptr + 5 * rows, kl)  # behind the figures of `losses`
+        tl.store(figures_ptr, tl.load(figures_ptr) + kl_weight * kl)

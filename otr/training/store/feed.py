@@ -15,6 +15,7 @@ import torch
 from otr.config import TrainConfig
 from otr.training.store.order import Order, places_of
 from otr.training.store.read import PackedStore
+from otr.training.store.statistics import Statistic
 
 AHEAD = 4  # micro-batches that are read ahead
 
@@ -22,7 +23,7 @@ Batch = dict[str, torch.Tensor]
 
 
 def micro_batches(
-    store: PackedStore, config: TrainConfig, *, step: int, rank: int
+    store: PackedStore, config: TrainConfig, *, step: int, rank: int, start: Statistic | None = None
 ) -> Iterator[Batch]:
     """Yield a worker's micro-batches for ever, from a step on.
 
@@ -31,9 +32,10 @@ def micro_batches(
         config: the run.
         step: optimizer steps that are done.
         rank: of the worker.
+        start: log-probability of each target before training; None: not needed.
 
     Yields:
-        `input_ids`, `loss_mask` and `segment_ids`, [B, S] each.
+        `input_ids`, `loss_mask` and `segment_ids`, [B, S] each; also `start`, if it is given.
     """
     order = Order(
         [*store.index.rows_by_source().values()], config.seed, config.data.weights or None
@@ -48,7 +50,9 @@ def micro_batches(
         for number in count(step):
             for micro_batch in range(config.accumulation):
                 places = places_of(number, micro_batch, rank, **shape)
-                columns = store.read(order.rows_at(places))
+                numbers = order.rows_at(places)
+                columns = store.read(numbers)
+                columns |= {} if start is None else {"start": start.of_rows(numbers)}
                 yield {name: torch.from_numpy(column) for name, column in columns.items()}
 
     return _ahead(made())

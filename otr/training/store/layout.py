@@ -7,7 +7,7 @@ the tokenizer with its chat template, and the code. It holds
 - `part-00000.json`, ...: what the part holds (`Part`), written after its rows;
 - `index.json`: the whole (`Index`), written last. A directory without it is being made, or its
   making was interrupted; what is complete in it is used again;
-- `statistic-NAME.npy`: values per example, if somebody has stored some (`statistics`).
+- `statistic-NAME-00000.npy`, ...: a value per token, if a run needed it (`statistics`).
 """
 
 import json

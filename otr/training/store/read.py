@@ -64,11 +64,6 @@ class PackedStore:
             "segment_ids": rows["segment_ids"].astype(np.int32),
         }
 
-    def examples_per_row(self) -> np.ndarray:
-        """Return the number of examples in each row of the store; this reads the whole store."""
-        counts = [part["segment_ids"].max(axis=1) for part in self._maps if len(part)]
-        return np.concatenate(counts).astype(np.int64)
-
     def _check(self, row: np.ndarray, part: str, number: int) -> None:
         if checksum(row) != row["checksum"]:
             raise ValueError(

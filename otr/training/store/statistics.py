@@ -1,80 +1,77 @@
-"""Values per example, stored beside a packed store: `statistic-NAME.npy` in its directory.
+"""A value per token, stored in the directory of a packed store: `statistic-NAME-00000.npy`, ...
 
-An objective that compares the model with its base, for instance, needs the log-probability of each
-example under the base. It is computed once per store, and all runs share it.
+An objective that compares with the model before training needs the log-probability of each target
+under it. It is computed once per store and model, and all runs share it. Each file has a block of
+BLOCK_ROWS rows, so that ranks share the work, and work that was interrupted goes on.
 
-Shapes: E examples of the store, in the order of its rows and, within a row, of their segments;
-N rows, S tokens per row.
+Shapes: N rows, S tokens per row.
 """
 
-from pathlib import Path
-
 import numpy as np
+from jaxtyping import Float, Int
 
-from otr.hints import did_you_mean
+from otr.training.store.layout import Index
 from otr.training.store.read import PackedStore
-from otr.training.store.write import FileToPublish, read_index
+from otr.training.store.write import FileToPublish, names
+
+BLOCK_ROWS = 256
 
 
-def write_statistic(path: str, name: str, values: np.ndarray) -> None:
-    """Store a value per example.
+def block_rows(index: Index, block: int) -> range:
+    """Return the numbers of a block's rows."""
+    return range(block * BLOCK_ROWS, min(index.rows, (block + 1) * BLOCK_ROWS))
+
+
+def missing_blocks(path: str, index: Index, name: str) -> list[int]:
+    """Return the blocks of a statistic that are not stored yet.
 
     Args:
-        path: of a complete store, a path or URI.
-        name: of the statistic, such as "base_log_probability".
-        values: float, [E].
-
-    Raises:
-        ValueError: there is not one value per example, or the name is no file name.
+        path: of the store, a path or URI.
+        index: of the store.
+        name: of the statistic.
     """
-    if not name.isidentifier():
-        raise ValueError(f"statistic {name!r}: use letters, digits and _")
-    count = sum(part.examples for part in read_index(path).parts)
-    if values.shape != (count,):
-        raise ValueError(
-            f"statistic {name!r} has the shape {values.shape}: {path} has {count} examples"
-        )
-    with FileToPublish(f"{path}/{_file(name)}") as file:
+    stored = names(path)
+    count = -(-index.rows // BLOCK_ROWS)
+    return [block for block in range(count) if _file(name, block) not in stored]
+
+
+def write_block(path: str, name: str, block: int, values: Float[np.ndarray, "N S"]) -> None:
+    """Store a block of a statistic; it appears complete or not at all."""
+    assert name.isidentifier(), name
+    with FileToPublish(f"{path}/{_file(name, block)}") as file:
         np.save(file, values.astype(np.float32))
 
 
 class Statistic:
-    """A stored value per example of a store on this host.
+    """A stored value per token of a store on this host.
 
     Args:
         store: the store.
-        name: of the statistic.
-
-    Raises:
-        ValueError: the store has none of this name.
+        name: of the statistic, of which all blocks are stored.
     """
 
     def __init__(self, store: PackedStore, name: str) -> None:
-        path = store.directory / _file(name)
-        if not path.exists():
-            hint = did_you_mean(name, stored_statistics(store.directory))
-            raise ValueError(f"{store.directory} has no statistic {name!r}: {hint}")
-        self.values = np.load(path, mmap_mode="r")
-        self.ends = np.cumsum(store.examples_per_row())
+        self.store, self.name = store, name
+        self._blocks: dict[int, np.ndarray] = {}
 
-    def of_tokens(self, numbers: np.ndarray, segment_ids: np.ndarray) -> np.ndarray:
-        """Return the value of each token's example; 0 where there is none. [N, S].
+    def of_rows(self, numbers: Int[np.ndarray, " N"]) -> Float[np.ndarray, "N S"]:
+        """Return the values of some rows' tokens.
 
-        Args:
-            numbers: of the rows, [N].
-            segment_ids: of the rows, [N, S].
+        Raises:
+            ValueError: a stored block does not fit the store.
         """
-        first = np.where(numbers > 0, self.ends[numbers - 1], 0)
-        examples = first[:, None] + np.maximum(segment_ids, 1) - 1
-        return np.where(segment_ids > 0, self.values[examples], np.float32(0))
+        return np.stack([self._block(int(n) // BLOCK_ROWS)[n % BLOCK_ROWS] for n in numbers])
+
+    def _block(self, block: int) -> np.ndarray:
+        if block not in self._blocks:
+            file = self.store.directory / _file(self.name, block)
+            index = self.store.index
+            values = np.load(file, mmap_mode="r")
+            if values.shape != (len(block_rows(index, block)), index.sequence_length):
+                raise ValueError(f"{file} is damaged: remove it, and it is computed again")
+            self._blocks[block] = values
+        return self._blocks[block]
 
 
-def stored_statistics(directory: Path) -> list[str]:
-    """Return the names of the statistics of a store on this host."""
-    prefix, suffix = _file("\0").split("\0")
-    files = sorted(directory.glob(f"{prefix}*{suffix}"))
-    return [file.name.removeprefix(prefix).removesuffix(suffix) for file in files]
-
-
-def _file(name: str) -> str:
-    return f"statistic-{name}.npy"
+def _file(name: str, block: int) -> str:
+    return f"statistic-{name}-{block:05d}.npy"

@@ -18,8 +18,8 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from otr.config import ModelConfig
-from otr.loop.identity import chat_template_digest, text_digest
+from otr.config import ModelConfig, TrainConfig
+from otr.loop.identity import chat_template_digest, model_weights, text_digest
 from otr.training.sources import SourceChunk
 
 CODE = (
@@ -52,6 +52,13 @@ def of_model(model: ModelConfig) -> list[Any]:
     template = [chat_template_digest(model.chat_template), model.chat_template_args]
     template.append(text_digest(model.add_tokens))
     return [_of_tokenizer(model), model.trust_remote_code, template, _of_code()]
+
+
+def of_start(config: TrainConfig) -> list[Any]:
+    """Return a value that changes when the predictions of the model that a run starts from do."""
+    model = config.model
+    weights = model_weights(Path(model.path)) or _of_tokenizer(model)
+    return [weights, model.dtype, text_digest(model.add_tokens), config.lora.quantize]
 
 
 def _of_file(path: str) -> list[str]:

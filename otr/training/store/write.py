@@ -113,6 +113,13 @@ def read_index(path: str) -> Index:
     return layout.index_from(fs.cat_file(f"{inner}/{INDEX}").decode(), path)
 
 
+def names(path: str) -> set[str]:
+    """Return the names of the files of a store at a path or URI."""
+    fs, inner = fsspec.core.url_to_fs(path)
+    fs.invalidate_cache()  # otherwise an object store's listing may be an old one
+    return {found.rpartition("/")[2] for found in fs.ls(inner, detail=False)}
+
+
 def _plan(config: DataConfig) -> list[_Planned]:
     """Return the parts of a corpus; each belongs to one source.
 

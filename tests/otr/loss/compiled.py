@@ -22,6 +22,7 @@ from triton.compiler import ASTSource
 from otr import Objective
 from otr.loss.kernels import rows
 from otr.loss.objective import names
+from otr.loss.rows import Compared
 
 BASELINE = Path(__file__).with_suffix(".json")
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -102,20 +103,23 @@ def launches(
     softcap: float | None = None,
     *,
     weighted: bool = False,
+    with_base: bool = False,
 ) -> dict[str, Launch]:
     """Return the launches for a chunk of logits as `otr.loss.fused` allocates it, by kernel."""
     made: dict[str, Launch] = {}
     originals = {name: getattr(rows, name) for name in KERNELS}
     stride = -(-vocabulary // 64) * 64
-    logits_CV = torch.empty(64, stride, dtype=dtype, device="meta")[:, :vocabulary]
+    logits_CV, base_CV = torch.empty(2, 64, stride, dtype=dtype, device="meta")[:, :, :vocabulary]
     target_C = torch.empty(64, dtype=torch.int64, device="meta")
     factor = torch.empty((), device="meta")
     weight_C = torch.empty(64, device="meta") if weighted else None
+    start_C = torch.empty(64, device="meta") if objective.needs_start else None
+    compared = Compared(start_C, base_CV, 0.1) if with_base else Compared(start_C)
     try:
         for name, kernel in originals.items():
             setattr(rows, name, _Recorder(kernel, made))
         rows.loss_and_gradient_(
-            logits_CV, target_C, target_C, objective, 5, softcap, factor, weight_C
+            logits_CV, target_C, target_C, objective, 5, softcap, factor, weight_C, compared
         )
     finally:
         for name, kernel in originals.items():
@@ -138,6 +142,8 @@ H100_CASES = {
         if name not in OBJECTIVES and name != "otr"
     },
     "sft, weights": {"losses": launches(OBJECTIVES["sft"], weighted=True)["losses"]},
+    "dft, base": launches(OBJECTIVES["dft"], with_base=True),
+    "sampled, base": launches(OBJECTIVES["sampled"], with_base=True),
     "sft, smoothed, z-loss": launches(Objective("sft", label_smoothing=0.1, z_loss=1e-4)),
     "sampled, float32": launches(OBJECTIVES["sampled"], dtype=torch.float32),
     "sampled, vocabulary 50257": launches(OBJECTIVES["sampled"], 50257),

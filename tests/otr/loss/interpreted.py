@@ -15,7 +15,7 @@ from otr.loss.draws import BLOCK
 from otr.loss.kernels import rows
 from otr.loss.kernels.rows import loss_and_gradient_ as triton_loss_and_gradient_
 from otr.loss.kernels.scaling import multiply_
-from otr.loss.rows import loss_and_gradient_
+from otr.loss.rows import FIGURES, Compared, loss_and_gradient_
 from tests.assets.rows import OBJECTIVES, logits_and_targets
 
 KERNELS = ("statistics", "losses", "gradient_", "write_")
@@ -37,11 +37,40 @@ def test_the_triton_backend_equals_the_torch_backend(
     logits_CV, target_C = logits_and_targets(6, vocabulary)
     ours, theirs = logits_CV.clone(), logits_CV.clone()
     arguments = (target_C, torch.arange(6) * 1_000_003, objective, 1234567890123, softcap)
-    figures = triton_loss_and_gradient_(ours, *arguments)
+    more = {"compared": Compared(start_of(logits_CV, target_C))}
+    figures = triton_loss_and_gradient_(ours, *arguments, **more)
     torch.testing.assert_close(
-        figures, loss_and_gradient_(theirs, *arguments), rtol=1e-5, atol=1e-5
+        figures, loss_and_gradient_(theirs, *arguments, **more), rtol=1e-5, atol=1e-5
     )
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def start_of(logits_CV: Tensor, target_C: Tensor) -> Tensor:
+    """Return log-probabilities before training, from half of what they are to twice that."""
+    logp_C = torch.log_softmax(logits_CV, -1).gather(1, target_C[:, None])[:, 0]
+    return logp_C + torch.linspace(-0.7, 0.7, len(target_C))
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+@pytest.mark.parametrize("vocabulary", [7, 5000])
+@pytest.mark.parametrize("objective", [*OBJECTIVES[:3], OBJECTIVES[5], OBJECTIVES[8]], ids=str)
+def test_the_kl_to_a_base_equals_the_torch_backends(
+    objective: Objective, vocabulary: int, softcap: float | None
+) -> None:
+    """With weights, which do not multiply it, and memory behind the rows of the base."""
+    logits_CV, target_C = logits_and_targets(6, vocabulary)
+    base_CV = torch.full((6, vocabulary + 9), torch.nan)[:, :vocabulary]
+    noise = torch.randn(6, vocabulary, generator=torch.Generator().manual_seed(1))
+    base_CV.copy_(logits_CV + noise)
+    ours, theirs = logits_CV.clone(), logits_CV.clone()
+    weight_C = torch.tensor([1.0, 0.0, 2.0, -1.0, 0.5, 1.0])
+    arguments = (target_C, torch.arange(6), objective, 3, softcap, torch.tensor(0.5), weight_C)
+    compared = Compared(start_of(logits_CV, target_C), base_CV, 0.3)
+    figures = triton_loss_and_gradient_(ours, *arguments, compared)
+    wanted = loss_and_gradient_(theirs, *arguments, compared)
+    torch.testing.assert_close(figures, wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert len(figures) == FIGURES + 1 and figures[FIGURES].min() > 0
 
 
 def test_in_bfloat16_each_entry_is_rounded_once() -> None:
@@ -79,10 +108,9 @@ def test_rows_with_padding_in_memory_a_factor_and_weights(objective: Objective) 
     factor = torch.tensor(-0.25)
     weight_C = torch.tensor([1.0, 0.0, 2.0, -1.0, 0.5])
     arguments = (target_C, torch.arange(5), objective, 3)
-    figures = triton_loss_and_gradient_(
-        padded[:, :2100], *arguments, factor=factor, weight_C=weight_C
-    )
-    wanted = loss_and_gradient_(logits_CV, *arguments, weight_C=weight_C)
+    more = {"weight_C": weight_C, "compared": Compared(start_of(logits_CV, target_C))}
+    figures = triton_loss_and_gradient_(padded[:, :2100], *arguments, factor=factor, **more)
+    wanted = loss_and_gradient_(logits_CV, *arguments, **more)
     torch.testing.assert_close(figures, wanted, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(padded[:, :2100], logits_CV * factor, rtol=1e-5, atol=1e-6)
     assert padded[:, 2100:].isnan().all()
@@ -93,7 +121,10 @@ def test_rows_with_padding_in_memory_a_factor_and_weights(objective: Objective) 
 def test_a_bad_logit_shows_in_the_nll_of_its_row_alone(objective: Objective, value: float) -> None:
     logits_CV, target_C = logits_and_targets(3, 500)
     logits_CV[1, 400] = value
-    nll_C = triton_loss_and_gradient_(logits_CV, target_C, torch.arange(3), objective, 1)[1]
+    compared = Compared(torch.full((3,), -1.0))
+    nll_C = triton_loss_and_gradient_(
+        logits_CV, target_C, torch.arange(3), objective, 1, compared=compared
+    )[1]
     assert nll_C.isfinite().tolist() == [True, False, True]
 
 
@@ -165,8 +196,11 @@ def test_a_chunk_is_four_launches_two_reads_and_one_write(objective: Objective, 
     """Beside the passes, target and draws touch a block of logits each."""
     logits_CV, target_C = logits_and_targets(3, 5000)
     position_C, work.logits = torch.arange(3), logits_CV
+    compared = Compared(torch.full((3,), -1.0))
     with work:
-        rows.loss_and_gradient_(logits_CV, target_C, position_C, objective, 8, 5.0)
+        rows.loss_and_gradient_(
+            logits_CV, target_C, position_C, objective, 8, 5.0, compared=compared
+        )
     assert sum(work.kernels.values()) <= 4
     assert not work.operations
     few = 3 * (1 + (objective.num_samples if objective.draws_misses else 0))

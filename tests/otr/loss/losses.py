@@ -13,9 +13,10 @@ from torch import Tensor
 from otr import IGNORE_INDEX, LossOutput, Objective, linear_token_loss, token_loss
 from otr.loss.draws import draw_seed
 from otr.loss.functional import _plain
+from otr.loss.fused import BaseStates
 from otr.loss.objective import names
-from otr.loss.rows import loss_and_gradient_
-from tests.otr.loss.oracle import generator
+from otr.loss.rows import Compared, loss_and_gradient_
+from tests.otr.loss.oracle import generator, start
 
 SFT, DFT = Objective("sft"), Objective("dft")
 SAMPLED, HALF = Objective(num_samples=7), Objective(num_samples=7, estimator="half")
@@ -40,13 +41,21 @@ every_count = pytest.mark.parametrize(
 )
 
 
+def by_logits(logits: Tensor, target: Tensor, objective: Objective, **more) -> LossOutput:
+    """`token_loss`, with the oracle's probabilities before training."""
+    return token_loss(logits, target, objective, **{"start_T": start(target)} | more)
+
+
 def through_linear(logits: Tensor, target: Tensor, objective: Objective, **more) -> LossOutput:
     vocabulary = logits.shape[-1]
     weight = torch.eye(vocabulary, dtype=logits.dtype)
+    if "base_logits_TV" in more:
+        more["base"] = BaseStates(more.pop("base_logits_TV"), weight)
+    more = {"start_T": start(target)} | more
     return linear_token_loss(logits, weight, target, objective, **more)
 
 
-both = pytest.mark.parametrize("function", [token_loss, through_linear])
+both = pytest.mark.parametrize("function", [by_logits, through_linear])
 
 
 class Elsewhere:
@@ -62,19 +71,21 @@ def rows(num: int, vocabulary: int, seed: int = 0, spread: float = 2) -> tuple[T
 
 
 def gradient(logits: Tensor, target: Tensor, objective: Objective, seed: int = 0) -> Tensor:
-    loss = token_loss(logits, target, objective, generator=generator(seed)).loss_sum
+    loss = by_logits(logits, target, objective, generator=generator(seed)).loss_sum
     return torch.autograd.grad(loss, logits)[0]
 
 
 def by_rows(logits: Tensor, target: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
     """Return figures and gradient as `linear_token_loss` computes them."""
     z, position = logits.detach().clone(), torch.arange(len(logits))
-    return loss_and_gradient_(z, target, position, objective, draw_seed(generator())), z
+    compared = Compared(start(target))
+    seed = draw_seed(generator())
+    return loss_and_gradient_(z, target, position, objective, seed, compared=compared), z
 
 
 def by_token_loss(logits: Tensor, target: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
     seed, position = draw_seed(generator()), torch.arange(len(logits))
-    figures = _plain(logits, target, objective, seed, position)
+    figures = _plain(logits, target, objective, seed, position, start(target))
     return figures.detach(), gradient(logits, target, objective)
 
 
@@ -90,13 +101,13 @@ class Inputs:
         self.target[1::5] = IGNORE_INDEX
 
     def loss(self, objective: Objective, **more) -> LossOutput:
-        more = {"generator": generator()} | more
+        more = {"generator": generator(), "start_T": start(self.target)} | more
         return linear_token_loss(self.hidden, self.weight, self.target, objective, **more)
 
     def full(self, objective: Objective, change: Callable = lambda z: z) -> LossOutput:
         """Return the loss computed from all logits at once."""
         logits = change(self.hidden @ self.weight.T)
-        return token_loss(logits, self.target, objective, generator=generator())
+        return by_logits(logits, self.target, objective, generator=generator())
 
     def gradients(self, loss: Tensor, *more: Tensor) -> tuple[Tensor, ...]:
         return torch.autograd.grad(loss, (self.hidden, self.weight, *more))

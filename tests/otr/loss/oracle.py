@@ -54,8 +54,17 @@ def draws(logits_TV: Tensor, target_T: Tensor, o: Objective, number: int = 0) ->
     return Draws(hit < q_TV.gather(1, y_T1), miss_TK)
 
 
+def start(target_T: Tensor) -> Tensor:
+    """Return some log-probabilities of the targets before training."""
+    return -1.5 - 0.25 * (torch.arange(len(target_T), dtype=torch.float64) % 7)
+
+
 def terms(logits_TV: Tensor, target_T: Tensor, o: Objective, drawn: Draws | None = None) -> Terms:
-    """Return (token, weight) pairs of each position's loss; none if it is not scored."""
+    """Return (token, weight) pairs of each position's loss; none if it is not scored.
+
+    The probabilities before training are those of `start`.
+    """
+    start_T = start(target_T).tolist()
     logits_TV = logits_TV.detach().double()
     every_p = torch.softmax(logits_TV, -1).tolist()
     every_q = torch.softmax(logits_TV / o.temperature, -1).tolist()
@@ -68,7 +77,7 @@ def terms(logits_TV: Tensor, target_T: Tensor, o: Objective, drawn: Draws | None
         elif o.name != "otr":
             kept = [a for a in range(len(p)) if logits_TV[t, a] > -math.inf]
             smooth = o.label_smoothing if o.name == "sft" else 0.0
-            rows.append([(y, (1 - smooth) * _weight(o, p, y))])
+            rows.append([(y, (1 - smooth) * _weight(o, p, y, start_T[t]))])
             rows[-1] += [(a, smooth / len(kept)) for a in kept if smooth]
         elif o.estimator == "expected":
             rows.append([(a, q[a] * _reward(o, a == y)) for a in range(len(q))])
@@ -82,12 +91,14 @@ def terms(logits_TV: Tensor, target_T: Tensor, o: Objective, drawn: Draws | None
     return rows
 
 
-def _weight(o: Objective, p: list[float], y: int) -> float:
+def _weight(o: Objective, p: list[float], y: int, start: float) -> float:
     """Return the factor of SFT's gradient of an objective that has one."""
     p_y, entropy = p[y], -sum(each * math.log(each) for each in p if each)
     if o.name == "idft" and p_y:
         g = min(2.0, max(0.1, math.exp(min(99, -(math.log(p_y) + entropy) / o.surprise_scale))))
+    ratio = p_y / math.exp(start)
     return {
+        "psft": lambda: ratio if ratio < 1 + o.clip else 0.0,
         "sft": lambda: 1.0,
         "dft": lambda: p_y,
         "power": lambda: p_y**o.exponent,
@@ -106,6 +117,30 @@ def loss(logits_TV: Tensor, rows: Terms) -> Tensor:
         [-sum(w * logp[t][a] for a, w in row if w) for t, row in enumerate(rows)],
         dtype=torch.float64,
     )
+
+
+def ratio_loss(logits_TV: Tensor, target_T: Tensor, o: Objective) -> Tensor:
+    """Return the loss of PSFT by its definition, -min(r, clip(r, 1 - e, 1 + e)), [T]."""
+    p_TV = torch.softmax(logits_TV.double(), -1)
+    r_T = p_TV.gather(1, target_T[:, None])[:, 0] / start(target_T).exp()
+    return -torch.minimum(r_T, r_T.clamp(1 - o.clip, 1 + o.clip))
+
+
+def losses(logits_TV: Tensor, target_T: Tensor, o: Objective, rows: Terms) -> Tensor:
+    """Return the loss of each position, whose terms are `rows`; 0 if it is not scored."""
+    if not o.needs_start:
+        return loss(logits_TV, rows)
+    ratios_T = ratio_loss(logits_TV.detach(), target_T.clamp(min=0), o)
+    return ratios_T.masked_fill(target_T == IGNORE_INDEX, 0)
+
+
+def kl(base_TV: Tensor, logits_TV: Tensor) -> Tensor:
+    """Return KL(base || p), [T], token by token."""
+    rows = []
+    for base, logits in zip(base_TV.double(), logits_TV.double(), strict=True):
+        b, p = (torch.softmax(each, -1) for each in (base, logits))
+        rows.append(sum(b[a] * torch.log(b[a] / p[a]) for a in range(len(b)) if b[a] > 0))
+    return torch.stack(rows)
 
 
 def gradient(logits_TV: Tensor, rows: Terms) -> Tensor:

@@ -58,7 +58,7 @@ def test_no_less_exact_than_full_logits(dtype, vocabulary, objective, chunks, re
     terms = oracle.terms(z, x.target, objective, drawn)
     scored = (x.target != IGNORE_INDEX).nonzero()[:, 0]
     hidden, weight = x.hidden.detach().double(), x.weight.detach().double()
-    loss, dz = oracle.loss(z, terms), oracle.gradient(z, terms)
+    loss, dz = oracle.losses(z, x.target, objective, terms), oracle.gradient(z, terms)
     truth = loss[scored], dz @ weight, dz.T @ hidden
     loss, dz = oracle.magnitude(z, terms)
     sizes = loss[scored], dz @ weight.abs(), dz.T @ hidden.abs()

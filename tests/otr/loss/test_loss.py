@@ -34,7 +34,7 @@ def assert_equals_the_oracle(by, objective: Objective) -> None:
     drawn = oracle.draws(logits, target, objective)
     terms = oracle.terms(logits, target, objective, drawn)
     (loss, nll, hit, entropy, size), dz = by(logits, target, objective)
-    torch.testing.assert_close(loss, oracle.loss(logits, terms), **EXACT)
+    torch.testing.assert_close(loss, oracle.losses(logits, target, objective, terms), **EXACT)
     torch.testing.assert_close(dz, oracle.gradient(logits, terms), **EXACT)
     torch.testing.assert_close(nll, oracle.loss(logits, oracle.terms(logits, target, SFT)), **EXACT)
     torch.testing.assert_close(size, dz.gather(1, target[:, None])[:, 0].abs(), **EXACT)
@@ -89,7 +89,8 @@ def test_sums_are_over_the_scored_positions(function, objective: Objective) -> N
     drawn = oracle.draws(logits, target, objective)
     terms = oracle.terms(logits, target, objective, drawn)
     assert out.loss_sum.dtype == torch.float32 and out.num_tokens == 4
-    assert out.loss_sum.item() == pytest.approx(oracle.loss(logits, terms).sum().item(), rel=1e-6)
+    losses = oracle.losses(logits, target, objective, terms)
+    assert out.loss_sum.item() == pytest.approx(losses.sum().item(), rel=1e-6)
     beta, hits = objective.mismatch_reward, out.hit_sum.item()
     assert out.reward_sum.item() == pytest.approx(hits + beta * (4 - hits), rel=1e-6)
     got = torch.autograd.grad(out.loss_sum, logits)[0]

@@ -18,7 +18,17 @@ from torch import Tensor
 from otr import IGNORE_INDEX, Objective, token_loss
 from otr.loss.functional import _plain
 from otr.loss.objective import kind_of, names, setting_types, stored
-from tests.otr.loss.losses import EXACT, OBJECTIVES, SFT, Inputs, both, by_rows, by_token_loss, rows
+from tests.otr.loss.losses import (
+    EXACT,
+    OBJECTIVES,
+    SFT,
+    Inputs,
+    both,
+    by_logits,
+    by_rows,
+    by_token_loss,
+    rows,
+)
 from tests.otr.loss.oracle import generator
 from tests.otr.loss.test_linear_work import Operations
 
@@ -38,7 +48,8 @@ def test_the_worked_example(function, name: str) -> None:
     """p = (1/4, 3/4) and the target is the first token."""
     example = kind_of(name).example
     logits = torch.tensor([[0.0, math.log(3)]], requires_grad=True)
-    out = function(logits, torch.tensor([0]), Objective(name, **example.settings))
+    start = torch.tensor([math.log(0.25)])  # as likely before training
+    out = function(logits, torch.tensor([0]), Objective(name, **example.settings), start_T=start)
     out.loss_sum.backward()
     assert out.loss_sum.item() == pytest.approx(example.loss, rel=1e-6)
     assert logits.grad[0].tolist() == pytest.approx([example.gradient, -example.gradient], rel=1e-6)
@@ -277,7 +288,7 @@ def test_weights_of_positions_multiply_their_loss_and_gradient(function, objecti
     for name in ("num_tokens", "nll_sum", "hit_sum", "reward_sum", "entropy_sum"):
         assert getattr(out, name) == getattr(plain, name)
     losses = [
-        token_loss(logits, torch.where(torch.arange(6) == t, target, IGNORE_INDEX), objective,
+        by_logits(logits, torch.where(torch.arange(6) == t, target, IGNORE_INDEX), objective,
                    generator=generator(), **more).loss_sum
         for t in range(6)
     ]  # fmt: skip

@@ -37,6 +37,9 @@ def with_memory(run: TrainConfig, **changes: Any) -> TrainConfig:
         Case("adamw_8bit", 2, 128, 4, 512, 16_000, optimizer="adamw_8bit"),
         Case("muon", 2, 128, 6, 512, 8000, optimizer="muon"),
         Case("adafactor", 2, 128, 6, 512, 8000, optimizer="adafactor"),
+        Case(
+            "with a base, bf16", 4, 256, 4, 512, 8000, dtype="bfloat16", tied=False, kl_weight=0.1
+        ),
         Case("frozen", 2, 128, 6, 512, 8000, freeze=("lm_head.*", "model.layers.[0-2].*")),
     ],
     ids=lambda case: case.name,
@@ -78,6 +81,25 @@ def test_the_bytes_of_each_kind(run: TrainConfig) -> None:
     assert plan(run, LARGE).step_tokens == 16 * 128
     adapters = plan(replace(run, global_batch_size=32, lora=LoraConfig(rank=4)), LARGE).device
     assert adapters.gradients < twice.gradients / 4 and adapters.optimizer < twice.optimizer / 4
+
+
+def test_a_second_model_is_counted_but_not_with_adapters(run: TrainConfig) -> None:
+    near, weights = (
+        replace(run, kl_weight=0.1),
+        sum(p.numel() for p in planner.empty_model(run.model).parameters()),
+    )
+    more = plan(near, LARGE).device.parameters - plan(run, LARGE).device.parameters
+    assert more == pytest.approx(4 * weights, abs=4096)
+    half = replace(run, model=replace(run.model, dtype="bfloat16"))
+    less = plan(replace(half, kl_weight=0.1), LARGE).device.parameters
+    assert 0.4 * more < less - plan(half, LARGE).device.parameters < 0.9 * more
+    adapted = replace(run, lora=LoraConfig(rank=4))
+    assert plan(replace(adapted, kl_weight=0.1), LARGE).device.parameters == pytest.approx(
+        plan(adapted, LARGE).device.parameters, abs=4096
+    )
+    shared = {"workers": Workers(4), "memory": MemoryConfig("fsdp"), "global_batch_size": 64}
+    shards = plan(replace(near, **shared), LARGE).device.parameters
+    assert shards - plan(replace(run, **shared), LARGE).device.parameters > weights
 
 
 def test_checkpointing_and_fewer_rows_need_less(run: TrainConfig) -> None:

@@ -102,6 +102,8 @@ def _compare(objectives: Sequence[Objective]) -> None:
             f"* also depends on the other tokens: here {TYPICAL} that are equally likely. `otr "
             "explain NAME` shows more cases."
         )
+    if compared := [each.name for each in objectives if each.needs_start]:
+        console.say(f"{' and '.join(compared)}: at the first step; later by p(y) / its first value.")
     console.say("")
     console.table(
         ["objective", "what it does", "when it helps", "when not"],
@@ -156,8 +158,9 @@ def _print_weights(objective: Objective) -> None:
         for i, p in enumerate(AT)
     ]
     head = [f"{n:,} other{'s' * (n > 1)}" for n in cases] if len(cases) > 1 else ["weight"]
-    in_expectation = "" if objective.expectation == objective else ", in expectation"
-    title = f"Weight on SFT's gradient, by the probability p(y) of the target{in_expectation}"
+    which = "" if objective.expectation == objective else ", in expectation"
+    which += ", at the first step" if objective.needs_start else ""
+    title = f"Weight on SFT's gradient, by the probability p(y) of the target{which}"
     console.say(f"\n{title}")
     console.table(["p(y)", *head, ""], rows)
     if len(cases) > 1:

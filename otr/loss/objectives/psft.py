@@ -33,8 +33,8 @@ class Psft(Objective):
         "Learns as SFT does, until a target is 1 + e times as likely as before."
     )
     helps: ClassVar[str] = (
-        "Where general skills must stay and training may go on after SFT would have drifted: the "
-        "paper bounds the change of each target's probability (arXiv:2508.17784, abstract)."
+        "Where general skills must stay: as good as SFT in the domain, better outside it, also in "
+        "long training; on mathematics and human values (arXiv:2508.17784, abstract)."
     )
     hurts: ClassVar[str] = (
         "Where what is to be learned is new: an unlikely target becomes at most 1 + e times as "

@@ -39,12 +39,14 @@ def tokens_per_second(configs: Sequence[TrainConfig], tokens_per_row: float) -> 
 
 def _measure(configs: Sequence[TrainConfig], tokens_per_row: float) -> list[float]:
     import torch
+    from transformers.utils import logging
 
     from otr.loop.loop import train
     from otr.models.load import load_model
     from otr.models.lora import add_adapters
     from otr.models.tokenizer import load_tokenizer
 
+    logging.disable_progress_bar()
     found = []
     for config in configs:
         torch.set_num_threads(max(1, int(config.workers.cpus)))

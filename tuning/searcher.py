@@ -9,7 +9,7 @@ what Tune does not know of.
 import json
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from otr.loop.progress import is_over
 from tuning.arms import SearchArm
-from tuning.budget import Budget
+from tuning.budget import Budget, over
 from tuning.samplers import distribution_of, sampler_of
 from tuning.settings import SearchSettings, lower_is_better
 from tuning.space import Trial
@@ -126,8 +126,9 @@ class ArmSearcher(Searcher):
         else:
             assert arm is not None
             values = self._studies[arm.name].suggest(trial_id) or {}
-            number = 1 + sum(s.trial.arm == arm.name for s in self._suggested.values())
-            suggestion = Suggestion(arm.trial(number, values, self.plan.seed), values)
+            self._dealt[arm.name] += 1
+            trial = arm.trial(self._dealt[arm.name], values, self.plan.seed)
+            suggestion = Suggestion(trial, values)
             self._suggested[suggestion.trial.name] = suggestion
             self._write({"suggested": asdict(suggestion.trial), "values": values})
         suggestion.tune_id = trial_id
@@ -187,17 +188,16 @@ class ArmSearcher(Searcher):
 
     def _next_arm(self) -> SearchArm | None:
         """Return the arm of which the smallest share of trials was dealt; None: all were."""
-        dealt = {arm.name: 0 for arm in self.plan.arms}
-        for suggestion in self._suggested.values():
-            dealt[suggestion.trial.arm] += 1
+        dealt = self._dealt
         open_ = [arm for arm in self.plan.arms if dealt[arm.name] < self.plan.trials[arm.name]]
         return min(open_, key=lambda a: dealt[a.name] / self.plan.trials[a.name], default=None)
 
     def _is_used_up(self) -> bool:
-        budget = self.plan.budget
-        tokens = sum(suggestion.tokens for suggestion in self._suggested.values())
-        by_tokens = budget.tokens is not None and tokens >= budget.tokens
-        return by_tokens or (budget.seconds is not None and self._seconds() >= budget.seconds)
+        limits, tokens = self.plan.budget, 0.0
+        if limits.tokens is not None:
+            tokens = sum(suggestion.tokens for suggestion in self._suggested.values())
+        cost = Budget(seconds=self._seconds(), tokens=tokens)
+        return bool(over(limits, cost)) or tokens == limits.tokens
 
     def _seconds(self) -> float:
         """Return how long the search has run, over all attempts."""
@@ -239,6 +239,7 @@ class ArmSearcher(Searcher):
                 self._spent_before = line["seconds"]
                 ended[suggestion.trial.name] = suggestion
         self._suggested, self._running = suggested, {}
+        self._dealt = Counter(suggestion.trial.arm for suggestion in suggested.values())
         self._studies = {arm.name: self._new_study(arm) for arm in self.plan.arms if arm.domains}
         for tune_id, suggestion in zip(known, suggested.values(), strict=False):
             suggestion.tune_id = tune_id

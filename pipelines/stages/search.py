@@ -93,9 +93,10 @@ def _with_values(trial: Trial, values: dict[str, Any]) -> Trial:
 
 
 def _in_words(values: dict[str, Any]) -> str:
+    told = {key.rpartition(".")[2]: value for key, value in values.items()}
     return ", ".join(
-        f"{key.rpartition('.')[2]} {value:.3g}" if isinstance(value, float) else f"{key} {value}"
-        for key, value in values.items()
+        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in told.items()
     )
 
 

@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 
+from evals.settings import free_port
 from otr.config import TrainConfig
+from tests.assets import newcomer
+from tests.assets.mlflow_server import stored_runs
 from tests.integration import test_tuning
 from tests.integration.test_tuning import ReportedSteps
 from tests.integration.test_tuning import assets as assets
@@ -97,3 +100,35 @@ def test_a_killed_search_goes_on(assets: Path, tmp_path: Path, request: Any) -> 
     seen = ReportedSteps()
     again = search(config(assets), plan(assets), SETTINGS, **where, resume=True, callbacks=[seen])
     assert seen.steps == {} and again == results
+
+
+def test_a_sweep_trains_what_its_search_has_found(tmp_path: Path) -> None:
+    line = ["--preset", "debug", "--name", "found", "--output", str(tmp_path), "--seeds", "0"]
+    line += ["--search", "optim.lr=loguniform(1e-5,1e-3)", "objective.num_samples=choice(4,16)"]
+    line += ["--arms", "otr", "--budget", "2", "trials", "--search.metric", "val_nll"]
+    line += ["--benchmarks", "builtin:target-heldout", "--engine.port", str(free_port())]
+    done = newcomer.run([sys.executable, "pipelines/full_sweep.py", *line])
+    assert done.returncode == 0, done.stderr
+    assert "search: 2 trials" in done.stdout, "the plan"
+    check_found(tmp_path)
+
+
+def check_found(output: Path) -> None:
+    """Check a run "found" with one trial of each arm in its search, and one seed in its sweep."""
+    found = json.loads((output / "found" / "search.json").read_text())
+    trials = {trial["trial"]: trial for trial in found["trials"]}
+    assert [*trials] == ["sft-0001", "otr-0001"]
+    _, *swept = json.loads((output / "found" / "leaderboard.json").read_text())
+    assert [entry["trial"] for entry in swept] == ["sft-seed0", "otr-seed0"]
+    for entry in swept:
+        best = found["best"][entry["arm"]]
+        assert entry["lr"] == best["values"]["optim.lr"] and entry["seed"] == 0
+        assert trials[best["trial"]]["seed"] == found["plan"]["seed"] == 1
+        assert entry["scores"] and entry["caveat"] == ""
+    samples = found["best"]["otr"]["values"]["objective.num_samples"]
+    assert swept[1]["objective"]["num_samples"] == samples
+    assert "<h2>Search" in (output / "found" / "report.html").read_text()
+    runs = stored_runs(f"sqlite:///{output / 'mlflow.db'}")
+    assert {*trials, "sft-seed0", "otr-seed0"} <= runs.keys()
+    assert runs["otr-0001"].tags["phase"] == "search" and "phase" not in runs["otr-seed0"].tags
+    assert not [*(output / "found" / "search").glob("*/train/step-*")]

@@ -103,7 +103,7 @@ def _compare(objectives: Sequence[Objective]) -> None:
             "explain NAME` shows more cases."
         )
     if compared := [each.name for each in objectives if each.needs_start]:
-        console.say(f"{' and '.join(compared)}: at the first step; later by p(y) / its first value.")
+        console.say(f"{', '.join(compared)}: at the first step; later by p(y) / its first value.")
     console.say("")
     console.table(
         ["objective", "what it does", "when it helps", "when not"],

@@ -265,10 +265,9 @@ def _step(run: _Run, micro: Sequence[Batch], step: int, lr: float, *, saves: boo
             # DDP and FSDP average gradients over ranks; the step wants their sum.
             out = policy(batch.to(device), seed, world_size / count)
             out.loss_sum.backward()
-        sums = [out.loss_sum, out.nll_sum, out.reward_sum, out.hit_sum, out.entropy_sum]
-        kl_sum = out.kl_sum if out.kl_sum is not None else torch.zeros_like(out.nll_sum)
-        sums = torch.stack([*sums, kl_sum]).detach()
-        totals += torch.cat([sums, out.token_sums, out.gradient_sums])
+        kl_sum = torch.zeros_like(out.nll_sum) if out.kl_sum is None else out.kl_sum
+        sums = [out.loss_sum, out.nll_sum, out.reward_sum, out.hit_sum, out.entropy_sum, kl_sum]
+        totals += torch.cat([torch.stack(sums).detach(), out.token_sums, out.gradient_sums])
     norm = parallel.clip_gradients(policy, config.optim.max_grad_norm)
     # The one place where a step waits for the GPU.
     numbers = torch.cat([parallel.sum_over_ranks(totals), norm.to(totals)[None]]).tolist()

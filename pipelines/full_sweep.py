@@ -195,6 +195,7 @@ def _entry(result: "TrialResult", config: TrainConfig, mlflow_run: str | None) -
         trial=result.trial.name,
         arm=result.trial.arm,
         objective=asdict(config.objective),
+        kl_weight=config.kl_weight,
         lr=config.optim.lr,
         seed=result.trial.seed,
         status=result.status,

@@ -18,6 +18,7 @@ from pipelines.report.leaderboard import (
     Entry,
     best_trial,
     group_by_arm,
+    objective_kind,
     percent,
     rank_arms,
     retained_benchmarks,
@@ -58,7 +59,7 @@ def reference_arm(entries: Sequence[Entry], target: str) -> Arm | None:
     Choosing the SFT arm by its score on the target favors SFT, if anything.
     """
     scored = [arm for arm in rank_arms(entries, target) if arm.score(target)]
-    sft = [arm for arm in scored if (arm.first.objective or {}).get("name") == "sft"]
+    sft = [arm for arm in scored if objective_kind(arm) == ("sft", "")]
     base = [arm for arm in scored if arm.name == BASE]
     return next(iter([*sft, *base, *scored]), None)
 

@@ -16,6 +16,7 @@ from evals.benchmark import TaskScore
 from evals.records import Verdicts, read_verdicts
 from evals.statistics.estimates import Interval, interval_over_seeds
 from otr.files import write_json
+from otr.loss.objective import stored
 
 BASE = "base"
 """Arm and trial name of the model before training."""
@@ -60,6 +61,8 @@ class Entry:
     checkpoint: str | None = None
     mlflow_run: str | None = None
     error: str | None = None
+    kl_weight: float = 0.0
+    """Weight of the KL from the base model in the loss."""
     caveat: str = ""
     """Why the arms of this sweep can't be compared, if they can't: then there is no winner."""
 
@@ -125,6 +128,15 @@ class Arm:
         """Return the mean training throughput over the seeds."""
         speeds = [e.tokens_per_second for e in self.entries if e.tokens_per_second]
         return mean(speeds) if speeds else None
+
+
+def objective_kind(arm: Arm) -> tuple[str, str]:
+    """Return the name of an arm's objective, and its variant: OTR's estimator, or a KL."""
+    if arm.first.objective is None:
+        return (BASE, "")
+    objective, kl = stored(arm.first.objective), arm.first.kl_weight
+    variant = objective.variant if objective else ""
+    return arm.first.objective["name"], f"{variant} + {kl:g} KL" if kl else variant
 
 
 def percent(interval: Sequence[float], unit: str = "") -> str:

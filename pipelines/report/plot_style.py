@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from evals.statistics.estimates import Interval
 from otr.loss.objective import Objective, names, stored
-from pipelines.report.leaderboard import BASE, Arm
+from pipelines.report.leaderboard import Arm, objective_kind
 
 PALE = "#c9ced6"  # lines in the background
 INK = "#1b1f24"
@@ -117,20 +117,12 @@ class ArmStyles:
         return self._styles.get(arm, _OTHER)
 
 
-def objective_kind(arm: Arm) -> tuple[str, str]:
-    """Return the name of an arm's objective and, for OTR, its estimator."""
-    if arm.first.objective is None:
-        return (BASE, "")
-    objective = stored(arm.first.objective)
-    return arm.first.objective["name"], objective.variant if objective else ""
-
-
 def _own_style(arm: Arm) -> Style | None:
     """Return the style of an arm's objective or of the base model; None: a free one."""
     if arm.first.objective is None:
         return _BASE
     objective = stored(arm.first.objective)
-    own = objective.style if objective else None
+    own = objective.style if objective and not arm.first.kl_weight else None
     return None if own is None else Style(own.color, own.marker)
 
 

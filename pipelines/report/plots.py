@@ -12,14 +12,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase
 
 from evals.statistics.estimates import Interval
-from pipelines.report.leaderboard import BASE, Arm, Entry, group_by_arm, rank_arms
+from pipelines.report.leaderboard import (
+    BASE,
+    Arm,
+    Entry,
+    group_by_arm,
+    objective_kind,
+    rank_arms,
+)
 from pipelines.report.plot_style import (
     FREE_STYLES,
     PALE,
     ArmStyles,
     Style,
     error_bars,
-    objective_kind,
     render_svg,
 )
 from tuning.settings import ANSWERS, STANDARD_ERROR
@@ -174,7 +180,7 @@ def arms_at_best_rate(entries: Sequence[Entry], metric: str) -> list[Arm]:
         finished = [e for e in arm.entries if e.status == "finished" and metric in e.validation]
         values = [sign * entry.validation[metric] for entry in finished]
         value = sum(values) / len(values) if values else float("-inf")
-        objective = str(arm.first.objective)
+        objective = str((arm.first.objective, arm.first.kl_weight))
         if objective not in best or value > best[objective][0]:
             best[objective] = (value, arm)
     return [arm for _, arm in best.values()]

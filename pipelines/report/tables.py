@@ -106,7 +106,7 @@ def detailed_score_table(arms: Sequence[Arm], benchmarks: Sequence[str]) -> Tabl
     rows: list[list[Cell]] = [
         [
             arm.name,
-            describe_objective(arm.first.objective),
+            describe_objective(arm.first.objective, arm.first.kl_weight),
             _number(arm.first.lr),
             arm.seeds() or "-",
             *(
@@ -250,12 +250,13 @@ def markdown(entries: Sequence[Entry], benchmarks: Sequence[str], overlaps: Over
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def describe_objective(objective: Mapping[str, Any] | None) -> str:
-    """Return an objective with the settings that matter to it, "OTR K 256, β -0.1, κ 1.3"."""
+def describe_objective(objective: Mapping[str, Any] | None, kl_weight: float = 0) -> str:
+    """Return an objective with the settings that matter, "OTR K 256, β -0.1, κ 1.3 + 0.1 KL"."""
     if objective is None:
         return "before training"
     known = stored(dict(objective))
-    return known.describe() if known else str(objective.get("name"))
+    described = known.describe() if known else str(objective.get("name"))
+    return f"{described} + {kl_weight:g} KL" if kl_weight else described
 
 
 def _score(score: Interval | None, mark: str = "", bold: bool = False) -> Cell:

@@ -29,7 +29,7 @@ from pipelines.report import (
     tables,
     terminal,
 )
-from pipelines.report.leaderboard import BASE, Arm, Entry
+from pipelines.report.leaderboard import BASE, Arm, Entry, objective_kind
 from pipelines.report.plot_style import ArmStyles, dark_css_colors
 from pipelines.stages.contamination import Overlap
 from tests.assets.tiny import make_tiny_model
@@ -647,3 +647,19 @@ def test_each_objective_has_its_style_in_every_figure() -> None:
     assert styles["arm1"].marker == kinds[1].style.marker
     assert "arm2" not in styles, "the best arm of a kind has the style"
     assert f"--c-{kinds[0].style.color[1:]}: {kinds[0].style.dark}" in dark_css_colors()
+
+
+def test_an_objective_with_a_kl_is_an_arm_of_another_kind(entries: list[Entry]) -> None:
+    """It is not the SFT that all are compared with, and its name in the table says what it is."""
+    near = [
+        replace(each, arm="sft-kl", trial=f"sft-kl-seed{each.seed}", kl_weight=0.1)
+        for each in [entry("sft", seed, 0.9, 0.9) for seed in (0, 1)]
+    ]
+    reference = differences.reference_arm([*entries, *near], BENCHMARKS[0])
+    assert reference is not None and reference.name == "sft"
+    assert tables.describe_objective(near[0].objective, 0.1) == "SFT + 0.1 KL"
+    arms = [Arm(each.arm, (each,)) for each in (entry("sft", 0, 0.5, 0.5), near[0])]
+    assert objective_kind(arms[0]) != objective_kind(arms[1])
+    assert ArmStyles(arms)["sft"] != ArmStyles(arms)["sft-kl"]
+    best = plots.arms_at_best_rate([*entries, *near], "val_exact")
+    assert {"sft", "sft-kl"} <= {arm.name for arm in best}

@@ -7,7 +7,7 @@ TORCH := 2.13.0
 MINOR := "import sys; print(*sys.version_info[:2])"
 FOUND := $(if $(wildcard $(VENV)/.ready),uses,made)
 
-.PHONY: setup sweep real test test-quick test-faults test-cluster check docs lock
+.PHONY: setup sweep real test test-quick test-benchmarks test-faults test-cluster check docs lock
 .PHONY: bench-loss bench-train bench-eval bench-scale gpu-check
 sweep: setup
 	@$(BIN)/python pipelines/full_sweep.py --preset builtin
@@ -20,6 +20,9 @@ test: setup
 
 test-quick: setup
 	@$(BIN)/python -m pytest -m "not integration and not faults"
+
+test-benchmarks: setup
+	@$(BIN)/python -m pytest -m benchmarks
 
 test-faults: setup
 	@$(BIN)/python -m pytest -m faults

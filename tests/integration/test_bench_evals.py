@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.integration
+@pytest.mark.benchmarks
 def test_every_part_is_measured(tmp_path: Path) -> None:
     """The benchmark fails if vLLM's own engine gives other tokens or scores than ours."""
     report = tmp_path / "report.json"

@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.integration
+@pytest.mark.benchmarks
 def test_a_simulated_sweep(tmp_path: Path) -> None:
     """The whole of a sweep but for its models: it ends with an error where a trial fails."""
     report = tmp_path / "report.json"

@@ -26,6 +26,7 @@ def quick(report: Path, *parts: str) -> dict[str, Any]:
 
 
 @pytest.mark.integration
+@pytest.mark.benchmarks
 def test_contenders_take_the_same_steps(tmp_path: Path) -> None:
     """The benchmark fails if TRL's first loss or its tokens are not ours."""
     report = quick(tmp_path / "report.json", "speed", "memory", "ranks", "mfu")
@@ -39,6 +40,7 @@ def test_contenders_take_the_same_steps(tmp_path: Path) -> None:
 
 
 @pytest.mark.integration
+@pytest.mark.benchmarks
 def test_the_data_path_is_measured(tmp_path: Path) -> None:
     """The benchmark fails if Ray Data and TRL do not find the same tokens."""
     report = quick(tmp_path / "report.json", "corpus", "fit", "order")

@@ -14,6 +14,7 @@ _FILES = {
     "table.md": "the tables in Markdown",
     "leaderboard.json": "every score, as data",
     "data.json": "sizes of the training data, and what was found in it",
+    "search.json": "every trial of the search, and the best setting of each arm",
     "contamination.json": "benchmark items that occur in the training corpus",
     "run.json": "all settings; --config repeats the run with them",
     "scores": "every prompt, answer and verdict, per trial and benchmark",

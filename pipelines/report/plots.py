@@ -28,7 +28,7 @@ from pipelines.report.plot_style import (
     error_bars,
     render_svg,
 )
-from tuning.settings import ANSWERS, STANDARD_ERROR
+from tuning.settings import ANSWERS, STANDARD_ERROR, lower_is_better
 
 WIDTH = 10.3  # inches of a figure that fills the page
 _SYMBOLS = {"num_samples": "K", "mismatch_reward": "β", "temperature": "κ", "reward_scale": "s"}
@@ -175,7 +175,7 @@ def arms_at_best_rate(entries: Sequence[Entry], metric: str) -> list[Arm]:
     Only finished trials count: a stopped trial was validated at an earlier step.
     """
     best: dict[str, tuple[float, Arm]] = {}
-    sign = -1 if metric.endswith(("nll", "loss")) else 1
+    sign = -1 if lower_is_better(metric) else 1
     for arm in group_by_arm(entries):
         finished = [e for e in arm.entries if e.status == "finished" and metric in e.validation]
         values = [sign * entry.validation[metric] for entry in finished]

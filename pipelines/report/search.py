@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from pipelines.report.plot_style import FREE_STYLES, PALE, render_svg, with_css_colors
+from pipelines.report.plots import WIDTH
 from pipelines.report.tables import Table
 from pipelines.stages.search import read
 from tuning.domains import Domain, parse
 from tuning.settings import lower_is_better
 
-_WIDTH = 10.3  # inches of a figure that fills the page
 _EDGE = 0.05  # share of the range that counts as its end
 
 
@@ -153,7 +153,7 @@ def slices(found: Mapping[str, Any]) -> str:
             grid[row][first].set_ylabel(metric)
             grid[row][first].tick_params(labelleft=True)
 
-    return render_svg(draw, min(_WIDTH, 3.6 * len(keys) + 1), 2.5 * len(arms) + 0.2)
+    return render_svg(draw, min(WIDTH, 3.6 * len(keys) + 1), 2.5 * len(arms) + 0.2)
 
 
 def best_so_far(found: Mapping[str, Any]) -> str:

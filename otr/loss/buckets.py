@@ -9,11 +9,14 @@ logits, so that it costs nothing; their L1 norm would cost a pass over the logit
 Shapes: S scored positions, B buckets.
 """
 
-import math
+from __future__ import annotations
 
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+    from torch import Tensor
 
 EDGES = (0.01, 0.1, 0.5, 0.9)
 """Probabilities of the target between two buckets; a bucket has its lower edge."""
@@ -34,6 +37,8 @@ def sums_by_bucket(
         nll_S: -log p(y), in nats.
         size_S: of each token's gradient.
     """
+    import torch  # the report, which needs the names of the buckets, starts without it
+
     bucket_S = torch.zeros_like(nll_S, dtype=torch.int64)
     for edge in EDGES:
         bucket_S += nll_S <= -math.log(edge)

@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from otr.loss.buckets import BUCKETS, EDGES
-from otr.loss.curve import OTHERS, depends_on_others, weights
 from otr.loss.objective import Objective
 from pipelines.report.leaderboard import BASE, Entry, rank_arms
 from pipelines.report.plot_style import (
@@ -85,6 +84,8 @@ def weight_curves(objectives: Sequence[Objective]) -> str:
 
     The colors change on a dark page, also where the figure is a file of its own.
     """
+    from otr.loss.curve import OTHERS, TYPICAL, depends_on_others, weights  # imports torch
+
     columns = min(3, len(objectives))
     lines = -(-len(objectives) // columns)
     p_P = np.linspace(0, 1, _POINTS + 2)[1:-1].tolist()
@@ -95,7 +96,7 @@ def weight_curves(objectives: Sequence[Objective]) -> str:
         for axes, objective in zip(grid.flat, objectives, strict=False):
             style = objective.style or objective.expectation.style
             axes.axhline(1, color=PALE, lw=1.2)
-            for others in OTHERS if depends_on_others(objective) else (20,):
+            for others in OTHERS if depends_on_others(objective) else (TYPICAL,):
                 weight_P = weights(objective, p_P, others).clip(-_TOP, 2 * _TOP)
                 lowest = min(lowest, float(weight_P.min()))
                 dashes = _DASHES[others]

@@ -12,7 +12,7 @@ from pipelines.config.options import load_config
 from pipelines.config.presets import PRESETS, SweepConfig
 from tuning.space import Trial, config_of
 
-MOST_FIELDS = 95
+MOST_FIELDS = 96
 
 
 def count_leaves(kind: type) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from evals.hardware import this_machine
 from otr.config import LoraConfig, MemoryConfig, ModelConfig, OptimConfig, TrainConfig, Workers
 from otr.memory import fake_step, planner
 from otr.memory.planner import Plan, plan, resolve_strategy, suggest
@@ -45,6 +46,9 @@ def with_memory(run: TrainConfig, **changes: Any) -> TrainConfig:
     ids=lambda case: case.name,
 )
 def test_the_estimate_matches_a_measured_step(case: Case) -> None:
+    computes_in_bfloat16 = case.dtype == "bfloat16" or case.optimizer == "muon"
+    if computes_in_bfloat16 and "bfloat16" not in this_machine().fast_dtypes:
+        pytest.skip("this CPU has no instructions for bfloat16: a step takes minutes")
     assert_matches(case)
 
 

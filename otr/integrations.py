@@ -75,8 +75,9 @@ def use_objective(target: Target, objective: str | Objective = "otr", **settings
         The target, which is changed in place.
 
     Raises:
-        ValueError: no such objective or setting, a model whose logits are not those of an output
-            head, or a trainer that computes another loss.
+        ValueError: no such objective or setting, one that compares with the model before training,
+            a model whose logits are not those of an output head, or a trainer that computes another
+            loss.
     """
     from transformers import Trainer
 
@@ -86,6 +87,12 @@ def use_objective(target: Target, objective: str | Objective = "otr", **settings
         raise ValueError(f"objective is {objective!r}: use a name or an otr.Objective")
     elif settings:
         raise ValueError(f"settings {settings} beside {objective}: give them to otr.Objective")
+    if objective.needs_start:
+        raise ValueError(
+            f"{objective.name} compares with the model before training, of which a trainer has no "
+            "log-probabilities: use `otr train`, or otr.linear_token_loss with start_T in a loop of "
+            "your own"
+        )
     if isinstance(target, Trainer):
         _check_trainer(target)
         _change_model(target.model, objective)

@@ -90,8 +90,7 @@ def use_objective(target: Target, objective: str | Objective = "otr", **settings
     if objective.needs_start:
         raise ValueError(
             f"{objective.name} compares with the model before training, of which a trainer has no "
-            "log-probabilities: use `otr train`, or otr.linear_token_loss with start_T in a loop of "
-            "your own"
+            "log-probabilities: use `otr train`, or otr.linear_token_loss with start_T in your loop"
         )
     if isinstance(target, Trainer):
         _check_trainer(target)

@@ -119,6 +119,7 @@ def test_an_adapter_is_scored_and_merged(folder: Path) -> None:
     assert learned > 0.01 and (after - adapted).abs().max() < learned / 20
 
 
+@pytest.mark.faults
 def test_a_stopped_and_killed_run_ends_with_the_weights_of_an_undisturbed_one(
     folder: Path, sweep: Path
 ) -> None:

@@ -64,6 +64,7 @@ search(config(directory), plan(directory), SETTINGS, storage=sys.argv[2], name="
 """
 
 
+@pytest.mark.faults
 def test_a_killed_search_goes_on(assets: Path, tmp_path: Path, request: Any) -> None:
     """The first trial has ended, the second one resumes, and two more have other settings."""
     command = [sys.executable, "-c", KILLED, str(assets), str(tmp_path)]

@@ -38,7 +38,7 @@ _inside: ContextVar[bool] = ContextVar("inside a forward pass with an objective"
 
 @dataclass
 class ObjectiveOutput(ModelOutput):
-    """What a model returns for labels instead of logits: the loss, and the sums of `LossOutput`.
+    """Output of a model that was given labels: the loss and sums of `LossOutput`, and no logits.
 
     `loss` is divided by `num_items_in_batch`, or by the number of scored tokens without it.
     """

@@ -58,20 +58,14 @@ def distribution_of(domain: Domain) -> BaseDistribution:
     return FloatDistribution(low, high, log=domain.is_log)
 
 
-class _Seeded(BaseSampler):
-    """Samples each setting of each trial with a sampler of its own."""
-
-    def __init__(self, make: Make, seed: int) -> None:
-        self._make, self._seed = make, seed
-
-    def _of(self, trial: optuna.trial.FrozenTrial, setting: str = "") -> BaseSampler:
-        return self._make(crc32(f"{self._seed}/{trial.number}/{setting}".encode()))
+class _EachAlone(BaseSampler):
+    """Samples each setting on its own, as TPE and random samplers do too."""
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: optuna.trial.FrozenTrial
     ) -> dict[str, BaseDistribution]:
         """Return the settings that are sampled together: none."""
-        return self._of(trial).infer_relative_search_space(study, trial)
+        return {}
 
     def sample_relative(
         self,
@@ -79,8 +73,15 @@ class _Seeded(BaseSampler):
         trial: optuna.trial.FrozenTrial,
         search_space: dict[str, BaseDistribution],
     ) -> dict[str, Any]:
-        """Return the values of the settings that are sampled together."""
-        return self._of(trial).sample_relative(study, trial, search_space)
+        """Return the values of the settings that are sampled together: none."""
+        return {}
+
+
+class _Seeded(_EachAlone):
+    """Samples each setting of each trial with a sampler of its own."""
+
+    def __init__(self, make: Make, seed: int) -> None:
+        self._make, self._seed = make, seed
 
     def sample_independent(
         self,
@@ -90,31 +91,16 @@ class _Seeded(BaseSampler):
         param_distribution: BaseDistribution,
     ) -> Any:
         """Return the value of a setting."""
-        sampler = self._of(trial, param_name)
+        sampler = self._make(crc32(f"{self._seed}/{trial.number}/{param_name}".encode()))
         return sampler.sample_independent(study, trial, param_name, param_distribution)
 
 
-class _Grid(BaseSampler):
+class _Grid(_EachAlone):
     """Every combination of the listed values, in their order. Optuna's ends the study itself."""
 
     def __init__(self, domains: Mapping[str, Domain]) -> None:
         self._keys: Sequence[str] = [*domains]
         self._lists = [domain.listed() or [] for domain in domains.values()]
-
-    def infer_relative_search_space(
-        self, study: optuna.Study, trial: optuna.trial.FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        """Return nothing: each setting is looked up."""
-        return {}
-
-    def sample_relative(
-        self,
-        study: optuna.Study,
-        trial: optuna.trial.FrozenTrial,
-        search_space: dict[str, BaseDistribution],
-    ) -> dict[str, Any]:
-        """Return nothing."""
-        return {}
 
     def sample_independent(
         self,

@@ -4,16 +4,15 @@ Trials are named after their arm: `<storage>/<name>/otr-0007/`. A trial that has
 reports and no checkpoint, since the best setting is trained again, with other seeds.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import fsspec
 from ray import tune
 
 from otr.config import TrainConfig
+from otr.files import write_json
 from otr.training.checkpoint_store import delete_all
 from otr.training.worker import stop_requested
 from tuning.concurrency import TrialLimit
@@ -125,8 +124,6 @@ def best_of(results: Sequence[TrialResult], metric: str) -> dict[str, TrialResul
 def _end(directory: str, report: Mapping[str, Any]) -> None:
     """Keep the last report of a trial that has ended, and delete its checkpoints."""
     plain = {k: v for k, v in report.items() if isinstance(v, int | float | str)}
-    fs, path = fsspec.core.url_to_fs(f"{directory}/{ENDED}")
-    fs.makedirs(directory, exist_ok=True)
-    with fs.transaction, fs.open(path, "w") as file:
-        json.dump(plain, file)
+    Path(directory).mkdir(parents=True, exist_ok=True)
+    write_json(Path(directory, ENDED), plain)
     delete_all(f"{directory}/{RUN}")

@@ -263,11 +263,7 @@ def _weight(
     """Return the weights of the scored positions, without a gradient."""
     if weight_T is None:
         return None
-    if weight_T.shape != target_T.shape or not weight_T.is_floating_point():
-        raise ValueError(
-            f"weight is {weight_T.dtype} {tuple(weight_T.shape)}: use floats, [{len(target_T)}], "
-            "one per row"
-        )
+    _check_one_per_row("weight", weight_T, target_T)
     weight_S = weight_T.detach()[row_S]
     if check and not (finite_S := weight_S.isfinite()).all():
         row = int(row_S[~finite_S][0])
@@ -286,11 +282,7 @@ def _start(
             f"objective {objective.name!r} needs start_T, the log-probability of each target under "
             "the model that training started from: give it, or use another objective"
         )
-    if start_T.shape != target_T.shape or not start_T.is_floating_point():
-        raise ValueError(
-            f"start is {start_T.dtype} {tuple(start_T.shape)}: use floats, [{len(target_T)}], one "
-            "per row"
-        )
+    _check_one_per_row("start", start_T, target_T)
     start_S = start_T.detach()[row_S]
     if check and (bad_S := ~((start_S <= 0) & start_S.isfinite())).any():
         row = int(row_S[bad_S][0])
@@ -298,6 +290,14 @@ def _start(
             f"start {float(start_T[row])} in row {row}: use log-probabilities, finite and at most 0"
         )
     return start_S
+
+
+def _check_one_per_row(name: str, value_T: Tensor, target_T: Tensor) -> None:
+    if value_T.shape != target_T.shape or not value_T.is_floating_point():
+        raise ValueError(
+            f"{name} is {value_T.dtype} {tuple(value_T.shape)}: use floats, [{len(target_T)}], one "
+            "per row"
+        )
 
 
 def _base_logits(base_TV: Tensor | None, logits_TV: Tensor, row_S: Tensor) -> Tensor | None:

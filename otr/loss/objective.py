@@ -83,11 +83,11 @@ class Objective(metaclass=_Dispatch):
         dz = P p - Q q - Y e_y - M sum_j e_(a_j)
 
     An objective that multiplies SFT's loss by a weight w that is held constant has P = Y = w: it
-    defines `weight`, or `of_ratio` if the weight is one of p(y) over what the start gave. Others
-    define `coefficients`, and the properties that say what these use.
-    All are compiled by Triton as they stand, so they may use arithmetic, comparisons, ``if`` on
-    settings, other attributes of ``self`` that are numbers or strings, and of ``xp`` (torch, or
-    triton.language) only: exp, log, sqrt, abs, where, minimum, maximum, clamp.
+    defines `weight`, or `of_ratio` if w depends on p(y) divided by its value before training.
+    Others define `coefficients`, and the properties that say what these use. All are compiled by
+    Triton as they stand, so they may use arithmetic, comparisons, ``if`` on settings, other
+    attributes of ``self`` that are numbers or strings, and of ``xp`` (torch, or triton.language)
+    only: exp, log, sqrt, abs, where, minimum, maximum, clamp.
 
     A setting of another objective is refused unless it has its default; read from an objective
     without it, it is that default.

@@ -75,7 +75,10 @@ class Target(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """What a chunk of logits is compared with; None: nothing."""
+    """The predictions of other models that a chunk of logits is compared with.
+
+    A field is None if nothing is compared with it.
+    """
 
     start_C: Float[Tensor, " C"] | None = None
     """The target's log-probability before training, for objectives that need it."""

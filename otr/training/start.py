@@ -65,7 +65,7 @@ def start_of(
 
 @dataclass(frozen=True)
 class _Start:
-    """What is computed."""
+    """A statistic of a packed store that is to be computed: the targets' log-probabilities."""
 
     path: str
     store: PackedStore

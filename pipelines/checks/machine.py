@@ -69,7 +69,7 @@ def _bytes_of_trials(config: SweepConfig) -> int | None:
     """
     parameters = count_parameters(config.train.model.path)
     configs = [valid_config_of(config.train, trial) for trial in config.trials]
-    trained = [_trained_weights(each, parameters) for each in configs]
+    trained = [trained_weights(each, parameters) for each in configs]
     if parameters is None or None in trained:
         return None
     sizes = [count * CHECKPOINT_BYTES_PER_PARAMETER for count in trained if count is not None]
@@ -107,12 +107,7 @@ def _checkpoints_of(train: TrainConfig) -> int:
     return min(saves, 3 if train.data.validation else 2)
 
 
-def trained_weights(train: TrainConfig) -> int | None:
-    """Return the number of weights in a run's checkpoint; None if it is unknown."""
-    return _trained_weights(train, count_parameters(train.model.path))
-
-
-def _trained_weights(train: TrainConfig, parameters: int | None) -> int | None:
+def trained_weights(train: TrainConfig, parameters: int | None) -> int | None:
     """Return the number of weights in a checkpoint; None if model or adapters can't be made."""
     if not train.lora.rank:
         return parameters

@@ -32,7 +32,7 @@ class _SweepOptions(_StartingPoint):
     arms: Annotated[tuple[str, ...], arg(help_behavior_hint="(default: all)")] = ()
     """Run only these arms of the preset. An arm sets an objective and a learning rate; an option
     that is given here wins over what an arm sets. With --search: arms or objectives, by default
-    sft, dft and otr; sft is always beside."""
+    sft, dft and otr; sft is always added."""
     seeds: Annotated[tuple[int, ...], arg(help_behavior_hint="(default: those of the preset)")] = ()
     """Seeds of each arm, one trial per seed."""
     options: Annotated[dict[str, Any], _options()]

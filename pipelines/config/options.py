@@ -211,7 +211,7 @@ def options_type(*names: str) -> type:
 
 
 def objective_options_type() -> type:
-    """Return the same for the settings of objectives alone: ``--train.objective.NAME``."""
+    """Return the TypedDict of the settings of objectives: ``--train.objective.NAME``."""
     _, *settings = objective.setting_types()
     of_objective = _options_type(Objective, Objective(), "train.objective.", settings)
     train: dict[str, Any] = {"objective": of_objective}
@@ -315,7 +315,7 @@ _OWN_TYPES = {
     "search.space": _pairs("SETTING=VALUES", '"optim.lr=loguniform(1e-6,1e-4)"'),
     "search.budget": _WORDS,
 }
-"""How options are given whose type does not say it."""
+"""Types of options that are given in another form than that of their field."""
 
 
 def _with_choices(config: SweepConfig, arms: Sequence[str], seeds: Sequence[int]) -> SweepConfig:

@@ -26,6 +26,21 @@ def packed_dir(run: PreparedRun) -> str:
     return f"{run.config.output}/{FOLDER}"
 
 
+def pack_on_cluster(run: PreparedRun) -> list[str]:
+    """Check the nodes of a cluster, then pack the training data; see `pack`.
+
+    Raises:
+        ValueError: a node can't take part in the run.
+    """
+    import ray
+
+    if len(ray.nodes()) > 1:
+        from pipelines.checks import ray_cluster
+
+        ray_cluster.check_nodes(run.config)
+    return pack(run)
+
+
 def pack(run: PreparedRun) -> list[str]:
     """Pack the training data of every trial, or find it packed; return the stores' paths.
 

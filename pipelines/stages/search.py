@@ -15,7 +15,7 @@ from pipelines.config.prepared import PreparedRun
 from pipelines.config.presets import SweepConfig
 from pipelines.runtime import console
 from pipelines.runtime.stopping import save_at_signal
-from pipelines.stages.pack import pack, packed_dir
+from pipelines.stages.pack import pack_on_cluster, packed_dir
 from pipelines.stages.search_plan import Plan
 from pipelines.tracking.tracker import Tracker
 from tuning.arms import SearchArm, search_arms
@@ -53,7 +53,7 @@ def search(
     config, stop_file, file = run.config, run.directory / "stop", run.directory / FILE
     arms = search_arms(config.train, config.trials, config.search.domains)
     before = json.loads(file.read_text()) if file.is_file() else {}
-    pack(run)
+    pack_on_cluster(run)
     tracker.is_stopping = stop_file.exists
     with save_at_signal(stop_file), console.stage("search") as stage:
         recorder = TrialRecorder(tracker, config.train, stage, sum(plan.trials.values()))

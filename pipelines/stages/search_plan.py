@@ -11,7 +11,12 @@ from dataclasses import asdict, dataclass, replace
 from evals.hardware import this_machine
 from otr.config import TrainConfig
 from otr.files import write_json
-from pipelines.checks.machine import CHECKPOINT_BYTES_PER_PARAMETER, GIB, trained_weights
+from pipelines.checks.machine import (
+    CHECKPOINT_BYTES_PER_PARAMETER,
+    GIB,
+    count_parameters,
+    trained_weights,
+)
 from pipelines.config.prepared import PreparedRun
 from pipelines.config.presets import SweepConfig
 from pipelines.runtime import console
@@ -137,7 +142,7 @@ def show(made: Plan, config: SweepConfig) -> None:
         "checkpoints)"
     )
     if config.search.benchmark:
-        console.say(f"the time of answering {config.search.benchmark} comes on top")
+        console.say(f"answering {config.search.benchmark} takes additional time")
     after = len(config.trials)
     time = "unknown"
     if made.seconds:
@@ -255,7 +260,8 @@ def _at_once(config: SweepConfig) -> int:
 def _disk(config: SweepConfig) -> int | None:
     """Return the size of the checkpoints of the trials that run at once."""
     configs = [config_of(config.train, trial) for trial in config.trials]
-    weights = [trained_weights(each) for each in configs]
+    parameters = count_parameters(config.train.model.path)
+    weights = [trained_weights(each, parameters) for each in configs]
     known = [count for count in weights if count is not None]
     if len(known) < len(weights):
         return None

@@ -3,12 +3,10 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import ray
-
 from pipelines.config.prepared import PreparedRun
 from pipelines.runtime import console
 from pipelines.runtime.stopping import save_at_signal
-from pipelines.stages.pack import pack, packed_dir
+from pipelines.stages.pack import pack_on_cluster, packed_dir
 from pipelines.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -42,11 +40,7 @@ def train(
     from tuning import sweep
 
     config, stop_file = run.config, run.directory / "stop"
-    if len(ray.nodes()) > 1:
-        from pipelines.checks import ray_cluster
-
-        ray_cluster.check_nodes(config)
-    pack(run)
+    pack_on_cluster(run)
     tracker.is_stopping = stop_file.exists
     with save_at_signal(stop_file), console.stage("train") as stage:
         recorder = TrialRecorder(tracker, config.train, stage, len(config.trials))

@@ -91,11 +91,7 @@ def loss_and_gradient_(  # noqa: PLR0913 - the signature of a backend
 ) -> Float[Tensor, "F C"]:
     """Return the figures of each row; replace the logits by their gradient.
 
-    The figures are loss, NLL, hit share, entropy, and the absolute gradient of the target's logit
-    (of its value after a soft cap). With base logits, KL(base || p) is one more, and loss and
-    gradient have kl_weight times it. The rest of the loss and gradients of a row is multiplied by
-    its weight. The logits' gradient is also multiplied by `factor`, a number on their device; the
-    figures are not.
+    Arguments and figures are those of `otr.loss.rows.loss_and_gradient_`.
     """
     rows, width = logits_CV.shape
     stride = logits_CV.stride(0)

@@ -16,20 +16,15 @@ from otr import ModelConfig, Objective, linear_token_loss, load_model, load_toke
 from otr.models.layout import Layout
 from otr.models.parts import head, hidden_states
 from tests.assets.tiny import make_tiny_model
+from tests.otr import trainers
+from tests.otr.trainers import LR
 
 PAGE = Path(__file__).parents[3] / "docs" / "how-to" / "own-trainer.md"
-STEPS, ROWS, LENGTH, LR = 2, 3, 24, 0.1
-SETTINGS: dict[str, Any] = {
+STEPS, ROWS, LENGTH = 2, 3, 24
+SETTINGS = trainers.SETTINGS | {
     "max_steps": STEPS,
     "per_device_train_batch_size": ROWS,
-    "learning_rate": LR,
-    "lr_scheduler_type": "constant",
-    "optim": "sgd",
-    "max_grad_norm": 0.0,
-    "report_to": "none",
-    "save_strategy": "no",
-    "use_cpu": True,
-    "bf16": False,
+    "gradient_accumulation_steps": 1,
     "remove_unused_columns": False,
     "data_seed": 0,
 }
@@ -112,7 +107,6 @@ def test_two_steps_of_another_trainer_equal_ours(
         arguments = SFTConfig(
             str(tmp_path),
             **SETTINGS,
-            gradient_checkpointing=False,
             dataset_kwargs={"skip_prepare_dataset": True},
         )
         trainer: Trainer = SFTTrainer(

@@ -37,8 +37,7 @@ def test_the_last_line(
         return [SimpleNamespace(status=status) for status in states]
 
     monkeypatch.setattr("tuning.sweep.run", run)
-    monkeypatch.setattr("ray.nodes", list)
-    monkeypatch.setattr(train, "pack", lambda _: [])
+    monkeypatch.setattr(train, "pack_on_cluster", lambda _: [])
     monkeypatch.setattr("pipelines.tracking.trial_callbacks.finalize_trial", lambda *_: None)
     prepared = PreparedRun(replace(debug(), output=str(tmp_path)))
     prepared.directory.mkdir()

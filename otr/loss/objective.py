@@ -372,9 +372,9 @@ class LossOutput:
     Only `loss_sum` has a gradient. `hit_sum` (draws that equal the target, as a share of K) and
     `reward_sum` come from the draws; if hits are not drawn, they are expectations under q for otr,
     and under p for objectives without draws. `entropy_sum` is p's entropy in nats. `gradient_sums`
-    are of |dz_y|, the absolute gradient of a token's loss, with its weight and without the KL to
-    the base, by the logit of the target (after a soft cap). `kl_sum` is KL(base || p) in nats, None
-    without a base to compare with.
+    are of |dz_y|, the absolute gradient of a token's loss with respect to the logit of the target
+    (after a soft cap), with the token's weight and without the KL to the base. `kl_sum` is
+    KL(base || p) in nats, None without a base to compare with.
     """
 
     loss_sum: Float[Tensor, ""]

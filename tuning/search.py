@@ -11,62 +11,40 @@ from typing import Any
 
 from ray import tune
 
-from otr.config import TrainConfig
 from otr.files import write_json
 from otr.training.checkpoint_store import delete_all
 from otr.training.worker import stop_requested
 from tuning.concurrency import TrialLimit
-from tuning.judge import Judge
 from tuning.searcher import ArmSearcher, ResumableGenerator, SearchPlan
-from tuning.settings import ANSWERS, SearchSettings, check_metrics, lower_is_better
+from tuning.settings import ANSWERS, check_metrics, lower_is_better
 from tuning.space import Trial, config_of
 from tuning.sweep import Experiment, TrialResult, outcome_of
 from tuning.trial import ENDED, RUN
 
 
-def search(  # noqa: PLR0913 - as of `tuning.sweep.run`
-    config: TrainConfig,
-    plan: SearchPlan,
-    settings: SearchSettings,
-    *,
-    storage: str,
-    name: str,
-    callbacks: Sequence[tune.Callback] = (),
-    resume: bool = False,
-    again: bool = True,
-    stop_file: str | None = None,
-    packed: str | None = None,
-    judge: Judge | None = None,
+def search(
+    experiment: Experiment, plan: SearchPlan, *, resume: bool = False, again: bool = True
 ) -> list[TrialResult]:
     """Run the trials of a search, or with `resume` continue an interrupted one.
 
     Args:
-        config: the config that the trials override.
+        experiment: what the trials have in common.
         plan: the arms and their numbers of trials.
-        settings: sampler, metrics and scheduler.
-        storage: directory that every node reaches.
-        name: name of the search below `storage`.
-        callbacks: as of `tuning.sweep.run`.
         resume: continue the search of this storage and name, or start it if there is none.
         again: when it continues, run failed trials again.
-        stop_file: once this file exists, each trial saves and fails; `resume` continues it.
-        packed: directory or URI of the packed stores of corpora.
-        judge: scores checkpoints on `settings.benchmark`; see `tuning.judge`.
 
     Returns:
         One result per trial that was started, by arm and number.
 
     Raises:
         ValueError: the search exists and `resume` is off, it has another space, a metric of the
-            search is not reported, `storage` is no directory, or the cluster is too small.
+            search is not reported, the storage is no directory, or the cluster is too small.
     """
-    if "://" in storage:
-        raise ValueError(f"a search needs a directory that every node reaches, not {storage}")
+    config, settings, directory = experiment.config, experiment.settings, experiment.directory
+    if "://" in directory:
+        raise ValueError(f"a search needs a directory that every node reaches, not {directory}")
     check_metrics(config, settings)
-    assert judge is not None or ANSWERS not in settings.metrics, "nothing scores search.benchmark"
-    storage = str(Path(storage).absolute())
-    experiment = Experiment(config, settings, storage, name, callbacks, stop_file, packed, judge)
-    directory = experiment.directory
+    assert experiment.judge or ANSWERS not in settings.metrics, "nothing scores search.benchmark"
     first = [config_of(config, arm.trial(1, {}, plan.seed)) for arm in plan.arms]
     exists = tune.Tuner.can_restore(directory)
     if exists and not resume:
@@ -78,7 +56,7 @@ def search(  # noqa: PLR0913 - as of `tuning.sweep.run`
         limit=TrialLimit([each.workers for each in first], settings.max_concurrent).now,
         max_steps=config.max_steps,
         on_end=lambda trial, report: _end(f"{directory}/{trial.name}", report),
-        is_stopping=lambda: stop_requested(stop_file),
+        is_stopping=lambda: stop_requested(experiment.stop_file),
     )
     tuner = experiment.restored(failed=again) if exists else None
     count = sum(plan.trials.values())

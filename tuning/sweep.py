@@ -58,35 +58,17 @@ class TrialResult:
     """Time until the last report, over all attempts."""
 
 
-def run(  # noqa: PLR0913 - the objects of a sweep are few and independent; most go by keyword
-    config: TrainConfig,
-    trials: Sequence[Trial],
-    settings: SearchSettings,
-    *,
-    storage: str,
-    name: str,
-    callbacks: Sequence[tune.Callback] = (),
-    resume: bool = False,
-    stop_file: str | None = None,
-    packed: str | None = None,
-    judge: Judge | None = None,
+def run(
+    experiment: "Experiment", trials: Sequence[Trial], *, resume: bool = False
 ) -> list[TrialResult]:
     """Run every trial, or with `resume` continue an interrupted sweep.
 
     Args:
-        config: the config that the trials override.
+        experiment: what the trials have in common.
         trials: at least one; their names differ.
-        settings: how the trials are scheduled.
-        storage: directory or URI that every node reaches.
-        name: name of the sweep below `storage`.
-        callbacks: Ray Tune callbacks, called in this process. `tune_trial.config["trial"]` is the
-            trial as a dict {arm, overrides, seed}; `tune_trial.trial_id` stays the same on resume.
         resume: continue the sweep of this storage and name, or start it if there is none. Finished
             trials stay, interrupted ones resume from their last checkpoint, failed ones run again.
             If `max_steps` is larger than before, all trials go on from their last checkpoints.
-        stop_file: once this file exists, each trial saves and fails; `resume` continues it.
-        packed: directory or URI of the packed stores of corpora; by default within the sweep's.
-        judge: scores checkpoints on `settings.benchmark`; see `tuning.judge`.
 
     Returns:
         One result per trial, in the order of `trials`.
@@ -96,11 +78,10 @@ def run(  # noqa: PLR0913 - the objects of a sweep are few and independent; most
             small for one trial.
     """
     check_names(trials)
+    config, settings, directory = experiment.config, experiment.settings, experiment.directory
     check_metrics(config, settings)
-    assert judge or settings.scheduler == "none" or ANSWERS not in settings.metrics, "no judge"
-    storage = storage if "://" in storage else os.path.abspath(storage)
-    experiment = Experiment(config, settings, storage, name, callbacks, stop_file, packed, judge)
-    directory = experiment.directory
+    judged = experiment.judge is not None
+    assert judged or settings.scheduler == "none" or ANSWERS not in settings.metrics, "no judge"
     configs = {trial.name: config_of(config, trial) for trial in trials}
     limit = TrialLimit([each.workers for each in configs.values()], settings.max_concurrent)
     exists = tune.Tuner.can_restore(directory)
@@ -123,16 +104,27 @@ class Experiment:
     """A sweep, or a search, as an experiment of Ray Tune."""
 
     config: TrainConfig
+    """The config that the trials override."""
     settings: SearchSettings
+    """How the trials are scheduled; of a search, also sampler and metrics."""
     storage: str
+    """Directory or URI that every node reaches; of a search, a directory."""
     name: str
+    """Name of the experiment below `storage`."""
     callbacks: Sequence[tune.Callback] = ()
+    """Callbacks of Ray Tune, called in this process. `tune_trial.config["trial"]` is the trial as a
+    dict {arm, overrides, seed}; `tune_trial.trial_id` stays the same on resume."""
     stop_file: str | None = None
+    """Once this file exists, each trial saves and fails, and can be resumed."""
     packed: str | None = None
+    """Directory or URI of the packed stores of corpora; by default within the experiment's."""
     judge: Judge | None = None
+    """Scores checkpoints on `settings.benchmark`; see `tuning.judge`."""
 
     def __post_init__(self) -> None:
         _set_tune_environment()
+        if "://" not in self.storage:
+            object.__setattr__(self, "storage", os.path.abspath(self.storage))
 
     @property
     def directory(self) -> str:

@@ -49,6 +49,7 @@ def search(
     from pipelines.tracking.trial_callbacks import TrialRecorder, finalize_trial
     from tuning import search as tune_search
     from tuning.searcher import SearchPlan
+    from tuning.sweep import Experiment
 
     config, stop_file, file = run.config, run.directory / "stop", run.directory / FILE
     arms = search_arms(config.train, config.trials, config.search.domains)
@@ -57,19 +58,18 @@ def search(
     tracker.is_stopping = stop_file.exists
     with save_at_signal(stop_file), console.stage("search") as stage:
         recorder = TrialRecorder(tracker, config.train, stage, sum(plan.trials.values()))
-        results = tune_search.search(
+        experiment = Experiment(
             config.train,
-            SearchPlan(tuple(arms), plan.trials, plan.seed, config.search.limits),
             config.search,
             storage=str(run.directory),
             name="search",
             callbacks=[recorder, *([judge] if judge else [])],
-            resume=True,
-            again=not before,
             stop_file=str(stop_file),
             packed=packed_dir(run),
             judge=judge.judge if judge else None,
         )
+        searched = SearchPlan(tuple(arms), plan.trials, plan.seed, config.search.limits)
+        results = tune_search.search(experiment, searched, resume=True, again=not before)
         for result in results:
             finalize_trial(tracker, config.train, result)
             tracker.tag(result.trial.name, "phase", "search")

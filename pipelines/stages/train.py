@@ -44,18 +44,17 @@ def train(
     tracker.is_stopping = stop_file.exists
     with save_at_signal(stop_file), console.stage("train") as stage:
         recorder = TrialRecorder(tracker, config.train, stage, len(config.trials))
-        results = sweep.run(
+        experiment = sweep.Experiment(
             config.train,
-            config.trials,
             config.search,
             storage=str(run.directory),
             name="trials",
             callbacks=[recorder, *callbacks],
-            resume=True,
             stop_file=str(stop_file),
             packed=packed_dir(run),
             judge=judge,
         )
+        results = sweep.run(experiment, config.trials, resume=True)
         for result in results:
             finalize_trial(tracker, config.train, result)
         stopped = stop_file.exists()  # a trial that saved and stopped has the status failed

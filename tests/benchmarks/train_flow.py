@@ -168,14 +168,8 @@ def fit(job: Figures) -> Figures:
     )
     trials = [Trial("first"), Trial("second", seed=1)]
     seen = _reports_to_tune()
-    sweep.run(
-        config,
-        trials,
-        SearchSettings(max_concurrent=1),
-        storage=job["scratch"],
-        name="trials",
-        callbacks=[seen],
-    )
+    settings = SearchSettings(max_concurrent=1)
+    sweep.run(sweep.Experiment(config, settings, job["scratch"], "trials", [seen]), trials)
     first, second = (seen.of[trial.name] for trial in trials)
     return {
         "first_step_seconds": first[0]["time"] - job["started"],

@@ -22,6 +22,7 @@ from tuning.search import best_of, search
 from tuning.searcher import LOG, SearchPlan
 from tuning.settings import SearchSettings
 from tuning.space import Trial
+from tuning.sweep import Experiment
 
 pytestmark = pytest.mark.integration
 
@@ -51,6 +52,7 @@ import ray
 from ray import tune
 from tests.integration.test_search import SETTINGS, config, plan
 from tuning.search import search
+from tuning.sweep import Experiment
 
 class Kill(tune.Callback):
     def on_trial_result(self, iteration, trials, trial, result, **info):
@@ -59,8 +61,7 @@ class Kill(tune.Callback):
 
 ray.init(address="local", num_cpus=4, log_to_driver=False)
 directory = Path(sys.argv[1])
-search(config(directory), plan(directory), SETTINGS, storage=sys.argv[2], name="search",
-    callbacks=[Kill()])
+search(Experiment(config(directory), SETTINGS, sys.argv[2], "search", [Kill()]), plan(directory))
 """
 
 
@@ -77,10 +78,10 @@ def test_a_killed_search_goes_on(assets: Path, tmp_path: Path, request: Any) -> 
     assert before.count('"suggested"') == 2 and before.count('"ended"') == 1
     request.getfixturevalue("ray_cluster")
     seen = ReportedSteps()
-    where: dict[str, Any] = {"storage": str(tmp_path), "name": "search"}
+    experiment = Experiment(config(assets), SETTINGS, str(tmp_path), "search", [seen])
     with pytest.raises(ValueError, match="holds a search already"):
-        search(config(assets), plan(assets), SETTINGS, **where)
-    results = search(config(assets), plan(assets), SETTINGS, **where, resume=True, callbacks=[seen])
+        search(experiment, plan(assets))
+    results = search(experiment, plan(assets), resume=True)
     names = ["sft-0001", "sft-0002", "otr-0001", "otr-0002"]
     assert [result.trial.name for result in results] == names
     assert [result.status for result in results] == ["finished"] * 4
@@ -100,7 +101,7 @@ def test_a_killed_search_goes_on(assets: Path, tmp_path: Path, request: Any) -> 
         report = json.loads((tmp_path / "search" / result.trial.name / "ended.json").read_text())
         assert report["val_nll"] == pytest.approx(result.history[-1]["val_nll"])
     seen = ReportedSteps()
-    again = search(config(assets), plan(assets), SETTINGS, **where, resume=True, callbacks=[seen])
+    again = search(replace(experiment, callbacks=[seen]), plan(assets), resume=True)
     assert seen.steps == {} and again == results
 
 

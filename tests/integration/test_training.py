@@ -413,6 +413,7 @@ def test_what_the_model_predicted_before_training_is_computed_once_for_all_runs(
         *paths,
         objective=Objective("psft"),
         kl_weight=0.1,
+        optim=OptimConfig(lr=0.01),
         log_interval=1,
         max_steps=2,
         eval_interval=2,

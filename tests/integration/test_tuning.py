@@ -18,7 +18,7 @@ from otr.config import DataConfig, ModelConfig, TrainConfig
 from tests.assets.tiny import make_tiny_model
 from tuning.settings import SearchSettings
 from tuning.space import Trial, grid
-from tuning.sweep import run
+from tuning.sweep import Experiment, run
 
 pytestmark = pytest.mark.integration
 
@@ -74,9 +74,8 @@ def test_a_failing_trial_ends_alone_and_a_worse_one_stops_early(
     ]
     settings = SearchSettings("asha", "val_nll", grace_steps=4, max_concurrent=1)
     seen = ReportedSteps()
-    good, bad, worse = run(
-        config(assets), trials, settings, storage=str(tmp_path), name="s", callbacks=[seen]
-    )
+    experiment = Experiment(config(assets), settings, str(tmp_path), "s", [seen])
+    good, bad, worse = run(experiment, trials)
     assert (good.status, good.error) == ("finished", None)
     assert [row["step"] for row in good.history] == [1, 2, 4, 6, 8, 10, 12]
     assert good.checkpoint == f"{tmp_path}/s/good-seed0/train/step-000012"
@@ -91,7 +90,7 @@ def test_a_failing_trial_ends_alone_and_a_worse_one_stops_early(
         time.sleep(1)
     assert ray.available_resources()["CPU"] == cpus, "a stopped trial kept its CPUs"
     with pytest.raises(ValueError, match="holds a sweep already"):
-        run(config(assets), trials, settings, storage=str(tmp_path), name="s")
+        run(experiment, trials)
 
 
 def judge_by_stillness(trial: str, step: int, path: str) -> dict[str, float]:
@@ -111,8 +110,8 @@ def test_answers_decide_although_another_trial_has_the_lower_nll(
     trials = [Trial("still", {"optim.lr": 1e-9}), Trial("moved", {"optim.lr": 1e-2})]
     settings = SearchSettings("asha", "answers", "any", grace_steps=4, max_concurrent=1)
     own = replace(config(assets), checkpoint_interval=0)
-    where: dict[str, Any] = {"storage": str(tmp_path), "name": "s", "judge": judge_by_stillness}
-    still, moved = run(own, trials, settings, **where)
+    experiment = Experiment(own, settings, str(tmp_path), "s", judge=judge_by_stillness)
+    still, moved = run(experiment, trials)
     assert [row["step"] for row in still.history if "answers" in row] == [4, 12]
     assert still.status == "finished" and still.history[-1]["answers_se"] == 0.01
     notes = {row["step"]: row["note"] for row in still.history if "note" in row}
@@ -131,7 +130,7 @@ import ray
 from ray import tune
 from tests.integration.test_tuning import SEEDS, config
 from tuning.settings import SearchSettings
-from tuning.sweep import run
+from tuning.sweep import Experiment, run
 
 class Kill(tune.Callback):
     def on_trial_result(self, iteration, trials, trial, result, **info):
@@ -141,8 +140,7 @@ class Kill(tune.Callback):
 os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "0"  # by default it depends on the machine's speed
 ray.init(address="local", num_cpus=4, log_to_driver=False)
 settings = SearchSettings(max_concurrent=1)
-run(config(Path(sys.argv[1])), SEEDS, settings, storage=sys.argv[2], name="s",
-    callbacks=[Kill()])
+run(Experiment(config(Path(sys.argv[1])), settings, sys.argv[2], "s", [Kill()]), SEEDS)
 """
 
 
@@ -159,11 +157,10 @@ def test_a_killed_sweep_resumes(assets: Path, tmp_path: Path, request: Any) -> N
     request.getfixturevalue("ray_cluster")
     seen = ReportedSteps()
     other = grid("dft", (0, 1), **{"objective.name": "dft"})
-    settings = SearchSettings()
-    where: dict[str, Any] = {"storage": str(tmp_path), "name": "s", "resume": True}
+    experiment = Experiment(config(assets), SearchSettings(), str(tmp_path), "s", [seen])
     with pytest.raises(ValueError, match="a sweep of other trials"):
-        run(config(assets), other, settings, **where)
-    results = run(config(assets), SEEDS, settings, **where, callbacks=[seen])
+        run(experiment, other, resume=True)
+    results = run(experiment, SEEDS, resume=True)
     assert [result.status for result in results] == ["finished"] * 3
     for result in results:
         assert result.history[-1]["step"] == 12
@@ -173,11 +170,12 @@ def test_a_killed_sweep_resumes(assets: Path, tmp_path: Path, request: Any) -> N
     assert seen.steps["sft-seed1"][-1] == 12
     assert seen.steps["sft-seed2"] == [1, 2, 4, 6, 8, 10, 12]
     seen, longer = ReportedSteps(), replace(config(assets), max_steps=16)
-    results = run(longer, SEEDS, settings, **where, callbacks=[seen])
+    results = run(replace(experiment, config=longer, callbacks=[seen]), SEEDS, resume=True)
     for result in results:
         assert seen.steps[result.trial.name] == [12, 14, 16]
         assert (result.status, result.history[0]["step"]) == ("finished", 1)
         assert result.checkpoint == f"{tmp_path}/s/{result.trial.name}/train/step-000016"
     seen = ReportedSteps()
-    again = run(longer, SEEDS, settings, **where, callbacks=[seen])
+    experiment = replace(experiment, config=longer, callbacks=[seen])
+    again = run(experiment, SEEDS, resume=True)
     assert seen.steps == {} and [result.status for result in again] == ["finished"] * 3

@@ -6,6 +6,9 @@ PIP := $(BIN)/python -m pip install --quiet --no-deps --disable-pip-version-chec
 TORCH := 2.13.0
 MINOR := "import sys; print(*sys.version_info[:2])"
 FOUND := $(if $(wildcard $(VENV)/.ready),uses,made)
+PYTEST := $(BIN)/python -m pytest
+# One process runs the tests that start Ray or vLLM, the other one the rest (tests/conftest.py).
+PARALLEL := -n 2 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: setup sweep real test test-quick test-benchmarks test-faults test-cluster check docs lock
 .PHONY: bench-loss bench-train bench-eval bench-scale gpu-check
@@ -16,19 +19,19 @@ real: setup
 	@$(BIN)/python pipelines/full_sweep.py --preset gsm8k
 
 test: setup
-	@$(BIN)/python -m pytest
+	@$(PYTEST) $(PARALLEL)
 
 test-quick: setup
-	@$(BIN)/python -m pytest -m "not integration and not faults"
+	@$(PYTEST) $(PARALLEL) -m "not integration and not faults"
 
 test-benchmarks: setup
-	@$(BIN)/python -m pytest -m benchmarks
+	@$(PYTEST) -m benchmarks
 
 test-faults: setup
-	@$(BIN)/python -m pytest -m faults
+	@$(PYTEST) -m faults
 
 test-cluster: setup
-	@tests/cluster/sandbox.sh $(BIN)/python -m pytest -m cluster -p no:cacheprovider tests/cluster
+	@tests/cluster/sandbox.sh $(PYTEST) -m cluster -p no:cacheprovider tests/cluster
 
 bench-loss: setup
 	@$(BIN)/python -m tests.benchmarks.loss --json docs/results/loss/benchmark.json

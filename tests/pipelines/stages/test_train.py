@@ -31,7 +31,7 @@ def test_the_last_line(
     stopped: bool,
     line: str,
 ) -> None:
-    def run(*arguments: Any, stop_file: str, **options: Any) -> list[SimpleNamespace]:
+    def run(*arguments: Any, **options: Any) -> list[SimpleNamespace]:
         if stopped:
             os.kill(os.getpid(), signal.SIGTERM)
         return [SimpleNamespace(status=status) for status in states]

@@ -8,7 +8,7 @@ MINOR := "import sys; print(*sys.version_info[:2])"
 FOUND := $(if $(wildcard $(VENV)/.ready),uses,made)
 PYTEST := $(BIN)/python -m pytest
 # One process runs the tests that start Ray or vLLM, the other one the rest (tests/conftest.py).
-PARALLEL := -n 2 --dist loadgroup --no-loadscope-reorder
+PARALLEL := -n 2 --no-loadscope-reorder
 
 .PHONY: setup sweep real test test-quick test-benchmarks test-faults test-cluster check docs lock
 .PHONY: bench-loss bench-train bench-eval bench-scale gpu-check

@@ -2,8 +2,12 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+STARTING = "tests/integration/"
+"""Where the tests are that start Ray, vLLM or MLflow."""
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests need no network
 os.environ.setdefault("OTR_CACHE", "")  # each test tokenizes for itself
@@ -12,16 +16,23 @@ os.environ.setdefault("RAY_worker_niceness", "0")  # by default workers starve b
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group tests for `make test`, whose two processes take the next group in turn.
+    """Put the tests that start Ray or vLLM first: they take longest."""
+    items.sort(key=lambda item: not item.nodeid.startswith(STARTING))
 
-    Tests that start Ray or vLLM are one group, and the first: two such tests at once would be in
-    each other's way, and later ones use what earlier ones started. Otherwise a file is a group.
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Let one process run the tests that start Ray or vLLM, and the other one take file by file.
+
+    Two of those at once would be in each other's way, and later ones use what earlier ones started.
     """
-    items.sort(key=lambda item: item.get_closest_marker("integration") is None)
-    for item in items:
-        integration = item.get_closest_marker("integration") is not None
-        group = "integration" if integration else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduler(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return STARTING if nodeid.startswith(STARTING) else nodeid.partition("::")[0]
+
+    return Scheduler(config, log)
 
 
 @pytest.fixture(scope="session")

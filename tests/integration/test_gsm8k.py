@@ -19,7 +19,7 @@ def test_base_model_and_arm_are_scored(benchmark_dir: Path, tmp_path: Path) -> N
     line += ["--columns", "prompt=question", "completion=answer"]
     line += ["--benchmarks", "gsm8k", "--benchmark-dir", str(benchmark_dir), "--max-items", "8"]
     line += ["--engine.max-model-len", "1024"]  # the built-in model has no more positions
-    line += ["--max-steps", "20", "--arms", "sft", "--seeds", "0"]
+    line += ["--max-steps", "5", "--arms", "sft", "--seeds", "0"]
     line += ["--output", str(tmp_path), "--engine.port", str(free_port())]
     done = run([sys.executable, "pipelines/full_sweep.py", *line])
     assert done.returncode == 0, done.stderr

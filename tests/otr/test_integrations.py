@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
@@ -168,6 +169,7 @@ def test_a_batch_without_targets_has_no_loss_and_no_gradient(model: nn.Module) -
 
 
 def test_mixed_precision_of_accelerate(model: nn.Module) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)  # a trainer of another test set it
     exact = copy.deepcopy(use_objective(model, "otr", estimator="expected"))(**padded())
     outputs = Accelerator(cpu=True, mixed_precision="bf16").prepare_model(model)(**padded())
     assert outputs.keys() == exact.keys() and outputs.loss.dtype == torch.float32

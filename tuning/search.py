@@ -45,6 +45,7 @@ def search(
         raise ValueError(f"a search needs a directory that every node reaches, not {directory}")
     check_metrics(config, settings)
     assert experiment.judge or ANSWERS not in settings.metrics, "nothing scores search.benchmark"
+    stop_file = experiment.stop_file  # Tune pickles the searcher, but can't pickle callbacks
     first = [config_of(config, arm.trial(1, {}, plan.seed)) for arm in plan.arms]
     exists = tune.Tuner.can_restore(directory)
     if exists and not resume:
@@ -56,7 +57,7 @@ def search(
         limit=TrialLimit([each.workers for each in first], settings.max_concurrent).now,
         max_steps=config.max_steps,
         on_end=lambda trial, report: _end(f"{directory}/{trial.name}", report),
-        is_stopping=lambda: stop_requested(experiment.stop_file),
+        is_stopping=lambda: stop_requested(stop_file),
     )
     tuner = experiment.restored(failed=again) if exists else None
     count = sum(plan.trials.values())

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 STARTING = "tests/integration/"
-"""Where the tests are that start Ray, vLLM or MLflow."""
+"""Where the tests are that start Ray or vLLM."""
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests need no network
 os.environ.setdefault("OTR_CACHE", "")  # each test tokenizes for itself

@@ -17,9 +17,9 @@ def test_base_model_and_arm_are_scored(benchmark_dir: Path, tmp_path: Path) -> N
     """The benchmark's column names, its own directory, few items and steps."""
     line = ["--data", f"{benchmark_dir}/gsm8k/train.jsonl"]
     line += ["--columns", "prompt=question", "completion=answer"]
-    line += ["--benchmarks", "gsm8k", "--benchmark-dir", str(benchmark_dir), "--max-items", "8"]
+    line += ["--benchmarks", "gsm8k", "--benchmark-dir", str(benchmark_dir), "--max-items", "4"]
     line += ["--engine.max-model-len", "1024"]  # the built-in model has no more positions
-    line += ["--max-steps", "5", "--arms", "sft", "--seeds", "0"]
+    line += ["--max-steps", "3", "--arms", "sft", "--seeds", "0"]
     line += ["--output", str(tmp_path), "--engine.port", str(free_port())]
     done = run([sys.executable, "pipelines/full_sweep.py", *line])
     assert done.returncode == 0, done.stderr
@@ -33,7 +33,7 @@ def test_base_model_and_arm_are_scored(benchmark_dir: Path, tmp_path: Path) -> N
     for name, entry in entries.items():
         assert list(entry["scores"]) == ["gsm8k"]
         score = entry["scores"]["gsm8k"]
-        assert score["num_examples"] == 8
+        assert score["num_examples"] == 4
         assert 0 <= score["low"] <= score["value"] <= score["high"] <= 1
         answers = read_answers(board.parent / "scores" / name / "gsm8k.parquet")
-        assert len(answers) == 8
+        assert len(answers) == 4

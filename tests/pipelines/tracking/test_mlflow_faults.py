@@ -183,7 +183,7 @@ def test_a_store_that_another_process_has_locked(
 DRIVER = """
 import os, signal, sys
 from pathlib import Path
-from tests.integration.test_mlflow_faults import PARAMS, TRIAL, Tracker, log
+from tests.pipelines.tracking.test_mlflow_faults import PARAMS, TRIAL, Tracker, log
 uri, sweep_id, directory, arrive = sys.argv[1:]
 tracker = Tracker(uri, "sweep", sweep_id, Path(directory))
 with tracker.run({}, {}):

@@ -23,7 +23,7 @@ from otr.loss.rows import ALONE, FIGURES, Compared
 
 # Of a chunk's logits. Smaller chunks read the weight and add to its gradient more often. On a GPU
 # this much is planned for, and a chunk is as large as free memory allows: see `_chunk_bytes`.
-CHUNK_BYTES = {"cpu": 384 * 2**20, "cuda": 768 * 2**20}
+CHUNK_BYTES = {"cpu": 320 * 2**20, "cuda": 768 * 2**20}
 _LARGEST_BYTES, _SMALLEST_BYTES = 3 * 2**30, 48 * 2**20  # of a chunk on a GPU
 _ALIGNED = 64  # logits: rows in memory begin at multiples, so that loads have 16 bytes for any V
 _BLOCK_ROWS = 8192  # rows of the weight's gradient whose product is rounded before it is added

@@ -84,9 +84,7 @@ def main() -> None:
         numbers = (counts[style, column] for column in ("all", "EvalPlus", "here"))
         print(f"| {style} | {' | '.join(map(str, numbers))} |")
     unexplained = sum(count for task, count in lost.items() if task not in EXPLAINED)
-    print(
-        f"\npassed by EvalPlus and not here: {lost.total()}, unexplained: {unexplained}"
-    )
+    print(f"\npassed by EvalPlus and not here: {lost.total()}, unexplained: {unexplained}")
     sys.exit(unexplained > 0)
 
 

@@ -1,5 +1,7 @@
 """Extraction of the program from an answer, in the styles in which models write one."""
 
+from typing import Any
+
 import pytest
 
 from evals.benchmark import Item
@@ -174,3 +176,12 @@ def test_an_answer_without_code_is_wrong(text) -> None:
     assert not code.code_passes(
         Item("a", "", "", "assert f()", meta={"code_prompt": "def f():\n"}), text
     )
+
+
+def test_a_version_that_is_cut_off_does_not_replace_a_whole_one() -> None:
+    whole = "def f(n):\n    if n == 1:\n        return 0\n    return n\n"
+    cut = "def f(n):\n    if n == 1:\n        return 0\n    for i in range(n,"
+    program: dict[str, Any] = {}
+    exec(extract_code(f"{whole}\n{cut}", names=["f"]), program)
+    assert program["f"](3) == 3
+    assert extract_code(cut, names=["f"]).strip().endswith("return 0")

@@ -216,19 +216,15 @@ class _Source:
             else:
                 units = list(_units(tree, lines))
                 rest = [line for line in lines[count:] if line.strip()]
-                if rest and rest[0][0].isspace() and _is_repeated(units):
-                    units.pop()  # cut off inside of a version of what is there whole
+                if units and units[-1].defines and rest and rest[0][0].isspace():
+                    before = cls(head, units[:-1])  # the last function is cut off
+                    if units[-1].binds <= before.defined():
+                        return before
                 return cls(head, units)
         return cls()
 
     def defined(self) -> set[str]:
         return {name for unit in self.units if not unit.is_stub for name in unit.binds}
-
-
-def _is_repeated(units: Sequence[_Unit]) -> bool:
-    """Return whether earlier statements have bound all that the last one binds."""
-    earlier = {name for unit in units[:-1] if not unit.is_stub for name in unit.binds}
-    return bool(units) and units[-1].binds <= earlier
 
 
 def _units(tree: ast.Module, lines: list[str]) -> Iterator[_Unit]:

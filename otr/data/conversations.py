@@ -12,8 +12,9 @@ A record has one of these forms. Fields in brackets are optional.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 FORMS = (
@@ -160,29 +161,38 @@ def messages_of(record: Any, columns: Mapping[str, str]) -> list[Message]:
 
 def form_of(fields: Mapping[str, Any], columns: Mapping[str, str]) -> str | None:
     """Return the first field of the form that a record or table with these fields has, or None."""
+    return _form_of(_given(fields), columns)
+
+
+def _given(record: Mapping[str, Any]) -> dict[str, None]:
+    """Return the names of the fields that have a value."""
+    return dict.fromkeys(name for name, value in record.items() if value is not None)
+
+
+def _form_of(given: Collection[str], columns: Mapping[str, str]) -> str | None:
     for form in FORMS:
         first, *others = (name for name in form if name != "input")
         if columns and columns.keys().isdisjoint((*form, *OPTIONAL_FIELDS[form[0]])):
             continue
-        if _source(fields, columns, first) and all(_source(fields, columns, n) for n in others):
+        if _source(given, columns, first) and all(_source(given, columns, n) for n in others):
             return form[0]
     return None
 
 
-def _source(fields: Mapping[str, Any], columns: Mapping[str, str], name: str) -> str | None:
+def _source(given: Collection[str], columns: Mapping[str, str], name: str) -> str | None:
     """Return the corpus's name of one of our fields, None if the record has no value for it."""
     if name in columns:
         names: Sequence[str] = (columns[name],)
     else:
         names = (name, *OTHER_NAMES.get(name, ()))
-    return next((each for each in names if fields.get(each) is not None), None)
+    return next((each for each in names if each in given), None)
 
 
 def _fields(
     record: Mapping[str, Any], columns: Mapping[str, str]
 ) -> tuple[str, dict[str, Any], tuple[str, ...]]:
     """Return the form of a record, its fields by our names, and the names of all others."""
-    form = form_of(record, columns)
+    form, sources, unused = _sources(tuple(_given(record)), tuple(columns.items()))
     if form is None:
         absent = [name for name in FIELDS if name in columns and record.get(columns[name]) is None]
         missing = ", ".join(repr(columns[name]) for name in absent)
@@ -191,12 +201,23 @@ def _fields(
             "broken",
             f"no value for {missing}" if absent else f"fields {named}: no form that is known",
         )
+    return form, {name: record[source] for name, source in sources.items()}, unused
+
+
+@lru_cache(maxsize=256)  # most records of a corpus have the same fields
+def _sources(
+    given: tuple[str, ...], columns: tuple[tuple[str, str], ...]
+) -> tuple[str | None, Mapping[str, str], tuple[str, ...]]:
+    """Return the form of records with these fields, their names by ours, and all others' names."""
+    by_name = dict(columns)
+    form = _form_of(given, by_name)
+    if form is None:
+        return None, {}, ()
     known = next(each for each in FORMS if each[0] == form) + OPTIONAL_FIELDS[form]
-    sources = {name: _source(record, columns, name) for name in known}
-    fields = {name: record[source] for name, source in sources.items() if source is not None}
-    used = {*sources.values(), *(columns.get(name, name) for name in known)}
-    others = (name for name, value in record.items() if name not in used and value is not None)
-    return form, fields, tuple(map(str, others))
+    found = ((name, _source(given, by_name, name)) for name in known)
+    sources = {name: source for name, source in found if source is not None}
+    used = {*sources.values(), *(by_name.get(name, name) for name in known)}
+    return form, sources, tuple(str(name) for name in given if name not in used)
 
 
 def _messages(value: Any, name: str) -> tuple[list[Message], list[bool]]:

@@ -15,8 +15,9 @@ from pipelines.config.prepared import PreparedRun
 from pipelines.config.presets import SweepConfig
 from pipelines.runtime import console
 from pipelines.runtime.stopping import save_at_signal
-from pipelines.stages.pack import pack_on_cluster, packed_dir
+from pipelines.stages.pack import pack_on_cluster
 from pipelines.stages.search_plan import Plan
+from pipelines.stages.train import experiment_of
 from pipelines.tracking.tracker import Tracker
 from tuning.arms import SearchArm, search_arms
 from tuning.space import Trial
@@ -49,7 +50,6 @@ def search(
     from pipelines.tracking.trial_callbacks import TrialRecorder, finalize_trial
     from tuning import search as tune_search
     from tuning.searcher import SearchPlan
-    from tuning.sweep import Experiment
 
     config, stop_file, file = run.config, run.directory / "stop", run.directory / FILE
     arms = search_arms(config.train, config.trials, config.search.domains)
@@ -58,16 +58,8 @@ def search(
     tracker.is_stopping = stop_file.exists
     with save_at_signal(stop_file), console.stage("search") as stage:
         recorder = TrialRecorder(tracker, config.train, stage, sum(plan.trials.values()))
-        experiment = Experiment(
-            config.train,
-            config.search,
-            storage=str(run.directory),
-            name="search",
-            callbacks=[recorder, *([judge] if judge else [])],
-            stop_file=str(stop_file),
-            packed=packed_dir(run),
-            judge=judge.judge if judge else None,
-        )
+        callbacks = [recorder, *([judge] if judge else [])]
+        experiment = experiment_of(run, "search", callbacks, judge.judge if judge else None)
         searched = SearchPlan(tuple(arms), plan.trials, plan.seed, config.search.limits)
         results = tune_search.search(experiment, searched, resume=True, again=not before)
         for result in results:

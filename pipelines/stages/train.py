@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ray.tune import Callback
 
     from tuning.judge import Judge
-    from tuning.sweep import TrialResult
+    from tuning.sweep import Experiment, TrialResult
 
 
 def train(
@@ -44,16 +44,7 @@ def train(
     tracker.is_stopping = stop_file.exists
     with save_at_signal(stop_file), console.stage("train") as stage:
         recorder = TrialRecorder(tracker, config.train, stage, len(config.trials))
-        experiment = sweep.Experiment(
-            config.train,
-            config.search,
-            storage=str(run.directory),
-            name="trials",
-            callbacks=[recorder, *callbacks],
-            stop_file=str(stop_file),
-            packed=packed_dir(run),
-            judge=judge,
-        )
+        experiment = experiment_of(run, "trials", [recorder, *callbacks], judge)
         results = sweep.run(experiment, config.trials, resume=True)
         for result in results:
             finalize_trial(tracker, config.train, result)
@@ -61,6 +52,24 @@ def train(
         stage.done = not stopped and all(result.status != "failed" for result in results)
         stage.say(_outcome(results, stopped=stopped))
         return results
+
+
+def experiment_of(
+    run: PreparedRun, folder: str, callbacks: "Sequence[Callback]", judge: "Judge | None"
+) -> "Experiment":
+    """Return the experiment of Ray Tune in a folder of the run's directory."""
+    from tuning.sweep import Experiment
+
+    return Experiment(
+        run.config.train,
+        run.config.search,
+        storage=str(run.directory),
+        name=folder,
+        callbacks=callbacks,
+        stop_file=str(run.directory / "stop"),
+        packed=packed_dir(run),
+        judge=judge,
+    )
 
 
 def _outcome(results: "Sequence[TrialResult]", *, stopped: bool) -> str:

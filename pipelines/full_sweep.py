@@ -29,7 +29,8 @@ from pipelines.report.tables import Overlaps
 from pipelines.runtime import autoscaling, cluster, console, next_steps, run_directory
 from pipelines.stages import contamination, measure, score, search, search_plan, train
 from pipelines.stages.score import Scorer
-from pipelines.tracking.tracker import Tracker, store_uri
+from pipelines.tracking.recorded_run import recorded_run
+from pipelines.tracking.tracker import Tracker
 from tuning.resources import free_resources
 from tuning.settings import ANSWERS
 from tuning.space import config_of
@@ -68,18 +69,11 @@ def sweep(config: SweepConfig) -> int:
     plan = search_plan.plan(prepared) if config.search.space else None
     if plan:
         search_plan.show(plan, config)
-    record = run_directory.open_run(config, directory)
-    terminal.print_choices(config, prepared.benchmarks, prepared.corpus)
-    for text in filter(None, [machine.turns(config), machine.judged(config)]):
-        console.say(text)
-    uri, run_id = store_uri(config.output), record["id"]
-    tracker = Tracker(uri, config.name, run_id, directory, config.trackers)
-    params, tags = run_directory.mlflow_params(config), run_directory.mlflow_tags(record)
-    with (
-        run_directory.hold(directory),
-        run_directory.log_errors(directory),
-        tracker.run(params, tags) as outcome,
-    ):
+    params = run_directory.mlflow_params(config)
+    with recorded_run(config, directory, params, config.trackers) as (record, tracker, outcome):
+        terminal.print_choices(config, prepared.benchmarks, prepared.corpus)
+        for text in filter(None, [machine.turns(config), machine.judged(config)]):
+            console.say(text)
         data.write(data.summarize_run(prepared, config), directory / data.FILE)
         if plan:
             search_plan.write(plan, prepared)

@@ -26,7 +26,7 @@ from pipelines.report.leaderboard import percent
 from pipelines.runtime import autoscaling, cluster, console, next_steps, run_directory
 from pipelines.stages import score
 from pipelines.tracking.mlflow_store import SWEEP
-from pipelines.tracking.tracker import Tracker, store_uri
+from pipelines.tracking.recorded_run import recorded_run
 
 if TYPE_CHECKING:
     from pipelines.config.commands import Score
@@ -50,15 +50,11 @@ def run(command: "Score") -> int:
     score.check_prompts(prepared)
     preflight.require(prepared, skip=_irrelevant_checks(benchmarks))
     config = replace(config, engine=prepared.engine)  # run.json has what was chosen
-    record = run_directory.open_run(config, directory)
-    tracker = Tracker(store_uri(config.output), config.name, record["id"], directory)
-    params, tags = run_directory.score_params(config), run_directory.mlflow_tags(record)
     terminal.print_benchmarks(benchmarks)
     needs = autoscaling.engine_bundles(config)
+    params = run_directory.score_params(config)
     with (
-        run_directory.hold(directory),
-        run_directory.log_errors(directory),
-        tracker.run(params, tags) as outcome,
+        recorded_run(config, directory, params) as (_, tracker, outcome),
         cluster.ray_session(directory / "logs", cluster.logical_cpus(config), needs),
         score.Scorer(benchmarks, prepared.engine, directory) as scorer,
     ):

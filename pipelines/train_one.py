@@ -21,7 +21,7 @@ from pipelines.report import terminal
 from pipelines.runtime import cluster, console, next_steps, run_directory
 from pipelines.stages import serve_check
 from pipelines.stages.train import train
-from pipelines.tracking.tracker import Tracker, store_uri
+from pipelines.tracking.recorded_run import recorded_run
 from tuning.resources import trial_resources
 
 if TYPE_CHECKING:
@@ -54,16 +54,9 @@ def _train(config: SweepConfig, *, check_served: bool) -> "TrialResult":
     run_directory.check_free(directory)
     prepared = preflight.require(prepared, skip=("benchmarks", "engine", "port"))
     config = defaults.with_choices(config, prepared.config)
-    record = run_directory.open_run(config, directory)
-    terminal.print_choices(config, corpus=prepared.corpus)
-    uri, run_id = store_uri(config.output), record["id"]
-    tracker = Tracker(uri, config.name, run_id, directory, config.trackers)
-    params, tags = run_directory.mlflow_params(config), run_directory.mlflow_tags(record)
-    with (
-        run_directory.hold(directory),
-        run_directory.log_errors(directory),
-        tracker.run(params, tags) as outcome,
-    ):
+    params = run_directory.mlflow_params(config)
+    with recorded_run(config, directory, params, config.trackers) as (_, tracker, outcome):
+        terminal.print_choices(config, corpus=prepared.corpus)
         needs = trial_resources(config.train.workers)
         with cluster.ray_session(directory / "logs", cluster.logical_cpus(config), needs):
             (result,) = train(prepared, tracker)

@@ -65,7 +65,6 @@ def sweep(config: SweepConfig) -> int:
     run_directory.check_free(directory)
     prepared = preflight.require(prepared)
     config = defaults.with_choices(config, prepared.config)
-    score.check_prompts(prepared)
     plan = search_plan.plan(prepared) if config.search.space else None
     if plan:
         search_plan.show(plan, config)

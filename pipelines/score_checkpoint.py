@@ -47,7 +47,6 @@ def run(command: "Score") -> int:
     prepared = prepare_to_score(config)
     directory, benchmarks = prepared.directory, prepared.benchmarks
     run_directory.check_free(directory)
-    score.check_prompts(prepared)
     preflight.require(prepared, skip=_irrelevant_checks(benchmarks))
     config = replace(config, engine=prepared.engine)  # run.json has what was chosen
     terminal.print_benchmarks(benchmarks)
@@ -76,7 +75,6 @@ def run(command: "Score") -> int:
 def _print_dry_run(config: SweepConfig) -> None:
     """Print the settings, the benchmarks and one prompt as the model sees it."""
     with prepare_temporarily(config, prepare_to_score) as prepared:
-        score.check_prompts(prepared)
         shown = {"model": config.train.model.path, "run": str(prepared.directory)}
         console.say(json.dumps(shown | {"engine": asdict(prepared.engine)}, indent=2))
         terminal.print_benchmarks(prepared.benchmarks)

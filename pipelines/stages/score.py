@@ -1,8 +1,7 @@
 """Score models on benchmarks with one engine, which starts when it is first needed.
 
 Answers and scores are stored in `<run>/scores/<name>`. Those of the same weights and items are
-reused, so an interrupted run loses only unfinished requests. Ray must be running, except for
-`check_prompts`.
+reused, so an interrupted run loses only unfinished requests. Ray must be running.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,33 +11,17 @@ from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING
 
-from evals import hardware
 from evals.benchmark import Benchmark, TaskScore
 from evals.files import digest
 from evals.score import Progress, score
 from evals.serving import adapters
 from evals.serving.requests import ServedModel
 from evals.settings import EngineSettings
-from pipelines.config.prepared import PreparedRun
 from pipelines.runtime import console
 from pipelines.stages.merge import merge
 
 if TYPE_CHECKING:
     from evals.serving.engine import Engine
-
-
-def check_prompts(run: PreparedRun) -> None:
-    """Check that all benchmarks can be rendered for the model and fit the engine's context.
-
-    Raises:
-        ValueError: see `evals.prompts.fit_context`.
-    """
-    with console.stage("check", "prompts") as stage:
-        engine = run.engine
-        stage.say(
-            f"engine: {hardware.describe(engine)}; prompts with their answers have at most "
-            f"{engine.max_model_len} tokens"
-        )
 
 
 class Scorer:

@@ -123,6 +123,27 @@ def test_answers_decide_although_another_trial_has_the_lower_nll(
     assert of_moved["answers"] < of_still["answers"]
 
 
+def report_the_learning_rate(tune_config: dict[str, Any], **_: Any) -> None:
+    """Report like a run whose validation loss is its learning rate, every second time."""
+    trial = Trial(**tune_config["trial"])
+    for step in (2, 4, 6, 8, 10, 12):
+        loss = {} if step % 4 else {"val_nll": trial.overrides["optim.lr"]}
+        tune.report({"step": step, **loss})
+
+
+def test_median_stops_the_trial_that_is_worse_than_half_of_the_others(
+    ray_cluster: None, assets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tuning.sweep.run_trial", report_the_learning_rate)
+    rates = {"first": 0.2, "second": 0.3, "third": 0.4, "worst": 0.9, "best": 0.1}
+    trials = [Trial(name, {"optim.lr": rate}) for name, rate in rates.items()]
+    settings = SearchSettings("median", "val_nll", grace_steps=6, max_concurrent=1)
+    results = run(Experiment(config(assets), settings, str(tmp_path), "s"), trials)
+    last = {each.trial.arm: (each.status, each.history[-1]["step"]) for each in results}
+    assert last.pop("worst") == ("stopped", 8)
+    assert set(last.values()) == {("finished", 12)}
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path

@@ -4,6 +4,7 @@ Each entry says why it is needed and where upstream it comes from.
 `tests/otr/training/test_compat.py` fails when one of them disappears or behaves otherwise.
 """
 
+from contextlib import suppress
 from typing import Any
 
 import pyarrow.fs
@@ -18,6 +19,8 @@ from ray.exceptions import (
     RpcError,
     WorkerCrashedError,
 )
+from ray.train.torch import TorchConfig
+from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 from ray.train.v2._internal.exceptions import (
     WorkerGroupStartupFailedError,
@@ -66,6 +69,28 @@ def run_storage() -> tuple[pyarrow.fs.FileSystem, str]:
     """
     storage: Any = ray.train.get_context().get_storage()
     return storage.storage_filesystem, storage.experiment_fs_path
+
+
+class LeavingTorchConfig(TorchConfig):
+    """A TorchConfig whose workers give their resources back when one was ended for want of memory.
+
+    Ray Train asks all workers to leave their process group before it removes the placement group.
+    It expects that those which have died don't answer, but not the OutOfMemoryError of one that
+    Ray ended itself (`BackendSetupCallback` of ray.train.v2). The placement group then stayed, and
+    with it the run's CPUs and GPUs, until Ray's end.
+    """
+
+    @property
+    def backend_cls(self) -> type[_TorchBackend]:
+        """The backend that Ray Train sets up and shuts down."""
+        return _LeavingBackend
+
+
+class _LeavingBackend(_TorchBackend):
+    def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
+        """Have the workers leave their process group, as far as they are alive."""
+        with suppress(OutOfMemoryError):
+            super().on_shutdown(worker_group, backend_config)
 
 
 _LOST = (

@@ -4,10 +4,11 @@ A run is restarted after the loss of a process or host, and never after an error
 raised: that error would come again. Types tell them apart.
 """
 
+import re
 from dataclasses import dataclass
 
 import ray.train
-from ray.exceptions import RayError
+from ray.exceptions import OutOfMemoryError, RayError
 
 from otr._compat import is_lost_peer
 from otr.training import _compat
@@ -81,5 +82,10 @@ def reason(error: BaseException) -> str:
 
 
 def _detail(failure: BaseException) -> str:
-    line = reason(failure)[:MAX_DETAIL]
+    line = reason(failure)
+    if isinstance(failure, OutOfMemoryError):  # Ray's message goes on for eighty lines
+        line = "Ray ended it because its host had no memory left"
+        if found := re.search(r"was ([\d.]+) ?GB used / ([\d.]+) ?GB", str(failure)):
+            line += f": {found[1]} of {found[2]} GB were used"
+    line = line[:MAX_DETAIL]
     return f" ({line})" if line else ""

@@ -5,13 +5,14 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 
 from otr.training import _compat
 from tests.integration.conftest import ray_cluster  # noqa: F401
@@ -37,6 +38,21 @@ def test_errors_of_a_task_s_code_are_not_process_losses() -> None:
     assert _compat.is_process_loss(
         WorkerHealthCheckFailedError("lost", ray.exceptions.ActorDiedError())
     )
+
+
+def test_the_shutdown_of_workers_gets_past_one_that_ended_for_want_of_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def get(*arguments: Any, **options: Any) -> None:
+        raise ray.exceptions.OutOfMemoryError("4 worker(s) were killed")
+
+    group: Any = SimpleNamespace(execute_async=lambda *a, **b: [])
+    monkeypatch.setattr("ray.train.torch.config.len", lambda group: 1, raising=False)
+    monkeypatch.setattr(ray, "get", get)
+    with pytest.raises(ray.exceptions.OutOfMemoryError):
+        TorchConfig().backend_cls().on_shutdown(group, TorchConfig())
+    ours = _compat.LeavingTorchConfig()
+    ours.backend_cls().on_shutdown(group, ours)
 
 
 @pytest.mark.integration

@@ -27,8 +27,11 @@ GLOO = RuntimeError(
 )
 DIED = WorkerHealthCheckFailedError("lost", ray.exceptions.ActorDiedError())
 NO_MEMORY = ray.exceptions.OutOfMemoryError(
-    "1 worker(s) were killed due to the node running low on memory.\nRefer to the documentation"
+    "4 worker(s) were killed due to the node running low on memory. Memory on the node (IP: "
+    "192.0.2.2, ID: 5a3d) was 22.32GB used / 23.54GB limit (0.948032)\nOOM kill reason: ...\n"
+    "2840\t0.11\tray::PlacementGroupCleaner\nRefer to the documentation"
 )
+NO_FIGURES = ray.exceptions.OutOfMemoryError("Task was killed.\nRefer to the documentation")
 OURS = OSError("s3://bucket/step-000100 can't be written: Connection reset by peer")
 
 
@@ -44,7 +47,12 @@ def workers(*failures: Exception) -> WorkerGroupError:
     ("error", "said"),
     [
         (workers(DIED), "the process of worker 0 was lost (The actor died"),
-        (workers(NO_MEMORY), "the process of worker 0 was lost (1 worker(s) were killed due to"),
+        (
+            workers(NO_MEMORY),
+            "the process of worker 0 was lost (Ray ended it because its host had no memory left: "
+            "22.32 of 23.54 GB were used)",
+        ),
+        (workers(NO_FIGURES), "lost (Ray ended it because its host had no memory left)"),
         (workers(OURS, DIED), "the process of worker 1 was lost"),
         (workers(GLOO, DistStoreError("Broken pipe")), "workers lost the connection"),
         (workers(DistBackendError("NCCL error: ncclRemoteError: ...")), "workers lost the conn"),

@@ -2,8 +2,9 @@
 
 Corpora are JSONL of {"prompt", "completion"}; benchmarks are JSONL of {"id", "prompt", "answer",
 "domain", "grader", "tests"}. They are generated from `pipelines.builtin.world` on first use, except
-gsm8k-train and gsm8k-validation, which are the training set of GSM8K. The model `base` is the
-directory beside this file; `smollm2` is made by `pipelines.builtin.smollm2`.
+gsm8k-train and gsm8k-validation, which are the training set of GSM8K. Each skill of the world has
+files of its own: function-train, function-validation, function-heldout and function-harder. The
+model `base` is the directory beside this file; `smollm2` is made by `pipelines.builtin.smollm2`.
 """
 
 import hashlib
@@ -159,6 +160,16 @@ def _retained(domain: str) -> list[dict[str, str]]:
     return _questions(skills, "heldout", first=_VALIDATION_EACH)
 
 
+def _files_of(skill: str) -> dict[str, Callable[[], list[dict[str, str]]]]:
+    """Return the corpora and benchmarks of one skill; none has an item of another."""
+    return {
+        f"{skill}-train": lambda: _examples(items(skill, "train", _TRAIN)),
+        f"{skill}-validation": lambda: _examples(items(skill, "heldout", _VALIDATION)),
+        f"{skill}-heldout": lambda: _questions([skill], "heldout", first=_VALIDATION),
+        f"{skill}-harder": lambda: _questions([skill], "harder"),
+    }
+
+
 _FILES: dict[str, Callable[[], list[dict[str, str]]]] = {
     "train": _train,
     "validation": _validation,
@@ -169,4 +180,5 @@ _FILES: dict[str, Callable[[], list[dict[str, str]]]] = {
     "retained-mathematics": lambda: _retained("mathematics"),
     "retained-code": lambda: _retained("code"),
     "retained-reasoning": lambda: _retained("reasoning"),
+    **{name: make for skill in SKILLS for name, make in _files_of(skill).items()},
 }

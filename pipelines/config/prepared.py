@@ -170,8 +170,9 @@ def prepare(config: SweepConfig, builtin_files: Path | None = None) -> PreparedR
 
     def resolve_benchmark(name: str) -> str:
         parts = tasks.parse_name(name)
-        path = corpus.resolve_path(parts.address, folder, config.benchmark_dir)
-        return name if path == parts.address else f"file:{path}{parts.suffix}"
+        address, mark, label = parts.address.partition("#")
+        path = corpus.resolve_path(address, folder, config.benchmark_dir)
+        return name if path == address else f"file:{path}{mark}{label}{parts.suffix}"
 
     data, model = config.train.data, config.train.model
     if model.chat_template:  # every process gets the text; the file may exist on this host alone

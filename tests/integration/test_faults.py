@@ -104,6 +104,28 @@ def test_a_run_survives_a_killed_process(tmp_path: Path, weights: bytes, title: 
     assert (tmp_path / LAST).read_bytes() == weights
 
 
+def test_a_worker_that_ray_ends_for_want_of_memory_gives_its_cores_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another program fills the memory; the worker had all cores, which its successor needs."""
+    memory = psutil.virtual_memory()
+    most = memory.total - memory.available + 6 * 2**30
+    monkeypatch.setenv("RAY_memory_usage_threshold", str(most / memory.total))
+    cores = ["--train.workers.cpus", str(os.cpu_count()), "--max-steps", "300"]
+    ballast = []
+    with started(command(tmp_path, *cores), tmp_path) as process:
+        wait_for_saves(process, tmp_path)
+        [worker] = [p for p in children(process) if "ray::RayTrainWorker" in " ".join(p.cmdline())]
+        while worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE:
+            assert len(ballast) < 80, "Ray ended nothing"
+            ballast.append(b"x" * 2**27)
+            time.sleep(0.5)
+        ballast.clear()
+        assert process.wait() == 0, terminal(tmp_path)
+    assert "Ray ended it because its host had no memory left" in terminal(tmp_path)
+    assert "resumes from step" in terminal(tmp_path)
+
+
 def test_a_run_resumes_after_its_driver_was_killed(tmp_path: Path, weights: bytes) -> None:
     with started(command(tmp_path), tmp_path) as process:
         wait_for_saves(process, tmp_path)

@@ -9,6 +9,7 @@ from pipelines.builtin import corpus
 from pipelines.builtin.world import SKILLS, SPLITS, items
 
 COUNT = 300
+PARTS = ("train", "validation", "heldout", "harder")
 
 
 @pytest.mark.parametrize("skill", SKILLS)
@@ -73,17 +74,28 @@ def test_invalid_arguments_are_refused() -> None:
         items("sum", "train", 50_000)
 
 
+def prompts_of(name: str, directory: Path) -> list[str]:
+    path = corpus.resolve_path(corpus.PREFIX + name, directory)
+    return [json.loads(line)["prompt"] for line in Path(path).read_text().splitlines()]
+
+
+OF_SKILLS = {skill: [f"{skill}-{part}" for part in PARTS] for skill in SKILLS}
+
+
 def test_files_share_no_prompt_except_those_that_ask_the_data(tmp_path: Path) -> None:
     """Two benchmarks ask prompts of the training and of the validation data."""
-    prompts = {}
-    for name in corpus._FILES:
-        lines = Path(corpus.resolve_path(corpus.PREFIX + name, tmp_path)).read_text().splitlines()
-        prompts[name] = [json.loads(line)["prompt"] for line in lines]
-        assert len(set(prompts[name])) == len(prompts[name])
+    names = {*corpus._FILES} - {name for own in OF_SKILLS.values() for name in own}
+    prompts = {name: prompts_of(name, tmp_path) for name in names}
     assert {*prompts.pop("target-train")} < {*prompts["train"]}
     assert {*prompts.pop("validation-questions")} == {*prompts["validation"]}
     every = [prompt for each in prompts.values() for prompt in each]
     assert len(set(every)) == len(every)
+
+
+@pytest.mark.parametrize("skill", SKILLS)
+def test_files_of_a_skill_share_no_prompt(tmp_path: Path, skill: str) -> None:
+    every = [prompt for name in OF_SKILLS[skill] for prompt in prompts_of(name, tmp_path)]
+    assert len(set(every)) == len(every) == 6000 + 108 + 200 + 200
 
 
 @pytest.mark.parametrize("named", ["option", "variable"])

@@ -72,10 +72,15 @@ def test_a_model_directory_that_does_not_exist(
 
 
 def test_builtin_benchmarks_take_samples_and_options(tmp_path: Path) -> None:
-    names = ("builtin:target-heldout@2:temperature=0.5", "gsm8k:max_tokens=9")
+    names = (
+        "builtin:target-heldout@2:temperature=0.5",
+        "builtin:function-harder#target-harder@2",
+        "gsm8k:max_tokens=9",
+    )
     run = prepare(replace(PRESETS["debug"](), benchmarks=names, output=str(tmp_path)))
-    file, other = run.config.benchmarks
-    assert file.endswith("target-heldout.jsonl@2:temperature=0.5") and other == names[1]
+    file, named, other = run.config.benchmarks
+    assert file.endswith("target-heldout.jsonl@2:temperature=0.5") and other == names[2]
+    assert named.endswith("function-harder.jsonl#target-harder@2")
     with pytest.raises(ValueError, match='did you mean "max_tokens"'):
         prepare(replace(run.config, benchmarks=("builtin:target-heldout:max_token=9",)))
 

@@ -34,6 +34,8 @@ class TrialRecorder(Callback):
     ) -> None:
         """Open the trial's run."""
         ours = _our_trial(trial)
+        if not self._started:  # those that an interrupted sweep had finished do not end again
+            self._ended |= {_our_trial(each).name for each in trials if each.is_finished()}
         self._start(ours)
         self._say(f"{ours.name} starts")
 

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -46,6 +46,20 @@ def test_every_restart_is_a_line_and_a_tag(capsys: pytest.CaptureFixture[str]) -
     assert said.count(f"sft-seed0: {LINE}") == 2 and said.count("ddp on 2 workers") == 1
     assert tracker.tags == {"restart_1_at_step_30": LINE, "restart_2_at_step_30": LINE}
     assert tracker.metrics[0] == {"curves/nll": 1.0, "training/restarts": 1.0}
+
+
+def test_trials_that_an_interrupted_sweep_had_finished_count_as_done() -> None:
+    stage = Stage("train")
+    recorder = TrialRecorder(cast(Any, Tags()), CONFIG, stage, 3)
+    trials: list[Any] = [
+        SimpleNamespace(config={"trial": asdict(Trial(arm, {}, 0))}, is_finished=lambda f=f: f)
+        for arm, f in (("sft", True), ("dft", False), ("otr", False))
+    ]
+    recorder.on_trial_start(0, trials, trials[1])
+    assert stage.detail.startswith("1 of 3 trials done")
+    recorder.on_trial_complete(1, trials, trials[1])
+    recorder.on_trial_start(2, trials, trials[2])
+    assert stage.detail.startswith("2 of 3 trials done")
 
 
 def test_the_losses_come_first_on_the_page_of_a_run() -> None:

@@ -4,11 +4,12 @@ Each entry says why it is needed and where upstream it comes from.
 `tests/otr/training/test_compat.py` fails when one of them disappears or behaves otherwise.
 """
 
-from contextlib import suppress
 from typing import Any
 
 import pyarrow.fs
 import ray.train
+import ray.util
+from ray._raylet import PlacementGroupID
 from ray.exceptions import (
     LocalRayletDiedError,
     NodeDiedError,
@@ -19,8 +20,11 @@ from ray.exceptions import (
     RpcError,
     WorkerCrashedError,
 )
-from ray.train.torch import TorchConfig
-from ray.train.torch.config import _TorchBackend
+from ray.experimental.internal_kv import (
+    _internal_kv_del,
+    _internal_kv_get,
+    _internal_kv_put,
+)
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 from ray.train.v2._internal.exceptions import (
     WorkerGroupStartupFailedError,
@@ -29,6 +33,7 @@ from ray.train.v2._internal.exceptions import (
     WorkerHealthCheckTimeoutError,
 )
 from ray.train.v2._internal.execution.context import get_train_context
+from ray.util.placement_group import PlacementGroup
 
 CHECKPOINT_LIST = CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 """File in a run's directory in which Ray Train lists the reported checkpoints.
@@ -71,26 +76,34 @@ def run_storage() -> tuple[pyarrow.fs.FileSystem, str]:
     return storage.storage_filesystem, storage.experiment_fs_path
 
 
-class LeavingTorchConfig(TorchConfig):
-    """A TorchConfig whose workers give their resources back when one was ended for want of memory.
+def note_placement_group(directory: str) -> None:
+    """Note in a worker which placement group it runs in, for `remove_placement_group`.
 
-    Ray Train asks all workers to leave their process group before it removes the placement group.
-    It expects that those which have died don't answer, but not the OutOfMemoryError of one that
-    Ray ended itself (`BackendSetupCallback` of ray.train.v2). The placement group then stayed, and
-    with it the run's CPUs and GPUs, until Ray's end.
+    Args:
+        directory: of the run.
     """
-
-    @property
-    def backend_cls(self) -> type[_TorchBackend]:
-        """The backend that Ray Train sets up and shuts down."""
-        return _LeavingBackend
+    group = ray.util.get_current_placement_group()
+    if group is not None:
+        _internal_kv_put(_noted(directory), group.id.hex(), overwrite=True)
 
 
-class _LeavingBackend(_TorchBackend):
-    def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
-        """Have the workers leave their process group, as far as they are alive."""
-        with suppress(OutOfMemoryError):
-            super().on_shutdown(worker_group, backend_config)
+def remove_placement_group(directory: str) -> None:
+    """Remove the placement group of the run's last workers, if Ray Train has not.
+
+    It does not when Ray ended a worker for want of memory, since its shutdown stops at that
+    worker's OutOfMemoryError (`BackendSetupCallback` of ray.train.v2), nor when Ray ended the
+    controller and its PlacementGroupCleaner. The group then keeps its CPUs and GPUs until Ray's
+    end. Ray's list of groups does not say whose they are, so a worker notes its own.
+    """
+    found = _internal_kv_get(_noted(directory))
+    if found:
+        group = PlacementGroup(PlacementGroupID(bytes.fromhex(found.decode())))
+        ray.util.remove_placement_group(group)
+        _internal_kv_del(_noted(directory))
+
+
+def _noted(directory: str) -> str:
+    return f"otr/placement group of {directory}"
 
 
 _LOST = (

@@ -17,7 +17,7 @@ import fsspec
 import ray
 import ray.train
 from ray.train import FailureConfig, Result, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 
 from otr._compat import is_lost_peer
 from otr.config import TrainConfig, Workers
@@ -116,6 +116,8 @@ def fit(  # noqa: PLR0913 - what a run is made of; all but the config go by keyw
             failures, restarts, lost = failures + 1, restarts + 1, loss(error)
             if failures > RETRIES or not lost:
                 raise
+        finally:
+            _compat.remove_placement_group(directory)
 
 
 def worker_error(error: BaseException) -> str:
@@ -201,9 +203,7 @@ def _trainer(job: Job, storage: str, name: str, callbacks: Sequence[Any]) -> Tor
     return TorchTrainer(
         partial(train_loop, job),  # type: ignore[arg-type]  # Ray's type returns None
         # gloo beside nccl: rows that are read and optimizer state that is saved are in host memory.
-        torch_config=_compat.LeavingTorchConfig(
-            backend="cpu:gloo,cuda:nccl" if workers.gpus else None
-        ),
+        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if workers.gpus else None),
         scaling_config=ScalingConfig(  # type: ignore[call-arg]  # Ray types its old one
             num_workers=elastic if workers.min_count else workers.count,  # type: ignore[arg-type]
             # Never while it runs: Ray would start the new workers with this job, from the

@@ -85,6 +85,8 @@ def train_loop(job: Job) -> bool:
     Returns:
         Whether any worker has been told that its host will be taken away.
     """
+    if _rank() == 0:
+        _compat.note_placement_group(job.directory)
     job = replace(job, config=_as_started(job.config))
     config = job.config
     torch.set_num_threads(max(1, int(config.workers.cpus)))

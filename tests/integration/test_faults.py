@@ -111,14 +111,14 @@ def test_a_worker_that_ray_ends_for_want_of_memory_gives_its_cores_back(
     memory = psutil.virtual_memory()
     most = memory.total - memory.available + 6 * 2**30
     monkeypatch.setenv("RAY_memory_usage_threshold", str(most / memory.total))
-    cores = ["--train.workers.cpus", str(os.cpu_count()), "--max-steps", "300"]
+    cores = ["--train.workers.cpus", str(os.cpu_count()), "--max-steps", "60"]
     ballast = []
     with started(command(tmp_path, *cores), tmp_path) as process:
         wait_for_saves(process, tmp_path)
         [worker] = [p for p in children(process) if "ray::RayTrainWorker" in " ".join(p.cmdline())]
         while worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE:
-            assert len(ballast) < 80, "Ray ended nothing"
-            ballast.append(b"x" * 2**27)
+            assert len(ballast) < 20, "Ray ended nothing"
+            ballast.append(b"x" * 2**29)
             time.sleep(0.5)
         ballast.clear()
         assert process.wait() == 0, terminal(tmp_path)

@@ -5,14 +5,13 @@ import os
 import signal
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 
 from otr.training import _compat
 from tests.integration.conftest import ray_cluster  # noqa: F401
@@ -40,19 +39,21 @@ def test_errors_of_a_task_s_code_are_not_process_losses() -> None:
     )
 
 
-def test_the_shutdown_of_workers_gets_past_one_that_ended_for_want_of_memory(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def get(*arguments: Any, **options: Any) -> None:
-        raise ray.exceptions.OutOfMemoryError("4 worker(s) were killed")
+@pytest.mark.integration
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_placement_group_that_a_worker_noted_is_removed() -> None:
+    from ray.util.placement_group import placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    group: Any = SimpleNamespace(execute_async=lambda *a, **b: [])
-    monkeypatch.setattr("ray.train.torch.config.len", lambda group: 1, raising=False)
-    monkeypatch.setattr(ray, "get", get)
-    with pytest.raises(ray.exceptions.OutOfMemoryError):
-        TorchConfig().backend_cls().on_shutdown(group, TorchConfig())
-    ours = _compat.LeavingTorchConfig()
-    ours.backend_cls().on_shutdown(group, ours)
+    group = placement_group([{"CPU": 1}])
+    inside = PlacementGroupSchedulingStrategy(group)
+    note = ray.remote(num_cpus=1, scheduling_strategy=inside)(_compat.note_placement_group)
+    ray.get(note.remote("runs/mine"))
+    _compat.remove_placement_group("runs/other")
+    assert ray.util.placement_group_table(group)["state"] == "CREATED"
+    for _ in range(2):  # the second time there is none
+        _compat.remove_placement_group("runs/mine")
+        assert ray.util.placement_group_table(group)["state"] == "REMOVED"
 
 
 @pytest.mark.integration

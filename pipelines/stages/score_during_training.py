@@ -89,7 +89,7 @@ class ScoreDuringTraining(Callback):
         self._queue: list[tuple[str, Path]] = []
         self._checkpoints: dict[str, Path] = {}
         self._unfinished = len(configs)
-        self._has_resources = self._closed = False
+        self._any_started = self._has_resources = self._closed = False
         self._thread = Thread(target=self._run, name="score during training", daemon=True)
 
     def add(self, name: str, model: Path) -> None:
@@ -97,6 +97,16 @@ class ScoreDuringTraining(Callback):
         with self._changed:
             self._queue.append((name, model))
             self._changed.notify_all()
+
+    def on_trial_start(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
+    ) -> None:
+        """Count the trials that an interrupted sweep had finished: they do not end again."""
+        if not self._any_started:
+            self._any_started = True
+            for each in trials:
+                if each.is_finished():
+                    self._trial_ended()
 
     def on_trial_result(
         self,

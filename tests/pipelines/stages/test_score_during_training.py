@@ -103,6 +103,18 @@ def test_finished_trials_are_scored_in_another_thread_once_the_engine_fits() -> 
     assert scored == [("base", "/base", True), ("sft-seed0", "/a", True)]
 
 
+def test_a_trial_that_an_interrupted_sweep_had_finished_needs_no_resources() -> None:
+    scored: list[str] = []
+    trials: list[Any] = [SimpleNamespace(is_finished=lambda f=f: f) for f in (True, False)]
+    with ScoreDuringTraining(
+        lambda name, _: scored.append(name), lambda left: left < 2, CONFIGS
+    ) as scoring:
+        scoring.add("base", Path("/base"))
+        scoring.on_trial_start(0, trials, trials[1])
+        until(lambda: scored)
+    assert scored == ["base"]
+
+
 def test_a_trial_that_was_stopped_early_is_not_scored_but_frees_resources() -> None:
     scored: list[str] = []
     with ScoreDuringTraining(

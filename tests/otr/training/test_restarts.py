@@ -116,6 +116,7 @@ def fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
         monkeypatch.setattr(driver, "ensure_store", lambda *_: "packed")
         monkeypatch.setattr(driver, "_set_ray_train_environment", lambda _: None)
         monkeypatch.setattr(driver._compat, "start_autoscaling_coordinator", lambda: None)
+        monkeypatch.setattr(driver._compat, "remove_placement_group", lambda _: None)
         config = TrainConfig(ModelConfig("model"), DataConfig(("data",)), max_steps=6)
         return driver.fit(config, storage=str(tmp_path), name="run")
 

@@ -138,7 +138,7 @@ def _train_and_score(
     with cluster.ray_session(directory / "logs", cpus, *needs):
         with Scorer(prepared.benchmarks, prepared.engine, directory) as scorer:
             judged: AbstractContextManager[JudgeTrials | None]
-            judged = judging(scorer, prepared.judge, models[BASE], directory / "stop")
+            judged = judging(scorer, prepared.judge, models[BASE], prepared.stop_file)
             if plan:
                 with judged as judge, autoscaling.scale_up_for_trials(prepared.config):
                     prepared = search.search(prepared, plan, tracker, judge)

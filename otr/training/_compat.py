@@ -84,16 +84,17 @@ def note_placement_group(directory: str) -> None:
     """
     group = ray.util.get_current_placement_group()
     if group is not None:
-        _internal_kv_put(_noted(directory), group.id.hex(), overwrite=True)
+        _internal_kv_put(_noted(directory), group.id.hex())
 
 
 def remove_placement_group(directory: str) -> None:
     """Remove the placement group of the run's last workers, if Ray Train has not.
 
-    It does not when Ray ended a worker for want of memory, since its shutdown stops at that
-    worker's OutOfMemoryError (`BackendSetupCallback` of ray.train.v2), nor when Ray ended the
-    controller and its PlacementGroupCleaner. The group then keeps its CPUs and GPUs until Ray's
-    end. Ray's list of groups does not say whose they are, so a worker notes its own.
+    Ray Train leaves the group if a worker was ended for want of memory, since its shutdown stops
+    at that worker's OutOfMemoryError (`BackendSetupCallback` of ray.train.v2), and if the
+    controller was ended together with its PlacementGroupCleaner. The group would keep its CPUs and
+    GPUs until Ray's end. Ray's list of groups does not say whose they are, so a worker notes its
+    own.
     """
     found = _internal_kv_get(_noted(directory))
     if found:

@@ -77,15 +77,14 @@ def restart_text(lost: str, saved: Position | None, reached: Position | None, no
 
 def reason(error: BaseException) -> str:
     """Return the line of an error that says what went wrong: the last one before Ray's advice."""
+    if isinstance(error, OutOfMemoryError):  # its last line is one of a table of processes
+        used = re.search(r"was ([\d.]+) ?GB used / ([\d.]+) ?GB", str(error))
+        figures = f": {used[1]} of {used[2]} GB were used" if used else ""
+        return f"Ray ended it because its host had no memory left{figures}"
     lines = [line for line in str(error).strip().splitlines() if not line.startswith(_ADVICE)]
     return lines[-1] if lines else ""
 
 
 def _detail(failure: BaseException) -> str:
-    line = reason(failure)
-    if isinstance(failure, OutOfMemoryError):  # Ray's message goes on for eighty lines
-        line = "Ray ended it because its host had no memory left"
-        if found := re.search(r"was ([\d.]+) ?GB used / ([\d.]+) ?GB", str(failure)):
-            line += f": {found[1]} of {found[2]} GB were used"
-    line = line[:MAX_DETAIL]
+    line = reason(failure)[:MAX_DETAIL]
     return f" ({line})" if line else ""

@@ -94,10 +94,6 @@ def _gsm8k(name: str, benchmark_dir: str) -> list[dict[str, str]]:
     return gsm8k.training_examples(Path(folder) if folder else None)[_GSM8K[name]]
 
 
-def _train() -> list[dict[str, str]]:
-    return _examples(items(TARGET, "train", _TRAIN))
-
-
 def _validation() -> list[dict[str, str]]:
     return _examples(item for _, item in _validation_items())
 
@@ -160,25 +156,30 @@ def _retained(domain: str) -> list[dict[str, str]]:
     return _questions(skills, "heldout", first=_VALIDATION_EACH)
 
 
-def _files_of(skill: str) -> dict[str, Callable[[], list[dict[str, str]]]]:
-    """Return the corpora and benchmarks of one skill; none has an item of another."""
+Make = Callable[[], list[dict[str, str]]]
+"""Makes the records of a file."""
+
+
+def _files_of(skill: str) -> dict[str, Make]:
+    """Return the corpora and benchmarks of one skill, which share no item."""
     return {
-        f"{skill}-train": lambda: _examples(items(skill, "train", _TRAIN)),
-        f"{skill}-validation": lambda: _examples(items(skill, "heldout", _VALIDATION)),
-        f"{skill}-heldout": lambda: _questions([skill], "heldout", first=_VALIDATION),
-        f"{skill}-harder": lambda: _questions([skill], "harder"),
+        "train": lambda: _examples(items(skill, "train", _TRAIN)),
+        "validation": lambda: _examples(items(skill, "heldout", _VALIDATION)),
+        "heldout": lambda: _questions([skill], "heldout", first=_VALIDATION),
+        "harder": lambda: _questions([skill], "harder"),
     }
 
 
-_FILES: dict[str, Callable[[], list[dict[str, str]]]] = {
-    "train": _train,
+_OF_TARGET = _files_of(TARGET)
+_FILES: dict[str, Make] = {
+    "train": _OF_TARGET["train"],
     "validation": _validation,
     "validation-questions": _validation_questions,
-    "target-heldout": lambda: _questions([TARGET], "heldout", first=_VALIDATION),
-    "target-harder": lambda: _questions([TARGET], "harder"),
+    "target-heldout": _OF_TARGET["heldout"],
+    "target-harder": _OF_TARGET["harder"],
     "target-train": lambda: _questions([TARGET], "train"),
     "retained-mathematics": lambda: _retained("mathematics"),
     "retained-code": lambda: _retained("code"),
     "retained-reasoning": lambda: _retained("reasoning"),
-    **{name: make for skill in SKILLS for name, make in _files_of(skill).items()},
+    **{f"{skill}-{part}": make for skill in SKILLS for part, make in _files_of(skill).items()},
 }

@@ -66,6 +66,11 @@ class PreparedRun:
         """The run's directory."""
         return Path(self.config.output) / self.config.name
 
+    @property
+    def stop_file(self) -> Path:
+        """Once this file exists, the trials save and stop."""
+        return self.directory / "stop"
+
     @cached_property
     def loaded_benchmarks(self) -> list[Benchmark]:
         """The benchmarks as published; a ValueError if one is unknown, missing or broken."""

@@ -88,8 +88,8 @@ class ScoreDuringTraining(Callback):
         self._changed = Condition()
         self._queue: list[tuple[str, Path]] = []
         self._checkpoints: dict[str, Path] = {}
-        self._unfinished = len(configs)
-        self._any_started = self._has_resources = self._closed = False
+        self._ended: set[str] = set()  # ids of trials
+        self._has_resources = self._closed = False
         self._thread = Thread(target=self._run, name="score during training", daemon=True)
 
     def add(self, name: str, model: Path) -> None:
@@ -102,11 +102,7 @@ class ScoreDuringTraining(Callback):
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
     ) -> None:
         """Count the trials that an interrupted sweep had finished: they do not end again."""
-        if not self._any_started:
-            self._any_started = True
-            for each in trials:
-                if each.is_finished():
-                    self._trial_ended()
+        self._have_ended({each.trial_id for each in trials if each.is_finished()})
 
     def on_trial_result(
         self,
@@ -128,13 +124,13 @@ class ScoreDuringTraining(Callback):
         path = self._checkpoints.get(trial.trial_id)
         if path and is_over(trial.last_result, self._configs[name].max_steps):
             self.add(name, path)
-        self._trial_ended()
+        self._have_ended({trial.trial_id})
 
     def on_trial_error(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
     ) -> None:
         """Count the trial as ended."""
-        self._trial_ended()
+        self._have_ended({trial.trial_id})
 
     def __enter__(self) -> "ScoreDuringTraining":
         self._thread.start()
@@ -146,9 +142,9 @@ class ScoreDuringTraining(Callback):
             self._closed = True
             self._changed.notify_all()
 
-    def _trial_ended(self) -> None:
+    def _have_ended(self, trials: set[str]) -> None:
         with self._changed:
-            self._unfinished -= 1
+            self._ended |= trials
             self._changed.notify_all()
 
     def _run(self) -> None:
@@ -166,5 +162,6 @@ class ScoreDuringTraining(Callback):
 
     def _may_start(self) -> bool:
         # Once the engine runs, it keeps its resources.
-        self._has_resources = self._has_resources or self._engine_fits(self._unfinished)
+        unfinished = len(self._configs) - len(self._ended)
+        self._has_resources = self._has_resources or self._engine_fits(unfinished)
         return self._has_resources

@@ -51,7 +51,7 @@ def search(
     from tuning import search as tune_search
     from tuning.searcher import SearchPlan
 
-    config, stop_file, file = run.config, run.directory / "stop", run.directory / FILE
+    config, stop_file, file = run.config, run.stop_file, run.directory / FILE
     arms = search_arms(config.train, config.trials, config.search.domains)
     before = json.loads(file.read_text()) if file.is_file() else {}
     pack_on_cluster(run)

@@ -39,7 +39,7 @@ def train(
     from pipelines.tracking.trial_callbacks import TrialRecorder, finalize_trial
     from tuning import sweep
 
-    config, stop_file = run.config, run.directory / "stop"
+    config, stop_file = run.config, run.stop_file
     pack_on_cluster(run)
     tracker.is_stopping = stop_file.exists
     with save_at_signal(stop_file), console.stage("train") as stage:
@@ -66,7 +66,7 @@ def experiment_of(
         storage=str(run.directory),
         name=folder,
         callbacks=callbacks,
-        stop_file=str(run.directory / "stop"),
+        stop_file=str(run.stop_file),
         packed=packed_dir(run),
         judge=judge,
     )

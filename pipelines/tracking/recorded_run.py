@@ -17,7 +17,7 @@ class RecordedRun(NamedTuple):
     """The content of run.json."""
     tracker: Tracker
     outcome: Outcome
-    """To be set to ok once the run has reached its end."""
+    """Its `ok` is to be set once the run has reached its end."""
 
 
 @contextmanager

@@ -66,6 +66,12 @@ def test_what_was_lost_is_said(error: Exception, said: str) -> None:
     assert said in loss(error)
 
 
+def test_a_run_that_fails_for_want_of_memory_says_so() -> None:
+    assert driver.worker_error(workers(NO_MEMORY)) == (
+        "Ray ended it because its host had no memory left: 22.32 of 23.54 GB were used"
+    )
+
+
 @pytest.mark.parametrize(
     "error",
     [

@@ -105,7 +105,9 @@ def test_finished_trials_are_scored_in_another_thread_once_the_engine_fits() -> 
 
 def test_a_trial_that_an_interrupted_sweep_had_finished_needs_no_resources() -> None:
     scored: list[str] = []
-    trials: list[Any] = [SimpleNamespace(is_finished=lambda f=f: f) for f in (True, False)]
+    trials: list[Any] = [
+        SimpleNamespace(trial_id=str(f), is_finished=lambda f=f: f) for f in (True, False)
+    ]
     with ScoreDuringTraining(
         lambda name, _: scored.append(name), lambda left: left < 2, CONFIGS
     ) as scoring:

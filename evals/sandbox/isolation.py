@@ -24,6 +24,7 @@ SERVER_PROCESSES = 3  # counted by the kernel with the program's threads, in nam
 MAX_FILE_BYTES = 16 << 20
 MAX_HOME_BYTES = 64 << 20
 MAX_OPEN_FILES = 64
+TICKS_FACTOR = 4  # the kernel's limit on CPU time counts ticks, too many on a busy machine
 # Besides Python's own folders: shared libraries, time zones, and machine information they read.
 READABLE = (
     *("/usr", "/lib", "/lib64", "/bin", "/etc/localtime", "/etc/ld.so.cache", "/etc/mime.types"),
@@ -142,16 +143,16 @@ def _set_mount(libc: ctypes.CDLL, path: str, flags: int, add: int, remove: int) 
 
 
 def limit_resources(cpu_seconds: int, memory_bytes: int) -> None:
-    """Limit CPU time, memory, file size and open files for good."""
+    """Limit memory, file size and open files for good; CPU time only in case the server fails."""
     for kind, value in _limits(cpu_seconds, memory_bytes):
         _, hard = resource.getrlimit(kind)
         bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(kind, (bound, bound))
 
 
-def limit_this(cpu_seconds: int, memory_bytes: int) -> None:
-    """Limit the same until the next call."""
-    for kind, value in _limits(cpu_seconds, memory_bytes):
+def limit_this(used_seconds: int, cpu_seconds: int, memory_bytes: int) -> None:
+    """Limit the same until the next call, in a process that has used CPU time before."""
+    for kind, value in _limits(cpu_seconds, memory_bytes, used_seconds):
         _, hard = resource.getrlimit(kind)
         bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(kind, (bound, hard))
@@ -165,9 +166,9 @@ def limit_processes(threads: int | None) -> None:
         resource.setrlimit(resource.RLIMIT_NPROC, (bound, bound))
 
 
-def _limits(cpu_seconds: int, memory_bytes: int) -> list[tuple[int, int]]:
+def _limits(cpu_seconds: int, memory_bytes: int, used_seconds: int = 0) -> list[tuple[int, int]]:
     return [
-        (resource.RLIMIT_CPU, cpu_seconds),
+        (resource.RLIMIT_CPU, used_seconds + TICKS_FACTOR * cpu_seconds),
         (resource.RLIMIT_AS, memory_bytes),
         (resource.RLIMIT_FSIZE, MAX_FILE_BYTES),
         (resource.RLIMIT_NOFILE, MAX_OPEN_FILES),

@@ -37,7 +37,7 @@ assert abs(f() - 2) < 0.5
 assert all([f() == 2]) and len([f()]) == 1
 assert math.isclose(f(), 2)
 """
-TIME = "a limit on CPU time, enforced by the kernel"
+TIME = "a limit on CPU time, which the server measures"
 FILES = "the guard; read-only mounts; Landlock"
 NETWORK = "the guard; seccomp; a network namespace"
 PROCESSES = "the guard; seccomp; a process namespace"

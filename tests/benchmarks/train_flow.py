@@ -96,6 +96,7 @@ def ray_data(job: Figures) -> Figures:
     import ray
     import ray.data  # its import is start-up, not work
 
+    import otr.data  # noqa: F401 - the same, of transformers, which TRL imports too
     from otr import DataConfig, ModelConfig
     from otr.training.store.write import ensure_store, read_index
 

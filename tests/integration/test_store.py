@@ -1,5 +1,6 @@
 """A corpus is packed once, by Ray Data, and every row that training takes is what was packed."""
 
+import gc
 import json
 import os
 import shutil
@@ -349,8 +350,10 @@ def test_all_ranks_together_take_the_same_rows_from_any_step(
 def test_a_small_corpus_is_packed_in_this_process(
     packed: str, data: DataConfig, model: ModelConfig, tmp_path: Path
 ) -> None:
+    frozen = gc.get_freeze_count()
     with patch("ray.data.from_items", side_effect=AssertionError("a task of Ray Data")):
         path = ensure_store(data, model, str(tmp_path))
+    assert gc.get_freeze_count() == frozen  # garbage collections of the process are as before
     for part in PackedStore(path).index.parts:
         name = f"{part.name}.rows"
         assert (Path(path) / name).read_bytes() == (Path(packed) / name).read_bytes()

@@ -132,7 +132,10 @@ def check_metrics(config: TrainConfig, settings: SearchSettings) -> None:
     compares = "the search" if settings.space else settings.scheduler
     of_validation = [name for name in settings.metrics if name.startswith("val_")]
     if compares != "none" and of_validation and not config.data.validation:
-        raise ValueError(f"{compares} compares {of_validation[0]}: set data.validation")
+        raise ValueError(
+            f"{compares} compares {of_validation[0]}, which needs validation data: give it with "
+            "--validation, or another --search.metric"
+        )
 
 
 def with_scored_checkpoints(config: TrainConfig) -> TrainConfig:

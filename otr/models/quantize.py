@@ -32,7 +32,7 @@ def require_package() -> None:
     if find_spec("bitsandbytes") is None:
         raise ValueError(
             "lora.quantize needs the package bitsandbytes, which is not installed: "
-            "pip install 'otr[quant]'"
+            "pip install bitsandbytes"
         )
 
 

@@ -46,7 +46,7 @@ def check_installed(config: OptimConfig) -> None:
     if config.optimizer == "adamw_8bit" and find_spec("bitsandbytes") is None:
         raise ValueError(
             "optim.optimizer is 'adamw_8bit', but the package bitsandbytes is not installed: run "
-            "pip install 'otr[quant]', or use 'adamw' or 'adafactor'"
+            "pip install bitsandbytes, or use 'adamw' or 'adafactor'"
         )
 
 

@@ -36,10 +36,19 @@ class _SweepOptions(_StartingPoint):
     seeds: Annotated[tuple[int, ...], arg(help_behavior_hint="(default: those of the preset)")] = ()
     """Seeds of each arm, one trial per seed."""
     options: Annotated[dict[str, Any], _options()]
+    scored: ClassVar[bool] = False
+    """Whether the command scores what it trains."""
 
     def load(self) -> SweepConfig:
         """Return the configuration that the options ask for."""
-        return load_config(self.preset, self.config, self.options, arms=self.arms, seeds=self.seeds)
+        return load_config(
+            self.preset,
+            self.config,
+            self.options,
+            arms=self.arms,
+            seeds=self.seeds,
+            scored=self.scored,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +59,7 @@ class Sweep(_SweepOptions):
     """
 
     module: ClassVar[str] = "full_sweep"
+    scored: ClassVar[bool] = True
     dry_run: Flag = False
     """Print the configuration, the trials and one example with its trained tokens marked; write
     nothing."""

@@ -95,7 +95,7 @@ class SweepConfig:
 
 
 def builtin() -> SweepConfig:
-    """Compare five objectives on the built-in world, each at its own learning rate."""
+    """Compare five objectives on the built-in world, each at its best learning rate of three."""
     return SweepConfig(
         name="builtin",
         train=TrainConfig(

@@ -50,6 +50,7 @@ def set_machine(patch: pytest.MonkeyPatch, fast: str = "bfloat16", **facts: Any)
 
 def load(folder: Path, *words: str, command: str = "train") -> SweepConfig:
     own = ["--model", str(folder / "Tiny Model"), "--data", str(folder / "Chats v2.jsonl")]
+    own += ["--benchmarks", "builtin:target-heldout"] if command == "sweep" else []
     return cli.parse([command, *own, "--output", str(folder / "runs"), *words]).load()
 
 

@@ -67,11 +67,11 @@ def test_an_option_wins_over_the_arms() -> None:
 
 
 def test_another_model_drops_the_presets_learning_rates() -> None:
-    config = load("--model m")
+    config = load("doctor --model m")
     assert {config_of(config.train, t).optim.lr for t in config.trials} == {OptimConfig.lr}
-    given = load("--model m --train.optim.lr 2e-6")
+    given = load("doctor --model m --train.optim.lr 2e-6")
     assert {config_of(given.train, t).optim.lr for t in given.trials} == {2e-6}
-    adapted = load("--model m --train.lora.rank 8")
+    adapted = load("doctor --model m --train.lora.rank 8")
     assert {config_of(adapted.train, t).optim.lr for t in adapted.trials} == {1e-4}
     searched = load("--preset study --model m")
     assert searched.trials == PRESETS["study"]().trials
@@ -181,3 +181,13 @@ def test_values_that_are_refused(
 
 RUN_JSON = """{"config": {"name": "x", "benchmarks": ["gsm8k"], "trials": [{"arm": "sft"}],
 "train": {"model": {"path": "m"}, "data": {"paths": ["d"]}}}}"""
+
+
+def test_a_sweep_of_an_own_model_needs_benchmarks() -> None:
+    own = "--model someone/tiny --data chats.jsonl"
+    with pytest.raises(UsageError, match="to score someone/tiny on: give --benchmarks"):
+        load(own)
+    assert load(f"{own} --benchmarks gsm8k").benchmarks == ("gsm8k",)
+    assert load(f"{own} --preset gsm8k").benchmarks == PRESETS["gsm8k"]().benchmarks
+    for command in ("doctor", "train"):  # they score nothing
+        assert load(f"{command} {own}").train.model.path == "someone/tiny"

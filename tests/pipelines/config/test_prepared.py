@@ -45,6 +45,7 @@ def test_a_hub_that_does_not_answer(
     monkeypatch.setenv("HTTP_PROXY", proxy)
     (tmp_path / "data.jsonl").write_text('{"prompt": "1 + 1", "completion": "2"}\n')
     line = ["sweep", "--dry-run", "--model", "someone/tiny", "--data", "data.jsonl"]
+    line += ["--benchmarks", "builtin:target-heldout"]
     code, said = run(tmp_path, *line)
     assert code == 1 and "Traceback" not in said
     assert "the Hugging Face hub does not answer" in said

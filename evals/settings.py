@@ -4,6 +4,7 @@ import socket
 from dataclasses import dataclass
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+MAX_PORT = 65535
 
 
 @dataclass(frozen=True)
@@ -44,21 +45,24 @@ class EngineSettings:
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
-            raise ValueError(f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}")
+            raise ValueError(
+                f"engine.dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}"
+            )
         if self.max_model_len and self.max_model_len < 32:
             raise ValueError(
-                f"max_model_len is {self.max_model_len!r}; it must be 0 (taken from the "
+                f"engine.max_model_len is {self.max_model_len!r}; it must be 0 (taken from the "
                 "benchmarks) or at least 32"
             )
         for name in ("num_replicas", "gpus", "threads", "kv_cache_gib", "concurrency"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be at least 0")
+                raise ValueError(f"engine.{name} is {getattr(self, name)!r}; it must be at least 0")
         if self.gpus > 1 and self.gpus != int(self.gpus):
             raise ValueError(
-                f"gpus is {self.gpus!r}: a replica gets part of one GPU, or a whole number of them"
+                f"engine.gpus is {self.gpus!r}: a replica gets part of one GPU, or a whole number "
+                "of them"
             )
-        if self.port < 1:
-            raise ValueError(f"port is {self.port!r}; it must be at least 1")
+        if not 1 <= self.port <= MAX_PORT:
+            raise ValueError(f"engine.port is {self.port!r}; it must lie in 1 to {MAX_PORT}")
 
     @property
     def least_replicas(self) -> int:
@@ -88,6 +92,8 @@ def check_port(port: int, option: str = "--engine.port") -> None:
     Raises:
         ValueError: it can't.
     """
+    if not 1 <= port <= MAX_PORT:
+        raise ValueError(f"{option} is {port}: give a port from 1 to {MAX_PORT}")
     with socket.socket() as trial:
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -9,7 +9,7 @@ from ray.exceptions import ActorDiedError, RayTaskError
 from evals.serving import client
 from evals.serving.client import Limits, Replica, ReplicasLostError, stream_responses
 from evals.serving.requests import Request, Response
-from evals.settings import check_port
+from evals.settings import EngineSettings, check_port
 
 
 class Fake:
@@ -114,3 +114,11 @@ def test_a_port_in_use_is_an_error_that_names_it():
         port = server.getsockname()[1]
         with pytest.raises(ValueError, match=f"port {port} .* give another"):
             check_port(port)
+
+
+@pytest.mark.parametrize("port", [-1, 0, 65536])
+def test_a_number_that_is_no_port_is_an_error_that_names_the_option(port):
+    with pytest.raises(ValueError, match=f"--port is {port}: give a port from 1 to 65535"):
+        check_port(port, "--port")
+    with pytest.raises(ValueError, match=rf"engine\.port is {port}; it must lie in 1 to 65535"):
+        EngineSettings(port=port)

@@ -68,6 +68,8 @@ def check_schema(cluster: Cluster) -> str:
     _require_known(provider, known, "provider")
     if provider["type"] == "local" and not {"head_ip", "worker_ips"} <= provider.keys():
         raise ValueError("provider: type local needs head_ip and worker_ips")
+    if provider["type"] == "local" and not cluster.get("auth", {}).get("ssh_user"):
+        raise ValueError("auth: type local needs ssh_user, the user that the hosts know")
     types = cluster.get("available_node_types", {})
     if types and cluster.get("head_node_type") not in types:
         raise ValueError(

@@ -81,6 +81,7 @@ def broken(cluster: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
         yield with_(lambda c: c[types]["gpu"]["node_config"].update(Spot=1)), "gpu.node_config"
     else:
         yield with_(lambda c: c["provider"].pop("head_ip")), "head_ip"
+        yield with_(lambda c: c.pop("auth")), "auth: type local needs ssh_user"
     if cluster["provider"]["type"] == "aws":
         disk = cluster["available_node_types"]["gpu"]["node_config"]["BlockDeviceMappings"][0]
         node = {"InstanceType": "m5.large", "BlockDeviceMappings": [copy.deepcopy(disk)]}

@@ -13,7 +13,7 @@ from pipelines.config.presets import SweepConfig
 from pipelines.report import data, differences, leaderboard, measures, tables
 from pipelines.report.leaderboard import Entry
 from pipelines.report.tables import Overlaps
-from pipelines.runtime import console
+from pipelines.runtime import console, run_directory
 from pipelines.stages import search_plan
 from tuning.arms import RATE
 from tuning.space import config_of
@@ -32,6 +32,9 @@ def print_dry_run(config: SweepConfig, run: PreparedRun) -> None:
     Args:
         config: the config to print, with paths as they were given.
         run: the same config, prepared.
+
+    Raises:
+        ValueError: the directory holds another run than the search to be planned.
     """
     run = run.decided
     config, report = defaults.with_choices(config, run.config), run.corpus
@@ -42,6 +45,7 @@ def print_dry_run(config: SweepConfig, run: PreparedRun) -> None:
         console.say(f"trial {trial['arm']}, seed {trial['seed']}: {json.dumps(trial['overrides'])}")
     print_choices(config, corpus=report)
     if config.search.space:
+        run_directory.check_settings(config, run.directory)  # another run's plan would not fit
         search_plan.show(search_plan.plan(run), config)
     console.say(f"{len(trials)} trials on {report.rows} examples, {report.tokens} tokens")
     console.say(f"one example; {console.marked()}:")

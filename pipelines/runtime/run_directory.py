@@ -42,15 +42,8 @@ def open_run(config: SweepConfig, directory: Path) -> dict[str, Any]:
     """
     path = directory / RUN_FILE
     if path.is_file():
-        before = read_run(path)
-        if _is_longer(before, config):
-            _check_can_become_longer(config, directory)
+        if check_settings(config, directory):
             write_json(path, json.loads(path.read_text()) | {"config": asdict(config)})
-        elif fingerprint(before) != fingerprint(config):
-            raise ValueError(
-                f"{directory} holds a run with other settings ({_changes(before, config)}): choose "
-                f"another --name, or repeat the existing run with --config {path}"
-            )
         console.say(f"continues {display_path(directory)}")
     else:
         run = {
@@ -66,6 +59,30 @@ def open_run(config: SweepConfig, directory: Path) -> dict[str, Any]:
         write_json(path, run)
         console.say(f"writes to {display_path(directory)}")
     return json.loads(path.read_text())
+
+
+def check_settings(config: SweepConfig, directory: Path) -> bool:
+    """Check that a directory holds this run, a shorter one that can become this one, or none.
+
+    Returns:
+        Whether it holds a shorter one.
+
+    Raises:
+        ValueError: see `open_run`.
+    """
+    path = directory / RUN_FILE
+    if not path.is_file():
+        return False
+    before = read_run(path)
+    if _is_longer(before, config):
+        _check_can_become_longer(config, directory)
+        return True
+    if fingerprint(before) != fingerprint(config):
+        raise ValueError(
+            f"{directory} holds a run with other settings ({_changes(before, config)}): choose "
+            f"another --name, or repeat the existing run with --config {path}"
+        )
+    return False
 
 
 def _is_longer(before: SweepConfig, now: SweepConfig) -> bool:

@@ -11,6 +11,7 @@ import pytest
 from pipelines import cli
 from pipelines.config.prepared import PreparedRun, prepare
 from pipelines.config.presets import SweepConfig
+from pipelines.runtime import run_directory
 from pipelines.stages import search, search_plan
 from pipelines.stages.search_plan import START_SECONDS, plan
 from tests.assets import search as fake
@@ -95,6 +96,18 @@ def test_a_resumed_run_has_the_plan_that_it_began_with(
     search_plan.write(made, run)
     monkeypatch.setattr(search_plan, "_speeds", lambda configs, _: [1.0] * len(configs))
     assert plan(run) == made
+
+
+def test_another_run_s_plan_is_not_taken(
+    planned: Any, tmp_path: Path, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = f"{SPACE} --budget 6 trials --name mine --output {tmp_path}"
+    before = load(line)
+    run_directory.open_run(before, tmp_path / "mine")
+    search_plan.write(planned("--budget 6 trials --name mine"), prepare(before, files))
+    words = ["sweep", "--preset", "debug", *shlex.split(line), "--arms", "otr", "eaft", "--dry-run"]
+    assert cli.main(words) == 1
+    assert "holds a run with other settings (trials" in capsys.readouterr().err
 
 
 def test_one_rate_for_all_arms_is_unfair_and_has_no_winner(

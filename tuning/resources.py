@@ -11,6 +11,8 @@ Bundle = Mapping[str, float]
 """Amount per resource."""
 RELEASE_SECONDS = 5.0  # Ray reports the resources of an ended process as held for up to this long
 
+_ROUNDING = 1e-6  # in floating point, (1 - 0.4) / 0.2 is below 3
+
 
 def free_resources() -> dict[str, float]:
     """Return the cluster's resources that nothing holds.
@@ -43,7 +45,9 @@ def max_concurrent_trials(workers: Workers, resources: Mapping[str, float]) -> i
         ValueError: not even one fits.
     """
     needs = total_resources(trial_resources(workers))
-    fitting = min(int(resources.get(kind, 0) / amount) for kind, amount in needs.items() if amount)
+    fitting = min(
+        int(resources.get(kind, 0) / amount + _ROUNDING) for kind, amount in needs.items() if amount
+    )
     if fitting < 1:
         raise ValueError(
             f"a trial needs {needs['CPU']:g} CPUs and "

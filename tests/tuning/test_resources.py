@@ -16,6 +16,8 @@ from tuning.resources import free_resources, max_concurrent_trials
         (Workers(cpus=2, gpus=1), {"CPU": 64, "GPU": 8}, 8),
         (Workers(cpus=2, gpus=1), {"CPU": 7, "GPU": 8}, 3),
         (Workers(count=4, gpus=0.5), {"CPU": 64, "GPU": 4}, 2),
+        (Workers(gpus=0.2), {"CPU": 64, "GPU": 1 - 0.4}, 3),
+        (Workers(count=3, gpus=0.2), {"CPU": 64, "GPU": 1 - 0.4}, 1),
     ],
 )
 def test_as_many_trials_as_their_workers_fit(

@@ -56,7 +56,7 @@ class EngineSettings:
         for name in ("num_replicas", "gpus", "threads", "kv_cache_gib", "concurrency"):
             if getattr(self, name) < 0:
                 raise ValueError(f"engine.{name} is {getattr(self, name)!r}; it must be at least 0")
-        if self.gpus > 1 and self.gpus != int(self.gpus):
+        if self.gpus > 1 and self.gpus % 1:
             raise ValueError(
                 f"engine.gpus is {self.gpus!r}: a replica gets part of one GPU, or a whole number "
                 "of them"

@@ -13,6 +13,8 @@ from typing import Any, Literal, get_type_hints
 from otr._deprecated import renamed_arguments
 from otr.loss.objective import Objective, setting_types
 
+MOST_SOURCES = 16
+"""Most paths with weights: the largest of more could get less than rounding takes from it."""
 _WEIGHT = re.compile(r"@(\d+(?:\.\d*)?|\.\d+)$")
 RENAMED = {
     "data.row_length": "data.sequence_length",
@@ -106,6 +108,7 @@ class LoraConfig:
         if self.quantize not in ("none", "nf4"):
             raise ValueError(f"lora.quantize is {self.quantize!r}: use 'none' or 'nf4'")
         given = {
+            "targets": self.targets,
             "rs": self.rs,
             "dora": self.dora,
             "modules_to_save": self.modules_to_save,
@@ -222,6 +225,11 @@ class DataConfig:
             paths = tuple(path[: path.rindex("@")] for path in self.paths)
             object.__setattr__(self, "paths", paths)
             object.__setattr__(self, "weights", weights)
+        if len(self.weights) > MOST_SOURCES:
+            raise ValueError(
+                f"data.weights has {len(self.weights)} values: use at most {MOST_SOURCES}, and "
+                "join other paths in a directory or glob pattern"
+            )
         if self.weights and len(self.weights) != len(self.paths):
             raise ValueError(
                 f"data.weights has {len(self.weights)} values for {len(self.paths)} paths: give "
@@ -333,6 +341,11 @@ class Workers:
             raise ValueError(f"workers.cpus is {self.cpus}: use a number > 0")
         if not self.gpus >= 0:
             raise ValueError(f"workers.gpus is {self.gpus}: use 0 (the CPU) or more")
+        if self.gpus > 1 and self.gpus % 1:
+            raise ValueError(
+                f"workers.gpus is {self.gpus}: a worker gets part of one GPU, or a whole number of "
+                "them"
+            )
 
 
 @renamed_arguments(**{old: new for old, new in RENAMED.items() if "." not in old})

@@ -70,6 +70,7 @@ def test_every_number_of_workers_must_divide_the_batch() -> None:
         ("workers", "count", 0, "at least 1"),
         ("workers", "cpus", 0.0, "a number > 0"),
         ("workers", "gpus", -1.0, "use 0"),
+        ("workers", "gpus", 1.5, "part of one GPU, or a whole number"),
         ("data", "paths", (), "name a file"),
         ("data", "sequence_length", 7, "at least 8"),
         ("data", "max_rejected", 1.1, "0 to 1"),
@@ -87,6 +88,7 @@ def test_invalid_settings_are_refused(part: str, name: str, value: Any, remedy: 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"targets": ("q",)}, r"lora\.targets is \('q',\), but there are no adapters"),
         ({"rs": True}, r"lora\.rs is True, but there are no adapters: give a lora\.rank above 0"),
         ({"dora": True}, r"lora\.dora is True, but there are no adapters"),
         ({"modules_to_save": ("lm_head",)}, r"lora\.modules_to_save is \('lm_head',\), but"),
@@ -150,6 +152,7 @@ def test_weights_stand_at_the_ends_of_paths() -> None:
         ({"paths": ("a@0.3", "b")}, "'b' has no weight: give each path one, or none"),
         ({"paths": ("a@0",)}, r"data.weights is \(0.0,\): use numbers > 0"),
         ({"paths": ("a", "b"), "weights": (1.0,)}, "1 values for 2 paths: give one for each"),
+        ({"paths": tuple(f"{n}@1" for n in range(17))}, "has 17 values: use at most 16"),
         ({"paths": ("a@1", "a@2")}, "'a' has two weights: give it one"),
     ],
 )

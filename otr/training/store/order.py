@@ -20,9 +20,10 @@ from functools import lru_cache
 
 import numpy as np
 
+from otr.config import MOST_SOURCES
+
 BLOCK = 256  # rows in which the weights of the sources are held
 STRATA = 256
-MOST_SOURCES = 16  # the largest of more could get less than rounding takes from it
 
 _NONE = -1
 
@@ -40,8 +41,7 @@ class Order:
     def __init__(
         self, rows: Sequence[int], seed: int, weights: Sequence[float] | None = None
     ) -> None:
-        if weights is not None and len(rows) > MOST_SOURCES:
-            raise ValueError(f"{len(rows)} sources with weights: use at most {MOST_SOURCES}")
+        assert weights is None or len(rows) <= MOST_SOURCES, "DataConfig allows no more"
         self.seed = seed
         if weights is None:
             rows, weights = [sum(rows)], [1.0]

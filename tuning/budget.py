@@ -1,5 +1,6 @@
 """What a search may cost: trials, seconds, tokens."""
 
+import math
 import re
 from dataclasses import dataclass, fields
 
@@ -13,6 +14,8 @@ _UNITS = {
     "m tokens": ("tokens", 10**6),
     "b tokens": ("tokens", 10**9),
 }
+NAMES = {"trials": "trials", "seconds": "time", "tokens": "tokens"}
+"""What each field of a `Budget` limits, in words."""
 _PART = re.compile(r"(\d+\.?\d*(?:e\d+)?)\s*([a-z ]+?)", re.IGNORECASE)
 _USE = (
     'use trials, min, h, d or tokens, as in "40 trials", "6 h", "200M tokens" or "40 trials, 6 h"'
@@ -32,7 +35,7 @@ def parse_budget(text: str) -> Budget:
     """Return the budget that a text names; "" is one without limits.
 
     Raises:
-        ValueError: a part of the text has no number > 0 or no unit, or two limit the same.
+        ValueError: a part of the text has no number > 0 or no unit, or two parts limit the same.
     """
     found: dict[str, float] = {}
     for part in text.split(",") if text.strip() else ():
@@ -42,10 +45,11 @@ def parse_budget(text: str) -> Budget:
             raise ValueError(f"budget {text!r}: {part.strip()!r} is not understood: {_USE}")
         kind, factor = _UNITS[unit]
         value = float(matched[1]) * factor
-        if not value > 0 or (kind == "trials" and value != int(value)):
-            raise ValueError(f"budget {text!r}: {part.strip()!r} is not a number > 0: {_USE}")
+        if not 0 < value < math.inf or (kind == "trials" and value % 1):
+            whole = "whole number" if kind == "trials" else "number"
+            raise ValueError(f"budget {text!r}: {part.strip()!r} is not a {whole} > 0: {_USE}")
         if kind in found:
-            raise ValueError(f"budget {text!r} limits {kind} twice: give each once")
+            raise ValueError(f"budget {text!r} limits the {NAMES[kind]} twice: give each once")
         found[kind] = value
     trials = found.pop("trials", None)
     return Budget(None if trials is None else int(trials), **found)

@@ -52,28 +52,33 @@ class SearchSettings:
     settings near the better ones. `random`: independent draws. `grid`: every combination of listed
     values."""
     retain: str = ""
-    """Second metric of the search, of what the model retains: `tpe` then looks for the settings
-    that are best in both, and the report shows them. The sweep gets the best by `metric`."""
+    """Second metric of the search, for what the model retains. `tpe` then looks for settings that
+    are best in both metrics, and the report shows them. The sweep trains the setting that is best
+    by `metric`."""
 
     def __post_init__(self) -> None:
         if self.scheduler not in ("none", "asha", "median"):
-            raise ValueError(f"scheduler {self.scheduler!r}: use 'none', 'asha' or 'median'")
+            raise ValueError(
+                f"search.scheduler is {self.scheduler!r}: use 'none', 'asha' or 'median'"
+            )
         if ANSWERS in self.metrics and not self.benchmark:
             raise ValueError(
                 f"search.{'metric' if self.metric == ANSWERS else 'retain'} is {ANSWERS!r}, but "
                 "search.benchmark is empty: say what to answer, as in --search.benchmark "
                 "gsm8k:items=1-200"
             )
-        if self.grace_steps < 1 or self.max_concurrent < 0:
+        if self.grace_steps < 1:
+            raise ValueError(f"search.grace_steps is {self.grace_steps}: use at least 1")
+        if self.max_concurrent < 0:
             raise ValueError(
-                f"grace_steps is {self.grace_steps}, max_concurrent {self.max_concurrent}: "
-                "use at least 1 and 0"
+                f"search.max_concurrent is {self.max_concurrent}: use 0 (as many trials as fit) or "
+                "more"
             )
         self._check_search()
 
     def _check_search(self) -> None:
         if self.sampler not in ("tpe", "random", "grid"):
-            raise ValueError(f"sampler {self.sampler!r}: use 'tpe', 'random' or 'grid'")
+            raise ValueError(f"search.sampler is {self.sampler!r}: use 'tpe', 'random' or 'grid'")
         domains, budget = self.domains, self.limits
         if not domains:
             given = [name for name in ("budget", "retain") if getattr(self, name)]
@@ -124,17 +129,17 @@ class SearchSettings:
 
 
 def check_metrics(config: TrainConfig, settings: SearchSettings) -> None:
-    """Check that the metrics that trials are compared by can be measured.
+    """Check that the metrics by which trials are compared can be measured.
 
     Raises:
-        ValueError: one is measured on validation data, and there is none.
+        ValueError: one of them needs validation data, and there is none.
     """
     compares = "the search" if settings.space else settings.scheduler
     of_validation = [name for name in settings.metrics if name.startswith("val_")]
     if compares != "none" and of_validation and not config.data.validation:
         raise ValueError(
-            f"{compares} compares {of_validation[0]}, which needs validation data: give it with "
-            "--validation, or another --search.metric"
+            f"{compares} compares trials by {of_validation[0]}, which is measured on validation "
+            "data, and there is none: give --validation, or another --search.metric"
         )
 
 

@@ -21,7 +21,7 @@ from pipelines.config.prepared import PreparedRun
 from pipelines.config.presets import SweepConfig
 from pipelines.runtime import console
 from tuning.arms import RATE, SearchArm, search_arms
-from tuning.budget import Budget, over
+from tuning.budget import NAMES, Budget, over
 from tuning.space import config_of
 
 FILE = "plan.json"
@@ -93,9 +93,10 @@ def plan(run: PreparedRun) -> Plan:
     )
     made = replace(made, trials=_trials(config, arms, made))
     if found := over(config.search.limits, made.cost):
+        more = " and ".join(NAMES[name] for name in found)
         raise ValueError(
-            f"the search would take {_in_words(made.cost)}, more {' and '.join(found)} than its "
-            f"budget ({config.search.budget}): allow fewer trials or --max-steps, or more budget"
+            f"the search would take {_in_words(made.cost)}, more {more} than its budget "
+            f"({config.search.budget}): give fewer trials, fewer --max-steps or a larger --budget"
         )
     return made
 
@@ -196,8 +197,8 @@ def _trials(config: SweepConfig, arms: Sequence[SearchArm], made: Plan) -> dict[
         one = replace(made, trials=none | {arm.name: 1 for arm in searched})
         raise ValueError(
             f"the budget of {config.search.budget} is less than one trial for each of "
-            f"{len(searched)} arms, which take {_in_words(one.cost)}: allow more, or fewer arms or "
-            "--max-steps"
+            f"{len(searched)} arms, which take {_in_words(one.cost)}: give a larger --budget, "
+            "fewer --arms or fewer --max-steps"
         )
     return none | {arm.name: each_arm for arm in searched}
 

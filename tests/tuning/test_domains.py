@@ -85,10 +85,11 @@ def test_a_budget_is_read(text: str, budget: Budget) -> None:
     [
         ("40", "'40' is not understood"),
         ("4 apples", "'4 apples' is not understood: use trials"),
-        ("0 trials", "'0 trials' is not a number > 0"),
-        ("2.5 trials", "'2.5 trials' is not"),
+        ("0 trials", "'0 trials' is not a whole number > 0"),
+        ("2.5 trials", "'2.5 trials' is not a whole number > 0"),
+        ("1e999 trials", "'1e999 trials' is not a whole number > 0"),
         ("-1 h", "is not understood"),
-        ("1 h, 2 h", "limits seconds twice"),
+        ("1 h, 2 h", "limits the time twice"),
     ],
 )
 def test_what_is_no_budget_is_refused(text: str, message: str) -> None:
@@ -112,6 +113,8 @@ def test_lower_is_better_for_losses_and_distances() -> None:
         ({"budget": ""}, "a search needs a budget"),
         ({"sampler": "grid", "budget": ""}, "has no list of values"),
         ({"sampler": "tpee"}, "use 'tpe', 'random' or 'grid'"),
+        ({"grace_steps": 0}, "search.grace_steps is 0: use at least 1"),
+        ({"max_concurrent": -1}, "search.max_concurrent is -1: use 0"),
         ({"retain": "val_nll"}, "the metric itself"),
         ({"retain": "val_kl", "scheduler": "asha"}, "stop trials by search.metric alone"),
         ({"space": {}}, "nothing is searched"),

@@ -72,5 +72,5 @@ def test_an_invalid_value_is_refused_with_the_reason() -> None:
 
 
 def test_an_unknown_scheduler_is_refused() -> None:
-    with pytest.raises(ValueError, match="scheduler 'pbt': use 'none', 'asha' or 'median'"):
+    with pytest.raises(ValueError, match="scheduler is 'pbt': use 'none', 'asha' or 'median'"):
         SearchSettings(scheduler="pbt")  # type: ignore[arg-type]

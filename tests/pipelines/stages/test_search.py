@@ -68,7 +68,7 @@ def test_other_budgets_say_how_many_trials_fit(planned: Any) -> None:
     [
         ("--budget 2 trials", "less than one trial for each of 3 arms"),
         ("--budget 1 min", "less than one trial for each of 3 arms"),
-        ("--budget 400 trials, 1 h", "more seconds than its budget"),
+        ("--budget 400 trials, 1 h", "more time than its budget"),
         ("--budget 30 trials, 1k tokens", "more tokens than its budget"),
     ],
 )

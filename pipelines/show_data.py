@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 if __name__ == "__main__" and not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from pipelines.config.options import UsageError
 from pipelines.config.prepared import prepare_temporarily
 from pipelines.report import terminal
 from pipelines.report.data import LENGTHS, source_table, summarize
@@ -36,10 +37,15 @@ def run(command: "Data") -> int:
     """Print the data that a command line asks for; return the exit code.
 
     Raises:
-        ValueError: an option has a wrong value, or the data can't be read.
+        UsageError: a number of --limit or --record is too small.
+        ValueError: another option has a wrong value, or the data can't be read.
     """
     from otr.training.corpus import inspect_corpus
 
+    if command.limit < 1:
+        raise UsageError(f"--limit is {command.limit}: give at least 1")
+    if command.record and min(command.record) < 0:
+        raise UsageError(f"--record is {min(command.record)}: records are numbered from 0")
     config = command.load()
     data = replace(config.train.data, max_rejected=1.0, skip_bad=True)  # to see what is bad
     config = replace(config, train=replace(config.train, data=data))
@@ -81,12 +87,12 @@ def _print_records(data: "DataConfig", model: "ModelConfig", numbers: Sequence[i
     from otr.models.tokenizer import load_tokenizer
     from otr.training.corpus import look_at_records, rendered
 
-    tokenizer, found = load_tokenizer(model), set()
+    tokenizer, count = load_tokenizer(model), 0
     console.say(f"records as the model sees them; {console.marked()}:")
-    for look in look_at_records(data, model, limit=max(0, max(numbers) + 1)):
+    for look in look_at_records(data, model, limit=max(numbers) + 1):
+        count = look.number + 1
         if look.number not in numbers:
             continue
-        found.add(look.number)
         console.say(f"\n{'=' * 8} record {look.number}, {look.text.place}")
         if look.rejected:
             _print_reason(look)
@@ -94,24 +100,28 @@ def _print_records(data: "DataConfig", model: "ModelConfig", numbers: Sequence[i
             trained = sum(example.mask)
             console.say(f"{'-' * 8} {len(example.ids):,} tokens, {trained:,} of them trained")
             console.say_marked(rendered(example, tokenizer))
-    if missing := sorted(set(numbers) - found):
-        raise ValueError(f"no record {missing[0]}: the numbers of the data's records begin with 0")
+    if missing := [number for number in sorted(numbers) if number >= count]:
+        raise ValueError(
+            f"no record {missing[0]}: the data has {count:,} records, and the first is number 0"
+        )
 
 
 def _print_rejected(data: "DataConfig", model: "ModelConfig", command: "Data") -> None:
     """Print records that are rejected for a cause."""
     from otr.training.corpus import look_at_records
 
-    count = 0
+    count = read = 0
     for look in look_at_records(data, model, limit=command.limit):
+        read = look.number + 1
         if look.rejected and command.rejected in ("all", look.rejected.cause):
             count += 1
             if count <= SHOWN:
                 console.say(f"\n{'=' * 8} record {look.number}, {look.text.place}")
                 _print_reason(look)
     cause = "" if command.rejected == "all" else f" as {command.rejected}"
-    shown = f", the first {SHOWN} are shown" if count > SHOWN else ""
-    console.say(f"\nrejected{cause}: {count:,} of the records{shown}")
+    shown = f"; shown are the first {SHOWN}" if count > SHOWN else ""
+    first = "the first " if read == command.limit else ""
+    console.say(f"\nrejected{cause}: {count:,} of {first}{read:,} records{shown}")
 
 
 def _print_reason(look: "Look") -> None:

@@ -154,6 +154,6 @@ def check_data(run: PreparedRun) -> str:
         inspect_corpus(train.data.of_validation, train.model)
     rejected = ", ".join(f"{n} {cause}" for cause, n in report.rejected.items()) or "none"
     return (
-        f"{'' if report.complete else 'the first '}{report.rows} examples, {report.tokens} tokens, "
+        f"{'' if report.complete else 'the first '}{report.rows} records, {report.tokens} tokens, "
         f"of which {report.trained_tokens} are trained; rejected: {rejected}"
     )

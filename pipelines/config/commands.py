@@ -139,14 +139,14 @@ class Data(_StartingPoint):
     record: Annotated[
         tuple[int, ...], arg(metavar="N", help_behavior_hint="(default: the first three)")
     ] = ()
-    """Show only these records, by their number in the data, from 0."""
+    """Show only these records, by their numbers in the data, which begin with 0."""
     rejected: Annotated[
         Literal["", "all", "broken", "empty", "template", "over-long", "untrained", "unreadable"],
         arg(help_behavior_hint="(default: none)"),
     ] = ""
     """Show records that are rejected for this cause instead of examples."""
     limit: int = 20_000
-    """Records to read."""
+    """Most records to read."""
     options: Annotated[dict[str, Any], _options("train")]
 
     def load(self) -> SweepConfig:
@@ -196,7 +196,7 @@ class Merge:
 class Push:
     """Push a model or a LoRA adapter to the Hugging Face hub, with a model card.
 
-    The token is that of the environment variable HF_TOKEN.
+    The environment variable HF_TOKEN holds the token for the hub.
     """
 
     module: ClassVar[str] = "push_checkpoint"

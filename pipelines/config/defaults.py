@@ -225,8 +225,8 @@ def _sequence_length(config: SweepConfig, facts: Facts) -> dict[str, Choice]:
     corpus, longest = facts.corpus, facts.longest
     filled = min(PACKED, _rounded_up(corpus.tokens))
     length = min(facts.max_length, max(SHORTEST, filled, _rounded_up(longest)))
-    read = "examples" if corpus.complete else f"first {corpus.rows:,} examples"
-    reason = f"the longest of the {read} has {longest:,} tokens"
+    read = "" if corpus.complete else f" of the first {corpus.rows:,} records"
+    reason = f"the longest example{read} has {longest:,} tokens"
     if too_long := corpus.rejected.get("over-long"):
         reason += f"; {too_long:,} longer than {facts.max_length:,} are left out"
     return {"train.data.sequence_length": Choice(length, reason)}

@@ -47,7 +47,7 @@ def print_dry_run(config: SweepConfig, run: PreparedRun) -> None:
     if config.search.space:
         run_directory.check_settings(config, run.directory)  # another run's plan would not fit
         search_plan.show(search_plan.plan(run), config)
-    console.say(f"{len(trials)} trials on {report.rows} examples, {report.tokens} tokens")
+    console.say(f"{len(trials)} trials on {report.rows} records, {report.tokens} tokens")
     console.say(f"one example; {console.marked()}:")
     console.say_marked(report.example)
 

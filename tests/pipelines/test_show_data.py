@@ -51,9 +51,10 @@ def test_one_record(words: list[str], capsys: pytest.CaptureFixture[str]) -> Non
     out = capsys.readouterr().out
     assert out.count("======== record") == 2
     assert "[Once upon a time.<|im_end|>]" in out and "b.csv, line 2" in out
-    for number in ("6", "-1"):
-        assert cli.main([*words, f"--record={number}"]) == 1
-        assert f"no record {number}" in capsys.readouterr().err
+    assert cli.main([*words, "--record", "3", "6"]) == 1
+    assert (
+        "no record 6: the data has 6 records, and the first is number 0" in capsys.readouterr().err
+    )
     assert cli.main([*words, "--limit", "1"]) == 0
     assert capsys.readouterr().out.count("======== record") == 1
 
@@ -63,9 +64,25 @@ def test_what_is_rejected(words: list[str], capsys: pytest.CaptureFixture[str]) 
     out = capsys.readouterr().out
     assert "record 1, " in out and "a.jsonl, line 2" in out
     assert "record 5, " in out and "b.csv, line 3" in out and "rejected as broken" in out
-    assert "rejected: 2 of the records" in out
+    assert "rejected: 2 of 6 records" in out
     assert cli.main([*words, "--rejected", "over-long"]) == 0
-    assert "rejected as over-long: 0 of the records" in capsys.readouterr().out
+    assert "rejected as over-long: 0 of 6 records" in capsys.readouterr().out
+    assert cli.main([*words, "--rejected", "all", "--limit", "2"]) == 0
+    assert "rejected: 1 of the first 2 records" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--limit=0", "--limit is 0: give at least 1"),
+        ("--record=-1", "--record is -1: records are numbered from 0"),
+    ],
+)
+def test_a_number_that_is_too_small_is_a_wrong_command_line(
+    option: str, message: str, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*words, option]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_answers_without_an_end_are_warned_of(

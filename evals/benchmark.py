@@ -4,6 +4,7 @@ A `Benchmark` is all that the engine and the scorer know about a task. A new tas
 function that returns a `Benchmark` (see `evals.tasks`).
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -67,16 +68,14 @@ class Decoding:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("max_tokens", 1, float("inf")),
-            ("num_samples", 1, float("inf")),
-            ("temperature", 0, float("inf")),
-            ("top_p", 1e-9, 1),
+        for name, valid, use in (
+            ("max_tokens", self.max_tokens >= 1, "at least 1"),
+            ("num_samples", self.num_samples >= 1, "at least 1"),
+            ("temperature", 0 <= self.temperature < math.inf, "a finite number >= 0"),
+            ("top_p", 1e-9 <= self.top_p <= 1, "more than 0, up to 1"),
         ):
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(
-                    f"Decoding.{name} is {getattr(self, name)!r}; it must lie in [{low}, {high}]"
-                )
+            if not valid:
+                raise ValueError(f"Decoding.{name} is {getattr(self, name)!r}: use {use}")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ example, capitals.py defines "class:capitals:Capitals":
 import importlib
 import os
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 from evals.benchmark import Benchmark, Decoding, Item
@@ -36,7 +37,10 @@ def load(address: str) -> Benchmark:
     missing = [name for name in METHODS if not callable(getattr(own, name, None))]
     if missing:
         raise ValueError(f"class:{address} has no method {', '.join(missing)}")
-    items, decoding = tuple(own.items()), own.decoding()
+    items, decoding = own.items(), own.decoding()
+    if not isinstance(items, Iterable):
+        raise ValueError(f"class:{address}: items() returns {items!r:.80}, expected a list of Item")
+    items = tuple(items)
     for item in items:
         if not isinstance(item, Item):
             raise ValueError(f"class:{address}: items() returns {item!r:.80}, expected Item")

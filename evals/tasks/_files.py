@@ -39,13 +39,13 @@ def examples(paths: Sequence[Path]) -> Iterator[tuple[str, int, dict[str, str]]]
 
 
 def read_text(path: Path) -> str:
-    """Return the content of a UTF-8 file.
+    """Return the content of a UTF-8 file, with or without a byte order mark.
 
     Raises:
         ValueError: the file is missing or unreadable; the message has the remedy.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise ValueError(
             f"no file {path}: set OTR_BENCHMARKS (or the directory given) to the folder that holds "

@@ -77,7 +77,7 @@ def apply(benchmark: Benchmark, name: Name) -> Benchmark:
     """Return the benchmark with another decoding or fewer items, and the options in its name.
 
     Raises:
-        ValueError: it does not have these items, or it can't think.
+        ValueError: it does not have these items, it can't think, or an option has no usable value.
     """
     changes = dict(name.options)
     thinking = changes.pop("thinking", None)
@@ -90,11 +90,15 @@ def apply(benchmark: Benchmark, name: Name) -> Benchmark:
             f'"{benchmark.name}{name.suffix}": "thinking" is an option of chat templates, and '
             "prompts for base models have none"
         )
+    try:
+        decoding = dataclasses.replace(benchmark.decoding, **changes)
+    except ValueError as error:
+        raise ValueError(f'"{benchmark.name}{name.suffix}": {error}') from None
     return dataclasses.replace(
         benchmark,
         name=benchmark.name + name.suffix,
         metric=f"avg@{name.num_samples}" if name.num_samples else benchmark.metric,
-        decoding=dataclasses.replace(benchmark.decoding, **changes),
+        decoding=decoding,
         thinking=thinking,
         fixed_limit="max_tokens" in changes,
     )

@@ -62,8 +62,9 @@ def test_a_file_with_the_form_of_options_is_a_file(tmp_path: Path) -> None:
         ("items=0-1", 'items is "0-1"; expected FIRST-LAST'),
         ("items=1-2", "the benchmark has 1 items: give items=FIRST-LAST up to 1"),
         ("num_samples=4", 'as "@4"'),
-        ("max_tokens=0", "max_tokens is 0; it must lie in"),
-        ("top_p=2", "top_p is 2.0; it must lie in"),
+        ("max_tokens=0", r'"mine:max_tokens=0": Decoding\.max_tokens is 0: use at least 1'),
+        ("top_p=2", "top_p is 2.0: use more than 0, up to 1"),
+        ("temperature=inf", "temperature is inf: use a finite number >= 0"),
     ],
 )
 def test_options_that_are_refused(tmp_path: Path, options: str, message: str) -> None:

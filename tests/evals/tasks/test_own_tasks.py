@@ -38,6 +38,12 @@ def test_a_file_is_a_benchmark(tmp_path) -> None:
     assert tasks.load(f"{name}#renamed").name == "renamed"
 
 
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text(json.dumps({"prompt": "p", "answer": "a"}) + "\n", encoding="utf-8-sig")
+    assert tasks.load(f"file:{path}").items[0].prompt == "p"
+
+
 def test_a_line_may_set_limits_for_its_code(tmp_path) -> None:
     line = {"prompt": "p", "tests": "assert f()", "cpu_seconds": 20, "memory_mb": 8000}
     (item,) = tasks.load(_file(tmp_path, line)).items
@@ -98,6 +104,10 @@ class Half:
 class Wrong(Capitals):
     def items(self):
         return ["no item"]
+
+class Forgotten(Capitals):
+    def items(self):
+        [Item("france", "Capital of France?", "Paris")]
 """
 
 
@@ -112,6 +122,7 @@ def test_a_class_of_three_methods_is_a_benchmark(tmp_path, monkeypatch) -> None:
     for address, message in (
         ("own_capitals:Half", "has no method decoding"),
         ("own_capitals:Wrong", "items\\(\\) returns 'no item', expected Item"),
+        ("own_capitals:Forgotten", "items\\(\\) returns None, expected a list of Item"),
         ("own_capitals:Absent", 'has no class "Absent"'),
         ("own_nothing:Capitals", "No module named 'own_nothing'"),
         ("own_capitals", "not of the form"),

@@ -142,7 +142,7 @@ def check_can_go_on(directory: str) -> None:
     if fs.exists(f"{root}/{names[-1]}/adapter_config.json"):
         remedy = f"start another run from OUT after `otr merge {last} OUT`"
     if "float32" in dtypes:
-        whole = max(name for name, dtype in zip(names, dtypes, strict=True) if dtype == "float32")
+        whole = [name for name, dtype in zip(names, dtypes, strict=True) if dtype == "float32"][-1]
         remedy += f", or remove it to go on from {whole}"
     raise ValueError(
         f"{last} holds weights rounded to {dtypes[-1]} (--train.save-dtype), from which training "

@@ -29,14 +29,14 @@ def check_packages() -> str:
     """Check that all packages are installed.
 
     Raises:
-        ValueError: one is missing.
+        ValueError: a package is missing.
     """
     found = installed_versions((*_REQUIRED_PACKAGES, *_ENGINE_PACKAGES))
     for name in _REQUIRED_PACKAGES:
         if name not in found:
-            raise ValueError(f"{name} is not installed: make setup")
+            raise ValueError(f"{name} is not installed: run make setup")
     if found.keys().isdisjoint(_ENGINE_PACKAGES):
-        raise ValueError(f"neither {' nor '.join(_ENGINE_PACKAGES)} is installed: make setup")
+        raise ValueError(f"neither {' nor '.join(_ENGINE_PACKAGES)} is installed: run make setup")
     return ", ".join(f"{name} {v}" for name, v in found.items())
 
 
@@ -44,7 +44,7 @@ def check_disk(config: SweepConfig) -> str:
     """Check that the output directory can be written to and has space for the checkpoints.
 
     Raises:
-        ValueError: it can't, or has not.
+        ValueError: it can't be written to, or has too little space.
     """
     directory = existing_parent(config.output)
     if not os.access(directory, os.W_OK):

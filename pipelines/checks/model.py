@@ -30,7 +30,10 @@ def check_model(config: SweepConfig) -> str:
     tokenizer = load_tokenizer(model)
     # From a directory without tokenizer files transformers makes an empty tokenizer.
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
-        raise ValueError(f"no tokenizer at {model.path!r}: it has no vocabulary")
+        raise ValueError(
+            f"no tokenizer at {model.path!r}: add the files of the model's tokenizer, such as "
+            "tokenizer.json"
+        )
     architecture = load_architecture(model)
     embeddings = architecture.get_text_config().vocab_size
     if len(tokenizer) > embeddings:
@@ -39,7 +42,10 @@ def check_model(config: SweepConfig) -> str:
             f"the model {embeddings} embeddings; use the model's own tokenizer"
         )
     if Path(model.path).is_dir() and not any(Path(model.path).glob("*.safetensors")):
-        raise ValueError(f"no weights at {model.path!r}: it has no .safetensors file")
+        raise ValueError(
+            f"no weights at {model.path!r}: it has no .safetensors file; convert other weights "
+            "with save_pretrained of transformers"
+        )
     return (
         f"{architecture.model_type}, {embeddings} embeddings, {len(tokenizer)} tokens, "
         f"{'a' if tokenizer.chat_template else 'no'} chat template"

@@ -269,7 +269,10 @@ def _check_hub(model: str) -> None:
         ValueError: `model` can only be a directory, and there is none.
     """
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", model) or Path(model).exists():
-        raise ValueError(f"no model {model!r}: there is no such directory")
+        raise ValueError(
+            f"no model {model!r}: there is no such directory; give the directory of a model, or "
+            "its name on the Hugging Face hub, such as HuggingFaceTB/SmolLM2-135M"
+        )
     from huggingface_hub import is_offline_mode, model_info
     from huggingface_hub.errors import HfHubHTTPError
 

@@ -80,7 +80,7 @@ class SweepConfig:
     (event files in the run's directory), `wandb` (Weights & Biases)."""
 
     def __post_init__(self) -> None:
-        if not self.name or set(self.name) & set("/\\ "):
+        if self.name in ("", ".", "..") or set(self.name) & set("/\\ "):
             raise ValueError(f"name is {self.name!r}: use letters, digits, '-', '_' and '.'")
         if not self.trials:
             raise ValueError("no trials: name at least one arm and one seed")

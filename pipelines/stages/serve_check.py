@@ -72,5 +72,5 @@ def _obstacle(run: PreparedRun) -> str:
     # On a cluster, both are on the replica's node, whose memory is looked at there.
     alone = not ray.is_initialized() or sum(node["Alive"] for node in ray.nodes()) == 1
     if alone and needed > free:
-        return f"it needs {needed / GIB:.0f} GiB of memory, {free / GIB:.0f} GiB are free"
+        return f"it needs {needed / GIB:.1f} GiB of memory, and {free / GIB:.1f} GiB are free"
     return ""

@@ -19,7 +19,7 @@ def check() -> None:
     """Check that wandb is installed, and has a key or is offline.
 
     Raises:
-        ValueError: it is or has not.
+        ValueError: the package or the key is missing.
     """
     offline = os.environ.get("WANDB_MODE", "online") in ("offline", "dryrun", "disabled")
     if not (offline or os.environ.get("WANDB_API_KEY")):

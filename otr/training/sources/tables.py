@@ -84,7 +84,7 @@ def read_hub_shard(chunk: SourceChunk) -> Iterator[Row]:
         for number, record in enumerate(shard, start=1):
             yield without_nulls(record), number
     except Exception as error:  # any of the client's types, see `hub_dataset`
-        raise ValueError(f"shard {chunk.start} of {chunk.end}: {error}") from error
+        raise ValueError(f"shard {chunk.start + 1} of {chunk.end}: {error}") from error
 
 
 def _first_byte(metadata: Any, group: int) -> int:

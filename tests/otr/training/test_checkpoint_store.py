@@ -149,6 +149,16 @@ def test_a_run_can_t_become_longer_from_rounded_weights(
     check_can_go_on("memory://run")
 
 
+def test_the_newest_whole_checkpoint_is_named_after_a_million_steps(
+    store: AbstractFileSystem,
+) -> None:
+    for step, dtype in ((999_999, "float32"), (1_000_000, "float32"), (1_000_001, "bfloat16")):
+        save(store, f"step-{step}")
+        store.pipe(f"/run/step-{step}/{TRAINER}/{STATE}", json.dumps({"dtype": dtype}).encode())
+    with pytest.raises(ValueError, match=r"or remove it to go on from step-1000000$"):
+        check_can_go_on("memory://run")
+
+
 def test_checkpoints_are_ordered_by_step_number(store: AbstractFileSystem) -> None:
     for step in (999_998, 999_999, 1_000_000, 1_000_001):
         save_state(store, step, ranks=2)

@@ -589,6 +589,14 @@ def test_places_in_data_sets(tmp_path: Path) -> None:
     assert place == f"hf:{tmp_path}/hub, split train, shard 2 of 2, row 30"
 
 
+def test_an_unreadable_shard_is_counted_from_one(tmp_path: Path) -> None:
+    write(tmp_path / "hub" / "a.jsonl", JSON_LINES)
+    write(tmp_path / "hub" / "b.jsonl", "{broken\n")
+    _, second = sources.list_chunks([f"hf:{tmp_path}/hub"])
+    with pytest.raises(sources.UnreadableSource, match="hub: shard 2 of 2: "):
+        list(sources.read_records(second))
+
+
 def test_a_place_in_a_file_that_is_gone_is_its_name(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", JSON_LINES)
     [chunk] = sources.list_chunks([str(path)])

@@ -1,6 +1,6 @@
 """Presets are valid, have few options, and name built-in files that exist."""
 
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 
 import pytest
 
@@ -52,6 +52,12 @@ def test_family_has_an_arm_of_every_objective() -> None:
     assert {trial.seed for trial in config.trials} == {0, 1}
     assert {trial.arm for trial in config.trials} >= {"sft", "eaft", "otr-expected", "otr-k16"}
     assert len({each.optim.lr for each in made}) == 1
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a b"])
+def test_a_name_is_that_of_a_directory_in_the_output(name: str) -> None:
+    with pytest.raises(ValueError, match="use letters, digits"):
+        replace(PRESETS["debug"](), name=name)
 
 
 def test_study_crosses_the_settings_and_has_the_controls() -> None:

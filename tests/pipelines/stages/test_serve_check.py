@@ -56,4 +56,4 @@ def test_it_is_skipped_for_remote_code_and_without_enough_memory(
     serve_check.check_served(run, tmp_path)
     said = capsys.readouterr().err
     assert "not checked with vLLM: vLLM never runs code that comes with a model" in said
-    assert "GiB of memory, 0 GiB are free" in said
+    assert "GiB of memory, and 0.0 GiB are free" in said

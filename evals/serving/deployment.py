@@ -103,24 +103,24 @@ def root_error(log: str) -> str:
 
 
 def start_failure_hint(reason: str, settings: EngineSettings) -> str:
-    """Describe why vLLM did not start, with the setting to change if the reason is a known one.
+    """Describe why vLLM did not start, with the option to change if the reason is a known one.
 
     Args:
         reason: an error as `root_error` returns it.
         settings: the settings with which it occurred.
     """
     size = f"{settings.kv_cache_gib:g}" if settings.kv_cache_gib else "what is free"
-    cache = f"kv_cache_gib (now {size})"
-    length = f"max_model_len (now {settings.max_model_len})"
+    cache = f"--engine.kv-cache-gib (now {size})"
+    length = f"--engine.max-model-len (now {settings.max_model_len})"
     if re.search(r"larger than the (available KV cache|maximum number of tokens)", reason):
         return f": the KV cache is too small; raise {cache} or lower {length}: {reason}"
     if re.search(r"Free memory on device", reason):
         return (
             ": another process uses the memory of the GPU; end it (nvidia-smi names it), or give a "
-            f"smaller share of the GPU, gpus (now {settings.gpus:g}): {reason}"
+            f"smaller share of the GPU, --engine.gpus (now {settings.gpus:g}): {reason}"
         )
     if re.search(r"memory", reason, re.IGNORECASE):
-        return f": out of memory; lower {cache}, {length} or num_replicas: {reason}"
+        return f": out of memory; lower {cache}, {length} or --engine.num-replicas: {reason}"
     return f": {reason}" if reason else ""
 
 
@@ -165,7 +165,9 @@ def check_can_start(settings: EngineSettings) -> None:
         RuntimeError: Ray is not initialized.
     """
     if not settings.max_model_len:
-        raise ValueError("max_model_len is 0: let evals.prompts.fit_context choose it, or set it")
+        raise ValueError(
+            "engine.max_model_len is 0: let evals.prompts.fit_context choose it, or set it"
+        )
     if not ray.is_initialized():
         raise RuntimeError("the engine runs in a Ray cluster: call ray.init() first")
     if serve.status().proxies:
@@ -181,12 +183,14 @@ def check_can_start(settings: EngineSettings) -> None:
         if amount > total.get(name, 0):
             raise ValueError(
                 f"the engine needs {amount:g} logical {name}s and the Ray cluster has "
-                f"{total.get(name, 0):g}; lower num_replicas or gpus, or start Ray with more"
+                f"{total.get(name, 0):g}; lower --engine.num-replicas or --engine.gpus, or start "
+                "Ray with more"
             )
     if settings.gpus and settings.num_replicas > (places := _places(settings.gpus)):
         raise ValueError(
             f"the engine needs {settings.num_replicas} replicas with {settings.gpus:g} GPUs of one "
-            f"node each, and the cluster's nodes have room for {places}: lower num_replicas or gpus"
+            f"node each, and the cluster's nodes have room for {places}: lower "
+            "--engine.num-replicas or --engine.gpus"
         )
 
 

@@ -105,11 +105,13 @@ def test_adapters_of_another_model_and_other_directories_are_rejected(tmp_path):
 def test_hints_on_memory_errors_name_the_setting():
     settings = EngineSettings(kv_cache_gib=3, max_model_len=1024)
     assert root_error(LOG) == TOO_MUCH
-    assert "lower kv_cache_gib (now 3), max_model_len (now 1024)" in start_failure_hint(
-        TOO_MUCH, settings
+    assert (
+        "lower --engine.kv-cache-gib (now 3), --engine.max-model-len (now 1024)"
+        in start_failure_hint(TOO_MUCH, settings)
     )
-    assert "raise kv_cache_gib (now 3) or lower max_model_len" in start_failure_hint(
-        TOO_LITTLE, settings
+    assert (
+        "raise --engine.kv-cache-gib (now 3) or lower --engine.max-model-len"
+        in start_failure_hint(TOO_LITTLE, settings)
     )
     assert root_error("INFO all is well\n") == start_failure_hint("", settings) == ""
 
@@ -117,7 +119,8 @@ def test_hints_on_memory_errors_name_the_setting():
 def test_hints_on_a_gpu_that_another_process_uses():
     reason = "ValueError: Free memory on device cuda:0 (3.1/79.2 GiB) on startup is less than ..."
     hint = start_failure_hint(reason, EngineSettings(gpus=1))
-    assert "another process uses the memory of the GPU; end it" in hint and "gpus (now 1)" in hint
+    assert "another process uses the memory of the GPU; end it" in hint
+    assert "--engine.gpus (now 1)" in hint
 
 
 @pytest.mark.parametrize(("max_tokens", "expected"), [(8, 60), (1024, 60), (4096, 240)])

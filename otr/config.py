@@ -58,7 +58,7 @@ class ModelConfig:
     `sdpa`, `flash_attention_2`, `flex_attention`, `eager`: transformers' own, on padded rows."""
     add_tokens: str = ""
     """File with tokens to add to the vocabulary, one per line. Their embeddings begin as the mean
-    of all others and are trained. Not with LoRA."""
+    of all others and are trained. Can't be combined with LoRA."""
 
     def __post_init__(self) -> None:
         # A recipe or a call may give values as they are, such as False.
@@ -89,16 +89,16 @@ class LoraConfig:
     """Scale by alpha / sqrt(rank) instead, so that high ranks learn as fast as low ones (rsLoRA,
     arXiv:2312.03732)."""
     dora: bool = False
-    """Train the length of each row of a weight matrix beside its direction, which alone is adapted
-    (DoRA, arXiv:2402.09353). Slower than LoRA."""
+    """Train the length of each row of a weight matrix, and adapt only its direction (DoRA,
+    arXiv:2402.09353). Slower than LoRA."""
     modules_to_save: tuple[str, ...] = ()
     """Modules that are trained and saved as a whole beside the adapters, by the ends of their
-    names, such as `embed_tokens` or `lm_head`. If the model's embeddings are its head, each of
-    these means both."""
+    names, such as `embed_tokens` or `lm_head`. If the model's embeddings are tied to its head,
+    either of the two names stands for both."""
     quantize: Literal["none", "nf4"] = "none"
     """Data type of the frozen linear layers except the head. `nf4`: 4 bits per weight (QLoRA,
-    arXiv:2305.14314), an eighth of the memory; needs the package bitsandbytes. `none`: that of the
-    other weights."""
+    arXiv:2305.14314), an eighth of the memory; needs the package bitsandbytes. `none`: the same
+    data type as the other weights."""
 
     def __post_init__(self) -> None:
         if self.rank < 0:
@@ -161,18 +161,19 @@ class DataConfig:
     directories, object-store URLs, or `hf:NAME[:CONFIG[:SPLIT]]` for a Hugging Face data set. With
     `@WEIGHT` at the end of each, as in a.jsonl@0.3 b.jsonl@0.7, they are mixed in these shares."""
     columns: dict[str, str] = field(default_factory=dict)
-    """Columns of the data whose names differ from otr's: otr's name to the name in the data. otr
-    reads messages, or prompt and completion, or instruction, input and output, or text."""
+    """Columns of the data whose names differ from those that otr reads: otr's name, then the name
+    in the data. otr reads messages, or prompt and completion, or instruction, input and output, or
+    text."""
     train_on: Literal["assistant", "last", "all"] = "assistant"
     """Tokens of a conversation that are trained. `assistant`: those of each answer, and the token
     that ends it. `last`: those of the last answer. `all`: all tokens. Data in the form `text` is
     always trained as a whole."""
     validation: tuple[str, ...] = ()
-    """Validation data, in the same forms as the training data; of directories and data sets the
-    split `validation`. Never trained on. Empty: no evaluation."""
+    """Validation data, in the same forms as the training data; of directories and data sets, the
+    split `validation` is read. It is never trained on. Empty: no evaluation."""
     split: str = "train"
-    """Split to read of each Hugging Face data set, and of each directory whose files tell splits by
-    their names."""
+    """Split to read from each Hugging Face data set, and from each directory whose file names tell
+    splits."""
     sequence_length: int = 1024
     """Tokens per packed row. `over_long` says what becomes of a longer example."""
     over_long: Literal["reject", "truncate_end", "truncate_start", "split"] = "reject"
@@ -252,8 +253,8 @@ class OptimConfig:
     warmup_steps: int = 10
     """Optimizer steps of the linear warm-up. 0: none."""
     final_lr: float = 0.1
-    """Learning rate at the end of the decay, as a share of the peak, 0 to 1. Of all schedules but
-    `constant`."""
+    """Learning rate at the end of the decay, as a share of the peak, 0 to 1. All schedules except
+    `constant` use it."""
     weight_decay: float = 0.0
     """Decoupled weight decay. Applies to matrices, not to norms and biases."""
     max_grad_norm: float = 1.0
@@ -261,13 +262,13 @@ class OptimConfig:
     optimizer: Literal["adamw", "adamw_8bit", "muon", "adafactor"] = "adamw"
     """`adamw`: 8 bytes of state per trained weight. `adamw_8bit`: the same in 2 bytes; needs the
     package bitsandbytes. `muon`: orthogonalized momentum for matrices, AdamW for embeddings, head
-    and vectors. `adafactor`: a value per row and column of a matrix. `adamw_8bit` and `adafactor`
-    can't be sharded by fsdp."""
+    and vectors. `adafactor`: one value of state per row and per column of a matrix. `adamw_8bit`
+    and `adafactor` can't be sharded by fsdp."""
     betas: tuple[float, float] = (0.9, 0.95)
-    """Decay rates of AdamW's two moments, 0 to 1. Of `adamw`, `adamw_8bit`, and the AdamW within
-    `muon`."""
+    """Decay rates of AdamW's two moments, from 0 to below 1. `adamw`, `adamw_8bit` and the AdamW
+    within `muon` use them."""
     eps: float = 1e-8
-    """Term that AdamW adds to the denominator. Of the same optimizers as the betas."""
+    """Term that AdamW adds to the denominator. The same optimizers use it as use the betas."""
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     """Learning rate after the warm-up. `cosine`, `linear`: it decays to `final_lr`. `constant`: it
     stays. `wsd`: it stays, and decays to `final_lr` in the last `decay_share` of the steps."""
@@ -326,8 +327,9 @@ class Workers:
     gpus: float = 0
     """GPUs per worker. 0 trains on the CPU."""
     min_count: int = 0
-    """Fewest workers to go on with when hosts are lost: each start takes as many as the cluster
-    holds, up to `count`. Each step has the same rows. 0: always `count`, after waiting for them."""
+    """Fewest workers to go on with when hosts are lost: each start takes as many workers as fit on
+    the cluster, up to `count`. The rows of a step stay the same. 0: always `count` workers; a start
+    waits for them."""
 
     def __post_init__(self) -> None:
         if self.count < 1:
@@ -373,21 +375,22 @@ class TrainConfig:
     """Optimizer steps between evaluations on the validation data. The last step always
     evaluates."""
     checkpoint_interval: int = 0
-    """Optimizer steps between checkpoints. 0: no checkpoint by the number of steps. The last step
-    always writes one."""
+    """Optimizer steps between checkpoints. 0: checkpoints depend on `checkpoint_minutes` alone. The
+    last step always writes one."""
     checkpoint_minutes: float = 15
-    """Minutes between checkpoints, beside those by the number of steps. 0: no checkpoint by
-    time."""
+    """Minutes between checkpoints, in addition to those that `checkpoint_interval` asks for. 0:
+    none in addition."""
     save_dtype: Literal["float32", "bfloat16"] = "float32"
     """Data type of the weights (with LoRA: of the adapter) in the last checkpoint. `bfloat16`
-    halves their size, and training can't go on from it. Earlier checkpoints are float32."""
+    halves their size, but training can't go on from such a checkpoint. Earlier checkpoints are
+    float32."""
     seed: int = 0
     """Seed of the data order, of the tokens that the objective samples, and of dropout."""
     kl_weight: float = 0.0
     """Factor of KL(base || model) in the loss of each trained token, which keeps the model near the
     one it started from; with the objective `dft` this is ASFT (arXiv:2509.23753), whose authors'
-    code has 0.1. Takes a second forward pass per step, and without LoRA the memory of a second,
-    frozen model. 0: no such term."""
+    code uses 0.1. It takes a second forward pass per micro-batch, and without LoRA the memory of a
+    second, frozen model. 0: no such term."""
     freeze: tuple[str, ...] = ()
     """Glob patterns of the names of parameters that are not trained, such as model.embed_tokens.*
     or model.layers.[0-7].*; tied weights are one parameter. Empty: all are trained."""
@@ -395,9 +398,9 @@ class TrainConfig:
     """Evaluations without a lower val_nll after which training ends. 0: it never ends before
     `max_steps`."""
     deterministic: bool = False
-    """On a GPU, compute the same bits whenever the run is repeated or resumed; attention is slower
-    then. Off, the rows and draws are the same, but sums are rounded in another order. On a CPU all
-    runs are deterministic."""
+    """On a GPU, compute the same bits whenever the run is repeated or resumed; this makes attention
+    slower. Without it a repeated run has the same rows and draws, but may add numbers in another
+    order, which rounds them differently. On a CPU all runs are deterministic."""
 
     def __post_init__(self) -> None:
         if self.max_steps < 1:

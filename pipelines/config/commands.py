@@ -1,4 +1,8 @@
-"""The commands and their options; tyro makes the help from the docstrings."""
+"""The commands and their options; tyro makes the help from the docstrings.
+
+A field's docstring has one line, since tyro would keep its line breaks; a longer text is the `help`
+of its `arg`.
+"""
 
 from dataclasses import dataclass
 from functools import partial
@@ -29,10 +33,15 @@ class _StartingPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class _SweepOptions(_StartingPoint):
-    arms: Annotated[tuple[str, ...], arg(help_behavior_hint="(default: all)")] = ()
-    """Run only these arms of the preset. An arm sets an objective and a learning rate; an option
-    that is given here wins over what an arm sets. With --search: arms or objectives, by default
-    sft, dft and otr; sft is always added."""
+    arms: Annotated[
+        tuple[str, ...],
+        arg(
+            help="Run only these arms of the preset. An arm sets an objective and a learning rate; "
+            "an option that is given here wins over what an arm sets. With --search: arms or "
+            "objectives, by default sft, dft and otr; sft is always added.",
+            help_behavior_hint="(default: all)",
+        ),
+    ] = ()
     seeds: Annotated[tuple[int, ...], arg(help_behavior_hint="(default: those of the preset)")] = ()
     """Seeds of each arm, one trial per seed."""
     options: Annotated[dict[str, Any], _options()]
@@ -61,8 +70,7 @@ class Sweep(_SweepOptions):
     module: ClassVar[str] = "full_sweep"
     scored: ClassVar[bool] = True
     dry_run: Flag = False
-    """Print the configuration, the trials and one example with its trained tokens marked; write
-    nothing."""
+    """Print configuration, trials and one example with its trained tokens marked; write nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +84,7 @@ class Train(_StartingPoint):
     dry_run: Flag = False
     """Print the configuration and one example with its trained tokens marked; write nothing."""
     serve_check: bool = True
-    """At the end, check that vLLM and transformers compute the same log-probabilities from the
-    checkpoint."""
+    """At the end, check that vLLM and transformers predict the same from the checkpoint."""
     options: Annotated[
         dict[str, Any], _options("name", "output", "epochs", "train", "engine", "trackers")
     ]

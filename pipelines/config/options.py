@@ -70,7 +70,7 @@ _OTHER_DEFAULT = {
     "train.data.validation": "with --data: none",
     "train.data.sequence_length": "with --model or --data: what holds the longest example, from "
     f"{defaults.SHORTEST} to {defaults.LONGEST}",
-    "train.optim.lr": f"with --model: {OptimConfig.lr:g}, with LoRA too: {LORA_LR:g}",
+    "train.optim.lr": f"with --model: {OptimConfig.lr:g}, or {LORA_LR:g} with LoRA",
     "train.optim.warmup_steps": "with --data: at most a tenth of the steps",
     "train.max_steps": "with --data: those of --epochs",
     "train.global_batch_size": f"with --data: about {defaults.STEP_TOKENS} tokens per step, and "
@@ -330,6 +330,7 @@ _WORDS = Annotated[
 ]
 """A text that need not be quoted: --budget 40 trials."""
 _OWN_TYPES = {
+    "train.model.chat_template_args": _pairs("NAME=VALUE", "enable_thinking=false"),
     "search.space": _pairs("SETTING=VALUES", '"optim.lr=loguniform(1e-6,1e-4)"'),
     "search.budget": _WORDS,
 }

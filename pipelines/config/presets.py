@@ -71,13 +71,14 @@ class SweepConfig:
     output: str = "runs"
     """Directory in which the runs, the MLflow store and the built-in files are written."""
     epochs: float = 0.0
-    """Passes over the training data; decides train.max_steps. Give this or --max-steps."""
+    """Passes over the training data, from which the number of steps follows. Give this or
+    --max-steps, not both."""
     chosen: dict[str, str] = field(default_factory=dict)
     """Options that were not given, and the reason for the value that was chosen for each; empty
     until it is (see `pipelines.config.defaults`)."""
     trackers: tuple[str, ...] = ()
-    """Trackers that get metrics, parameters and scores of each trial beside MLflow: `tensorboard`
-    (event files in the run's directory), `wandb` (Weights & Biases)."""
+    """Trackers that get the metrics, parameters and scores of each trial in addition to MLflow:
+    `tensorboard` (event files in the run's directory), `wandb` (Weights & Biases)."""
 
     def __post_init__(self) -> None:
         if self.name in ("", ".", "..") or set(self.name) & set("/\\ "):

@@ -133,6 +133,15 @@ def test_a_setting_goes_to_the_arms_whose_objective_has_it() -> None:
     assert other.train.objective == Objective("power", exponent=2.0)
 
 
+def test_a_wrong_argument_of_the_chat_template_is_told_its_form(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    with pytest.raises(SystemExit):
+        cli.parse(["train", "--chat-template-args", "thinking"])
+    assert "NAME=VALUE, as in enable_thinking=false" in capsys.readouterr().err
+
+
 def test_the_help_names_the_objectives_and_whose_setting_an_option_is(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

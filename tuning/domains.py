@@ -119,7 +119,7 @@ def _problem(domain: Domain) -> str:
         return "" if plain else "use numbers, texts, True or False"
     if len(values) != len(_ARGUMENTS[name].split(",")):
         return f"{name} has the arguments {_ARGUMENTS[name]}"
-    if not all(map(_is_number, values)):
+    if not all(map(is_number, values)):
         return f"the arguments of {name} must be finite numbers"
     low, high = values[:2]
     if low >= high:
@@ -141,5 +141,6 @@ def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Return whether a value is a finite number; True and False are none."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

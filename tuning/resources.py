@@ -11,7 +11,8 @@ Bundle = Mapping[str, float]
 """Amount per resource."""
 RELEASE_SECONDS = 5.0  # Ray reports the resources of an ended process as held for up to this long
 
-_ROUNDING = 1e-6  # in floating point, (1 - 0.4) / 0.2 is below 3
+ROUNDING = 1e-6
+"""What amounts may differ by and count as equal: in floating point, (1 - 0.4) / 0.2 is below 3."""
 
 
 def free_resources() -> dict[str, float]:
@@ -46,7 +47,7 @@ def max_concurrent_trials(workers: Workers, resources: Mapping[str, float]) -> i
     """
     needs = total_resources(trial_resources(workers))
     fitting = min(
-        int(resources.get(kind, 0) / amount + _ROUNDING) for kind, amount in needs.items() if amount
+        int(resources.get(kind, 0) / amount + ROUNDING) for kind, amount in needs.items() if amount
     )
     if fitting < 1:
         raise ValueError(

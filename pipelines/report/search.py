@@ -14,8 +14,8 @@ from pipelines.report.plot_style import FREE_STYLES, PALE, render_svg, with_css_
 from pipelines.report.plots import WIDTH
 from pipelines.report.tables import Table
 from pipelines.stages.search import read
-from tuning.domains import Domain, parse
-from tuning.settings import lower_is_better
+from tuning.domains import Domain, is_number, parse
+from tuning.settings import ANSWERS, lower_is_better
 
 _EDGE = 0.05  # share of the range that counts as its end
 
@@ -69,10 +69,14 @@ def overview(found: Mapping[str, Any]) -> str:
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     tokens = sum(trial["tokens"] for trial in trials)
     budget = f" of a budget of {settings['budget']}" if settings["budget"] else ""
-    by = " and ".join(filter(None, [settings["metric"], settings["retain"]]))
+    metrics = [*filter(None, [settings["metric"], settings["retain"]])]
+    by = " and ".join(metrics)
+    measured = ["validation data"] if any(name.startswith("val_") for name in metrics) else []
+    measured += [settings["benchmark"]] if ANSWERS in metrics else []
+    on = f", on {' and '.join(measured)}" if measured else ""
     return (
         f"{len(trials)} trials ({counts}){budget}, {tokens / 1e6:,.3g} M tokens; "
-        f"{settings['sampler']} by {by}, on validation data and with seed {found['plan']['seed']}. "
+        f"{settings['sampler']} by {by}{on}, with seed {found['plan']['seed']}. "
         "The sweep trains the best setting of each arm again, with other seeds: its scores are not "
         "those by which the setting was chosen."
     )
@@ -108,9 +112,7 @@ def at_the_edge(found: Mapping[str, Any]) -> list[str]:
     for arm, best in found["best"].items():
         for key, value in best["values"].items():
             domain = parse(key, found["arms"][arm][key])
-            if domain.function == "choice" and not all(
-                isinstance(each, int | float) for each in domain.arguments
-            ):
+            if domain.function == "choice" and not all(map(is_number, domain.arguments)):
                 continue
             place = _place(domain, value)
             if not _EDGE < place < 1 - _EDGE:

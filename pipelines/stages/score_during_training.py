@@ -17,7 +17,12 @@ from ray.tune.experiment import Trial as TuneTrial
 from evals.settings import EngineSettings
 from otr.config import TrainConfig
 from otr.loop.progress import is_over
-from tuning.resources import max_concurrent_trials, total_resources, trial_resources
+from tuning.resources import (
+    ROUNDING,
+    max_concurrent_trials,
+    total_resources,
+    trial_resources,
+)
 from tuning.space import Trial
 
 EngineFits = Callable[[int], bool]
@@ -63,7 +68,8 @@ def engine_fits(
             return False
         if running and engine.gpus > 1:  # they have to be on one node, which sums do not show
             return False
-        return all(free.get(k, 0) - running * per_trial[k] >= needed[k] for k in needed)
+        left = {kind: free.get(kind, 0) - running * per_trial[kind] for kind in needed}
+        return all(left[kind] >= needed[kind] - ROUNDING for kind in needed)
 
     return fits
 

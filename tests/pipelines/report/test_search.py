@@ -58,6 +58,23 @@ def test_a_best_value_at_an_end_of_its_range_is_told(tmp_path: Path) -> None:
     assert "otr: the best objective.num_samples, 64, is at the end of choice(4, 64)" in lines[-1]
 
 
+def test_true_and_false_have_no_end() -> None:
+    best = {"otr": {"values": {"lora.rs": True}}}
+    assert (
+        report.at_the_edge({"best": best, "arms": {"otr": {"lora.rs": "choice(True, False)"}}})
+        == []
+    )
+
+
+def test_the_report_says_what_a_search_was_measured_on(tmp_path: Path) -> None:
+    found = search.read(written(tmp_path, 1))
+    assert found is not None and "by val_nll, on validation data, with seed 7." in report.overview(
+        found
+    )
+    found["settings"] |= {"metric": "answers", "benchmark": "gsm8k:items=1-200"}
+    assert "by answers, on gsm8k:items=1-200, with seed 7." in report.overview(found)
+
+
 def test_arms_that_were_not_tuned_alike_have_no_winner(
     tmp_path: Path,
     entries: list,  # noqa: F811

@@ -58,6 +58,7 @@ def test_the_engine_takes_no_core_from_the_trials() -> None:
 def test_the_engine_gets_no_gpu_that_a_trial_needs() -> None:
     free = {"CPU": 64, "GPU": 2}
     both = fits(free, gpus=1, engine_gpus=1)
+    assert fits({"CPU": 64, "GPU": 1}, gpus=0.45, engine_gpus=0.1)(2), "1 - 2 x 0.45 is 0.1"
     assert [both(n) for n in (3, 2, 1, 0)] == [False, False, True, True]
     assert fits(free, gpus=1, engine_gpus=1, max_concurrent=1)(3)
     one = fits({"CPU": 64, "GPU": 1}, gpus=1, engine_gpus=1)

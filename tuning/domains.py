@@ -32,7 +32,7 @@ class Domain:
 
     @property
     def text(self) -> str:
-        """The domain as it is written."""
+        """The domain as it is written; `parse` reads the same domain from it."""
         return f"{self.function}({', '.join(map(_written, self.arguments))})"
 
     @property
@@ -134,7 +134,9 @@ def _problem(domain: Domain) -> str:
 
 
 def _written(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else repr(value)
+    """Return a value such that it can be read again without loss."""
+    short = f"{value:g}" if isinstance(value, float) else ""
+    return short if short and float(short) == value else repr(value)
 
 
 def _is_int(value: Any) -> bool:

@@ -13,6 +13,7 @@ from tuning.settings import SearchSettings, lower_is_better
     [
         ("choice(4, 16, 64)", [4, 16, 64], [4, 16, 64]),
         ("choice('cosine', 'linear')", ["cosine", "linear"], ["cosine", "linear"]),
+        ("choice(1.2345678e-4, 0.001)", [1.2345678e-4, 0.001], [1.2345678e-4, 0.001]),
         ("uniform(-1, 0)", None, [-1, 0]),
         (" loguniform(1e-6,1e-4) ", None, [1e-6, 1e-4]),
         ("quniform(0, 1, 0.25)", [0, 0.25, 0.5, 0.75, 1.0], [0, 1]),

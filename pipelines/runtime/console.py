@@ -162,6 +162,13 @@ def error(text: str) -> None:
     _err.print(Text.assemble(("error: ", "bold red"), " ".join(text.split())))
 
 
+def duration(seconds: float) -> str:
+    """Return a time in words: "40 s", "12 min", "3.5 h"."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
     """Print a table on stdout; columns of numbers, except the first, are aligned to the right."""
     shown = Table(title=title or None, title_justify="left", header_style="bold", box=None)

@@ -97,7 +97,7 @@ def _tell(corpus: "CorpusReport", sequence_length: int, directory: str) -> None:
     seconds = corpus.seconds * corpus.records / max(1, corpus.rows) / cores
     console.note(
         f"packing about {rows:,} rows of {sequence_length:,} tokens: {_size(size)} in {directory}, "
-        f"{_duration(seconds)}"
+        f"{console.duration(max(1, seconds))}"
     )
     free = shutil.disk_usage(existing_parent(directory)).free
     if size > free:
@@ -112,10 +112,6 @@ def _size(count: float) -> str:
         if count >= unit:
             return f"{count / unit:.1f} {name}"
     return f"{count:.0f} bytes"
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 60:.0f} minutes" if seconds > 100 else f"{max(1, seconds):.0f} s"
 
 
 @dataclass
@@ -138,7 +134,7 @@ class _Line:
         left = ""
         if progress.done_here and progress.parts < progress.all_parts:
             rest = seconds * (progress.all_parts - progress.parts) / progress.done_here
-            left = f", {_duration(rest)} left"
+            left = f", {console.duration(rest)} left"
         rejected = f", {progress.rejected:,} rejected" if progress.rejected else ""
         self.stage.say(
             f"part {progress.parts} of {progress.all_parts}, {progress.records:,} records"

@@ -130,7 +130,7 @@ def show(made: Plan, config: SweepConfig) -> None:
         searched = ", ".join(f"{key} {domain.text}" for key, domain in arm.domains.items())
         time = "unknown"
         if made.seconds:
-            time = duration(count * made.seconds[arm.name] / made.at_once)
+            time = console.duration(count * made.seconds[arm.name] / made.at_once)
         each = count * made.tokens[arm.name]
         rows.append([arm.name, f"{count}", f"{each / 1e6:,.3g} M", time, searched or "nothing"])
     console.table(("search", "trials", "tokens", "time", "searched"), rows)
@@ -147,7 +147,7 @@ def show(made: Plan, config: SweepConfig) -> None:
     after = len(config.trials)
     time = "unknown"
     if made.seconds:
-        time = duration(sum(made.seconds[t.arm] for t in config.trials) / made.at_once)
+        time = console.duration(sum(made.seconds[t.arm] for t in config.trials) / made.at_once)
     console.say(f"then: {after} trials, the best setting of each arm on other seeds, {time}")
     if len({*made.trials.values()} - {0}) > 1:
         console.note("the arms have unequal numbers of trials: a grid tries every combination")
@@ -155,15 +155,8 @@ def show(made: Plan, config: SweepConfig) -> None:
         console.note(f"unfair, so no winner will be named: {made.unfair}")
 
 
-def duration(seconds: float) -> str:
-    """Return a time in words: "40 s", "12 min", "3.5 h"."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
 def _in_words(cost: Budget) -> str:
-    time = duration(cost.seconds) if cost.seconds else "an unknown time"
+    time = console.duration(cost.seconds) if cost.seconds else "an unknown time"
     return f"{cost.trials} trials, {(cost.tokens or 0) / 1e6:,.3g} M tokens, {time}"
 
 

@@ -86,7 +86,9 @@ def use_objective(target: Target, objective: str | Objective = "otr", **settings
     elif not isinstance(objective, Objective):
         raise ValueError(f"objective is {objective!r}: use a name or an otr.Objective")
     elif settings:
-        raise ValueError(f"settings {settings} beside {objective}: give them to otr.Objective")
+        raise ValueError(
+            f"settings {settings} are given beside {objective}: give them to otr.Objective instead"
+        )
     if objective.needs_start:
         raise ValueError(
             f"{objective.name} compares with the model before training, of which a trainer has no "
@@ -267,7 +269,10 @@ def _check_trainer(trainer: Any) -> None:
             "or call use_objective(model, ...) if it returns the loss that the model returns"
         )
     if trainer.compute_loss_func is not None:
-        raise ValueError("the trainer has a compute_loss_func: leave it out, or use_objective")
+        raise ValueError(
+            "the trainer has a compute_loss_func, which computes another loss: leave it out, or do "
+            "without use_objective"
+        )
     if args.label_smoothing_factor:
         raise ValueError(
             f"label_smoothing_factor is {args.label_smoothing_factor}: leave it out, and smooth by "

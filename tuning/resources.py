@@ -53,7 +53,7 @@ def max_concurrent_trials(workers: Workers, resources: Mapping[str, float]) -> i
         raise ValueError(
             f"a trial needs {needs['CPU']:g} CPUs and "
             f"{needs['GPU']:g} GPUs; free are {resources.get('CPU', 0):g} and "
-            f"{resources.get('GPU', 0):g}: use fewer or smaller workers (--train.workers), or "
-            "start Ray with a larger num_cpus"
+            f"{resources.get('GPU', 0):g}: use fewer or smaller workers (--train.workers.count, "
+            "--train.workers.cpus, --train.workers.gpus), or start Ray with more"
         )
     return fitting

@@ -64,8 +64,8 @@ def search(
     found = experiment.fit(ResumableGenerator(searcher), tuner, num_samples=count)
     if searcher.unreported:
         raise ValueError(
-            f"trials do not report {' and '.join(settings.metrics)}, by which the search compares "
-            f"them, but {', '.join(searcher.unreported)}: choose with --search.metric"
+            f"the search compares trials by {' and '.join(settings.metrics)}, but they report "
+            f"only {', '.join(searcher.unreported)}: give one of these as --search.metric"
         )
     results = []
     for each in found:

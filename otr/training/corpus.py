@@ -175,7 +175,7 @@ def inspect_corpus(config: DataConfig, model: ModelConfig, *, limit: int = 20_00
         sources.add(texts, done)
     audit.check()
     if not audit.records:
-        raise ValueError(f"the corpus is empty: {', '.join(config.paths)} have no record")
+        raise ValueError(f"the corpus is empty: there is no record in {', '.join(config.paths)}")
     assert first is not None  # else `audit.check` raises
     counted = not rest or not any("://" in p or p[:3] == "hf:" for p in config.paths)
     return CorpusReport(

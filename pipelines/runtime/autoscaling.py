@@ -66,8 +66,8 @@ def _wait_for(need: Sequence[Bundle], stage: console.Stage) -> None:
             raise ValueError(
                 f"the cluster has no nodes for {_formatted(need)} after {now - start:.0f} s; the "
                 f"autoscaler reports: {report}; allow more nodes, or another node type or zone, in "
-                "the cluster file, or use fewer resources (--train.workers, --engine); then run "
-                "the same command again to resume"
+                "the cluster file, or use fewer resources (options --train.workers.* and "
+                "--engine.*); then run the same command again to resume"
             )
         stage.say(f"waiting for {_formatted(need)}; {report}")
         time.sleep(_POLL_SECONDS)

@@ -96,7 +96,7 @@ def ensure_store(
     audit.add(part.audit for part in index.parts)
     audit.check()
     if not index.rows:
-        raise ValueError(f"the corpus is empty: {', '.join(config.paths)} have no record")
+        raise ValueError(f"the corpus is empty: there is no record in {', '.join(config.paths)}")
     for source, rows in index.rows_by_source().items():
         if config.weights and not rows:
             raise ValueError(f"{source} has a weight, but no record that can be used: leave it out")

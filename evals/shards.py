@@ -27,7 +27,8 @@ def check(
         gpu_gib: memory of a GPU, in GiB; None: unknown.
 
     Raises:
-        ValueError: it can't, or does not; the message names numbers of GPUs with which it does.
+        ValueError: the model can't be divided, or does not fit; the message names numbers of GPUs
+            with which it can.
     """
     if not _divides(config, settings.shards):
         possible = [n for n in range(1, _MOST + 1) if _divides(config, n)]

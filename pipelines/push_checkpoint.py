@@ -97,7 +97,7 @@ def check_can_be_pushed(checkpoint: Path) -> None:
     """Check that a directory is a complete model or adapter.
 
     Raises:
-        ValueError: it is not, or its check failed when it was written.
+        ValueError: files are missing or damaged, or the check when it was written failed.
     """
     from otr.loop.checkpoint import TRAINER, UNVERIFIED, check_checkpoint  # imports torch
 

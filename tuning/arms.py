@@ -93,7 +93,7 @@ def _check_key(config: TrainConfig, key: str, domain: Domain) -> None:
     """Check that a setting can be searched, and that the values have its type.
 
     Raises:
-        ValueError: it can't, or they have not.
+        ValueError: the setting can't be searched, or a value has another type.
     """
     if key == "objective.name":
         raise ValueError("the search names objective.name: choose objectives with --arms")

@@ -27,7 +27,7 @@ def require_package() -> None:
     """Check that bitsandbytes is installed.
 
     Raises:
-        ValueError: it is not.
+        ValueError: the package is not installed.
     """
     if find_spec("bitsandbytes") is None:
         raise ValueError(

@@ -148,7 +148,7 @@ def check_engine_port(config: SweepConfig) -> str:
     """Check that the engine's port is free.
 
     Raises:
-        ValueError: it is not.
+        ValueError: the port is taken.
     """
     from evals.settings import check_port
 
@@ -180,7 +180,7 @@ def _require_room_for_judge(config: SweepConfig, gpus: int) -> None:
     """Check that the engine fits beside one trial, if it scores checkpoints for the search.
 
     Raises:
-        ValueError: it does not.
+        ValueError: there are too few GPUs for both.
     """
     trial = config.train.workers.count * config.train.workers.gpus
     scoring = config.engine.least_replicas * config.engine.gpus
@@ -227,7 +227,7 @@ def require_devices(workers: Workers, kind: str, available: float, where: str) -
     """Check that `available` devices of a kind ("CPU" or "GPU") suffice for all workers.
 
     Raises:
-        ValueError: they do not.
+        ValueError: there are too few devices.
     """
     each = workers.gpus if kind == "GPU" else workers.cpus
     fitting = int(available / each) if each else workers.count

@@ -244,7 +244,7 @@ def _check_disjoint(judge: Benchmark, benchmarks: Sequence[Benchmark]) -> None:
     """Check that a search does not decide by items that its result is reported on.
 
     Raises:
-        ValueError: it does.
+        ValueError: an item of the search's benchmark is also one of `benchmarks`.
     """
     asked = {_question(item): item.id for item in judge.items}
     for benchmark in benchmarks:

@@ -25,7 +25,7 @@ def check_served(run: PreparedRun, checkpoint: Path) -> None:
     """Check that vLLM predicts the same log-probabilities as transformers from a checkpoint.
 
     Raises:
-        ValueError: it does not.
+        ValueError: vLLM predicts otherwise.
     """
     from evals.serving.probe import NotServedError
 

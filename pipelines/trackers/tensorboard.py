@@ -16,7 +16,7 @@ def check() -> None:
     """Check that tensorboardX is installed.
 
     Raises:
-        ValueError: it is not.
+        ValueError: the package is not installed.
     """
     try:
         import tensorboardX  # noqa: F401

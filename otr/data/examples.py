@@ -265,7 +265,9 @@ class _Encoder:
             raise too_long
         if self.over_long == "split" and isinstance(source, PlainText):
             [(ids, mask)] = examples
-            starts = range(0, len(ids), most)
+            # A part repeats the last token of the one before: nothing precedes a first token, so it
+            # is never a target.
+            starts = range(0, len(ids) - 1, most - 1)
             return [Example(ids[s : s + most], mask[s : s + most]) for s in starts], SPLIT
         if self.over_long == "split":
             assert isinstance(source, Conversation)

@@ -356,10 +356,29 @@ def test_a_long_conversation_can_be_split_at_questions() -> None:
         [long_record(["b" * 200])], tokenizer, columns={}, sequence_length=150, over_long="split"
     )
     assert [rejected.cause for rejected in none.rejected] == ["over-long"]
-    text = tokenize(
-        [{"text": "a" * 250}], tokenizer, columns={}, sequence_length=100, over_long="split"
-    )
-    assert [len(example.ids) for example in text.examples] == [100, 100, 51]
+
+
+@pytest.mark.parametrize(("length", "parts"), [(250, [100, 100, 53]), (200, [100, 100, 3])])
+def test_each_token_of_a_split_text_is_trained_once(length: int, parts: list[int]) -> None:
+    """A first token is not: nothing precedes it."""
+    text = "".join(map(chr, range(1000, 1000 + length)))
+
+    def parted(sequence_length: int) -> list[list[int]]:
+        record = {"text": text[: length // 2]}  # of two bytes each
+        done = tokenize(
+            [record],
+            byte_tokenizer(),
+            columns={},
+            sequence_length=sequence_length,
+            over_long="split",
+        )
+        assert all(all(example.mask) for example in done.examples)
+        return [list(example.ids) for example in done.examples]
+
+    [whole] = parted(1000)
+    cut = parted(100)
+    assert [*map(len, cut)] == parts
+    assert [token for part in cut for token in part[1:]] == whole[1:]
 
 
 def test_old_names_of_a_record_in_json_still_work() -> None:

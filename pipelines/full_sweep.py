@@ -141,7 +141,8 @@ def _train_and_score(
             judged: AbstractContextManager[JudgeTrials | None]
             judged = judging(scorer, prepared.judge, models[BASE], prepared.stop_file)
             if plan:
-                with judged as judge, autoscaling.scale_up_for_trials(prepared.config):
+                trials = sum(plan.trials.values())
+                with judged as judge, autoscaling.scale_up_for_trials(prepared.config, trials):
                     prepared = search.search(prepared, plan, tracker, judge)
                 judged = nullcontext()  # the sweep decides nothing
             config = prepared.config
@@ -156,7 +157,7 @@ def _train_and_score(
             )
             with (
                 judged as judge,
-                autoscaling.scale_up_for_trials(config),
+                autoscaling.scale_up_for_trials(config, len(config.trials)),
                 ScoreDuringTraining(scorer.score, fits, configs) as meanwhile,
             ):
                 if judge is not None:  # the engine is the judge's until training ends

@@ -74,13 +74,17 @@ def _wait_for(need: Sequence[Bundle], stage: console.Stage) -> None:
 
 
 @contextmanager
-def scale_up_for_trials(config: SweepConfig) -> Iterator[None]:
+def scale_up_for_trials(config: SweepConfig, trials: int) -> Iterator[None]:
     """While the body runs, make the cluster grow until all concurrent trials fit.
 
     Tune starts a trial only where resources are free, so without this request the autoscaler sees
     no demand for more nodes.
+
+    Args:
+        config: the sweep.
+        trials: number of trials of the sweep, or of its search.
     """
-    most = min(len(config.trials), config.search.max_concurrent or len(config.trials))
+    most = min(trials, config.search.max_concurrent or trials)
     trial = trial_resources(config.train.workers)
     done = Event()
     thread = Thread(target=_request_until_fits, args=(trial, most, done), daemon=True)

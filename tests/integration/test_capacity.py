@@ -70,13 +70,13 @@ def test_cluster_grows_to_hold_all_concurrent_trials(
     growing_cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(autoscaling, "_REQUEST_PAUSE_SECONDS", 1)
-    config = PRESETS["debug"]()  # two trials
+    config = PRESETS["debug"]()
     config = replace(config, train=replace(config.train, workers=Workers(cpus=2)))
     autoscaling.wait_for_nodes(*autoscaling.sweep_needs(config))
     assert ray.cluster_resources()["CPU"] == 2
     first = placement_group([{"CPU": 2}])  # what a running trial holds
     assert first.wait(60)
-    with autoscaling.scale_up_for_trials(config):
+    with autoscaling.scale_up_for_trials(config, trials=2):
         deadline = time.monotonic() + 120
         while ray.cluster_resources()["CPU"] < 4:
             assert time.monotonic() < deadline

@@ -10,7 +10,12 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from pipelines.config.options import load_config, objective_options_type, options_type
+from pipelines.config.options import (
+    check_benchmarks,
+    load_config,
+    objective_options_type,
+    options_type,
+)
 from pipelines.config.presets import PresetName, SweepConfig
 
 Flag = FlagCreatePairsOff[bool]
@@ -45,19 +50,10 @@ class _SweepOptions(_StartingPoint):
     seeds: Annotated[tuple[int, ...], arg(help_behavior_hint="(default: those of the preset)")] = ()
     """Seeds of each arm, one trial per seed."""
     options: Annotated[dict[str, Any], _options()]
-    scored: ClassVar[bool] = False
-    """Whether the command scores what it trains."""
 
     def load(self) -> SweepConfig:
         """Return the configuration that the options ask for."""
-        return load_config(
-            self.preset,
-            self.config,
-            self.options,
-            arms=self.arms,
-            seeds=self.seeds,
-            scored=self.scored,
-        )
+        return load_config(self.preset, self.config, self.options, arms=self.arms, seeds=self.seeds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +64,15 @@ class Sweep(_SweepOptions):
     """
 
     module: ClassVar[str] = "full_sweep"
-    scored: ClassVar[bool] = True
     dry_run: Flag = False
     """Print configuration, trials and one example with its trained tokens marked; write nothing."""
+
+    def load(self) -> SweepConfig:
+        """Return the configuration; a model of the user's own needs benchmarks or a preset."""
+        config = super().load()
+        if not (self.preset or self.config.endswith(".json")):
+            check_benchmarks(config)
+        return config
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -102,7 +102,6 @@ def load_config(
     arms: Sequence[str] = (),
     seeds: Sequence[int] = (),
     single: str = "",
-    scored: bool = False,
 ) -> SweepConfig:
     """Return the configuration that a command line asks for.
 
@@ -113,11 +112,9 @@ def load_config(
         arms: arms of the preset to run; empty: all.
         seeds: seeds of each arm; empty: the preset's.
         single: name of the only trial of a command without arms; empty for a sweep.
-        scored: whether the command scores what it trains.
 
     Raises:
-        UsageError: an unknown arm, a value that its field refuses, or a model of the user's own is
-            to be scored, and neither benchmarks nor a preset were named.
+        UsageError: an unknown arm or a value that its field refuses.
         ValueError: the run.json or recipe cannot be read.
     """
     repeated = read_run(file) if file.endswith(".json") else None
@@ -145,8 +142,6 @@ def load_config(
         else:
             config = _with_choices(start, arms or recipe.arms, seeds or recipe.seeds)
         _check_not_both(given, searched)
-        if scored and not named:
-            _check_benchmarks(given)
         of_arms = {} if single else _settings_of_arms(config, given)
         shared = {k: v for k, v in given_or_first.items() if k not in of_arms}
         config = with_overrides(config, {**shared, "chosen": chosen})
@@ -166,6 +161,21 @@ def load_config(
     return config if repeated else _on_gpu(config, given)
 
 
+def check_benchmarks(config: SweepConfig) -> None:
+    """Check that a model of the user's own is scored on other benchmarks than the default ones.
+
+    Raises:
+        UsageError: it is scored on those, which ask about the built-in world.
+    """
+    model = config.train.model.path
+    default = config.benchmarks == PRESETS["builtin"]().benchmarks
+    if default and defaults.is_own({"model": model}, "model"):
+        raise UsageError(
+            f"no benchmark was named to score {model} on: give --benchmarks, such as gsm8k or "
+            "file:questions.jsonl, or train without scoring with otr train"
+        )
+
+
 def _given(recipe: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """Return what was given; options win over a recipe.
 
@@ -180,19 +190,6 @@ def _given(recipe: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, A
     if not given.get("epochs", 1.0) > 0:
         raise UsageError(f"epochs is {given['epochs']}: use a number > 0, or give --max-steps")
     return given
-
-
-def _check_benchmarks(given: Mapping[str, Any]) -> None:
-    """Check that a model of the user's own is scored on benchmarks that they named.
-
-    Raises:
-        ValueError: none was named.
-    """
-    if defaults.is_own(given, "train.model.path") and "benchmarks" not in given:
-        raise ValueError(
-            f"no benchmark was named to score {given['train.model.path']} on: give --benchmarks, "
-            "such as gsm8k or file:questions.jsonl, or train without scoring with otr train"
-        )
 
 
 def _name(config: SweepConfig, given: Mapping[str, Any], single: str) -> str:

@@ -68,3 +68,16 @@ def test_the_help_ends_quietly_with_its_reader() -> None:
     )
     os.close(writer)
     assert done.stderr == b""
+
+
+def test_a_long_heading_breaks_before_the_options_of_a_benchmark() -> None:
+    names = [f"benchmark-{n}-heldout:max_tokens=128" for n in range(5)]
+    script = (
+        f"from pipelines.runtime import console; console.table(['arm', *{names}], [['sft'] * 6])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    first, second, _ = done.stdout.splitlines()
+    assert first.split() == [name.partition(":")[0] for name in names]
+    assert second.split() == ["arm", *[":max_tokens=128"] * 5]

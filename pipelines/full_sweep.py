@@ -111,7 +111,7 @@ class _Results:
     overlaps: Overlaps
     """The benchmarks' items in the corpus."""
     measured: measure.Outcome
-    """What was measured beside accuracy."""
+    """What was measured besides accuracy."""
 
 
 def _train_and_score(

@@ -113,7 +113,7 @@ def check_mlflow_store(config: SweepConfig) -> str:
 
 
 def check_trackers(config: SweepConfig) -> str:
-    """Check that the trackers beside MLflow can be used.
+    """Check that the trackers besides MLflow can be used.
 
     Raises:
         ValueError: a package is not installed, or a setting is missing.

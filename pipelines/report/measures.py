@@ -1,4 +1,4 @@
-"""What a sweep measures beside accuracy: intervals, paired tests and the table.
+"""What a sweep measures besides accuracy: intervals, paired tests and the table.
 
 A small model solves few items, so its accuracy may decide nothing. These measures differ between
 models anyway. `pipelines.stages.measure` computes them per item; here the items are averaged.
@@ -28,7 +28,7 @@ from pipelines.stages.measure import (
     ItemValues,
 )
 
-CAPTION = "Beside accuracy: mean over seeds [95 % interval]"
+CAPTION = "Besides accuracy: mean over seeds [95 % interval]"
 PURPOSE = (
     "What the arms differ in even if they solve few items. Below each value is its 95 % interval."
 )

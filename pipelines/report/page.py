@@ -303,7 +303,7 @@ def _measures(entries: Sequence[Entry], target: str) -> str:
     lines = filter(None, [measures.legend(entries), *measures.EXPLANATION])
     legend = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
     return (
-        f"<section><h2>Beside accuracy</h2><p>{html.escape(measures.PURPOSE)}</p>"
+        f"<section><h2>Besides accuracy</h2><p>{html.escape(measures.PURPOSE)}</p>"
         f"{html_table(table)}<ul class=legend>{legend}</ul></section>"
     )
 

@@ -1,4 +1,4 @@
-"""Trackers beside MLflow, by name: every module here is one.
+"""Trackers besides MLflow, by name: every module here is one.
 
 To add a tracker, create `pipelines/trackers/NAME.py` with two functions, and its test:
 

@@ -1,4 +1,4 @@
-"""Trackers beside MLflow: a thread for each, so that neither training nor MLflow waits for it.
+"""Trackers besides MLflow: a thread for each, so that neither training nor MLflow waits for it.
 
 What a tracker has of each trial is in `<run>/<tracker>/sent.json`. So the same command again writes
 only what is missing.

@@ -30,7 +30,7 @@ def recorded_run(
         config: written to run.json.
         directory: of the run.
         params: what MLflow shows as its parameters.
-        trackers: names of those that record it beside MLflow.
+        trackers: names of those that record it besides MLflow.
 
     Raises:
         ValueError: the directory holds another run, or another process runs it.

@@ -5,7 +5,7 @@ unavailable. The run's directory holds everything that MLflow is to hold. So the
 brings MLflow up to date: it opens the same runs and repeats every call, `reconcile` for the trials
 that have ended included. Only the driver writes.
 
-Trackers beside MLflow (`--trackers`) get the same metrics, parameters and scores of the trials.
+Trackers besides MLflow (`--trackers`) get the same metrics, parameters and scores of the trials.
 """
 
 import os
@@ -93,7 +93,7 @@ class Tracker:
         sweep: name of the sweep.
         sweep_id: id that no other sweep has; runs are found again by it.
         directory: the run's directory; its log lists the requests that the store refuses.
-        trackers: names of trackers beside MLflow.
+        trackers: names of trackers besides MLflow.
     """
 
     def __init__(

@@ -5,7 +5,7 @@ figures as JSON. The directory has the run as every sweep leaves it.
 
 All of `pipelines.full_sweep.sweep` is real: checks, Ray Tune with ASHA, MLflow, Serve, statistics,
 report. Two things are replaced: training within a trial (`scale_trial`) and the model that answers
-(`scale_coin`). Nothing is measured beside accuracy, since a coin has no logits. Two are set: the
+(`scale_coin`). Nothing is measured besides accuracy, since a coin has no logits. Two are set: the
 number of logical CPUs, so that `concurrent` trials run at once; and, except with `fresh`, Tune
 reuses processes under ASHA too, as simulated trials allow. Otherwise most of the time would go into
 imports, the same for each trial. With several trials at once on a busy machine reuse may fail: a

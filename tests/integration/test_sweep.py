@@ -111,7 +111,7 @@ def test_every_model_is_measured_beside_accuracy(finished: tuple[Path, str]) -> 
     assert "difference" not in trained[0]["measures"]["kl/target"], "sft is the reference arm"
     assert trained[1]["measures"]["kl/target"]["difference"]["against"] == "sft"
     assert "NLL per token" in said and "measured beside" not in said
-    assert "<h2>Beside accuracy" in (output / "debug" / "report.html").read_text()
+    assert "<h2>Besides accuracy" in (output / "debug" / "report.html").read_text()
 
 
 def test_the_report_shows_every_arm(finished: tuple[Path, str]) -> None:

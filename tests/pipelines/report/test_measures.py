@@ -1,4 +1,4 @@
-"""Measures beside accuracy: intervals, paired tests, the table and where it is shown."""
+"""Measures besides accuracy: intervals, paired tests, the table and where it is shown."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -122,11 +122,11 @@ def test_every_place_shows_the_table_and_warns_of_the_nll(
     (row,) = (r for r in measures.measure_table(entries, BENCHMARKS[0]).rows if r[0] == "otr-k16")
     cell = row[1]
     assert f"<td class=n>{cell.value} ↑<small>{cell.low} to {cell.high}</small></td>" in report
-    assert report.index("<h2>Scores") < report.index("<h2>Beside accuracy")
+    assert report.index("<h2>Scores") < report.index("<h2>Besides accuracy")
     for text in (capsys.readouterr().out, (tmp_path / "table.md").read_text()):
         assert str(cell) in text and "Do not judge by the NLL alone" in text
     loaded = leaderboard.read(tmp_path / "leaderboard.json")
     assert [each.measures for each in loaded] == [each.measures for each in entries]
     bare = [replace(each, measures={}) for each in entries]
     page.write(bare, BENCHMARKS, RUN, tmp_path, {})
-    assert "Beside accuracy" not in (tmp_path / "report.html").read_text()
+    assert "Besides accuracy" not in (tmp_path / "report.html").read_text()

@@ -1,4 +1,4 @@
-"""Trackers beside MLflow: what they hold is read back from their files."""
+"""Trackers besides MLflow: what they hold is read back from their files."""
 
 import builtins
 import json

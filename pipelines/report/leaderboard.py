@@ -56,8 +56,8 @@ class Entry:
     """By benchmark, score of this arm minus score of the reference arm: {against, difference, low,
     high, p, p_holm}, scores in [0, 1]; p_holm is corrected for the number of arms."""
     measures: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """What was measured besides accuracy: {value, low, high, n}, where n is the number of items, and
-    the `difference` of this arm, as in `differences`; see `pipelines.report.measures`."""
+    """What was measured besides accuracy: {value, low, high, n}, where n is the number of items,
+    and the `difference` of this arm, as in `differences`; see `pipelines.report.measures`."""
     checkpoint: str | None = None
     mlflow_run: str | None = None
     error: str | None = None

@@ -19,6 +19,7 @@ if __name__ == "__main__" and not __package__:  # run as a file
 from evals.benchmark import Benchmark, TaskScore
 from otr.files import write_json
 from pipelines.checks import preflight
+from pipelines.config.options import has_default_benchmarks
 from pipelines.config.prepared import prepare_temporarily, prepare_to_score
 from pipelines.config.presets import SweepConfig
 from pipelines.report import terminal
@@ -41,6 +42,8 @@ def run(command: "Score") -> int:
         ValueError: an option or a check failed.
     """
     config = command.load()
+    if has_default_benchmarks(config):
+        console.note("no --benchmarks was given: the questions are about the built-in world")
     if command.dry_run:
         _print_dry_run(config)
         return 0

@@ -161,18 +161,26 @@ def load_config(
     return config if repeated else _on_gpu(config, given)
 
 
+def has_default_benchmarks(config: SweepConfig) -> bool:
+    """Return whether another model than the built-in one has the built-in model's benchmarks.
+
+    They ask about the built-in world, which other models have not seen.
+    """
+    usual = PRESETS["builtin"]()
+    other = config.train.model.path != usual.train.model.path
+    return other and config.benchmarks == usual.benchmarks
+
+
 def check_benchmarks(config: SweepConfig) -> None:
-    """Check that a model of the user's own is scored on other benchmarks than the default ones.
+    """Check that another model than the built-in one is scored on benchmarks of its own.
 
     Raises:
-        UsageError: it is scored on those, which ask about the built-in world.
+        UsageError: it has the default benchmarks.
     """
-    model = config.train.model.path
-    default = config.benchmarks == PRESETS["builtin"]().benchmarks
-    if default and defaults.is_own({"model": model}, "model"):
+    if has_default_benchmarks(config):
         raise UsageError(
-            f"no benchmark was named to score {model} on: give --benchmarks, such as gsm8k or "
-            "file:questions.jsonl, or train without scoring with otr train"
+            f"no benchmark was named to score {config.train.model.path} on: give --benchmarks, "
+            "such as gsm8k or file:questions.jsonl, or train without scoring with otr train"
         )
 
 

@@ -3,10 +3,12 @@
 import shlex
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 from pipelines.config.commands import Command
+from pipelines.config.options import has_default_benchmarks
 from pipelines.config.presets import SweepConfig, builtin
 from pipelines.runtime import console
 from pipelines.runtime.cluster import REPOSITORY
@@ -41,6 +43,8 @@ def pipeline_command(name: str, *arguments: str | Path) -> str:
 def score_command(model: str | Path, config: SweepConfig) -> str:
     """Return the command line that scores a model as a run does: output and benchmarks are kept."""
     words, usual = [], builtin()
+    if has_default_benchmarks(config):
+        config = replace(config, benchmarks=("gsm8k",))
     for name in ("output", "benchmark_dir", "max_items", "benchmarks"):
         value = getattr(config, name)
         if value != getattr(usual, name):

@@ -200,7 +200,11 @@ def test_the_next_commands_keep_output_and_benchmarks_and_use_otr_if_it_is_on_th
     assert next_steps.score_command("model", config) == (
         "otr score model --output out --benchmarks gsm8k mmlu"
     )
-    assert next_steps.score_command("model", PRESETS["builtin"]()) == "otr score model"
+    usual = PRESETS["builtin"]()
+    assert next_steps.score_command("model", usual) == "otr score model"
+    train = replace(usual.train, model=replace(usual.train.model, path="org/other"))
+    other = next_steps.score_command("model", replace(usual, train=train))
+    assert other == "otr score model --benchmarks gsm8k"
     assert next_steps.pipeline_command("show_scores", "run") == "otr show run"
     monkeypatch.setenv("PATH", str(tmp_path / "other"))
     assert "score_checkpoint.py" in next_steps.score_command("model", config)

@@ -184,7 +184,9 @@ def test_muon_without_one_kind_of_parameters(model: nn.Module, frozen: str) -> N
 
 def test_a_missing_package_is_named(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"bitsandbytes is not installed: run pip install bitsandbytes"):
+    with pytest.raises(
+        ValueError, match=r"bitsandbytes is not installed: run pip install bitsandbytes"
+    ):
         make_optimizer(model, optim("adamw_8bit"))
 
 

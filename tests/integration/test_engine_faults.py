@@ -20,7 +20,9 @@ SAMPLED = Decoding(max_tokens=200, temperature=1.0, num_samples=2, seed=7)
 
 def test_a_cache_beyond_memory_names_the_setting(checkpoints, engine_settings, ray_cluster):
     too_large = replace(engine_settings, kv_cache_gib=9000)
-    with pytest.raises(RuntimeError, match=r"lower kv_cache_gib \(now 9000\), max_model_len"):
+    with pytest.raises(
+        RuntimeError, match=r"lower --engine.kv-cache-gib \(now 9000\), --engine.max-model-len"
+    ):
         Engine.start(checkpoints[0], settings=too_large)
 
 

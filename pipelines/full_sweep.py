@@ -65,8 +65,7 @@ def sweep(config: SweepConfig) -> int:
     run_directory.check_free(directory)
     prepared = preflight.require(prepared)
     config = defaults.with_choices(config, prepared.config)
-    run_directory.check_settings(config, directory)  # another run's plan would not fit
-    plan = search_plan.plan(prepared) if config.search.space else None
+    plan = search_plan.plan(prepared, config) if config.search.space else None
     if plan:
         search_plan.show(plan, config)
     params = run_directory.mlflow_params(config)

@@ -6,13 +6,11 @@ from collections.abc import Mapping, Sequence
 import ray
 
 from otr.config import Workers
+from tuning.amounts import count_fitting
 
 Bundle = Mapping[str, float]
 """Amount per resource."""
 RELEASE_SECONDS = 5.0  # Ray reports the resources of an ended process as held for up to this long
-
-ROUNDING = 1e-6
-"""What amounts may differ by and count as equal: in floating point, (1 - 0.4) / 0.2 is below 3."""
 
 
 def free_resources() -> dict[str, float]:
@@ -47,7 +45,7 @@ def max_concurrent_trials(workers: Workers, resources: Mapping[str, float]) -> i
     """
     needs = total_resources(trial_resources(workers))
     fitting = min(
-        int(resources.get(kind, 0) / amount + ROUNDING) for kind, amount in needs.items() if amount
+        count_fitting(resources.get(kind, 0), amount) for kind, amount in needs.items() if amount
     )
     if fitting < 1:
         raise ValueError(

@@ -287,8 +287,8 @@ class _Server:
     def _wait(self, limits: Limits, heard: int, processes: Sequence[_Process]) -> bool:
         """Wait until `heard` is readable. Return True if that is late or the client has gone.
 
-        Late is a process that has used up its CPU time, and all of them if they are idle for too
-        long. Time in which any of them runs or waits for a core is not idle.
+        It is late once one of the processes has used up its CPU time, or all of them have been idle
+        for too long. Time in which any of them runs or waits for a core is not idle.
         """
         started = monotonic()
         before = [_busy_seconds(each.handle) for each in processes[:-1]]  # ran other tests

@@ -14,6 +14,7 @@ from otr.files import existing_parent
 from pipelines import _compat
 from pipelines.config.presets import SweepConfig
 from pipelines.runtime.versions import installed_versions
+from tuning.amounts import count_fitting
 from tuning.settings import with_scored_checkpoints
 from tuning.space import Trial, config_of
 
@@ -230,7 +231,7 @@ def require_devices(workers: Workers, kind: str, available: float, where: str) -
         ValueError: there are too few devices.
     """
     each = workers.gpus if kind == "GPU" else workers.cpus
-    fitting = int(available / each) if each else workers.count
+    fitting = count_fitting(available, each) if each else workers.count
     if fitting >= workers.count:
         return
     remedy = f"--train.workers.count {fitting} or less"

@@ -13,7 +13,7 @@ from pipelines.config.presets import SweepConfig
 from pipelines.report import data, differences, leaderboard, measures, tables
 from pipelines.report.leaderboard import Entry
 from pipelines.report.tables import Overlaps
-from pipelines.runtime import console, run_directory
+from pipelines.runtime import console
 from pipelines.stages import search_plan
 from tuning.arms import RATE
 from tuning.space import config_of
@@ -45,8 +45,7 @@ def print_dry_run(config: SweepConfig, run: PreparedRun) -> None:
         console.say(f"trial {trial['arm']}, seed {trial['seed']}: {json.dumps(trial['overrides'])}")
     print_choices(config, corpus=report)
     if config.search.space:
-        run_directory.check_settings(config, run.directory)  # another run's plan would not fit
-        search_plan.show(search_plan.plan(run), config)
+        search_plan.show(search_plan.plan(run, config), config)
     console.say(f"{len(trials)} trials on {report.rows} records, {report.tokens} tokens")
     console.say(f"one example; {console.marked()}:")
     console.say_marked(report.example)

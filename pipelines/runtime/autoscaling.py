@@ -14,7 +14,8 @@ import ray
 from pipelines._compat import AutoscalerStatus, autoscaler_status
 from pipelines.config.presets import SweepConfig
 from pipelines.runtime import console
-from tuning.resources import ROUNDING, Bundle, trial_resources
+from tuning.amounts import is_enough
+from tuning.resources import Bundle, trial_resources
 
 WAIT_SECONDS = 1200
 """Longest wait for nodes: a cloud has to boot them and install packages, or find spot capacity."""
@@ -125,7 +126,7 @@ def fits(need: Sequence[Bundle]) -> bool:
     free = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
     for bundle in sorted(need, key=lambda b: (b.get("GPU", 0), b.get("CPU", 0)), reverse=True):
         for node in free:
-            if all(node.get(kind, 0) >= amount - ROUNDING for kind, amount in bundle.items()):
+            if all(is_enough(node.get(kind, 0), amount) for kind, amount in bundle.items()):
                 for kind, amount in bundle.items():
                     node[kind] = node.get(kind, 0) - amount
                 break

@@ -175,7 +175,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = ""
     for i, column in enumerate(columns):
         numbers = i > 0 and all(row[i][:1].isdigit() or row[i] in ("", "-") for row in rows)
         justify: Literal["right", "left"] = "right" if numbers else "left"
-        heading = column.replace(":", "\n:")  # the options of a benchmark, else broken anywhere
+        heading = column.replace(":", "\n:")  # break a benchmark before its options
         shown.add_column(heading, justify=justify, overflow="fold", no_wrap=i == 0)
     for row in rows:
         shown.add_row(*(Text(cell) for cell in row))

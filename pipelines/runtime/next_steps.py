@@ -41,7 +41,10 @@ def pipeline_command(name: str, *arguments: str | Path) -> str:
 
 
 def score_command(model: str | Path, config: SweepConfig) -> str:
-    """Return the command line that scores a model as a run does: output and benchmarks are kept."""
+    """Return the command line that scores a model as a run does: output and benchmarks are kept.
+
+    In place of the built-in model's benchmarks, which say nothing of another model, it has gsm8k.
+    """
     words, usual = [], builtin()
     if has_default_benchmarks(config):
         config = replace(config, benchmarks=("gsm8k",))

@@ -17,12 +17,8 @@ from ray.tune.experiment import Trial as TuneTrial
 from evals.settings import EngineSettings
 from otr.config import TrainConfig
 from otr.loop.progress import is_over
-from tuning.resources import (
-    ROUNDING,
-    max_concurrent_trials,
-    total_resources,
-    trial_resources,
-)
+from tuning.amounts import is_enough
+from tuning.resources import max_concurrent_trials, total_resources, trial_resources
 from tuning.space import Trial
 
 EngineFits = Callable[[int], bool]
@@ -69,7 +65,7 @@ def engine_fits(
         if running and engine.gpus > 1:  # they have to be on one node, which sums do not show
             return False
         left = {kind: free.get(kind, 0) - running * per_trial[kind] for kind in needed}
-        return all(left[kind] >= needed[kind] - ROUNDING for kind in needed)
+        return all(is_enough(left[kind], needed[kind]) for kind in needed)
 
     return fits
 

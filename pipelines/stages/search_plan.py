@@ -19,7 +19,8 @@ from pipelines.checks.machine import (
 )
 from pipelines.config.prepared import PreparedRun
 from pipelines.config.presets import SweepConfig
-from pipelines.runtime import console
+from pipelines.runtime import console, run_directory
+from tuning.amounts import count_fitting
 from tuning.arms import RATE, SearchArm, search_arms
 from tuning.budget import NAMES, Budget, over
 from tuning.space import config_of
@@ -61,12 +62,18 @@ class Plan:
         return sum(count * each[arm] for arm, count in self.trials.items())
 
 
-def plan(run: PreparedRun) -> Plan:
+def plan(run: PreparedRun, config: SweepConfig) -> Plan:
     """Return the plan of a run's search: the one that it began with, or a new one.
 
+    Args:
+        run: the run.
+        config: its configuration, with paths as they were given.
+
     Raises:
-        ValueError: the budget is too small for the search, or the first steps fail.
+        ValueError: the directory holds another run, whose plan would not fit; the budget is too
+            small for the search, or the first steps fail.
     """
+    run_directory.check_settings(config, run.directory)
     file = run.directory / "search" / FILE
     if file.is_file():
         return Plan(**json.loads(file.read_text()))
@@ -247,8 +254,8 @@ def _at_once(config: SweepConfig) -> int:
     if workers.gpus:
         import torch
 
-        return max(1, int(torch.cuda.device_count() / (workers.count * workers.gpus)))
-    return max(1, int(this_machine().cores / (workers.count * workers.cpus)))
+        return max(1, count_fitting(torch.cuda.device_count(), workers.count * workers.gpus))
+    return max(1, count_fitting(this_machine().cores, workers.count * workers.cpus))
 
 
 def _disk(config: SweepConfig) -> int | None:

@@ -38,7 +38,7 @@ def planned(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any
 
     def make(line: str) -> search_plan.Plan:
         config = replace(load(f"{SPACE} {line}"), output=str(tmp_path))
-        return plan(PreparedRun(prepare(config, files).config))
+        return plan(PreparedRun(prepare(config, files).config), config)
 
     return make
 
@@ -95,7 +95,7 @@ def test_a_resumed_run_has_the_plan_that_it_began_with(
     run.directory.mkdir()
     search_plan.write(made, run)
     monkeypatch.setattr(search_plan, "_speeds", lambda configs, _: [1.0] * len(configs))
-    assert plan(run) == made
+    assert plan(run, config) == made
 
 
 def test_another_run_s_plan_is_not_taken(

@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -133,6 +133,30 @@ def our_signal_handlers() -> Iterator[None]:
         yield
     finally:
         utils.set_sigterm_handler = set_handler
+
+
+def start_ray(**options: Any) -> None:
+    """Start a local Ray; once more if a busy machine takes longer than the 30 seconds Ray allows.
+
+    Ray has no option for that limit, raises a bare Exception and leaves its processes running.
+    Upstream: `ray._private.node.Node`, Ray 2.60.
+
+    Args:
+        options: arguments of `ray.init`.
+    """
+    import psutil
+    import ray
+
+    before = set(psutil.Process().children(recursive=True))
+    try:
+        ray.init(address="local", **options)
+    except Exception as error:
+        if "timed out during startup" not in str(error):
+            raise
+        for process in set(psutil.Process().children(recursive=True)) - before:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        ray.init(address="local", **options)
 
 
 def session_log_dir() -> Path | None:

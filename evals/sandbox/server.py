@@ -17,7 +17,7 @@ import socket
 import string  # noqa: F401
 import sys
 import typing  # noqa: F401
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from time import clock_gettime, monotonic
 
@@ -309,6 +309,8 @@ class _Server:
             elapsed = monotonic() - started
             busy = sum(_busy_seconds(each.handle) for each in processes) - sum(before)
             idle = elapsed - busy >= limits.idle
+            # A wait for a core that still lasts is not counted yet.
+            idle = idle and not any(_is_runnable(each.handle) for each in processes)
             if events or cpu_left <= 0 or idle or elapsed >= limits.total:
                 return True
 
@@ -367,17 +369,35 @@ def _busy_seconds(handle: int) -> float:
     """Return for how long a process's threads ran or waited for a core; infinity if unknown."""
     total = 0
     try:
-        # The process ID as /proc counts it, which may belong to another namespace than ours.
-        with open(f"/proc/self/fdinfo/{handle}") as file:
-            fields = dict(line.split(None, 1) for line in file)
-        tasks = f"/proc/{int(fields['Pid:'])}/task"
-        for thread in os.listdir(tasks):
-            with open(f"{tasks}/{thread}/schedstat") as file:
-                ran, waited, _ = file.read().split()
+        for schedstat in _threads(handle, "schedstat"):
+            ran, waited, _ = schedstat.split()
             total += int(ran) + int(waited)
     except (OSError, ValueError):  # the process has just ended, or the kernel has no schedstat
         return math.inf
     return total / 1e9
+
+
+def _is_runnable(handle: int) -> bool:
+    """Return whether a thread of a process runs or waits for a core; False if unknown."""
+    try:
+        return any(stat.rpartition(")")[2].split()[0] == "R" for stat in _threads(handle, "stat"))
+    except (OSError, ValueError):
+        return False
+
+
+def _threads(handle: int, name: str) -> Iterator[str]:
+    """Yield the text of a file in /proc for each thread of a process.
+
+    Raises:
+        OSError, ValueError: the process has ended, or the kernel has no such file.
+    """
+    # The process ID as /proc counts it, which may belong to another namespace than ours.
+    with open(f"/proc/self/fdinfo/{handle}") as file:
+        fields = dict(line.split(None, 1) for line in file)
+    tasks = f"/proc/{int(fields['Pid:'])}/task"
+    for thread in os.listdir(tasks):
+        with open(f"{tasks}/{thread}/{name}") as file:
+            yield file.read()
 
 
 def _leave_root(temporary: str) -> None:

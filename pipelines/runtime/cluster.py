@@ -68,12 +68,8 @@ def connect(address: str | None, cpus: int) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if not address:
         with _compat.our_signal_handlers(), _compat.own_sessions():
-            ray.init(
-                address="local",
-                num_cpus=cpus,
-                include_dashboard=True,
-                dashboard_host="127.0.0.1",
-                **options,
+            _compat.start_ray(
+                num_cpus=cpus, include_dashboard=True, dashboard_host="127.0.0.1", **options
             )
         return
     try:

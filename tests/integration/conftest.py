@@ -14,9 +14,12 @@ def ray_cluster() -> Iterator[None]:
     """Four logical CPUs on this machine, or the cluster at RAY_ADDRESS."""
     import ray
 
-    # A cluster that was killed leaves its address in a file, which ray.init would follow.
-    local = {} if os.environ.get("RAY_ADDRESS") else {"address": "local", "num_cpus": 4}
-    ray.init(**local, log_to_driver=False, logging_level="ERROR")
+    from pipelines import _compat
+
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=False, logging_level="ERROR")
+    else:
+        _compat.start_ray(num_cpus=4, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
 

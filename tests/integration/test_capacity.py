@@ -13,7 +13,7 @@ from ray.exceptions import RayError
 from ray.util import placement_group, remove_placement_group
 
 from otr.config import Workers
-from pipelines._compat import autoscaler_status, internal_kv_get
+from pipelines import _compat
 from pipelines.config.presets import PRESETS
 from pipelines.runtime import autoscaling
 from tests.assets import pretend_cloud
@@ -28,7 +28,7 @@ def growing_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with pretend_cloud.head() as address:
         connect(address)
         try:
-            while autoscaler_status() is None:
+            while _compat.autoscaler_status() is None:
                 time.sleep(0.5)
             yield
         finally:
@@ -52,7 +52,7 @@ def test_waits_for_cpu_nodes_and_reports_missing_gpu_nodes(
 ) -> None:
     autoscaling.wait_for_nodes([{"CPU": 1}], [{"CPU": 1.5, "GPU": 0}])
     assert ray.cluster_resources()["CPU"] == 2
-    status = autoscaler_status()
+    status = _compat.autoscaler_status()
     assert status is not None and autoscaling._may_add_nodes(status)
 
     monkeypatch.setattr(autoscaling, "WAIT_SECONDS", 10)
@@ -63,7 +63,7 @@ def test_waits_for_cpu_nodes_and_reports_missing_gpu_nodes(
     assert "in the cluster file" in message and "\n" not in message
     assert "waiting for 2 x (CPU 1, GPU 1)" in capsys.readouterr().err
 
-    assert internal_kv_get("autoscaler_resource_request") == b"[]", "a request stayed"
+    assert _compat.internal_kv_get("autoscaler_resource_request") == b"[]", "a request stayed"
 
 
 def test_cluster_grows_to_hold_all_concurrent_trials(
@@ -97,7 +97,7 @@ def test_a_need_that_no_node_type_can_hold_fails_soon(
 
 
 def test_a_fixed_cluster_is_left_to_the_other_checks() -> None:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    _compat.start_ray(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         start = time.monotonic()
         autoscaling.wait_for_nodes([{"CPU": 100}])

@@ -16,6 +16,7 @@ from evals import hardware
 from evals.benchmark import Decoding
 from evals.serving import replicas
 from evals.serving.engine import Engine
+from pipelines import _compat
 
 pytestmark = pytest.mark.integration
 
@@ -31,7 +32,7 @@ def engine(checkpoints, engine_settings) -> Iterator[Engine]:
         patch.setenv("TORCH_COMPILE_DISABLE", "1")
         patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         patch.setattr(hardware, "_is_installed", lambda package: package == "vllm")
-        ray.init(address="local", num_cpus=4, num_gpus=2, log_to_driver=False)
+        _compat.start_ray(num_cpus=4, num_gpus=2, log_to_driver=False)
         try:
             settings = replace(engine_settings, gpus=2)
             with Engine.start(checkpoints[0], settings=settings) as running:

@@ -48,7 +48,7 @@ def plan(directory: Path) -> SearchPlan:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-import ray
+from pipelines import _compat
 from ray import tune
 from tests.integration.test_search import SETTINGS, config, plan
 from tuning.search import search
@@ -59,7 +59,7 @@ class Kill(tune.Callback):
         if trial.config["trial"]["arm"] == "otr" and result.get("checkpoint_path"):
             os.kill(os.getpid(), signal.SIGKILL)
 
-ray.init(address="local", num_cpus=4, log_to_driver=False)
+_compat.start_ray(num_cpus=4, log_to_driver=False)
 directory = Path(sys.argv[1])
 search(Experiment(config(directory), SETTINGS, sys.argv[2], "search", [Kill()]), plan(directory))
 """

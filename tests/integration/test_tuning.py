@@ -147,7 +147,7 @@ def test_median_stops_the_trial_that_is_worse_than_half_of_the_others(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-import ray
+from pipelines import _compat
 from ray import tune
 from tests.integration.test_tuning import SEEDS, config
 from tuning.settings import SearchSettings
@@ -159,7 +159,7 @@ class Kill(tune.Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "0"  # by default it depends on the machine's speed
-ray.init(address="local", num_cpus=4, log_to_driver=False)
+_compat.start_ray(num_cpus=4, log_to_driver=False)
 settings = SearchSettings(max_concurrent=1)
 run(Experiment(config(Path(sys.argv[1])), settings, sys.argv[2], "s", [Kill()]), SEEDS)
 """

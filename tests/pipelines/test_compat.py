@@ -87,7 +87,7 @@ def test_interfaces_of_a_running_cluster(monkeypatch: pytest.MonkeyPatch) -> Non
     handler = signal.getsignal(signal.SIGTERM)
     others = psutil.Process().children(recursive=True)  # of other tests
     with _compat.own_sessions(), _compat.our_signal_handlers():
-        ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+        _compat.start_ray(num_cpus=1, include_dashboard=False, log_to_driver=False)
     assert signal.getsignal(signal.SIGTERM) is handler
     family = [p for p in psutil.Process().children(recursive=True) if p not in others]
     sessions = {each.pid: os.getsid(each.pid) for each in family}
@@ -108,11 +108,46 @@ def test_interfaces_of_a_running_cluster(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not psutil.wait_procs(family, timeout=60)[1], "a process of Ray is left"
 
 
+def test_ray_that_was_too_slow_to_start_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._private import node, services
+
+    class FastClock:
+        """A clock on which the 30 seconds have passed when Ray has asked for its node twice."""
+
+        sleep, time = time.sleep, time.time
+
+        def monotonic(self) -> float:
+            return 20.0 * len(asked)
+
+    asked: list[str] = []
+    get_node = services.get_node
+
+    def too_slow(gcs_address: str, node_id: str):
+        asked.append(gcs_address)
+        if len(asked) <= 2:
+            raise RuntimeError("not yet")
+        return get_node(gcs_address, node_id)
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(services, "get_node", too_slow)
+    monkeypatch.setattr(node, "time", FastClock())
+    others = psutil.Process().children(recursive=True)
+    _compat.start_ray(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        assert ray.cluster_resources()["CPU"] == 1
+        assert len(set(asked)) == 2, "two clusters, one after the other"
+        family = [p for p in psutil.Process().children(recursive=True) if p not in others]
+        raylets = [p for p in family if p.name() == "raylet"]
+        assert len(raylets) == 1, "the first cluster still runs"
+    finally:
+        ray.shutdown()
+
+
 STARTS_RAY = """
-import time, ray
+import time
 from pipelines import _compat
 with _compat.own_sessions():
-    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    _compat.start_ray(num_cpus=1, include_dashboard=False, log_to_driver=False)
 print("started", flush=True)
 time.sleep(600)
 """

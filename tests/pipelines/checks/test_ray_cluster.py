@@ -11,6 +11,7 @@ import pytest
 import ray
 
 from otr.config import Workers
+from pipelines import _compat
 from pipelines.checks import machine, ray_cluster
 from pipelines.config.presets import SweepConfig
 from pipelines.runtime import versions
@@ -51,7 +52,7 @@ def test_a_node_that_does_not_share_the_directory(tmp_path: Path) -> None:
 
 
 def test_every_node_is_checked(config: SweepConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    _compat.start_ray(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         assert ray_cluster.check_nodes(config) == f"1 nodes share {config.output}"
         assert not Path(config.output).exists(), "the check left a directory"

@@ -13,6 +13,8 @@ from tuning.space import Trial, config_of, with_overrides
 
 RATE = "optim.lr"
 _SEARCHED = ("objective.", "optim.", "lora.")
+COMPARABLE = (*_SEARCHED, "kl_weight")
+"""How the keys of `TrainConfig` begin in which arms may differ."""
 
 
 @dataclass(frozen=True)

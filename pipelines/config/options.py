@@ -21,11 +21,11 @@ from otr.hints import did_you_mean
 from otr.loss import objective
 from otr.loss.objective import Objective
 from pipelines.config import defaults
-from pipelines.config.presets import PRESETS, PresetName, SweepConfig, search_trials
+from pipelines.config.presets import PRESETS, PresetName, SweepConfig, search_trials, trials_of
 from pipelines.config.recipe import Recipe, flatten, read_recipe
 from pipelines.config.run_json import fingerprint, read_run
 from tuning.arms import search_arms
-from tuning.space import Trial, with_overrides
+from tuning.space import Trial, config_of, with_overrides
 
 SHORT = {
     "train.model.path": "--model",
@@ -122,6 +122,9 @@ def load_config(
         raise UsageError("--preset and --config RUN.json exclude each other: give one of them")
     recipe = read_recipe(file) if file and not repeated else Recipe()
     start = repeated or PRESETS[preset or recipe.preset or "builtin"]()
+    own_arms = {} if single else recipe.own_arms
+    if own_arms:
+        start = replace(start, trials=trials_of(own_arms, _seeds(start)))
     repeats = repeated is not None
     if single and {trial.arm for trial in start.trials} != {single}:
         start, repeats = replace(start, name=single, trials=(Trial(single),)), False
@@ -138,7 +141,7 @@ def load_config(
         searched = {key.removeprefix("train.") for key in space}
         if space and not start.search.space:
             names, seeds = arms or recipe.arms, seeds or recipe.seeds or _seeds(start)
-            config = replace(start, trials=search_trials(names, seeds))
+            config = replace(start, trials=search_trials(names, seeds, own_arms))
         else:
             config = _with_choices(start, arms or recipe.arms, seeds or recipe.seeds)
         _check_not_both(given, searched)
@@ -148,8 +151,9 @@ def load_config(
         if single:
             config = replace(config, trials=(Trial(single, seed=config.train.seed),))
         else:
-            config = _options_win(config, given, of_arms)
-        config = _without_preset_values(config, given, searched)
+            config = _options_win(config, dict(flatten(options)) if own_arms else given, of_arms)
+        config = _without_preset_values(config, given, searched, own_arms)
+        _check_arms(config, own_arms)
         if space:
             search_arms(config.train, config.trials, config.search.domains)
     except ValueError as error:
@@ -397,7 +401,7 @@ def _options_win(
         for key, value in of_arms.items():
             own = key.removeprefix("train.")
             if name in objective.owners(own.removeprefix("objective.")):
-                overrides[own] = value
+                overrides.setdefault(own, value)
         trial = replace(trial, overrides=overrides)
         first = trials.setdefault(_settings(trial), trial)
         if first.arm != trial.arm:
@@ -408,13 +412,25 @@ def _options_win(
     return replace(config, trials=tuple(trials.values()))
 
 
+def _check_arms(config: SweepConfig, names: Collection[str]) -> None:
+    for trial in config.trials:
+        if trial.arm in names:
+            try:
+                config_of(config.train, trial)
+            except ValueError as error:
+                raise UsageError(f"arms.{trial.arm}: {error}") from error
+
+
 def _settings(trial: Trial) -> str:
     """Return what distinguishes a trial from others, apart from its arm's name."""
     return json.dumps([trial.overrides, trial.seed], sort_keys=True)
 
 
 def _without_preset_values(
-    config: SweepConfig, given: Mapping[str, Any], searched: Collection[str] = ()
+    config: SweepConfig,
+    given: Mapping[str, Any],
+    searched: Collection[str] = (),
+    own_arms: Collection[str] = (),
 ) -> SweepConfig:
     """Drop what a preset sets for its own corpus, model or benchmarks if others were given."""
     changes: dict[str, Any] = {}
@@ -424,6 +440,8 @@ def _without_preset_values(
     if "train.model.path" in given:
         trials = tuple(
             replace(t, overrides={k: v for k, v in t.overrides.items() if k != "optim.lr"})
+            if t.arm not in own_arms
+            else t
             for t in trials
         )
         if len(set(map(_settings, trials))) == len(trials):

@@ -5,7 +5,7 @@ writes when they are first needed.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -197,27 +197,35 @@ def debug() -> SweepConfig:
     )
 
 
-def search_trials(names: Sequence[str], seeds: Sequence[int]) -> tuple[Trial, ...]:
-    """Return the trials of a search's arms, without learning rates of their own.
+def search_trials(
+    names: Sequence[str], seeds: Sequence[int], own: Mapping[str, dict[str, Any]] | None = None
+) -> tuple[Trial, ...]:
+    """Return the trials of a search's arms, without the learning rates of presets.
 
     Args:
-        names: arms or objectives; none: SEARCH_ARMS. SFT, the arm that all are compared with, is
-            added if it is missing.
+        names: arms or objectives; none: the user's own arms or, without any, SEARCH_ARMS. SFT, the
+            arm that all are compared with, is added if it is missing.
         seeds: seeds of each arm.
+        own: the user's own arms, {name: {dotted key of `TrainConfig`: value}}.
 
     Raises:
         ValueError: no such arm; the message gives the nearest one.
     """
     default = Objective().name
     whole = {n: {} if n == default else {"objective.name": n} for n in objective.names()}
-    known: dict[str, dict[str, Any]] = _every_arm() | whole
-    chosen = list(dict.fromkeys(names or SEARCH_ARMS))
+    known: dict[str, dict[str, Any]] = _every_arm() | whole | dict(own or {})
+    chosen = list(dict.fromkeys(names or own or SEARCH_ARMS))
     for name in chosen:
         if name not in known:
             raise ValueError(f"no arm {name!r}: {did_you_mean(name, known)}")
     if CONTROL not in chosen:
         chosen.insert(0, CONTROL)
-    return tuple(trial for name in chosen for trial in grid(name, seeds, **known[name]))
+    return trials_of({name: known[name] for name in chosen}, seeds)
+
+
+def trials_of(arms: Mapping[str, dict[str, Any]], seeds: Sequence[int]) -> tuple[Trial, ...]:
+    """Return a trial per arm, {name: {dotted key of `TrainConfig`: value}}, and seed."""
+    return tuple(Trial(name, arm, seed) for name, arm in arms.items() for seed in seeds)
 
 
 def _every_arm() -> dict[str, dict[str, Any]]:
@@ -235,11 +243,8 @@ def _every_arm() -> dict[str, dict[str, Any]]:
 def _arms(names: Iterable[str], seeds: Sequence[int], lr: float = 0) -> tuple[Trial, ...]:
     """Return the trials of these arms at learning rate `lr`; 0: those of `builtin`."""
     every = _every_arm()
-    return tuple(
-        trial
-        for name in names
-        for trial in grid(name, seeds, **every[name], **{"optim.lr": lr or LEARNING_RATES[name]})
-    )
+    arms = {name: every[name] | {"optim.lr": lr or LEARNING_RATES[name]} for name in names}
+    return trials_of(arms, seeds)
 
 
 PRESETS: dict[PresetName, Callable[[], SweepConfig]] = {

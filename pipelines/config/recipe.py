@@ -10,7 +10,11 @@
     model.path = "models/mine"
 
 `preset`, `arms` and `seeds` stand for the options of the same names; all other keys are those of
-`SweepConfig`, nested or dotted.
+`SweepConfig`, nested or dotted. A recipe can also have arms of its own instead of the preset's:
+
+    [arms.otr-strict]
+    objective.name = "otr"
+    objective.mismatch_reward = -1.0
 """
 
 import tomllib
@@ -19,10 +23,11 @@ from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from otr.config import types_of
+from otr.config import TrainConfig, types_of
 from otr.hints import did_you_mean
 from pipelines.config.presets import PresetName, SweepConfig
 from pipelines.config.run_json import typed
+from tuning.arms import COMPARABLE
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,9 @@ class Recipe:
 
     preset: PresetName | None = None
     arms: tuple[str, ...] = ()
-    """Names of the preset's arms to run; empty: all."""
+    """Names of the arms to run; empty: all."""
+    own_arms: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """The recipe's own arms: dotted keys of `TrainConfig` to values."""
     seeds: tuple[int, ...] = ()
     """Seeds of each arm; empty: the preset's."""
     overrides: dict[str, Any] = field(default_factory=dict)
@@ -46,13 +53,40 @@ def read_recipe(path: str | Path) -> Recipe:
     """
     try:
         content = tomllib.loads(Path(path).read_text())
+        if "trials" in content:
+            raise ValueError("trials can't be given: give arms as tables, [arms.NAME], and seeds")
+        tables = content.pop("arms") if isinstance(content.get("arms"), Mapping) else {}
+        own_arms = {name: _settings(name, table) for name, table in tables.items()}
         own = {"preset": PresetName, "arms": tuple[str, ...], "seeds": tuple[int, ...]}
         choices = {
             key: typed(kind, content.pop(key), key) for key, kind in own.items() if key in content
         }
-        return Recipe(**choices, overrides=dict(flatten(content, also_known=own)))
+        overrides = dict(flatten(content, also_known=own))
     except (OSError, ValueError) as error:
         raise ValueError(f"recipe {path}: {error}") from error
+    return Recipe(**choices, own_arms=own_arms, overrides=overrides)
+
+
+def _settings(arm: str, table: Any) -> dict[str, Any]:
+    """Return what an arm sets: dotted keys of `TrainConfig` to values.
+
+    Raises:
+        ValueError: it is no table, has an unknown key or a value of a wrong type, or sets what all
+            arms must share.
+    """
+    path = f"arms.{arm}"
+    if not isinstance(table, Mapping):
+        raise ValueError(f"{path} is {table!r}: expected a table")
+    settings = {
+        key.removeprefix(f"{path}."): value for key, value in flatten(table, TrainConfig, path)
+    }
+    for key in settings:
+        if not key.startswith(COMPARABLE):
+            raise ValueError(
+                f"{path} sets {key}: an arm sets objective, optim, lora or kl_weight; all else is "
+                "the same in all arms, so that they can be compared"
+            )
+    return settings
 
 
 def flatten(

@@ -52,10 +52,54 @@ def test_options_win_over_a_recipe(tmp_path: Path) -> None:
     assert single.train.max_steps == 9 and [t.arm for t in single.trials] == ["train"]
 
 
-def test_a_recipe_may_have_trials_of_its_own(tmp_path: Path) -> None:
-    content = '[[trials]]\narm = "high"\noverrides = { "optim.lr" = 1e-3 }\nseed = 2'
-    config = load(tmp_path, content)
-    assert [config_of(config.train, trial).optim.lr for trial in config.trials] == [1e-3]
+OWN_ARMS = """
+preset = "debug"
+seeds = [1, 2]
+train.model.path = "builtin:smollm2"
+benchmarks = ["gsm8k"]
+
+[train.objective]
+temperature = 1.5
+num_samples = 8
+
+[arms.sft]
+objective.name = "sft"
+
+[arms.strict]
+objective.mismatch_reward = -1
+objective.num_samples = 64
+optim.lr = 1e-3
+"""
+
+
+def test_a_recipe_may_have_arms_of_its_own(tmp_path: Path) -> None:
+    config = load(tmp_path, OWN_ARMS)
+    names = ["sft-seed1", "sft-seed2", "strict-seed1", "strict-seed2"]
+    assert [trial.name for trial in config.trials] == names
+    sft, strict = (config_of(config.train, trial) for trial in config.trials[::2])
+    assert (sft.objective.name, strict.objective.name) == ("sft", "otr")
+    assert (sft.optim.lr, strict.optim.lr) == (config.train.optim.lr, 1e-3), "not the preset's"
+    own = (strict.objective.mismatch_reward, strict.objective.num_samples)
+    assert own == (-1, 64) and strict.objective.temperature == 1.5, "an arm wins over [train]"
+
+
+def test_options_win_over_the_arms_of_a_recipe(tmp_path: Path) -> None:
+    config = load(tmp_path, OWN_ARMS, "--arms", "strict", "--train.optim.lr", "1e-5")
+    assert {trial.arm for trial in config.trials} == {"strict"}
+    assert config_of(config.train, config.trials[0]).optim.lr == 1e-5
+    assert load(tmp_path, OWN_ARMS, command="train").trials[0].overrides == {}
+
+
+def test_the_arms_of_a_recipe_are_searched(tmp_path: Path) -> None:
+    content = OWN_ARMS.replace("optim.lr = 1e-3", "")
+    words = ("--search", "optim.lr=choice(1e-5,1e-4)", "--search.sampler", "grid")
+    alone = content.replace('[arms.sft]\nobjective.name = "sft"', "")
+    config = load(tmp_path, alone, *words)
+    assert [t.arm for t in config.trials[::2]] == ["sft", "strict"], "with the control"
+    config = load(tmp_path, content, *words, "--arms", "sft", "strict", "dft")
+    assert [t.arm for t in config.trials[::2]] == ["sft", "strict", "dft"]
+    with pytest.raises(UsageError, match=r"the arm strict sets optim\.lr to 0\.001, and it is"):
+        load(tmp_path, OWN_ARMS, *words)
 
 
 @pytest.mark.parametrize(
@@ -70,6 +114,16 @@ def test_a_recipe_may_have_trials_of_its_own(tmp_path: Path) -> None:
         ("preset = 'bultin'", "preset is 'bultin': use one of 'builtin'"),
         ("train.optim.lr = -1", "optim.lr is -1: use a number > 0"),
         ("arms = ['stf']", "no arm 'stf': did you mean 'sft'"),
+        ("arms = 3", "arms is 3: expected a list"),
+        ("arms.mine = 3", "arms.mine is 3: expected a table"),
+        ("arms.mine.objectve.name = 'sft'", "'arms.mine.objectve': did you mean 'objective'"),
+        ("arms.mine.objective.name = 'stf'", "arms.mine: .*'stf'.*did you mean 'sft'"),
+        ("arms.mine.max_steps = 3", "arms.mine sets max_steps: an arm sets objective, optim"),
+        ("arms.mine.optim.lr = 'a'", "arms.mine.optim.lr is 'a': expected a number"),
+        ("arms.mine.optim.lr = -1", "arms.mine: optim.lr is -1: use a number > 0"),
+        ("[arms.a]\n[arms.b]", "the arms a and b are the same"),
+        ("arms.'a/b'.optim.lr = 1e-4", "arm name 'a/b-seed0' names a directory"),
+        ("trials = []", "trials can't be given: give arms as tables"),
         ("a = ", "mine.toml: Invalid value"),
     ],
 )

@@ -5,6 +5,7 @@ the Hugging Face hub is downloaded at the first use, once.
 """
 
 import atexit
+import os
 import re
 import shutil
 import sys
@@ -169,6 +170,8 @@ def prepare(config: SweepConfig, builtin_files: Path | None = None) -> PreparedR
         ValueError: an unknown ``builtin:`` name, or a model directory that does not exist.
     """
     folder = builtin_files or corpus.builtin_dir(config.output)
+    if _reads_hub(config):
+        _check_hub()
 
     def resolve(name: str) -> str:
         return absolute_path(corpus.resolve_path(name, folder, config.benchmark_dir))
@@ -189,8 +192,6 @@ def prepare(config: SweepConfig, builtin_files: Path | None = None) -> PreparedR
 
         model = replace(model, add_tokens="".join(f"{t}\n" for t in added_tokens(model.add_tokens)))
     path = resolve(model.path)
-    if not Path(path).is_dir():
-        _check_hub(model.path)
     return PreparedRun(
         replace(
             config,
@@ -262,25 +263,51 @@ def _question(item: Item) -> str:
     return " ".join(item.prompt.lower().split())
 
 
-def _check_hub(model: str) -> None:
-    """Read models from the cache alone, from now on, if the Hugging Face hub does not answer.
+def _check_hub_name(model: str) -> None:
+    """Check that a model that is no directory may be one on the Hugging Face hub.
 
     Raises:
-        ValueError: `model` can only be a directory, and there is none.
+        ValueError: its name can only be that of a directory.
     """
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", model) or Path(model).exists():
         raise ValueError(
             f"no model {model!r}: there is no such directory; give the directory of a model, or "
             "its name on the Hugging Face hub, such as HuggingFaceTB/SmolLM2-135M"
         )
-    from huggingface_hub import is_offline_mode, model_info
-    from huggingface_hub.errors import HfHubHTTPError
 
-    try:
-        if not is_offline_mode():
-            model_info(model, timeout=_HUB_SECONDS)
-    except HfHubHTTPError:  # an answer: whether there is such a model is seen later
+
+def _reads_hub(config: SweepConfig) -> bool:
+    """Return whether the model, data or benchmarks are on the Hugging Face hub.
+
+    Raises:
+        ValueError: the model is neither a directory nor the name of one on the hub.
+    """
+    model, data = config.train.model.path, config.train.data
+    if not (model.startswith("builtin:") or Path(model).is_dir()):
+        _check_hub_name(model)
+        return True
+    names = [*data.paths, *data.validation]
+    if any(name.startswith("hf:") for name in names):
+        return True
+    if config.benchmark_dir or os.environ.get(tasks.FOLDER_VARIABLE):
+        return False
+    benchmarks = [name for name in (*config.benchmarks, config.search.benchmark) if name]
+    return any(name.startswith("builtin:gsm8k") for name in names + benchmarks) or not all(
+        name.startswith(("builtin:", "file:", "class:")) for name in benchmarks
+    )
+
+
+def _check_hub() -> None:
+    """Read from the cache alone, from now on, if the Hugging Face hub does not answer.
+
+    Without this, its client tries each file for half a minute.
+    """
+    from huggingface_hub import constants, get_session, is_offline_mode
+
+    if is_offline_mode():
         return
+    try:
+        get_session().head(constants.ENDPOINT, timeout=_HUB_SECONDS)
     except _compat.hub_errors() as error:
         _compat.read_hub_from_cache()
         reason = str(error).strip().partition("\n")[0]

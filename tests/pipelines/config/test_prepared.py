@@ -19,12 +19,12 @@ from tuning.settings import SearchSettings
 REPOSITORY = Path(__file__).parents[3]
 
 
-def run(tmp_path: Path, *words: str, endpoint: str = "http://127.0.0.1:9") -> tuple[int, str]:
+def run(tmp_path: Path, *words: str) -> tuple[int, str]:
     """Run `otr` with a hub that refuses connections; return exit code and stderr."""
     environment = os.environ | {
         "HF_HUB_OFFLINE": "0",
         "HF_HOME": str(tmp_path / "hf"),
-        "HF_ENDPOINT": endpoint,
+        "HF_ENDPOINT": "http://127.0.0.1:9",
         "PYTHONPATH": str(REPOSITORY),
     }
     done = subprocess.run(
@@ -59,6 +59,27 @@ def test_a_hub_that_does_not_answer(
     (cached / "refs" / "main").write_text("abc")
     code, said = run(tmp_path, *line)
     assert code == 0, said
+
+
+@pytest.mark.parametrize(
+    ("words", "missing"),
+    [
+        (["train", "--data", "hf:someone/chats", "--dry-run"], "no data set 'hf:someone/chats'"),
+        (["score", "model", "--benchmarks", "gsm8k"], "cannot load data set openai/gsm8k"),
+        (["train", "--preset", "gsm8k", "--dry-run"], "cannot load data set openai/gsm8k"),
+    ],
+)
+def test_a_data_set_on_a_hub_that_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], missing: str
+) -> None:
+    """Its client alone would try each file six times, with two lines for each."""
+    monkeypatch.delenv("OTR_BENCHMARKS", raising=False)
+    make_tiny_model(tmp_path / "model")
+    code, said = run(tmp_path, *words, "--output", "runs")
+    lines = [line for line in said.splitlines() if not line.startswith("WARNING")]
+    assert code == 1 and "Retry" not in said, said
+    assert "the Hugging Face hub does not answer" in lines[0]
+    assert missing in lines[-1] and said.count("error: ") == 1
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/where", "a/b/c", "~/model", "model.bin"])

@@ -2,9 +2,9 @@
 
 A checkpoint directory holds the model's (or a LoRA adapter's) safetensors, config, tokenizer, chat
 template and run.json. Its folder `trainer/` holds the optimizer's shards as torch's distributed
-checkpoint writes them, `state.json` {"step", "world", ...}, and one `files-RANK.json` per rank with
-the size and SHA-256 of each file that the rank wrote. A checkpoint is complete if all these lists
-exist and all files match them.
+checkpoint writes them (unless the weights are rounded: see `Snapshot.dtype`), `state.json` {"step",
+"world", ...}, and one `files-RANK.json` per rank with the size and SHA-256 of each file that the
+rank wrote. A checkpoint is complete if all these lists exist and all files match them.
 
 A `Snapshot` is taken while training pauses, and written while training continues.
 """
@@ -154,7 +154,8 @@ class Snapshot:
     probe: Probe | None = None
     """Check of the written model; None skips it."""
     dtype: str = "float32"
-    """Data type that the weights are written in, as in `TrainConfig.save_dtype`."""
+    """Data type that the weights are written in, as in `TrainConfig.save_dtype`. Without float32
+    weights training can't go on, so the optimizer's state is left out."""
     precision: str | None = None
     """Precision of training, as in `ModelConfig.dtype`. The written config names it, so that
     transformers and vLLM compute as the forward passes of training did. None: the model's dtype."""
@@ -200,7 +201,8 @@ class Snapshot:
                     shutil.rmtree(scratch, ignore_errors=True)
                     (scratch / TRAINER).mkdir(parents=True)
                 ranks.barrier()
-                _write_optimizer(scratch / TRAINER / OPTIMIZER, self.optimizer, group)
+                if self.dtype == "float32":
+                    _write_optimizer(scratch / TRAINER / OPTIMIZER, self.optimizer, group)
                 writers, dtype, unlike = self._write_checked(scratch, ranks, shared)
                 if ranks.rank == 0:
                     self._write_rest(scratch, tokenizer, run, ranks.world, dtype, unlike)

@@ -199,8 +199,10 @@ def _restore(run: _Run, checkpoint: Path | None) -> Progress:
     """Load the optimizer's state from a checkpoint; return the progress it was written at."""
     if checkpoint is None:
         return Progress()
-    parallel.load_optimizer(run.policy, run.optimizer, checkpoint)
-    return Progress.of(load_checkpoint(checkpoint))
+    state = load_checkpoint(checkpoint)
+    if "dtype" not in state:  # a run that has ended, with rounded weights, takes no step
+        parallel.load_optimizer(run.policy, run.optimizer, checkpoint)
+    return Progress.of(state)
 
 
 def take_snapshot(

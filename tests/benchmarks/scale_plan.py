@@ -136,16 +136,16 @@ class Figures:
 
 ROWS: dict[str, tuple[Callable[[Figures], str], str]] = {
     "weights": (lambda f: f"{f.weights / GB:.2f} B", "shape"),
-    "strategy, rows a pass, passes a step": (
+    "strategy, rows per pass, passes per step": (
         lambda f: f"{f.plan.strategy}, {f.case.micro_batch_size}, {f.passes}",
         "chosen",
     ),
-    "a GPU holds: weights": (lambda f: _gib(f.plan.device.parameters), "planner"),
+    "per GPU: weights": (lambda f: _gib(f.plan.device.parameters), "planner"),
     "gradients": (lambda f: _gib(f.plan.device.gradients), "planner"),
     "AdamW": (lambda f: _gib(f.plan.device.optimizer), "planner"),
     "activations, checkpointed": (lambda f: _gib(f.plan.device.activations), "planner"),
     "loss": (lambda f: _gib(f.plan.device.loss), "planner"),
-    "in all, of 79.6 GiB": (lambda f: _gib(f.plan.device.total), "planner"),
+    "total, of 79.6 GiB": (lambda f: _gib(f.plan.device.total), "planner"),
     "host memory per node at a save": (lambda f: _gib(f.host_bytes), "planner"),
     "to load the model: rank 0's memory, float32": (lambda f: _gib(4 * f.weights), "computed"),
     "to score: GPUs per replica, at least": (lambda f: f"{f.scoring_gpus}", "computed"),
@@ -158,19 +158,19 @@ ROWS: dict[str, tuple[Callable[[Figures], str], str]] = {
         lambda f: _gib(4 * f.weights),
         "computed",
     ),
-    "FLOPs a token": (
+    "FLOPs per token": (
         lambda f: f"{flops_per_token(SHAPES[f.case.shape], f.case.sequence_length):.3g}",
         "computed",
     ),
     "tokens/s": (lambda f: f"{f.tokens_per_second:,.0f}", "MFU assumed"),
-    "seconds a pass": (lambda f: f"{f.pass_seconds:.2f}", "MFU assumed"),
-    "a GPU receives a pass": (lambda f: f"{f.pass_bytes / GB:,.0f} GB", "computed"),
-    "seconds that its links take for it": (lambda f: f"{f.link_seconds:.2f}", "links assumed"),
+    "seconds per pass": (lambda f: f"{f.pass_seconds:.2f}", "MFU assumed"),
+    "received per GPU and pass": (lambda f: f"{f.pass_bytes / GB:,.0f} GB", "computed"),
+    "seconds for that on its links": (lambda f: f"{f.link_seconds:.2f}", "links assumed"),
     "a checkpoint: model, moments": (
         lambda f: f"{4 * f.weights / GB:,.0f} + {8 * f.weights / GB:,.0f} GB",
         "computed",
     ),
-    "seconds that a save stops training": (lambda f: f"{f.stall_seconds:.1f}", "speeds assumed"),
+    "seconds that a save blocks training": (lambda f: f"{f.stall_seconds:.1f}", "speeds assumed"),
     "minutes that each rank writes": (
         lambda f: f"{f.share_bytes / STORE / 60:.1f}",
         "1 GB/s assumed",
@@ -183,7 +183,11 @@ ROWS: dict[str, tuple[Callable[[Figures], str], str]] = {
         lambda f: f"{12 * f.weights * 1000 / TB:,.0f} TB",
         "computed",
     ),
-    "dollars a month for them": (
+    "the same with weights in bfloat16 alone": (
+        lambda f: f"{2 * f.weights * 1000 / TB:,.0f} TB",
+        "computed",
+    ),
+    "dollars per month for the former": (
         lambda f: f"{12 * f.weights * 1000 / GB * STORED:,.0f}",
         "price assumed",
     ),
@@ -201,7 +205,7 @@ ROWS: dict[str, tuple[Callable[[Figures], str], str]] = {
 
 def main() -> None:
     found = [figures(case) for case in CASES]
-    heads = ["", *(f"{case.shape} on {case.gpus}" for case in CASES), "from"]
+    heads = ["", *(f"{case.shape} on {case.gpus}" for case in CASES), "source"]
     lines = [heads, ["---"] * len(heads)]
     for name, (show, source) in ROWS.items():
         lines.append([name, *map(show, found), source])

@@ -203,7 +203,7 @@ def test_disk_counts_checkpoints_by_time_and_their_data_type(config: SweepConfig
     assert len(config.trials) == 2
     once = trials_bytes(checkpoint_minutes=0)
     assert once == 12 * count * 3
-    assert trials_bytes(checkpoint_minutes=0, save_dtype="bfloat16") == once - 2 * 2 * count
+    assert trials_bytes(checkpoint_minutes=0, save_dtype="bfloat16") == once - 2 * 10 * count
     kept = 3 if config.train.data.validation else 2
     assert trials_bytes(checkpoint_minutes=1) == 12 * count * (2 * kept + 1)
 

@@ -24,6 +24,8 @@ from otr import (
 from otr.data import pack
 from otr.loop.batch import PackedBatch
 from otr.loop.checkpoint import (
+    OPTIMIZER,
+    TRAINER,
     UNVERIFIED,
     Snapshot,
     UnverifiedCheckpoint,
@@ -344,6 +346,8 @@ def test_the_last_checkpoint_has_the_data_type_asked_for_and_names_that_of_train
         saved = load_file(next((tmp_path / step).glob("*.safetensors")))
         assert {str(tensor.dtype) for tensor in saved.values()} == {f"torch.{expected}"}
         assert load_checkpoint(tmp_path / step).get("dtype", "float32") == expected
+        moments = tmp_path / step / TRAINER / OPTIMIZER
+        assert moments.exists() == (expected == "float32"), "only to train on from"
         if rank:
             continue
         assert json.loads((tmp_path / step / "config.json").read_text())["dtype"] == dtype

@@ -85,6 +85,15 @@ def test_each_optimizer_resumes_bitwise(
     assert [m["loss"] for m in again.log] == [m["loss"] for m in whole.log[2:]]
 
 
+def test_a_run_that_ended_with_rounded_weights_takes_no_step(
+    model_dir: Path, tmp_path: Path
+) -> None:
+    run = config(model_dir, Objective("sft"), 2, save_dtype="bfloat16")
+    first = Recorder(tmp_path / "first")
+    train(load_model(run.model), batches(2), run, first)
+    assert resumed(run, first, 2, tmp_path / "again").log == []
+
+
 def rising(model_dir: Path, **changes: Any) -> TrainConfig:
     """Return a run that unlearns what it is evaluated on: val_nll rises from some step on."""
     run = config(model_dir, Objective("sft"), 20, eval_interval=2)

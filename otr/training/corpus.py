@@ -21,6 +21,7 @@ from otr.training.audit import Audit, batch_audit
 from otr.training.sources import (
     SourceChunk,
     UnreadableSource,
+    file_remarks,
     left_out,
     list_chunks,
     place_of,
@@ -90,6 +91,8 @@ class CorpusReport:
     learns them does not learn to stop."""
     left_out: dict[str, int]
     """Files that are not read, per split that they belong to."""
+    files: dict[str, int]
+    """Files per remark, such as the number that are named twice."""
     tokens: int
     trained_tokens: int
     seconds: float
@@ -190,6 +193,7 @@ def inspect_corpus(config: DataConfig, model: ModelConfig, *, limit: int = 20_00
         sources=sources.found,
         unended=unended,
         left_out=left_out(config.paths, config.split),
+        files=file_remarks(config),
         tokens=sum(source.tokens for source in sources.found.values()),
         trained_tokens=sum(source.trained_tokens for source in sources.found.values()),
         seconds=seconds,

@@ -166,6 +166,25 @@ def messages_of(record: Any, columns: Mapping[str, str]) -> list[Message]:
     return found.messages
 
 
+def load_json(text: str | bytes) -> Any:
+    """Return a JSON value. Python's reader would keep the last of several values of a name.
+
+    Raises:
+        ValueError: it is no JSON, or an object has a name twice.
+        RecursionError: it is nested too deeply.
+    """
+    return json.loads(text, object_pairs_hook=_object)
+
+
+def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"an object has {twice!r} twice")
+    return made
+
+
 def form_of(fields: Mapping[str, Any], columns: Mapping[str, str]) -> str | None:
     """Return the first field of the form that a record or table with these fields has, or None."""
     return _form_of(_given(fields), columns)
@@ -242,7 +261,7 @@ def _messages(value: Any, name: str) -> tuple[list[Message], list[bool]]:
     """Return the messages that a field holds, and which are to be learned."""
     if isinstance(value, str):
         try:
-            value = json.loads(value)
+            value = load_json(value)
         except ValueError:
             raise Rejected("broken", f"{name} is text that is no JSON: {value[:60]!r}") from None
     if isinstance(value, Mapping):  # a list per field, as a struct of lists is read from Parquet
@@ -476,11 +495,13 @@ def _text(value: Any, name: str) -> str:
 
 def _json(text: Any, name: str) -> Any:
     try:
-        return json.loads(text)
+        return load_json(text)
     except json.JSONDecodeError as error:
         why = f"{error.msg}: character {error.pos}"
         raise Rejected("broken", f"{name} is no JSON: {str(text)[:60]!r} ({why})") from None
-    except (TypeError, ValueError, RecursionError):
+    except ValueError as error:
+        raise Rejected("broken", f"{name} is no JSON: {str(text)[:60]!r} ({error})") from None
+    except (TypeError, RecursionError):
         raise Rejected("broken", f"{name} is no JSON: {str(text)[:60]!r}") from None
 
 

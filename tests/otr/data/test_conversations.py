@@ -253,6 +253,8 @@ def test_an_empty_system_message_is_kept() -> None:
     [
         ("no object", "broken", "text instead of an object"),
         ([1], "broken", "a list instead of an object"),
+        ('{"prompt": "a", "prompt": "b", "completion": "c"}', "broken", "has 'prompt' twice"),
+        ({"messages": [ASKED, ANSWERED], "tools": '[{"a": 1, "a": 2}]'}, "broken", "has 'a' twice"),
         ('{"prompt": "caf\ufffd", "completion": "a"}', "broken", "not UTF-8: save the file as"),
         (
             {"prompt": "a"},

@@ -106,12 +106,12 @@ def file_remarks(config: DataConfig) -> dict[str, int]:
     validation: set[str] = set()
     with suppress(ValueError):  # reading the validation data reports it
         validation = {*_identities(config.validation, "validation")}
+    others = _other_formats(config.paths, config.split)
     found = {
         READ_TWICE: sum(count > 1 for count in trained.values()),
         VALIDATED_TOO: len(validation & trained.keys()),
+        OTHER_FORMAT.format(", ".join(sorted(others))): others.total(),
     }
-    for suffix, count in _other_formats(config.paths, config.split).items():
-        found[OTHER_FORMAT.format(suffix)] = count
     return {remark: count for remark, count in found.items() if count}
 
 

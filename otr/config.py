@@ -193,6 +193,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not self.paths:
             raise ValueError("data.paths is empty: name a file, a directory or hf:NAME")
+        if not all(map(str.strip, (*self.paths, *self.validation))):  # else the working directory
+            raise ValueError("data has a path without a name: name a file, a directory or hf:NAME")
         self._take_weights()
         if self.sequence_length < 8:
             raise ValueError(f"data.sequence_length is {self.sequence_length}: use at least 8")

@@ -12,6 +12,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"did you mean {nearest[0]!r}?" if nearest else "there is none"
 
 
+def nearly(word: str, known: Iterable[str]) -> str | None:
+    """Return the name that differs from `word` in a letter or two at most; None if none does."""
+    return next(iter(get_close_matches(word, list(known), n=1, cutoff=0.8)), None)
+
+
 def full_disk(error: str, path: str = "") -> str:
     """Return what to do about an error of a full disk; empty for another error."""
     if os.strerror(errno.ENOSPC) not in error:

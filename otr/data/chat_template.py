@@ -167,13 +167,17 @@ class ChatTemplate:
             written = self._text(_PLAIN, [asked, answer], generate=False).rpartition(_SENTINEL)[2]
         except Rejected:  # reported for the conversations that it also fails for
             return TurnEnd("", "", False, "")
-        if tokens := self._tokens.search(written):
-            return TurnEnd(written, written[: tokens.end()], True, "")
+        within = written
         with suppress(Rejected):
             longer = self._text(_PLAIN, [asked, answer, asked], generate=False)
-            mark = self._tokens.match(longer.rpartition(_SENTINEL)[2], len(written))
-            if mark:
-                return TurnEnd(written, written, True, mark.group())
+            within = longer.rpartition(_SENTINEL)[2]
+        if tokens := self._tokens.search(written):
+            # Phi-4-mini's template ends the whole text too, with another token after the turn's.
+            starts = [written[:end] for end in range(tokens.end(), 0, -1)]
+            in_both = (s for s in starts if within.startswith(s) and self._ends_with_token(s))
+            return TurnEnd(written, next(in_both, starts[0]), True, "")
+        if mark := self._tokens.match(within, len(written)):
+            return TurnEnd(written, written, True, mark.group())
         return TurnEnd(written, written.rstrip(), False, "")
 
     @cached_property

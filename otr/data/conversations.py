@@ -2,9 +2,10 @@
 
 A record has one of these forms. Fields in brackets are optional.
 
-- messages: `messages`, also called `conversations` or `conversation` [, `system`, `tools`,
-  `chat_template_kwargs`]. A list of messages, each with role and content (OpenAI) or from and value
-  (ShareGPT); JSON text of such a list; or one object that holds a list per field (Parquet).
+- messages: `messages`, also called `conversations` or `conversation` [, `system`, `tools`, also
+  called `functions`, `chat_template_kwargs`]. A list of messages, each with role and content
+  (OpenAI) or from and value (ShareGPT); JSON text of such a list; or one object that holds a list
+  per field (Parquet).
 - prompt and completion: `prompt`, `completion` [, `system`, `tools`, `chat_template_kwargs`]. Two
   strings, or two lists of messages. Only the completion is trained.
 - instruction (Alpaca): `instruction`, `output` [, `input`, `system`, `history`].
@@ -37,7 +38,7 @@ OPTIONAL_FIELDS = {
 FIELDS = tuple(dict.fromkeys(name for form in FORMS for name in (*form, *OPTIONAL_FIELDS[form[0]])))
 """All fields that are understood."""
 
-OTHER_NAMES = {"messages": ("conversations", "conversation")}
+OTHER_NAMES = {"messages": ("conversations", "conversation"), "tools": ("functions",)}
 
 SHAREGPT_ROLES = {
     "human": "user",
@@ -48,10 +49,14 @@ SHAREGPT_ROLES = {
     "bot": "assistant",
     "model": "assistant",
     "ai": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
     "system": "system",
     "function_call": "function_call",
+    "tool_call": "function_call",
     "observation": "tool",
     "function_response": "tool",
+    "tool_response": "tool",
     "function": "tool",
     "ipython": "tool",
     "tool": "tool",
@@ -62,7 +67,7 @@ tool call of the assistant."""
 THOUGHTS = frozenset({"reasoning_content", "reasoning", "thinking"})
 """Fields of a message that may hold its thought."""
 
-LEARN_FLAGS = ("weight", "train", "loss")
+LEARN_FLAGS = ("weight", "train", "training", "loss")
 """Fields of an assistant's message that say whether it is trained; absent ones mean yes."""
 
 RESERVED_ARGUMENTS = frozenset(
@@ -121,6 +126,8 @@ def read_record(record: Any, columns: Mapping[str, str]) -> Conversation | Plain
     """
     if isinstance(record, str) and record.lstrip()[:1] == "{":
         _json(record, "the record")
+    if isinstance(record, str) and "\ufffd" in record:  # in place of bytes that are not UTF-8
+        raise Rejected("broken", "text that is not UTF-8: save the file as UTF-8")
     if not isinstance(record, Mapping):
         raise Rejected("broken", f"{_kind(record)} instead of an object")
     form, fields, unused = _fields(record, columns)
@@ -159,6 +166,25 @@ def messages_of(record: Any, columns: Mapping[str, str]) -> list[Message]:
     return found.messages
 
 
+def load_json(text: str | bytes) -> Any:
+    """Return a JSON value. Python's reader would keep the last of several values of a name.
+
+    Raises:
+        ValueError: it is no JSON, or an object has a name twice.
+        RecursionError: it is nested too deeply.
+    """
+    return json.loads(text, object_pairs_hook=_object)
+
+
+def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"an object has {twice!r} twice")
+    return made
+
+
 def form_of(fields: Mapping[str, Any], columns: Mapping[str, str]) -> str | None:
     """Return the first field of the form that a record or table with these fields has, or None."""
     return _form_of(_given(fields), columns)
@@ -195,13 +221,24 @@ def _fields(
     form, sources, unused = _sources(tuple(_given(record)), tuple(columns.items()))
     if form is None:
         absent = [name for name in FIELDS if name in columns and record.get(columns[name]) is None]
-        missing = ", ".join(repr(columns[name]) for name in absent)
+        if absent:
+            missing = ", ".join(repr(columns[name]) for name in absent)
+            raise Rejected("broken", f"no value for {missing}")
         named = ", ".join(map(repr, record)) or "none"
-        raise Rejected(
-            "broken",
-            f"no value for {missing}" if absent else f"fields {named}: no form that is known",
-        )
+        missing = ", ".join(map(repr, _missing(record, columns)))
+        without = f" without a value for {missing}" if missing else ""
+        raise Rejected("broken", f"fields {named}: no form that is known{without}")
     return form, {name: record[source] for name, source in sources.items()}, unused
+
+
+def _missing(record: Mapping[str, Any], columns: Mapping[str, str]) -> list[str]:
+    """Return which fields the first form lacks of which the record has any, by its own names."""
+    given = _given(record)
+    for form in FORMS:
+        names = {name: _source(record, columns, name) for name in form if name != "input"}
+        if any(names.values()):
+            return [own or name for name, own in names.items() if own not in given]
+    return []
 
 
 @lru_cache(maxsize=256)  # most records of a corpus have the same fields
@@ -224,7 +261,7 @@ def _messages(value: Any, name: str) -> tuple[list[Message], list[bool]]:
     """Return the messages that a field holds, and which are to be learned."""
     if isinstance(value, str):
         try:
-            value = json.loads(value)
+            value = load_json(value)
         except ValueError:
             raise Rejected("broken", f"{name} is text that is no JSON: {value[:60]!r}") from None
     if isinstance(value, Mapping):  # a list per field, as a struct of lists is read from Parquet
@@ -303,11 +340,11 @@ def _content(message: Message, number: int) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
-        raise Rejected("broken", f"the content of message {number} is {_kind(content)}")
+        raise Rejected("broken", f"the content of message {number} is {_kind(content)}: use text")
     texts = []
     for part in content:
         text = part.get("text") if isinstance(part, Mapping) else part
-        kind = part.get("type") or "text" if isinstance(part, Mapping) else _kind(part)
+        kind = str(part.get("type") or "text") if isinstance(part, Mapping) else _kind(part)
         if not isinstance(text, str) or not kind.endswith("text"):  # such as OpenAI's input_text
             raise Rejected(
                 "broken", f"the content of message {number} has a part of type {kind!r}: use text"
@@ -381,6 +418,8 @@ def _prompt_and_completion(fields: Mapping[str, Any]) -> tuple[list[Message], li
 def _side(value: Any, name: str, role: str) -> tuple[list[Message], list[bool]]:
     if isinstance(value, str):
         return [{"role": role, "content": value}], [role == "assistant"]
+    if not isinstance(_listed(value), Mapping | list):
+        raise Rejected("broken", f"{name} is {_kind(value)} instead of text or a list of messages")
     return _messages(value, name)
 
 
@@ -388,17 +427,18 @@ def _alpaca(fields: Mapping[str, Any]) -> tuple[list[Message], list[bool]]:
     asked = [
         _text(fields[n], n) for n in ("instruction", "input") if fields.get(n) not in ("", None)
     ]
+    answer = _text(fields["output"], "output")
     turns: list[Message] = []
     history = _listed(fields.get("history", []))
     if isinstance(history, str):
         history = _json(history or "[]", "history")
     if not isinstance(history, list):
         raise Rejected("broken", f"history is {_kind(history)} instead of a list of pairs")
-    for pair in map(_listed, [*history, ["\n\n".join(asked), fields["output"]]]):
+    for pair in map(_listed, [*history, ["\n\n".join(asked), answer]]):
         if not isinstance(pair, list) or len(pair) != 2:
             raise Rejected("broken", f"history has {pair!r} instead of [question, answer]")
         for role, text in zip(("user", "assistant"), pair, strict=True):
-            turns.append({"role": role, "content": _text(text, role)})
+            turns.append({"role": role, "content": _text(text, f"a text of {role} in history")})
     return turns, [turn["role"] == "assistant" for turn in turns]
 
 
@@ -410,7 +450,17 @@ def _tools(value: Any) -> list[Any] | None:
         return None
     if not isinstance(value, list):
         raise Rejected("broken", f"tools is {_kind(value)} instead of a list")
-    return [_json(tool, "a tool") if isinstance(tool, str) else tool for tool in value] or None
+    tools = [_json(tool, "a tool") if isinstance(tool, str) else tool for tool in value]
+    return list(map(_tool, tools))
+
+
+def _tool(tool: Any) -> Any:
+    """Return a tool as OpenAI's API has it; the record's may lack the wrapper of the function."""
+    bare = isinstance(tool, Mapping) and "function" not in tool and "name" in tool
+    if not bare or tool.get("type", "function") != "function":
+        return tool
+    function = {key: value for key, value in tool.items() if key != "type"}
+    return {"type": "function", "function": function}
 
 
 def _template_args(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -445,11 +495,13 @@ def _text(value: Any, name: str) -> str:
 
 def _json(text: Any, name: str) -> Any:
     try:
-        return json.loads(text)
+        return load_json(text)
     except json.JSONDecodeError as error:
         why = f"{error.msg}: character {error.pos}"
         raise Rejected("broken", f"{name} is no JSON: {str(text)[:60]!r} ({why})") from None
-    except (TypeError, ValueError, RecursionError):
+    except ValueError as error:
+        raise Rejected("broken", f"{name} is no JSON: {str(text)[:60]!r} ({error})") from None
+    except (TypeError, RecursionError):
         raise Rejected("broken", f"{name} is no JSON: {str(text)[:60]!r}") from None
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import chain, islice, pairwise
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -166,6 +167,7 @@ class _Encoder:
         self.tokenizer, self.sequence_length = tokenizer, sequence_length
         self.train_on, self.over_long = train_on, over_long
         self.template = ChatTemplate(tokenizer)
+        self._short_ids = lru_cache(maxsize=1024)(self._ids)  # most prompts end alike
 
     def begin(
         self,
@@ -192,7 +194,7 @@ class _Encoder:
             if isinstance(one, Rejected) or isinstance(source, Rejected):
                 encoded.append(one)  # type: ignore[arg-type]
                 continue
-            examples = list(islice(tokenized, len(one)))
+            examples = list(chain.from_iterable(islice(tokenized, len(one))))
             remarks = frozenset(chain.from_iterable(text.remarks for text in one))
             encoded.append(_or_rejected(self._fitted, source, examples, remarks))
         return encoded
@@ -288,26 +290,28 @@ class _Encoder:
             raise too_long
         return kept, TRUNCATED
 
-    def _tokenized(self, begun: _Begun) -> list[Example | Rejected]:
+    def _tokenized(self, begun: _Begun) -> Sequence[Sequence[Example | Rejected]]:
+        """Return the examples of each text."""
         texts = begun.texts
         with suppress(Exception):  # if one fails, each is tokenized alone to find it
             if begun.encodings is not None:
-                return list(map(self._example, texts, begun.encodings.result()))
-            return [*self._tokenized_together(texts)]
-        return [_or_rejected(self._tokenized_alone, text) for text in texts]
+                return list(map(self._examples, texts, begun.encodings.result()))
+            return self._tokenized_together(texts)
+        alone = (_or_rejected(self._tokenized_alone, text) for text in texts)
+        return [[each] if isinstance(each, Rejected) else each for each in alone]
 
-    def _tokenized_alone(self, text: Rendered) -> Example:
+    def _tokenized_alone(self, text: Rendered) -> list[Example]:
         half = next((char for char in text.text if "\ud800" <= char <= "\udfff"), None)
         if half:
             raise Rejected("broken", f"{half!r} is half of a character (a lone surrogate)")
         return self._tokenized_together([text])[0]
 
-    def _tokenized_together(self, texts: Sequence[Rendered]) -> list[Example]:
+    def _tokenized_together(self, texts: Sequence[Rendered]) -> list[list[Example]]:
         if not texts:
             return []
         if not self.tokenizer.is_fast:
-            return [self._by_pieces(text) for text in texts]
-        return list(map(self._example, texts, self._encodings([text.text for text in texts])))
+            return [[self._by_pieces(text)] for text in texts]
+        return list(map(self._examples, texts, self._encodings([text.text for text in texts])))
 
     def _encodings(self, strings: list[str]) -> list[Any]:
         """Return the encodings of a fast tokenizer."""
@@ -318,24 +322,63 @@ class _Encoder:
         backend: Any = self.tokenizer.backend_tokenizer
         return list(backend.encode_batch(strings, add_special_tokens=False))
 
-    def _example(self, text: Rendered, encoding: Any) -> Example:
-        """Return a text's token ids and targets, found by the tokens' places in the text."""
+    def _examples(self, text: Rendered, encoding: Any) -> list[Example]:
+        """Return a text's token ids and targets, found by the tokens' places in the text.
+
+        The engine tokenizes a prompt alone. An answer whose prompt then has other tokens than
+        within the text gets an example of its own, with the engine's; the others share one.
+        """
         if text.enclosed:
-            return self._enclosed(encoding.ids)
+            return [self._enclosed(encoding.ids)]
         ids, mask = list(encoding.ids), [False] * len(encoding.ids)
-        for start, end in reversed(text.answers):
+        apart: list[Example] = []
+        for start, end in text.answers:
             first, after = _token_at(encoding, start), _token_at(encoding, end)
-            if after < len(encoding.ids) and encoding.token_to_chars(after)[0] < end:
+            if after < len(ids) and encoding.token_to_chars(after)[0] < end:
                 after += 1  # a token of the answer's end and of what follows
-            mask[first:after] = [True] * (after - first)
+            prompt = self._other_prompt(text.text[:start], encoding, first)
+            if prompt is None:
+                mask[first:after] = [True] * (after - first)
+                continue
             begin, stop = encoding.token_to_chars(first) if first < after else (start, end)
-            if begin < start:
-                # A token of the prompt's end and the answer's beginning. The engine has the prompt
-                # alone, so the two are tokenized apart.
-                prompt, answer = self._ids(text.text[begin:start]), self._ids(text.text[start:stop])
-                ids[first : first + 1] = prompt + answer
-                mask[first : first + 1] = [False] * len(prompt) + [True] * len(answer)
-        return Example(ids, mask)
+            answer = ids[first:after]
+            if begin < start:  # a token of the prompt's end and the answer's beginning
+                answer[:1] = self._ids_within(text.text[start:stop])
+            rest = ids[after:] if (start, end) == text.answers[-1] else []
+            targets = [False] * len(prompt) + [True] * len(answer) + [False] * len(rest)
+            apart.append(Example([*prompt, *answer, *rest], targets))
+        shared = [Example(ids, mask)] if any(mask) or not apart else []
+        return apart + shared if any(mask[first:after]) else shared + apart
+
+    def _other_prompt(self, prompt: str, encoding: Any, first: int) -> list[int] | None:
+        """Return the tokens of a prompt if they are not the first ones of the text that it begins.
+
+        Args:
+            prompt: a beginning of the text.
+            encoding: the text's.
+            first: the number of the first token that ends after the prompt.
+        """
+        if first < len(encoding.ids) and encoding.token_to_chars(first)[0] < len(prompt):
+            return self._ids(prompt)
+        white = len(prompt) - len(prompt.rstrip())
+        if (
+            1 < white < len(prompt)
+        ):  # many tokenizers leave the last blank before a word to the word
+            last = _token_at(encoding, len(prompt) - white - 1)
+            begin, _ = encoding.token_to_chars(last)
+            if self._short_ids(prompt[begin:]) != encoding.ids[last:first]:
+                ids = self._ids(prompt)
+                return ids if encoding.ids[: len(ids)] != ids else None
+        return None
+
+    def _ids_within(self, piece: str) -> list[int]:
+        """Return the token ids of a piece as within a text, which some begin with a space."""
+        for before in ("\n", ".", "a"):
+            [encoding] = self._encodings([before + piece])
+            first = _token_at(encoding, len(before))
+            if first < len(encoding.ids) and encoding.token_to_chars(first)[0] == len(before):
+                return list(encoding.ids[first:])
+        return self._ids(piece)
 
     def _by_pieces(self, text: Rendered) -> Example:
         """Return a text's token ids and targets with a tokenizer that tells no places."""

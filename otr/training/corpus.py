@@ -4,8 +4,8 @@
 """
 
 import functools
-import json
 import os
+import shlex
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +16,12 @@ import numpy as np
 
 from otr._deprecated import renamed_names
 from otr.config import DataConfig, ModelConfig
-from otr.hints import did_you_mean
+from otr.hints import did_you_mean, nearly
 from otr.training.audit import Audit, batch_audit
 from otr.training.sources import (
     SourceChunk,
     UnreadableSource,
+    file_remarks,
     left_out,
     list_chunks,
     place_of,
@@ -90,6 +91,8 @@ class CorpusReport:
     learns them does not learn to stop."""
     left_out: dict[str, int]
     """Files that are not read, per split that they belong to."""
+    files: dict[str, int]
+    """Files per remark, such as the number that are named twice."""
     tokens: int
     trained_tokens: int
     seconds: float
@@ -190,6 +193,7 @@ def inspect_corpus(config: DataConfig, model: ModelConfig, *, limit: int = 20_00
         sources=sources.found,
         unended=unended,
         left_out=left_out(config.paths, config.split),
+        files=file_remarks(config),
         tokens=sum(source.tokens for source in sources.found.values()),
         trained_tokens=sum(source.trained_tokens for source in sources.found.values()),
         seconds=seconds,
@@ -308,10 +312,12 @@ def _texts(chunks: Iterable[SourceChunk], skip_bad: bool) -> Iterator[Text]:
 
 def _parsed(content: bytes | UnreadableSource) -> Any:
     """Return the record, or its text if that is no JSON; `otr.data` counts the latter as broken."""
+    from otr.data.conversations import load_json  # imports transformers, which takes seconds
+
     if isinstance(content, UnreadableSource):
         return content
     try:
-        return json.loads(content)
+        return load_json(content)
     except (ValueError, RecursionError):  # no JSON, no UTF-8, or nested too deeply
         return content.decode(errors="replace")
 
@@ -354,8 +360,18 @@ def _check_columns(config: DataConfig, records: Iterable[Any]) -> str | None:
         raise ValueError(
             f"the corpus has the columns {', '.join(existing)}: map them with --columns to "
             "messages, to prompt and completion, to instruction and output, or to text"
+            f"{_mapping_hint(existing)}"
         )
     return form
+
+
+def _mapping_hint(existing: Iterable[str]) -> str:
+    """Return a mapping of columns whose names are nearly ours, as the end of an error message."""
+    from otr.data.conversations import FIELDS
+
+    near = {name: nearly(name.strip().lower(), FIELDS) for name in existing if name not in FIELDS}
+    pairs = [shlex.quote(f"{ours}={name}") for name, ours in near.items() if ours]
+    return f"; perhaps --columns {' '.join(pairs)}" if pairs else ""
 
 
 def rendered(example: "Example", tokenizer: "PreTrainedTokenizerBase") -> list[tuple[str, bool]]:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, field, fields
 from itertools import chain
 from pathlib import Path
 
@@ -55,6 +55,8 @@ class Summary:
     """Records per remark."""
     left_out: dict[str, int]
     """Files that are not read, per split that they belong to."""
+    files: dict[str, int] = field(default_factory=dict)
+    """Files per remark."""
 
     @property
     def total(self) -> SourceReport:
@@ -80,6 +82,7 @@ def summarize(report: CorpusReport, names: Mapping[str, str] | None = None) -> S
         unused=report.unused,
         remarks=report.remarks,
         left_out=report.left_out,
+        files=report.files,
     )
 
 
@@ -149,7 +152,7 @@ def finding_table(summary: Summary) -> Table:
     texts = {
         "records rejected as {}": rejected,
         "files, or rests of files, that are {}": {UNREADABLE: unreadable} if unreadable else {},
-        "{}": summary.remarks,
+        "{}": summary.remarks | summary.files,
         "records with the field {}, used neither by otr nor by the chat template": summary.unused,
         "files of the split {}, which is not read": summary.left_out,
     }

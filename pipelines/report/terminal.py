@@ -101,6 +101,8 @@ def print_remarks(corpus: "CorpusReport", say: Callable[[str], None] = console.n
     for split, count in corpus.left_out.items():
         files = "1 file" if count == 1 else f"{count:,} files"
         say(f"not read: {files} of the split {split!r} (--train.data.split)")
+    for remark, count in corpus.files.items():
+        say(f"{count:,} {remark}")
     for remark, count in corpus.remarks.items():
         say(f"{count:,}{read} {remark}")
 

@@ -57,7 +57,11 @@ class Stage:
 
 
 class _LossyStream:
-    """A stream that discards its text from the first error of writing on."""
+    """A stream that discards its text from the first error of writing on.
+
+    Characters that its encoding lacks are escaped: half of one (a lone surrogate) in UTF-8, letters
+    and bars in ASCII.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -65,7 +69,7 @@ class _LossyStream:
     def write(self, text: str) -> int:
         """Write to the stream, or discard the text."""
         try:
-            return self._stream.write(text)
+            return self._stream.write(self._encodable(text))
         except OSError:
             self._discard()
             return len(text)
@@ -79,6 +83,10 @@ class _LossyStream:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+    def _encodable(self, text: str) -> str:
+        encoding = self._stream.encoding or "utf-8"
+        return text.encode(encoding, "backslashreplace").decode(encoding)
 
     def _discard(self) -> None:
         # By its descriptor: Python flushes the stream once more when it exits.

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -238,6 +239,34 @@ def test_unknown_columns_are_refused_with_the_nearest(
     path.write_text(json.dumps({"question": "1 + 1?", "answer": "2"}))
     with pytest.raises(ValueError, match=message):
         corpus.inspect_corpus(DataConfig((str(path),), columns), model)
+
+
+@pytest.mark.parametrize(
+    ("names", "hint"),
+    [
+        (("promt", "completion"), "; perhaps --columns prompt=promt$"),
+        (("Prompt", " completion"), r"; perhaps --columns prompt=Prompt 'completion= completion'$"),
+        (("mesages", "id"), "; perhaps --columns messages=mesages$"),
+        (("question", "answer"), "or to text$"),
+        (("prompt", "chosen", "rejected"), "or to text$"),
+    ],
+)
+def test_columns_with_nearly_our_names_are_suggested(
+    tmp_path: Path, model: ModelConfig, names: Sequence[str], hint: str
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(dict.fromkeys(names, "a")))
+    with pytest.raises(ValueError, match=hint):
+        corpus.inspect_corpus(DataConfig((str(path),)), model)
+
+
+def test_a_record_with_a_name_twice_is_broken(tmp_path: Path, model: ModelConfig) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(TEXT + b'{"prompt": "a", "prompt": "b", "completion": "c"}\n')
+    config = DataConfig((str(path),), sequence_length=64)
+    [sample] = corpus.inspect_corpus(config, model).samples
+    assert sample["cause"] == "broken" and "an object has 'prompt' twice" in sample["detail"]
+    assert sample["place"] == f"{path}, line 51"
 
 
 def test_too_many_rejected_records_are_refused(tmp_path: Path, model: ModelConfig) -> None:

@@ -38,6 +38,7 @@ from otr.training.sources.listing import (
     SourceChunk,
     absolute_path,
     corpus_identity,
+    file_remarks,
     left_out,
     list_chunks,
 )
@@ -55,6 +56,7 @@ __all__ = [
     "UnreadableSource",
     "absolute_path",
     "corpus_identity",
+    "file_remarks",
     "left_out",
     "list_chunks",
     "place_of",

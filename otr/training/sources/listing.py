@@ -1,10 +1,11 @@
 """Which files and data sets a corpus consists of, and their division into chunks."""
 
+import glob
 import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -31,6 +32,9 @@ WITHOUT_ROWS = {"dataset_infos.json", "dataset_info.json", "dataset_dict.json", 
 """Files that describe a data set."""
 CHUNK_BYTES = 16 * 2**20
 DIGEST_BYTES = 64 * 2**20  # bytes of a corpus that its identity covers
+READ_TWICE = "files that --data names more than once: their records are trained as often"
+VALIDATED_TOO = "files that are trained on and validated on"
+OTHER_FORMAT = "files that are not read, whose names end in {}"
 _FIXED_PART = re.compile(r"([^*?\[]*/)?")  # of a glob: the directories before the first wildcard
 
 
@@ -90,6 +94,27 @@ def left_out(paths: Sequence[str], split: str = "train") -> dict[str, int]:
     return dict(counts)
 
 
+def file_remarks(config: DataConfig) -> dict[str, int]:
+    """Return what the owner of a corpus should know of its files, each with the number of files.
+
+    Files for another split are not among them, see `left_out`.
+
+    Raises:
+        ValueError: as `list_chunks`.
+    """
+    trained = Counter(_identities(config.paths, config.split))
+    validation: set[str] = set()
+    with suppress(ValueError):  # reading the validation data reports it
+        validation = {*_identities(config.validation, "validation")}
+    others = _other_formats(config.paths, config.split)
+    found = {
+        READ_TWICE: sum(count > 1 for count in trained.values()),
+        VALIDATED_TOO: len(validation & trained.keys()),
+        OTHER_FORMAT.format(", ".join(sorted(others))): others.total(),
+    }
+    return {remark: count for remark, count in found.items() if count}
+
+
 def corpus_identity(config: DataConfig) -> list[tuple[str, int, str | None]]:
     """Return (base name, size in bytes, digest) of each training file, in order.
 
@@ -146,6 +171,35 @@ def _hub_chunks(path: str, split: str) -> Iterable[SourceChunk]:
     return [SourceChunk("hub", path, shard, count, split) for shard in range(count)]
 
 
+def _identities(paths: Sequence[str], split: str) -> Iterator[str]:
+    """Yield a name for each file, the same for all ways to name it, and for each hub data set."""
+    for path in paths:
+        if path.startswith("hf:"):
+            yield f"{path} {split}"
+            continue
+        for file in _files(path, split):
+            local = isinstance(file.fs, LocalFileSystem)
+            yield os.path.realpath(file.name) if local else file.fs.unstrip_protocol(file.name)
+
+
+def _other_formats(paths: Sequence[str], split: str) -> Counter[str]:
+    """Return the number of files of no known format in directories and globs, per suffix."""
+    found: Counter[str] = Counter()
+    for path in paths:
+        if not path.startswith("hf:"):
+            fs, inner = fsspec.core.url_to_fs(path)
+            names, _ = _names(fs, inner, split)
+            found.update(_suffix(name) for name in names if not _kind(name) and fs.isfile(name))
+    return found
+
+
+def _suffix(name: str) -> str:
+    """Return what the name of a file ends with, such as .txt or .parquet.gz; else the name."""
+    stem, last = os.path.splitext(os.path.basename(name))
+    before = os.path.splitext(stem)[1]
+    return f"{before if before.lower() in KIND_OF_SUFFIX else ''}{last}" or stem
+
+
 def _files(path: str, split: str) -> Sequence[_File]:
     return _by_split(path, split)[split]
 
@@ -163,6 +217,8 @@ def _by_split(path: str, split: str) -> dict[str, Sequence[_File]]:
         raise ValueError(
             f"{path!r} does not exist: no such file, directory or glob{hint}"
         ) from None
+    except OSError as error:
+        raise ValueError(f"{path!r} can't be listed: {error}") from error
     files = [_File(fs, name, kind) for name in names if (kind := _kind(name))]
     if not files:
         raise ValueError(
@@ -194,7 +250,7 @@ def _names(fs: Any, path: str, split: str) -> tuple[Sequence[str], str | None]:
         return (saved, None) if saved else (_inside(fs, directory), directory)
     if fs.exists(path):
         return [path], None
-    matches = sorted(fs.glob(path))
+    matches = sorted(_glob(path) if isinstance(fs, LocalFileSystem) else fs.glob(path))
     if not _visible(matches):
         raise FileNotFoundError
     fixed = _FIXED_PART.match(path)
@@ -204,8 +260,34 @@ def _names(fs: Any, path: str, split: str) -> tuple[Sequence[str], str | None]:
 
 
 def _inside(fs: Any, directory: str) -> Sequence[str]:
-    """Return the files below a directory in order, without hidden ones and names with a first _."""
-    return _with_rows(_visible(sorted(fs.find(directory)), directory.count("/")))
+    """Return the files below a directory in order, without hidden ones and names with a first _.
+
+    Raises:
+        OSError: a directory can't be listed.
+    """
+    found = _find(directory) if isinstance(fs, LocalFileSystem) else fs.find(directory)
+    return _with_rows(_visible(sorted(found), directory.count("/")))
+
+
+def _find(directory: str) -> Iterator[str]:
+    """Yield the files below a local directory.
+
+    fsspec's `find` follows no links to directories, and passes over those that it can't list.
+
+    Raises:
+        OSError: a directory can't be listed.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    seen: set[str] = set()
+    for folder, folders, names in os.walk(directory, onerror=refuse, followlinks=True):
+        inside = os.path.realpath(folder)
+        folders[:] = _visible(folders) if inside not in seen else []
+        if inside not in seen:  # else it is a link to a directory that was read
+            yield from (os.path.join(folder, name) for name in names)
+        seen.add(inside)
 
 
 def _with_rows(names: Sequence[str]) -> Sequence[str]:
@@ -224,10 +306,21 @@ def _kind(name: str) -> str:
     return "" if plain != name.lower() and kind in ("parquet", "arrow") else kind
 
 
+def _glob(pattern: str) -> Collection[str]:
+    """Return the local matches of a glob. fsspec's follows no links to directories."""
+    matches = sorted(glob.glob(pattern, recursive=True), reverse=True)
+    # A link to a directory above gives the same files again: the first name of each stays.
+    return {
+        (os.path.realpath(os.path.dirname(name)), os.path.basename(name)): name for name in matches
+    }.values()
+
+
 def _file_chunks(file: _File) -> Iterator[SourceChunk]:
     """Yield byte ranges of a large file of lines or row groups; one chunk for other files."""
     url = file.fs.unstrip_protocol(file.name)
-    size = file.fs.size(file.name) or 0
+    size = 0
+    with suppress(OSError):  # a link to nothing, say; reading the file reports the error
+        size = file.fs.size(file.name) or 0
     if size <= CHUNK_BYTES or not _is_divisible(file, url):
         yield SourceChunk(file.kind, url)
         return

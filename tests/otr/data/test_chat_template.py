@@ -118,6 +118,16 @@ def test_an_answer_ends_with_the_token_that_ends_the_turn(family: str) -> None:
     assert answers(of_family(family), KINDS["one turn"]) == [ENDS[family]]
 
 
+def test_a_token_that_ends_the_whole_text_is_no_part_of_an_answer() -> None:
+    """Phi-4-mini's template writes one after the token that ends the last turn."""
+    tokenizer = tokenizer_for(
+        "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + '<|end|>' }}{% endfor %}"
+        "{{ '<|assistant|>' if add_generation_prompt else eos_token }}{# <|user|> #}"
+    )
+    turns = {"messages": [ASKED, ANSWERED, AGAIN, ANSWERED_AGAIN]}
+    assert answers(tokenizer, turns) == ["4<|end|>6<|end|>"]
+
+
 def test_answers_share_a_text_unless_the_template_rewrites_it() -> None:
     twice = KINDS["several turns"]
     assert answers(of_family("qwen2_5"), twice) == ["4<|im_end|>6<|im_end|>"]

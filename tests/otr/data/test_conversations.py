@@ -40,6 +40,15 @@ TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {}}}
             },
             {},
         ),
+        (
+            {
+                "conversations": [
+                    {"from": "human", "value": "2 + 2?"},
+                    {"from": "bing", "value": "4"},
+                ]
+            },
+            {},
+        ),
         ({"conversation": TURNS}, {}),
         (
             {"messages": [{"role": "human", "content": "2 + 2?"}, {"role": "gpt", "content": "4"}]},
@@ -145,6 +154,7 @@ FUNCTION = CALL["function"]
         {"tool_calls": [{"name": "weather", "parameters": {"city": "Oslo"}}]},
         {"function_call": {"name": "weather", "arguments": '{"city": "Oslo"}'}},
         {"function_call": FUNCTION, "tool_calls": None},
+        {"role": "tool_call", "content": json.dumps(FUNCTION)},
     ],
 )
 def test_tool_calls_of_every_kind_are_the_same(fields: dict) -> None:
@@ -152,6 +162,28 @@ def test_tool_calls_of_every_kind_are_the_same(fields: dict) -> None:
     found = messages_of({"messages": [*turns, ANSWERED]}, {})
     assert found[1] == {"role": "assistant", "content": "", "tool_calls": [CALL]}
     assert found[2] == {"role": "tool", "content": "sun"}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tools": [TOOLS[0]["function"]]},
+        {"tools": json.dumps([TOOLS[0]["function"]])},
+        {"tools": [{"type": "function", **TOOLS[0]["function"]}]},
+        {"functions": [TOOLS[0]["function"]]},
+    ],
+)
+def test_tools_of_every_kind_are_the_same(fields: dict) -> None:
+    found = read_record({"messages": TURNS, **fields}, {})
+    assert isinstance(found, Conversation)
+    assert (found.tools, found.unused) == (TOOLS, ())
+
+
+def test_tools_that_are_no_functions_stay_as_they_are() -> None:
+    search = {"type": "web_search", "name": "search"}
+    found = read_record({"messages": TURNS, "tools": [search]}, {})
+    assert isinstance(found, Conversation)
+    assert found.tools == [search]
 
 
 @pytest.mark.parametrize("arguments", [{}, {"arguments": None}, {"arguments": " "}])
@@ -187,7 +219,8 @@ def test_sharegpt_function_calls_are_tool_calls() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "no", "yes"), [("weight", 0, 1), ("train", False, True), ("loss", 0.0, 1.0)]
+    ("name", "no", "yes"),
+    [("weight", 0, 1), ("train", False, True), ("training", False, True), ("loss", 0.0, 1.0)],
 )
 def test_flags_say_which_answers_are_learned(name: str, no: Any, yes: Any) -> None:
     turns = [ASKED, {**ANSWERED, name: no}, {**ASKED, name: no}, {**ANSWERED, name: yes}]
@@ -220,7 +253,29 @@ def test_an_empty_system_message_is_kept() -> None:
     [
         ("no object", "broken", "text instead of an object"),
         ([1], "broken", "a list instead of an object"),
-        ({"prompt": "a"}, "broken", "fields 'prompt': no form that is known"),
+        ('{"prompt": "a", "prompt": "b", "completion": "c"}', "broken", "has 'prompt' twice"),
+        ({"messages": [ASKED, ANSWERED], "tools": '[{"a": 1, "a": 2}]'}, "broken", "has 'a' twice"),
+        ('{"prompt": "caf\ufffd", "completion": "a"}', "broken", "not UTF-8: save the file as"),
+        (
+            {"prompt": "a"},
+            "broken",
+            "fields 'prompt': no form that is known without a value for 'c",
+        ),
+        ({"messages": None}, "broken", "without a value for 'messages'"),
+        ({"conversations": None, "id": 1}, "broken", "without a value for 'conversations'"),
+        ({"instruction": "a", "output": None}, "broken", "without a value for 'output'"),
+        ({"foo": "a"}, "broken", "fields 'foo': no form that is known"),
+        ({"prompt": "a", "completion": 7}, "broken", "completion is int '7' instead of text or"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": 1, "text": "a"}]}]},
+            "broken",
+            "a part of type '1': use text",
+        ),
+        (
+            {"instruction": "a", "output": "b", "history": [["q", None]]},
+            "broken",
+            "a text of assistant in history is nothing instead of text",
+        ),
         ({"messages": "hello"}, "broken", "messages is text that is no JSON: 'hello'"),
         ({"messages": 7}, "broken", "messages is int '7' instead of a list of messages"),
         ({"messages": {"role": ["user"], "content": []}}, "broken", "not of one list per field"),
@@ -236,7 +291,7 @@ def test_an_empty_system_message_is_kept() -> None:
             "broken",
             "the record is no JSON: '{\"messages\": oops}' (Expecting",
         ),
-        ({"prompt": "a", "completion": None}, "broken", "no form that is known"),
+        ({"prompt": "a", "completion": None}, "broken", "without a value for 'completion'"),
         (
             {"messages": [ASKED, {**ANSWERED, "reasoning_content": ["a"]}]},
             "broken",
@@ -284,7 +339,7 @@ def test_an_empty_system_message_is_kept() -> None:
         ({"messages": [ASKED, {**ANSWERED, "tool_calls": 7}]}, "broken", "tool_calls of message 1"),
         ({"messages": TURNS, "tools": "{"}, "broken", "tools is no JSON"),
         ({"instruction": "a", "output": "b", "history": [["q"]]}, "broken", "history has ['q']"),
-        ({"instruction": "a", "output": 4}, "broken", "assistant is int '4' instead of text"),
+        ({"instruction": "a", "output": 4}, "broken", "output is int '4' instead of text"),
         ({"prompt": "a", "completion": "  "}, "empty", "the assistant's content"),
         ({"prompt": " ", "completion": "a"}, "empty", "the user's content"),
         ({"messages": []}, "empty", "no messages"),

@@ -103,13 +103,16 @@ def sentencepiece(legacy: bool) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def tokenizer_that_joins_line_ends() -> PreTrainedTokenizerBase:
-    """Merge two line ends, so that a prompt's last may share a token with an answer's first."""
+def tokenizer_that_joins_line_ends(by_words: bool = False) -> PreTrainedTokenizerBase:
+    """Merge two line ends, so that a prompt's last may share a token with an answer's first.
+
+    By words, as GPT-2's tokenizer does it, the last blank before a word is apart from the others.
+    """
     symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {symbol: number for number, symbol in enumerate([*symbols, "ĊĊ", "ĊĠ"])}
     merges = [("Ċ", "Ċ"), ("Ċ", "Ġ")]
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=by_words)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>")
@@ -214,6 +217,43 @@ def test_a_token_of_a_prompts_end_and_an_answers_beginning_is_cut(answer: str) -
     assert example.mask.index(True) == len(prompt)
     assert tokenizer.decode(example.ids) == written(tokenizer, turns, generate=False)
     assert trained(tokenizer, example) == f"{answer}<|im_end|>"
+
+
+ENDS_IN_A_BLANK = (
+    "{% for m in messages %}{{ m.role + ': ' + m.content + ('<|im_end|>' if m.role == 'assistant' "
+    "else '\n') }}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+)
+ENDS_IN_TWO_LINES = ENDS_IN_A_BLANK.replace(": ", ":\n\n")
+
+
+@pytest.mark.parametrize("template", [ENDS_IN_A_BLANK, ENDS_IN_TWO_LINES])
+@pytest.mark.parametrize("kind", ["merges", "words", "sentencepiece", "sentencepiece, legacy"])
+def test_every_answer_follows_the_engines_tokens_where_they_are_others_than_the_texts(
+    template: str, kind: str
+) -> None:
+    words = {"words": lambda: tokenizer_that_joins_line_ends(by_words=True)}
+    tokenizer = (TOKENIZERS | words)[kind]()
+    tokenizer.chat_template = template
+    turns = [
+        {"role": role, "content": text}
+        for question, answer in (("2 + 2?", "4 am"), ("3 + 3?", "  a"), ("so?", "\nhm"), ("b", "4"))
+        for role, text in (("user", question), ("assistant", answer))
+    ]
+    done = tokenize([{"messages": turns}], tokenizer, columns={}, sequence_length=1000)
+    found = {}
+    for ids, mask in done.examples:
+        for start in range(len(ids)):
+            if mask[start] and not mask[start - 1]:
+                end = next((n for n in range(start, len(ids)) if not mask[n]), len(ids))
+                assert tuple(ids[:start]) not in found, "each answer is trained once"
+                found[tuple(ids[:start])] = ids[start:end]
+    for number in range(1, len(turns), 2):
+        prompt = tokens(tokenizer, written(tokenizer, turns[:number], generate=True))
+        answer = found.pop(tuple(prompt))
+        assert tokenizer.decode(prompt + answer) == tokenizer.decode(
+            tokens(tokenizer, written(tokenizer, turns[: number + 1], generate=False))
+        )
+    assert not found
 
 
 def test_only_the_answer_and_its_end_of_turn_are_trained() -> None:

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 import re
 import tracemalloc
 from collections.abc import Sequence
@@ -18,12 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from otr.config import DataConfig
 from otr.training import sources
 from otr.training.sources import UnreadableSource, json_files, listing, text
+from otr.training.sources.listing import OTHER_FORMAT, READ_TWICE, VALIDATED_TOO
 from otr.training.sources.splits import by_split, split_of
 
 ROWS: list[dict[str, Any]] = [
@@ -220,6 +222,7 @@ VALUES = st.recursive(
 )
 
 
+@settings(deadline=None)  # a busy machine
 @given(st.lists(VALUES, max_size=6), st.sampled_from([None, 0, 40]), st.booleans())
 def test_any_array_is_read_from_any_pieces(
     tmp_path_factory: pytest.TempPathFactory, values: list[Any], indent: int | None, ascii: bool
@@ -508,6 +511,57 @@ def test_a_split_that_no_file_has_is_refused_with_the_others(tmp_path: Path) -> 
         sources.list_chunks([str(tmp_path)])
     assert len(records(tmp_path / "*.jsonl", split="test")) == 1
     assert sources.left_out([str(tmp_path)], "test") == {"validation": 1}
+
+
+def test_links_in_a_directory_are_followed_once(tmp_path: Path) -> None:
+    """fsspec's `find` takes a link to a directory for a file, which has no known suffix."""
+    write(tmp_path / "elsewhere" / "b.jsonl", JSON_LINES)
+    write(tmp_path / "corpus" / "a.jsonl", JSON_LINES)
+    (tmp_path / "corpus" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "corpus")
+    for path in (tmp_path / "corpus", tmp_path / "corpus" / "**"):
+        assert records(path) == ROWS + ROWS
+    assert records(tmp_path / "corpus" / "*" / "*.jsonl") == ROWS
+
+
+def test_a_link_to_nothing_is_an_unreadable_file(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", JSON_LINES)
+    (tmp_path / "b.jsonl").symlink_to(tmp_path / "gone")
+    with pytest.raises(sources.UnreadableSource, match=r"b\.jsonl: .*No such file"):
+        records(tmp_path)
+
+
+def test_a_directory_that_can_not_be_listed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "part" / "a.jsonl", JSON_LINES)
+    write(tmp_path / "b.jsonl", JSON_LINES)
+
+    def scandir(path: str) -> Any:
+        if str(path).endswith("part"):
+            raise PermissionError(13, "Permission denied", path)
+        return listed(path)
+
+    listed = os.scandir
+    monkeypatch.setattr(os, "scandir", scandir)  # root may list any
+    with pytest.raises(ValueError, match=r"can't be listed: .*Permission denied: .*part"):
+        sources.list_chunks([str(tmp_path)])
+
+
+def test_what_becomes_of_files_is_counted(tmp_path: Path) -> None:
+    paths = [write(tmp_path / name, JSON_LINES) for name in ("a.jsonl", "b.jsonl")]
+    for name in ("c.jsonl.bz2", "d.parquet.gz", "e.txt", "f.txt", ".hidden.txt", "README"):
+        write(tmp_path / name, "x")
+    (tmp_path / "folder.txt").mkdir()
+    unread = {OTHER_FORMAT.format(".jsonl.bz2, .parquet.gz, .txt, README"): 5}
+    for all_of_it in (tmp_path, tmp_path / "*"):
+        assert sources.file_remarks(DataConfig((str(all_of_it),))) == unread
+        twice = DataConfig((str(all_of_it), f"{tmp_path}/../{tmp_path.name}/a.jsonl"))
+        assert sources.file_remarks(twice) == {READ_TWICE: 1, **unread}
+    one, both = (str(paths[0]),), tuple(map(str, paths))
+    assert sources.file_remarks(DataConfig(one)) == {}
+    assert sources.file_remarks(DataConfig(both, validation=one)) == {VALIDATED_TOO: 1}
+    assert sources.file_remarks(DataConfig(one, validation=("none.jsonl",))) == {}
 
 
 def test_what_is_named_itself_is_read_whatever_its_name(tmp_path: Path) -> None:

@@ -600,12 +600,13 @@ def test_a_report_of_a_stored_run_has_the_training_data_if_the_run_has(
     assert not section(rerender.rendered(tmp_path)), "a run of an earlier version"
     remark = "records whose thoughts the chat template leaves out"
     part = replace(corpus, complete=False, records=50_000, remarks={remark: 1234}, rejected={})
-    part = replace(part, left_out={"test": 2})
+    part = replace(part, left_out={"test": 2}, files={"files that are named twice": 3})
     data.write(data.summarize(part), tmp_path / data.FILE)
     shown = section(rerender.rendered(tmp_path))
     assert "The first 43 of 50,000 records gave" in shown and "rejected records" not in shown
     assert f"<th scope=row>{remark}</th><td class=n>1,234</td>" in shown
     assert "files of the split test, which is not read</th><td class=n>2<" in shown
+    assert "<th scope=row>files that are named twice</th><td class=n>3</td>" in shown
     assert "<details>" not in shown
     many = replace(part, unused={f"field{n}": 1 for n in range(20)}, rejected={"unreadable": 3})
     data.write(data.summarize(many), tmp_path / data.FILE)

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.assets.newcomer import REPOSITORY
 
 RUN = """
@@ -57,6 +59,25 @@ def test_a_run_goes_on_when_the_disk_of_its_log_is_full(tmp_path: Path) -> None:
         process.communicate(b"go\n")
     assert process.returncode == 0
     assert (tmp_path / "end").read_text() == "finished"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"), [("utf-8", "\\ud83d é █"), ("ascii", r"\ud83d \xe9 \u2588")]
+)
+def test_characters_that_an_encoding_lacks_are_escaped(encoding: str, shown: str) -> None:
+    script = (
+        "from pipelines.runtime import console\n"
+        "with console.going_on_without_reader():\n"
+        r"    console.say('\ud83d \xe9 \u2588'); console.note('\ud83d \xe9 \u2588')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        check=True,
+    )
+    assert done.stdout.decode(encoding) == done.stderr.decode(encoding) == f"{shown}\n"
 
 
 def test_the_help_ends_quietly_with_its_reader() -> None:

@@ -348,7 +348,7 @@ class _Encoder:
             targets = [False] * len(prompt) + [True] * len(answer) + [False] * len(rest)
             apart.append(Example([*prompt, *answer, *rest], targets))
         shared = [Example(ids, mask)] if any(mask) or not apart else []
-        return apart + shared if any(mask[first:after]) else shared + apart
+        return shared + apart
 
     def _other_prompt(self, prompt: str, encoding: Any, first: int) -> list[int] | None:
         """Return the tokens of a prompt if they are not the first ones of the text that it begins.
@@ -361,9 +361,8 @@ class _Encoder:
         if first < len(encoding.ids) and encoding.token_to_chars(first)[0] < len(prompt):
             return self._ids(prompt)
         white = len(prompt) - len(prompt.rstrip())
-        if (
-            1 < white < len(prompt)
-        ):  # many tokenizers leave the last blank before a word to the word
+        # Many tokenizers leave the last of several blanks before a word to the word.
+        if 1 < white < len(prompt):
             last = _token_at(encoding, len(prompt) - white - 1)
             begin, _ = encoding.token_to_chars(last)
             if self._short_ids(prompt[begin:]) != encoding.ids[last:first]:

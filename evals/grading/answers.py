@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from evals.benchmark import Benchmark, Item
 from evals.grading import notation, values
-from evals.grading.finals import after_thinking, formula, last_boxed, marked_answer, option_letter
+from evals.grading.finals import final_part, formula, last_boxed, marked_answer, option_letter
 from evals.grading.quantities import Quantity
 
 _PLAIN = re.compile(r"-?\d+(?:\.\d+)?")
@@ -103,11 +103,12 @@ def exact_equal(prediction: str, gold: str) -> bool:
 
     A text that is `gold` as a whole is right, too.
     """
-    prediction = after_thinking(prediction)
+    prediction = final_part(prediction)
     answer = marked_answer(prediction)
     if answer is None:
         answer = prediction.strip().rpartition("\n")[2]
-    return _normalize_text(gold) in (_normalize_text(answer), _normalize_text(prediction))
+    reasoned = re.split(r",?\s(?:because|since)\s", answer, maxsplit=1)[0]
+    return _normalize_text(gold) in map(_normalize_text, (answer, reasoned, prediction))
 
 
 def grading_pool() -> ThreadPoolExecutor:
@@ -125,7 +126,7 @@ def grade_all(benchmark: Benchmark, answers: Sequence[tuple[Item, str]]) -> list
 
 
 def _normalize_text(answer: str) -> str:
-    answer = re.sub(r"\\text\{([^{}]*)\}", r"\1", answer)
+    answer = re.sub(r"\\text\{([^{}]*)\}", r"\1", answer).replace("\u2212", "-")
     answer = notation.DIGIT_GROUP.sub("", answer).replace(",", " ").strip("\"'`*$. \n\t")
     if re.fullmatch(r"[\[\](){}<>\s]*", answer):
         return "".join(answer.split())

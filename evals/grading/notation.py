@@ -225,7 +225,7 @@ def normalize(answer: str) -> str:
     `\dfrac12` and `(1)/(2)` become `\frac{1}{2}`, and "and" between numbers becomes a comma.
     """
     answer = _ENDLESS.sub(r"\1\\overline{\2\3}", answer)
-    answer = _RAISED.sub(lambda found: f"^{{{found.group().translate(_SUPERSCRIPTS)}}}", answer)
+    answer = _RAISED.sub(_exponent, answer)
     answer = answer.translate(_CHARACTERS).strip().strip("*`").rstrip(".").strip()
     for pattern, replacement in _REWRITES:
         answer = pattern.sub(replacement, answer)
@@ -237,6 +237,13 @@ def normalize(answer: str) -> str:
         answer = answer.replace(",", "")
     answer = re.sub(r"^(-?\d+) (\d+)/(\d+)$", r"\1\\frac{\2}{\3}", answer)
     return _slashes_to_fractions(answer)
+
+
+def _exponent(raised: re.Match[str]) -> str:
+    """Write raised digits as an exponent; one digit without braces, as in "12 cm^2"."""
+    written = raised.group().translate(_SUPERSCRIPTS)
+    alone = len(written) == 1 and not raised.string[raised.end() :][:1].isdigit()
+    return f"^{written}" if alone else f"^{{{written}}}"
 
 
 def compact(answer: str) -> str:

@@ -118,7 +118,7 @@ def equal(answer: Value, gold: Value) -> bool:
 
 def _value(text: str, leading_words: bool = False) -> Value | None:
     """Parse by the loosest sign in the text: or, comma, relation, colon, union, bracket."""
-    text = _without_outer_group(re.sub(r"^(?:\\approx|=)\s*", "", text))
+    text = _without_outer_group(re.sub(r"^(?:\\approx|\\simeq|\\sim|\\therefore|=)\s*", "", text))
     if not text:
         return None
     text = re.sub(r"^[(\[]\s*(\\begin\{array\}.*\\end\{array\})\s*[)\]]$", r"\1", text)

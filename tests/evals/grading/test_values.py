@@ -19,6 +19,9 @@ words:        one-third = \frac13; a dozen = 12; five = 5; negative five = -5; t
 units:        5 = 5\text{ cm}; 5 cm = 5\text{ cm}; 500\text{ cm} = 5\text{ m}; \$5 = 5\text{ dollars}
               36\text{ km/h} = 10\text{ m/s}; 25 square feet = 25\text{ ft}^2; 30^\circ = 30
               3\text{ h }5\text{ min} = 185\text{ minutes}; 9.8\mathrm{~m}/\mathrm{s}^2 = 9.8 m/s^2
+              300 K = 300; 6 m = 6; 12 cm² = 12; 36π cm^2 = 36\pi; 9.8\ \mathrm{m\,s^{-2}} = 9.8\text{ m/s}^2
+              60 \frac{m}{s} = 60; 5\,\mu\text{m} = 5\times10^{-6}\text{ m}; 5\ \text{k}\Omega = 5000\ \Omega; 25°C = 25; £12 = 12
+              \frac{\pi}{3} = 60^\circ; 60^\circ = \frac{\pi}{3}\text{ rad}; 5 N·m = 5; 30-8p\text{ dollars} = 30-8p
 formulas:     2*x**2 = 2x^2; 2^k2^{-n} = 2^{k-n}; x^2-1 = (x-1)(x+1); tv = v t; 3m+3m = 6m; 2\sin x\cos x = \sin 2x; \ln x^2 = 2\ln x
               √3/2 = \frac{\sqrt{3}}{2}; \sqrt[3]{x^2} = x^{2/3}; 1/2x = \frac{x}{2}
               (-1)^{n+1} = -(-1)^n; 5! = 120; \binom52 = 10; e^{i\pi} = -1; |x-1| = |1-x|
@@ -47,7 +50,8 @@ words:        Elevyn = Evelyn; not 5 = 5; twice 5 = 5; at least 5 = 5; less than
               n \text{ is odd} = n \text{ is even}; 4:30 AM = \text{4:30 p.m.}; 1.5 km = 15 km
 units:        5\text{ MW} = 5\text{ mW}; 5\text{ km} = 5\text{ cm}; 5\text{ kg} = 5\text{ m}; 5\text{ ft} = 5\text{ ft}^2; 6 = 6m
               3\text{ h }5\text{ min} = 3; \$5 = 5\text{ cents}; 37^\circ C = 37^\circ F; v = v t
-              5 miles north = 5\text{ miles south}; 45\text{ units}^4 = 45\text{ units}^2
+              5 miles north = 5\text{ miles south}; 45\text{ units}^4 = 45\text{ units}^2; 6 = 6 m; 6 x = 6; 6 m = 6\text{ km}; 1 + 2 m = 3
+              30-8p\text{ dollars} = 30; 5 minus x = 5; 5 2x apples = 5; 5/x dollars = 5; 60^\circ = 60\pi; 300 K = 300\text{ m}
 formulas:     f(g(x)) = g(f(x)); 2 = 2x-1; x+5 = 5; 5a = 5; |x| = x; \sqrt{x^2} = x; a_1 = a_2; x' = x; \bar{x} = x
               \sin^{-1}x = \frac{1}{\sin x}; \log_2 3 = \log_3 2; (-1)^n = 1; n! = n; I(0) = 0
               \int_0^1 x dx = 1; \sum_{k=1}^n k = n; \lim_{x\to0}x = 0; 2i = 2\mathbf{i}; \foo{5} = 5

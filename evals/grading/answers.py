@@ -15,6 +15,9 @@ from evals.grading import notation, values
 from evals.grading.finals import final_part, formula, last_boxed, marked_answer, option_letter
 from evals.grading.quantities import Quantity
 
+_LABEL = re.compile(  # of an option, as in \textbf{(C)}\ 5
+    r"\\(?:text|textbf|mathrm|mathbf)\s*\{\s*\((?P<label>[A-E])\)\s*\}(?P<text>.*\d.*)", re.DOTALL
+)
 _PLAIN = re.compile(r"-?\d+(?:\.\d+)?")
 
 
@@ -46,7 +49,13 @@ def math_equal(prediction: str, gold: str) -> bool:
 
 def compare(prediction: str, gold: str) -> Comparison:
     r"""Compare the final answer in `prediction` with `gold`, as `math_equal`."""
-    return _compare(formula(prediction), last_boxed(gold) or gold)
+    answer, gold = formula(prediction), last_boxed(gold) or gold
+    found = _compare(answer, gold)
+    labelled = None if found.equal else _LABEL.fullmatch(answer.strip())
+    if labelled is None:
+        return found
+    is_label = re.fullmatch(rf"\W*(?:text|textbf|mathrm)?\W*{labelled['label']}\W*", gold)
+    return Comparison(True, as_text=True) if is_label else _compare(labelled["text"], gold)
 
 
 @lru_cache(1 << 16)

@@ -98,6 +98,15 @@ _RAISED = re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u2079\u207b\u207f]+")
 _ENDLESS = re.compile(r"(\d*\.\d*?)(?:(\d)\2{2,}|(\d{2,3})\3+)\s*(?:\\[lc]?dots|\.{3}|\u2026)")
 _TEXT = r"\\(?:text|mbox|textbf|textrm|mathrm|mathbf|rm)\s*\{([^{}]*)\}"
 
+_STYLE = (
+    r"\\(?:bf|it|large|Large|LARGE|huge|Huge|normalsize)(?![a-zA-Z])"
+    r"|\\color\s*\{[a-zA-Z]+\}|\\textcolor\s*\{[a-zA-Z]+\}"
+)
+_COUNTER = (  # a Chinese, Japanese or Korean unit behind a number, unless it changes the number
+    r"(?<=\d)\s*(?![十百千万萬亿億兆半多以分余餘倍成割만억천백])"
+    r"[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7a3]+$"
+)
+
 
 def _joined(group: re.Match[str]) -> str:
     """Remove what separates groups of three digits."""
@@ -107,6 +116,13 @@ def _joined(group: re.Match[str]) -> str:
 _REWRITES = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
+        (rf"{_STYLE}", ""),
+        (r"\\(?:nicefrac|sfrac)(?![a-zA-Z])", r"\\frac"),
+        (r"(?<![\d\w}])\^\{?(\d+)\}?\s*/\s*_\{?(\d+)\}?", r"\\frac{\1}{\2}"),
+        (r"\{([^{}]*)\\over(?![a-zA-Z])([^{}]*)\}", r"\\frac{\1}{\2}"),
+        (r"^([^{}]*)\\over(?![a-zA-Z])([^{}]*)$", r"\\frac{\1}{\2}"),
+        (r"\\pounds(?![a-zA-Z])", "\u00a3"),
+        (_COUNTER, ""),
         (r"(?<!\\)\$|(?<=\d)\\\$|(?<!\\)\\[()\[\]]", ""),
         (r"[{(]([^{}()]*)\\choose(?![a-zA-Z])([^{}()]*)[})]", r"\\binom{\1}{\2}"),
         (r"(?<=\d)\s*[xX]\s*(?=10\s*\^)", r"\\times "),
@@ -138,7 +154,7 @@ _REWRITES = [
             r",?\s*(?:\\(?:text|mbox|mathrm)\s*\{\s*,?\s*or,?\s*\}|\{or\}|(?<![\\a-z]) or )",
             r" \\lor ",
         ),
-        (r",?\s*(?:\\(?:text|mbox|mathrm)\s*\{\s*,?\s*and,?\s*\}|(?<=[\d})]) and )", ", "),
+        (r",?\s*(?:\\(?:text|mbox|mathrm)\s*\{\s*,?\s*and,?\s*\}|(?<=[\d})]) and |, and )", ", "),
         (r",\s*,", ","),
         (r"_\{\\(?:mathrm|text|rm)\s*\{([^{}]*)\}\}", r"_{\1}"),
         (r"_(?:\{\\(odot|oplus|max|min)\s*\}|\\(odot|oplus|max|min)(?![a-z]))", r"_{\1\2}"),
@@ -147,6 +163,8 @@ _REWRITES = [
         (r"(?<![\\a-zA-Z])(a?r?c?(?:sin|cos|tan)|ln|log|exp)(?=\()", r"\\\1"),
         (r"(?<![\\a-zA-Z])(?:sqrt)\(([^()]*)\)", r"\\sqrt{\1}"),
         (r"(?<![\\a-zA-Z])pi(?![a-zA-Z])", r"\\pi "),
+        (r"(?<![\\a-zA-Z])oo(?![a-zA-Z])", r"\\infty "),
+        (r"\s*\\text\s*\{\s*for all\s*\}\s*[a-z](?:\s*\\in\s*\\mathbb\s*\{?R\}?)?$", ""),
         (r"(?<=\d)[eE]\+?(-?\d+)(?![\w.])", r" \\times 10^{\1}"),
     )
 ]
@@ -157,6 +175,8 @@ _NUMBER = re.compile(
     r"(?P<percent>\\?%)?"
 )
 _GROUPED_NUMBER = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
+_BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7"}
+_BASES |= {"eight": "8", "nine": "9", "ten": "10", "twelve": "12", "sixteen": "16"}
 DIGIT_GROUP = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
 
@@ -254,8 +274,12 @@ def compact(answer: str) -> str:
 
 
 def normalize_words(answer: str) -> str:
-    """Return the letters and digits of `answer` in lower case if it is words, else ""."""
+    """Return the letters and digits of `answer` in lower case if it is words, else "".
+
+    An article before the first word is dropped.
+    """
     answer = re.sub(_TEXT, r"\1", answer)
+    answer = re.sub(r"^\s*(?:the|an?)\s+(?=[a-z]{2})", "", answer, flags=re.IGNORECASE)
     is_words = re.search(r"[A-Za-z]\.?[A-Za-z]", answer) and not re.search(
         r"[\\^_+*/=<>()\[\]-]", answer
     )
@@ -285,9 +309,18 @@ def parse_number(answer: str) -> Number | None:
 
 
 def parse_based_number(answer: str) -> tuple[str, int] | None:
-    """Return digits and base of a compact number such as 110101_2."""
-    found = re.fullmatch(r"(-?)\{?([0-9A-F]*\.?[0-9A-F]+)\}?_\{?(\d+)\}?", answer)
-    return (found.group(1) + found.group(2).lstrip("0"), int(found.group(3))) if found else None
+    """Return digits and base of a compact number such as 110101_2, (2A)_{16} or 101_{two}."""
+    digits = r"(?P<digits>[0-9A-Fa-f]*\.?[0-9A-Fa-f]+)"
+    found = re.fullmatch(
+        rf"(?P<sign>-?)(?:\{{?{digits}\}}?|\({digits.replace('digits', 'inside')}\))"
+        r"_\{?(?:base)?(?P<base>\d+|[a-z]+)\}?",
+        re.sub(_TEXT, r"\1", answer),
+    )
+    if not found:
+        return None
+    base = _BASES.get(found["base"], found["base"])
+    written = (found["digits"] or found["inside"]).lstrip("0").upper()
+    return (found["sign"] + written, int(base)) if base.isdigit() else None
 
 
 def _slashes_to_fractions(answer: str) -> str:

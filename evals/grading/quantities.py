@@ -92,10 +92,7 @@ def equal(answer: Quantity, gold: Quantity) -> bool:
     ignored, except in a sum of units. Numbers in decimal notation may be rounded: see
     `notation.Number.equals`.
     """
-    if answer.measured and gold.measured and answer.node != gold.node:
-        return equal(answer.measured, gold.measured)
-    answer = _as_measured(answer, gold)
-    gold = _as_measured(gold, answer) if answer.unit else gold
+    answer, gold = _measured(answer, gold)
     answer, gold = _in_radians(answer, gold), _in_radians(gold, answer)
     if answer.words and gold.words and answer.words != gold.words:
         return False
@@ -119,6 +116,14 @@ def equal(answer: Quantity, gold: Quantity) -> bool:
     if answer.literal and gold.literal:
         return answer.literal.times(scale).equals(gold.literal)
     return evaluation.same(Node("mul", (expressions.number(scale), answer.node)), gold.node)
+
+
+def _measured(answer: Quantity, gold: Quantity) -> tuple[Quantity, Quantity]:
+    """Read letters after a space as units if the other quantity does not have them as symbols."""
+    if answer.measured and gold.measured and answer.node != gold.node:
+        return answer.measured, gold.measured
+    answer = _as_measured(answer, gold)
+    return answer, _as_measured(gold, answer) if answer.unit else gold
 
 
 def _as_measured(quantity: Quantity, other: Quantity) -> Quantity:
@@ -286,6 +291,8 @@ def _negated(before: list[str], leading_words: bool) -> bool | None:
     """
     negative = units.is_negative(before)
     rest = before[:-1] if negative else before
+    if before and before[-1] in expressions.FUNCTION_NAMES:  # "ln 5" is no 5
+        return None
     if (rest and not leading_words) or units.CHANGING_BEFORE.intersection(rest):
         return None
     return negative

@@ -76,7 +76,8 @@ _PREFIXES = {
 }
 SCALES = {
     **{"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9},
-    **{"trillion": 10**12, "dozen": 12, "dozens": 12},
+    **{"trillion": 10**12, "quadrillion": 10**15, "lakh": 10**5, "crore": 10**7},
+    **{"dozen": 12, "dozens": 12},
 }
 _CHANGING = """
 not no none never neither nor isn't isnt cannot can't cant without except excluding but or than
@@ -200,6 +201,8 @@ def number_in_words(words: list[str]) -> tuple[int, int] | None:
         parts = word.split("-")
         if all(part in NUMBER_WORDS for part in parts):
             current += sum(NUMBER_WORDS[part] for part in parts)
+        elif word == "and" and taken and current and current % 100 == 0:
+            pass
         elif word in SCALES and taken and not word.startswith("dozen"):
             if SCALES[word] == 100:
                 current *= 100

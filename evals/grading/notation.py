@@ -154,7 +154,7 @@ _REWRITES = [
             r",?\s*(?:\\(?:text|mbox|mathrm)\s*\{\s*,?\s*or,?\s*\}|\{or\}|(?<![\\a-z]) or )",
             r" \\lor ",
         ),
-        (r",?\s*(?:\\(?:text|mbox|mathrm)\s*\{\s*,?\s*and,?\s*\}|(?<=[\d})]) and |, and )", ", "),
+        (r",?\s*(?:\\(?:text|mbox|mathrm)\s*\{\s*,?\s*and,?\s*\}|(?<=[\d})]) and |,\s*and )", ", "),
         (r",\s*,", ","),
         (r"_\{\\(?:mathrm|text|rm)\s*\{([^{}]*)\}\}", r"_{\1}"),
         (r"_(?:\{\\(odot|oplus|max|min)\s*\}|\\(odot|oplus|max|min)(?![a-z]))", r"_{\1\2}"),

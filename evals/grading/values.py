@@ -113,7 +113,7 @@ def equal(answer: Value, gold: Value) -> bool:
     if isinstance(answer, Approximated):
         return equal(answer.exact, gold) or equal(answer.rounded, gold)
     if isinstance(gold, Approximated):
-        return equal(answer, gold.exact) or equal(answer, gold.rounded)
+        return equal(answer, gold.exact)
     if isinstance(answer, Quantity) and isinstance(gold, Quantity):
         return quantities.equal(answer, gold)
     if isinstance(answer, Grid) and isinstance(gold, Grid):

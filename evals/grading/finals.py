@@ -59,7 +59,7 @@ _CLAUSE = re.compile(
     r"with|and\s+(?:the|we|it|this|so|not))\b.*|,\s*[\u3040-\u30ff\u4e00-\u9fff].*",
     re.DOTALL,
 )
-_ASIDE = re.compile(r"\s*\((?:[A-Za-z][A-Za-z ,'-]{2,}|not\s[^()]*)\)$")
+_ASIDE = re.compile(r"\s*\((?:[A-Za-z][A-Za-z ,'-]{2,}|(?:not|or|about)\s[^()]*)\)$")
 _NOT_BUT = re.compile(r"not\s[^.;\n]{0,99}?,?\sbut\s+(?:rather\s+)?")
 _OPERATION_OF = re.compile(
     r"\b(?:sum|product|difference|quotient|average|mean|square|cube|union|intersection)\s+of\b"
@@ -291,6 +291,7 @@ def _mathematics(tail: str) -> str:
             return _mathematics(tail[first.start() :])
         return sentence
     sentence = _CLAUSE.sub("", sentence.replace("`", "")).rstrip("!*_ ")
+    sentence = re.sub(r"^(['\"])(.*)\1$", r"\2", sentence)
     return _ASIDE.sub("", sentence)
 
 

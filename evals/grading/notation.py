@@ -125,7 +125,7 @@ _REWRITES = [
         (_COUNTER, ""),
         (r"(?<!\\)\$|(?<=\d)\\\$|(?<!\\)\\[()\[\]]", ""),
         (r"[{(]([^{}()]*)\\choose(?![a-zA-Z])([^{}()]*)[})]", r"\\binom{\1}{\2}"),
-        (r"(?<=\d)\s*[xX]\s*(?=10\s*\^)", r"\\times "),
+        (r"(?<=\d)(?:\s*[xX]\s*(?=10\s*\^)|\s+[xX]\s+(?=\d))", r"\\times "),
         (r"^<([^<>=]*,[^<>=]*)>$", r"\\langle \1 \\rangle"),
         (
             r"\\(?:left|right|middle|[bB]igg?[lr]?)(?![a-zA-Z])\.?|\\displaystyle|\\limits(?![a-zA-Z])",
@@ -246,7 +246,7 @@ def normalize(answer: str) -> str:
     """
     answer = _ENDLESS.sub(r"\1\\overline{\2\3}", answer)
     answer = _RAISED.sub(_exponent, answer)
-    answer = answer.translate(_CHARACTERS).strip().strip("*`").rstrip(".").strip()
+    answer = answer.translate(_CHARACTERS).strip().strip('*`"\u201c\u201d').rstrip(".").strip()
     for pattern, replacement in _REWRITES:
         answer = pattern.sub(replacement, answer)
     answer = answer.strip(" ,").rstrip(".").strip()
@@ -318,9 +318,10 @@ def parse_based_number(answer: str) -> tuple[str, int] | None:
     )
     if not found:
         return None
-    base = _BASES.get(found["base"], found["base"])
-    written = (found["digits"] or found["inside"]).lstrip("0").upper()
-    return (found["sign"] + written, int(base)) if base.isdigit() else None
+    base, written = _BASES.get(found["base"], found["base"]), found["digits"] or found["inside"]
+    if not base.isdigit() or not re.search(r"\d|^[A-F]+$", written):  # a_1 is no number
+        return None
+    return (found["sign"] + written.lstrip("0").upper(), int(base))
 
 
 def _slashes_to_fractions(answer: str) -> str:

@@ -9,27 +9,32 @@ import re
 
 from evals.grading import units
 
-_LETTER = r"[^\W\d_\u0370-\u03ff]"  # Greek letters are symbols
+_RAISED = "\u2070\u00b9\u00b2\u00b3\u2074-\u2079\u207b\u00bd\u00bc\u00be\u2153\u2154"  # and halves
+_LETTER = rf"[^\W\d_\u0370-\u03ff{_RAISED}]"  # Greek letters are symbols
 _FUNCTION = rf"(?:(?:arc)?(?:sin|cos|tan)|log|ln|exp|sqrt|pi)(?!{_LETTER})"
 _WORD = re.compile(
     rf"(?<!{_LETTER})(?!{_FUNCTION}){_LETTER}{{2,}}|[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7a3]"
 )
 _OPERAND = (
-    r"(?:(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?%?(?:!(?=\s*[-+*/=)]|\s+[a-z]))?"
-    rf"|(?<!{_LETTER})(?:{_FUNCTION}|[A-Za-z](?!{_LETTER}))"
+    r"(?:(?:\d+ \d+/\d+|\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?%?"
+    rf"(?:!(?=\s*[-+*/=)]|\s+[a-z]))?[{_RAISED}]*"
+    rf"|(?<!{_LETTER})(?:{_FUNCTION}(?:\s+(?=\d))?|[A-Za-z](?!{_LETTER})[{_RAISED}]*)"
+    r"|\\(?:[dt]?frac|sqrt|sin|cos|tan|cot|sec|csc|log|ln|exp)\s+(?=[\d\\])"
     r"|\\(?!text|mathrm)[a-zA-Z]+(?:\{[^{}]*\})*|[π√∞(){}\[\]])"
 )
 _OPERATOR = (
-    r"(?:\s*(?:[-−+*/^=<>≤≥≈×·÷:_]|\\(?:times|cdot|pm|leq?|geq?|approx)(?![a-zA-Z]))\s*"
+    r"(?:\s*(?:[-−+±*/^=<>≤≥≈×·÷:_]|\\(?:times|cdot|pm|leq?|geq?|approx)(?![a-zA-Z]))\s*"
     r"|\s+(?=[π√\\])|\s+[xX]\s+(?=\d)|,\s*(?=[^()\[\]]{0,100}[)\]]))"
 )
-_SIGNS = r"[-−$€£¥₹]*"
+_SIGNS = r"[-−±$€£¥₹]*"
 _FORMULA = re.compile(rf"{_SIGNS}{_OPERAND}(?:{_OPERATOR}?{_SIGNS}{_OPERAND})*")
 _EMPHASIS = re.compile(r"(?<!\w)(?:\*+|_+|`+)(?=\S)|(?<=\S)(?:\*+|_+|`+)(?!\w)")
 _MEASURE = re.compile(r"(?<=\d)[msghNJWVAKLFCT]$")
 _CONNECTIVE = re.compile(r"\s*(?:,?\s*\b(and|or)\b|&)\s*")
+_PART_OF = re.compile(r"\s+(?:out\s+of|in)\s+")
 _AMOUNTS = re.compile(r"(?:\d+(?:\.\d+)?\s+[A-Za-z]+,?\s+(?:and\s+)?)+$")
-_NAMED = re.compile(r"[A-Za-z]\s*=")
+_NAMED = re.compile(r"(?<![A-Za-z])[A-Za-z]\s*=[^=]*$")
+_BETWEEN = re.compile(r"\bbetween\s+\S+$")
 _FILLERS = ("of", "be", "to", "equal")
 _HARMLESS = frozenset(
     ["or", "up", "more", "but", "least", "most", "base", "maximum", "minimum"]
@@ -52,24 +57,42 @@ def last_number(line: str) -> str:
         return ""
     start, end = found[-1].span()
     formula = _last_side(found[-1].group())
-    connective = _CONNECTIVE.fullmatch(line, found[-2].end(), start) if found[1:] else None
-    named = [bool(_NAMED.match(each.group())) for each in found[-2:]]
-    if connective and (all(named) or (connective.group(1) == "or" and "=" not in line)):
-        start = found[-2].start()
-        separator = " \\text{ or } " if connective.group(1) == "or" else ", "
-        formula = f"{_last_side(found[-2].group())}{separator}{formula}"
-    rest = line[end:]
-    scale = _NUMERALS.match(rest)
-    after = scale.group() if scale else kept_words(rest)
-    amounts = _AMOUNTS.search(line, 0, start)
-    if (
-        amounts
-        and after
-        and "=" not in line[start:end]
-        and _same_dimension(f"{amounts.group()}{formula} {after}")
-    ):
-        return f"{amounts.group()}{formula}{after}"
-    return f"{changing_word(line[:start], line[start:end])}{formula}{after}"
+    listed = _listed(line, found[-2], found[-1]) if found[1:] else ""
+    if listed:
+        start, formula = found[-2].start(), listed
+    scale = _NUMERALS.match(line, end)
+    after = scale.group() if scale else kept_words(line[end:])
+    before = _amounts_before(line[:start], f"{formula} {after}") if after else ""
+    return f"{before or changing_word(line[:start], line[start:end])}{formula}{after}"
+
+
+def _listed(line: str, earlier: re.Match[str], last: re.Match[str]) -> str:
+    """Return two values of a list, such as "x = 1 and x = 2", or "1 out of 5"; "" for others."""
+    between = line[earlier.end() : last.start()]
+    if _PART_OF.fullmatch(between) and "=" not in last.group():
+        return f"{earlier.group()}{between}{last.group()}"
+    connective = _CONNECTIVE.fullmatch(between)
+    before = line[: earlier.end()]
+    is_named, is_or = _NAMED.search(before), connective and connective.group(1) == "or"
+    if is_or:
+        listed = bool(is_named) or "=" not in f"{before}{last.group()}"
+    else:
+        listed = bool(is_named and _NAMED.match(last.group())) or bool(_BETWEEN.search(before))
+    if not connective or not listed:
+        return ""
+    separator = " \\text{ or } " if is_or else ", "
+    return f"{_last_side(earlier.group())}{separator}{_last_side(last.group())}"
+
+
+def _amounts_before(before: str, last: str) -> str:
+    """Return "3 hours and " before "5 minutes"; "" if they are no amounts of one quantity."""
+    amounts = _AMOUNTS.search(before)
+    if not amounts:
+        return ""
+    names = re.findall(r"\d\s+(?:\\text\{\s*)?([A-Za-z]+)", f"{amounts.group()}{last}")
+    known = [units.parse(name) for name in names]
+    same = None not in known and len({unit.powers for unit in known if unit}) == 1
+    return amounts.group() if same and re.match(r"[\d.]+\s", last) else ""
 
 
 def changing_word(before: str, formula: str) -> str:
@@ -82,6 +105,8 @@ def changing_word(before: str, formula: str) -> str:
     while words and words[-1] in _FILLERS:
         words.pop()
     word = words[-1].replace("\u2019", "'") if words else ""
+    if units.is_negative(words):
+        return f"{word} "
     changes = word in units.CHANGING_BEFORE - _HARMLESS or word.endswith(("n't", "cannot"))
     return f"not {word} " if changes else ""
 
@@ -116,10 +141,3 @@ def _last_side(formula: str) -> str:
         if formula.startswith(other) and not re.search(rf"[{re.escape(')]')}]", formula):
             formula = formula[1:]
     return formula.strip()
-
-
-def _same_dimension(text: str) -> bool:
-    """Return whether "3 hours and 5 minutes" are amounts of one quantity."""
-    names = re.findall(r"\d\s+(?:\\text\{\s*)?([A-Za-z]+)", text)
-    known = [units.parse(name) for name in names]
-    return None not in known and len({unit.powers for unit in known if unit}) == 1

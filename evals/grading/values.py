@@ -431,7 +431,9 @@ def _rounds_to(exact: Value, rounded: Value) -> bool:
         return False
     value = evaluation.constant(exact.node)
     unit = Fraction(10) ** -(rounded.literal.places or 0)
-    return isinstance(value, Fraction) and abs(value - rounded.literal.value) < unit
+    if not isinstance(value, Fraction) or value * rounded.literal.value < 0:
+        return False
+    return -unit / 2 <= abs(value) - abs(rounded.literal.value) < unit
 
 
 def _nodes(relation: Relation) -> tuple[tuple[Node, ...], tuple[str, ...]]:

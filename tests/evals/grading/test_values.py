@@ -52,7 +52,7 @@ DIFFERENT = r"""
 numbers:      1.0000001 = 1; 1000000.5 = 1000000; 1234567.8 = 1234568; 0.333 = \frac13; -5 = 5; 5! = 5
               6.63\times10^{-34} = 6.6e-27; \frac{1}{2006!} = \frac{1}{2004!}; 2^{-98} = 2^{-99}
               10^{30}+1 = 10^{30}; 110_2 = 110_3; 110_2 = 110; 500\% = 0.5; 21:55 = 21:50
-              \frac{14}{3} \approx 4.72 = \frac{14}{3}; \frac{14}{3} \approx 4.67 = 4.6; 3\text{ or }3.5 = 3; 110_{\text{two}} = 110_3; (110)_2 = 110; \log_25 = \log_{25}x
+              \frac{14}{3} \approx 4.72 = \frac{14}{3}; \frac{14}{3} \approx 4.67 = 4.6; 3\text{ or }3.5 = 3; 110_{\text{two}} = 110_3; (110)_2 = 110; a_1 = A_1; b_2 = B_2; \sqrt2 \approx 1.5 = \sqrt2; \log_25 = \log_{25}x
               2^{200}\sqrt2+1 = 2^{200}\sqrt2+3; 3:2 = 2:3; (0.0000001,1) = (0.0000004,1)
 words:        Elevyn = Evelyn; not 5 = 5; twice 5 = 5; at least 5 = 5; less than 5 = 5; half of 5 = 5; 5 or 6 = 5
               5 million = 5; negative 5 = 5; 5 squared = 5; between 5 and 6 = 5; June 20 = 20

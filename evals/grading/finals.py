@@ -18,8 +18,12 @@ MAX_ANSWER_CHARS = 1_000  # reference answers have under a third of it; a model'
 _MAX_STATEMENTS = 100  # of "answer is" in one text
 
 _THOUGHT = r"(?:think|thinking|thought|reasoning|seed:think)"
-_OPENED = re.compile(rf"<{_THOUGHT}>|\[THINK\]|<\|channel\|>analysis", re.IGNORECASE)
-_CLOSED = re.compile(rf"</{_THOUGHT}>|\[/THINK\]|<\|channel\|>final<\|message\|>", re.IGNORECASE)
+_OPENED = re.compile(
+    rf"<{_THOUGHT}>|\[THINK\]|<\|channel\|>analysis|<\|begin_of_thought\|>", re.IGNORECASE
+)
+_CLOSED = re.compile(
+    rf"</{_THOUGHT}>|\[/THINK\]|<\|channel\|>final<\|message\|>|<\|end_of_thought\|>", re.IGNORECASE
+)
 _BRACE = re.compile(r"\\(?:boxed|fbox)\s*\{|\\\\(?!boxed|fbox)|\\[{}]|[{}]")
 _BRACE_OR_ESCAPED = re.compile(r"\\(?:boxed|fbox)\s*\{|[{}]")
 _NUMBER = re.compile(r"(?<![\d.])-?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)")
@@ -68,7 +72,7 @@ _OPERATION_OF = re.compile(
 # Option letters
 _LETTER = (
     r"(?:\(([A-Za-z])\)|(?<![A-Za-z])(?<![A-Za-z]['\u2019])(?<![A-Za-z]\.)([A-Z])"
-    r"(?!['\u2019]?[A-Za-z])(?!\.[A-Za-z]))"
+    r"(?!['\u2019]?[A-Za-z])(?![.-][A-Za-z]|\s*=))"
 )
 _OPTION = re.compile(_LETTER)
 _STATES = re.compile(
@@ -391,6 +395,9 @@ def _unmarked_letter(text: str) -> str:
         return "" if joined else bracketed[-1].group(1).upper()
     last_line = lines[-1].strip() if lines else ""
     last_line = re.sub(r"\\(?:text|textbf|mathbf|mathrm)\s*\{([^{}]*)\}", r"\1", last_line)
-    found = re.match(r"^\W*([A-Z])(?:[.:)*_$\"`]|'(?![a-z])|\s*$|\s+[-\u2013\u2014]\s)", last_line)
+    found = re.match(
+        r"^\W*([A-Z])(?:[.:)*_$\"`]|'(?![a-z])|,\s+(?:because|since|as)\b|\s*$|\s+[-\u2013\u2014]\s)",
+        last_line,
+    )
     found = found or _CONCLUDES.search(last_line)
     return found.group(1).upper() if found and found.group(1).isupper() else ""

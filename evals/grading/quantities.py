@@ -21,7 +21,7 @@ _UNIT_END = re.compile(
 )
 _LITERAL = r"[+-]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
 _WORDS_AROUND = re.compile(
-    rf"(?P<before>(?:[A-Za-z][A-Za-z'\u2019-]*[:,]?\s+)*)(?P<sign>-?)\s*(?P<symbol>(?:US)?\\?\$|[€¥₹£])?\s*"
+    rf"(?P<before>(?:[A-Za-z][A-Za-z'\u2019-]*[:,.]?\s+)*)(?P<sign>-?)\s*(?P<symbol>(?:US)?\\?\$|[€¥₹£])?\s*"
     rf"(?P<number>{_LITERAL}(?:\s*/\s*\d+|\s+\d+/\d+)?|[+-]?\d*\\frac\{{\d+\}}\{{\d+\}})"
     r"(?P<gap>\s*)(?P<percent>\\?%)?(?P<after>[A-Za-z\d\s'\u2019./^,-]*)"
 )
@@ -255,7 +255,7 @@ def _in_words(text: str, leading_words: bool) -> Quantity | None:
     found = _WORDS_AROUND.fullmatch(text)
     if not found:
         return None
-    before = [word.lower().strip(":,") for word in found["before"].split()]
+    before = [word.lower().strip(":,.") for word in found["before"].split()]
     negative = _negated(before, leading_words)
     if negative is None:
         return None

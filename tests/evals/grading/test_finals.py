@@ -171,6 +171,10 @@ LETTERS = {
     "The answer is B: vitamin C": "B",
     "The answer is most likely C, since (A) is too small.": "C",
     "The answer is U.S. (C)": "C",
+    "A, because it is larger.": "A",
+    "Answer: E=mc^2": "",
+    "Answer: X-ray": "",
+    "<|begin_of_thought|>The answer is A": "",
 }
 
 

@@ -24,7 +24,7 @@ units:        5 = 5\text{ cm}; 5 cm = 5\text{ cm}; 500\text{ cm} = 5\text{ m}; \
               36\text{ km/h} = 10\text{ m/s}; 25 square feet = 25\text{ ft}^2; 30^\circ = 30
               3\text{ h }5\text{ min} = 185\text{ minutes}; 9.8\mathrm{~m}/\mathrm{s}^2 = 9.8 m/s^2
               300 K = 300; 6 m = 6; 12 cm² = 12; 36π cm^2 = 36\pi; 9.8\ \mathrm{m\,s^{-2}} = 9.8\text{ m/s}^2
-              60 \frac{m}{s} = 60; 5\,\mu\text{m} = 5\times10^{-6}\text{ m}; 5\ \text{k}\Omega = 5000\ \Omega; 25°C = 25; £12 = 12
+              60 \frac{m}{s} = 60; 5\,\mu\text{m} = 5\times10^{-6}\text{ m}; 5\ \text{k}\Omega = 5000\ \Omega; 25°C = 25; £12 = 12; \text{Rs. }500 = 500
               \frac{\pi}{3} = 60^\circ; 60^\circ = \frac{\pi}{3}\text{ rad}; 5 N·m = 5; 30-8p\text{ dollars} = 30-8p
 formulas:     2*x**2 = 2x^2; 2^k2^{-n} = 2^{k-n}; x^2-1 = (x-1)(x+1); tv = v t; 3m+3m = 6m; 2\sin x\cos x = \sin 2x; \ln x^2 = 2\ln x
               √3/2 = \frac{\sqrt{3}}{2}; \sqrt[3]{x^2} = x^{2/3}; 1/2x = \frac{x}{2}

@@ -12,9 +12,12 @@ from functools import lru_cache
 
 from evals.benchmark import Benchmark, Item
 from evals.grading import notation, values
-from evals.grading.finals import after_thinking, formula, last_boxed, marked_answer, option_letter
+from evals.grading.finals import final_part, formula, last_boxed, marked_answer, option_letter
 from evals.grading.quantities import Quantity
 
+_LABEL = re.compile(  # of an option, as in \textbf{(C)}\ 5
+    r"\\(?:text|textbf|mathrm|mathbf)\s*\{\s*\((?P<label>[A-E])\)\s*\}(?P<text>.*\d.*)", re.DOTALL
+)
 _PLAIN = re.compile(r"-?\d+(?:\.\d+)?")
 
 
@@ -46,7 +49,13 @@ def math_equal(prediction: str, gold: str) -> bool:
 
 def compare(prediction: str, gold: str) -> Comparison:
     r"""Compare the final answer in `prediction` with `gold`, as `math_equal`."""
-    return _compare(formula(prediction), last_boxed(gold) or gold)
+    answer, gold = formula(prediction), last_boxed(gold) or gold
+    found = _compare(answer, gold)
+    labelled = None if found.equal else _LABEL.fullmatch(answer.strip())
+    if labelled is None:
+        return found
+    is_label = re.fullmatch(rf"\W*(?:text|textbf|mathrm)?\W*{labelled['label']}\W*", gold)
+    return Comparison(True, as_text=True) if is_label else _compare(labelled["text"], gold)
 
 
 @lru_cache(1 << 16)
@@ -103,11 +112,12 @@ def exact_equal(prediction: str, gold: str) -> bool:
 
     A text that is `gold` as a whole is right, too.
     """
-    prediction = after_thinking(prediction)
+    prediction = final_part(prediction)
     answer = marked_answer(prediction)
     if answer is None:
         answer = prediction.strip().rpartition("\n")[2]
-    return _normalize_text(gold) in (_normalize_text(answer), _normalize_text(prediction))
+    reasoned = re.split(r",?\s(?:because|since)\s", answer, maxsplit=1)[0]
+    return _normalize_text(gold) in map(_normalize_text, (answer, reasoned, prediction))
 
 
 def grading_pool() -> ThreadPoolExecutor:
@@ -125,7 +135,7 @@ def grade_all(benchmark: Benchmark, answers: Sequence[tuple[Item, str]]) -> list
 
 
 def _normalize_text(answer: str) -> str:
-    answer = re.sub(r"\\text\{([^{}]*)\}", r"\1", answer)
+    answer = re.sub(r"\\text\{([^{}]*)\}", r"\1", answer).replace("\u2212", "-")
     answer = notation.DIGIT_GROUP.sub("", answer).replace(",", " ").strip("\"'`*$. \n\t")
     if re.fullmatch(r"[\[\](){}<>\s]*", answer):
         return "".join(answer.split())

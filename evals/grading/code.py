@@ -157,11 +157,12 @@ class _Unit:
 
     @property
     def is_stub(self) -> bool:
-        """Whether they are a function without a body."""
+        """Whether they are a function without a body, or one that says so."""
         node = self.nodes[-1]
         return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and all(
             isinstance(each, ast.Pass)
             or (isinstance(each, ast.Expr) and isinstance(each.value, ast.Constant))
+            or (isinstance(each, ast.Raise) and "NotImplementedError" in ast.unparse(each))
             for each in node.body
         )
 
@@ -266,7 +267,11 @@ def _blocks(text: str) -> list[str]:
 
 
 def _defining(text: str, wanted: Sequence[str]) -> _Source:
-    """Return the part of a text that defines the names: from its start, or a later statement."""
+    """Return the part of a text that defines the names: from its start, or from later statements.
+
+    If prose stands between statements, those before it belong to the program too. What is defined
+    inside of another function or class is not defined.
+    """
     source = _Source.parse(text)
     if source.defined() >= set(wanted):
         return _Source(source.text, source.units, complete=True)
@@ -276,16 +281,22 @@ def _defining(text: str, wanted: Sequence[str]) -> _Source:
     lines = text.split("\n")
     stripped = [line.lstrip(" \t>") for line in lines]
     starts = [n for n, t in enumerate(stripped) if _STATEMENT.match(t) or _ASSIGNMENT.match(t)]
+    before: list[_Unit] = []
+    end = 0
     for start in starts[:MAX_STARTS]:
+        if start < end:
+            continue
         margin = len(lines[start]) - len(lines[start].lstrip(" \t>"))
         region = [
             line[margin:] if not line[:margin].strip(" \t>") else line for line in lines[start:]
         ]
         later = _Source.parse("\n".join(region))
         if later.defined() >= set(wanted):
-            return _Source(later.text, later.units, complete=True)
+            return _Source(later.text, [*before, *later.units], complete=True)
         if later.defined() & set(wanted) and not source.defined() & set(wanted):
             source = later
+        before += later.units
+        end = start + later.text.count("\n") + 1
     return source
 
 
@@ -304,22 +315,50 @@ def _starts_body(text: str, wanted: Sequence[str]) -> bool:
 
 
 def _completed(prompt: str, candidates: Sequence[str], name: str) -> _Source | None:
-    """Return the prompt with the first of the candidates that is a body of its function."""
+    """Return the prompt with the first of the candidates that is a body of its function.
+
+    A model may leave out the indentation of the body, or of its first line. Of these readings, the
+    one of which most can be parsed counts.
+    """
     for candidate in candidates:
         if not candidate.strip():
             continue
         body = candidate.strip("\n")
-        indented = body[0].isspace()
-        for text in (body, textwrap.indent(textwrap.dedent(body), "    ")):
-            if not indented and text is body:
-                continue
-            source = _Source.parse(f"{prompt.rstrip()}\n{text}")
-            written = [unit for unit in source.units if name in unit.binds and not unit.is_stub]
-            if written and written[0].text.startswith(f"def {name}"):
-                # A model that runs on may define the function once more.
-                kept = [u for u in source.units if name not in u.binds or u is written[0]]
-                return _Source(source.text, kept, complete=True)
+        readings = [
+            textwrap.indent(textwrap.dedent(body), "    "),
+            _with_first_line_aligned(body),
+        ]
+        if body[0].isspace():
+            readings.insert(0, body)
+        found = [source for text in readings if (source := _with_body(prompt, text, name))]
+        if found:
+            return max(found, key=lambda source: len(source.text.split("\n")))
     return None
+
+
+def _with_first_line_aligned(body: str) -> str:
+    """Give the first line the indentation of the least indented line below it; indent by four.
+
+    What follows without any indentation is no part of the body.
+    """
+    lines = body.split("\n")
+    is_inside = [not line.strip() or line[0].isspace() for line in lines[1:]]
+    end = is_inside.index(False) + 1 if False in is_inside else len(lines)
+    margins = [line[: len(line) - len(line.lstrip())] for line in lines[1:end] if line.strip()]
+    lines[0] = min(margins, key=len, default="") + lines[0].lstrip()
+    inside = textwrap.indent(textwrap.dedent("\n".join(lines[:end])), "    ")
+    return "\n".join([inside, *lines[end:]])
+
+
+def _with_body(prompt: str, body: str, name: str) -> _Source | None:
+    """Return the prompt with a body of its function; None if it is none."""
+    source = _Source.parse(f"{prompt.rstrip()}\n{body}")
+    written = [unit for unit in source.units if name in unit.binds and not unit.is_stub]
+    if not written or not written[0].text.startswith(f"def {name}"):
+        return None
+    # A model that runs on may define the function once more.
+    kept = [unit for unit in source.units if name not in unit.binds or unit is written[0]]
+    return _Source(source.text, kept, complete=True)
 
 
 def _program(sources: Sequence[_Source], wanted: Sequence[str]) -> str:

@@ -59,6 +59,7 @@ FUNCTIONS = {
     },
     "lg": "lg",
     "tg": "tan",
+    "arctg": "arctan",
     "ctg": "cot",
     "cosec": "csc",
     "sgn": "sgn",
@@ -71,6 +72,8 @@ _TWO_ARGUMENTS = {"frac": "div", **dict.fromkeys(("binom", "dbinom", "tbinom"), 
 _PYTHON = {name: name for name in ("factorial", "binomial", "floor", "ceil", "abs")}
 _PYTHON |= {"ceiling": "ceil", "Abs": "abs"}
 LISTS = {"max", "min", "gcd", "lcm"}
+FUNCTION_NAMES = frozenset([*FUNCTIONS, *LISTS, *_PYTHON, "sqrt", "cis", "det", "arcsec", "arccsc"])
+"""Names that make another number of the number behind them."""
 UNIT_LETTERS = frozenset("msghNJWVAKLFCT")  # upright, they are units and no symbols
 _VECTORS = {"mathbf", "vec", "boldsymbol", "bm", "hat", "widehat"}
 _DECORATIONS = {"bar", "dot", "ddot", "tilde", "overline", "widetilde", "underline", "mathcal"}
@@ -448,7 +451,7 @@ class _Parser:
         base, exponent = None, None
         for _ in range(2):
             if self.take("_") and base is None:
-                base = self.argument() if self.peek() == "{" else self.script()
+                base = self.base()
             elif self.take("^") and exponent is None:
                 exponent = self.script()
         if base is not None and name != "log":
@@ -460,6 +463,14 @@ class _Parser:
         if exponent is not None:
             return Node("pow", (node, exponent))
         return self.postfix(node)
+
+    def base(self) -> Node:
+        r"""Parse the base of a logarithm; in \log_25 it is one digit, since an argument follows."""
+        digits = re.compile(r"\d(?=\d+\s*(?:$|[-+*/,;)\]}=]))").match(self.text, self.at)
+        if digits:
+            self.at = digits.end()
+            return number(int(digits.group()))
+        return self.argument() if self.peek() == "{" else self.script()
 
     def function_argument(self) -> Node:
         next_ = self.peek()

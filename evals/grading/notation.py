@@ -98,6 +98,15 @@ _RAISED = re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u2079\u207b\u207f]+")
 _ENDLESS = re.compile(r"(\d*\.\d*?)(?:(\d)\2{2,}|(\d{2,3})\3+)\s*(?:\\[lc]?dots|\.{3}|\u2026)")
 _TEXT = r"\\(?:text|mbox|textbf|textrm|mathrm|mathbf|rm)\s*\{([^{}]*)\}"
 
+_STYLE = (
+    r"\\(?:bf|it|large|Large|LARGE|huge|Huge|normalsize)(?![a-zA-Z])"
+    r"|\\color\s*\{[a-zA-Z]+\}|\\textcolor\s*\{[a-zA-Z]+\}"
+)
+_COUNTER = (  # a Chinese, Japanese or Korean unit behind a number, unless it changes the number
+    r"(?<=\d)\s*(?![十百千万萬亿億兆半多以分余餘倍成割만억천백])"
+    r"[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7a3]+$"
+)
+
 
 def _joined(group: re.Match[str]) -> str:
     """Remove what separates groups of three digits."""
@@ -107,9 +116,16 @@ def _joined(group: re.Match[str]) -> str:
 _REWRITES = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
+        (rf"{_STYLE}", ""),
+        (r"\\(?:nicefrac|sfrac)(?![a-zA-Z])", r"\\frac"),
+        (r"(?<![\d\w}])\^\{?(\d+)\}?\s*/\s*_\{?(\d+)\}?", r"\\frac{\1}{\2}"),
+        (r"\{([^{}]*)\\over(?![a-zA-Z])([^{}]*)\}", r"\\frac{\1}{\2}"),
+        (r"^([^{}]*)\\over(?![a-zA-Z])([^{}]*)$", r"\\frac{\1}{\2}"),
+        (r"\\pounds(?![a-zA-Z])", "\u00a3"),
+        (_COUNTER, ""),
         (r"(?<!\\)\$|(?<=\d)\\\$|(?<!\\)\\[()\[\]]", ""),
         (r"[{(]([^{}()]*)\\choose(?![a-zA-Z])([^{}()]*)[})]", r"\\binom{\1}{\2}"),
-        (r"(?<=\d)\s*[xX]\s*(?=10\s*\^)", r"\\times "),
+        (r"(?<=\d)(?:\s*[xX]\s*(?=10\s*\^)|\s+[xX]\s+(?=\d))", r"\\times "),
         (r"^<([^<>=]*,[^<>=]*)>$", r"\\langle \1 \\rangle"),
         (
             r"\\(?:left|right|middle|[bB]igg?[lr]?)(?![a-zA-Z])\.?|\\displaystyle|\\limits(?![a-zA-Z])",
@@ -138,7 +154,7 @@ _REWRITES = [
             r",?\s*(?:\\(?:text|mbox|mathrm)\s*\{\s*,?\s*or,?\s*\}|\{or\}|(?<![\\a-z]) or )",
             r" \\lor ",
         ),
-        (r",?\s*(?:\\(?:text|mbox|mathrm)\s*\{\s*,?\s*and,?\s*\}|(?<=[\d})]) and )", ", "),
+        (r",?\s*(?:\\(?:text|mbox|mathrm)\s*\{\s*,?\s*and,?\s*\}|(?<=[\d})]) and |,\s*and )", ", "),
         (r",\s*,", ","),
         (r"_\{\\(?:mathrm|text|rm)\s*\{([^{}]*)\}\}", r"_{\1}"),
         (r"_(?:\{\\(odot|oplus|max|min)\s*\}|\\(odot|oplus|max|min)(?![a-z]))", r"_{\1\2}"),
@@ -147,6 +163,8 @@ _REWRITES = [
         (r"(?<![\\a-zA-Z])(a?r?c?(?:sin|cos|tan)|ln|log|exp)(?=\()", r"\\\1"),
         (r"(?<![\\a-zA-Z])(?:sqrt)\(([^()]*)\)", r"\\sqrt{\1}"),
         (r"(?<![\\a-zA-Z])pi(?![a-zA-Z])", r"\\pi "),
+        (r"(?<![\\a-zA-Z])oo(?![a-zA-Z])", r"\\infty "),
+        (r"\s*\\text\s*\{\s*for all\s*\}\s*[a-z](?:\s*\\in\s*\\mathbb\s*\{?R\}?)?$", ""),
         (r"(?<=\d)[eE]\+?(-?\d+)(?![\w.])", r" \\times 10^{\1}"),
     )
 ]
@@ -157,6 +175,8 @@ _NUMBER = re.compile(
     r"(?P<percent>\\?%)?"
 )
 _GROUPED_NUMBER = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
+_BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7"}
+_BASES |= {"eight": "8", "nine": "9", "ten": "10", "twelve": "12", "sixteen": "16"}
 DIGIT_GROUP = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
 
@@ -225,8 +245,8 @@ def normalize(answer: str) -> str:
     `\dfrac12` and `(1)/(2)` become `\frac{1}{2}`, and "and" between numbers becomes a comma.
     """
     answer = _ENDLESS.sub(r"\1\\overline{\2\3}", answer)
-    answer = _RAISED.sub(lambda found: f"^{{{found.group().translate(_SUPERSCRIPTS)}}}", answer)
-    answer = answer.translate(_CHARACTERS).strip().strip("*`").rstrip(".").strip()
+    answer = _RAISED.sub(_exponent, answer)
+    answer = answer.translate(_CHARACTERS).strip().strip('*`"\u201c\u201d').rstrip(".").strip()
     for pattern, replacement in _REWRITES:
         answer = pattern.sub(replacement, answer)
     answer = answer.strip(" ,").rstrip(".").strip()
@@ -239,6 +259,13 @@ def normalize(answer: str) -> str:
     return _slashes_to_fractions(answer)
 
 
+def _exponent(raised: re.Match[str]) -> str:
+    """Write raised digits as an exponent; one digit without braces, as in "12 cm^2"."""
+    written = raised.group().translate(_SUPERSCRIPTS)
+    alone = len(written) == 1 and not raised.string[raised.end() :][:1].isdigit()
+    return f"^{written}" if alone else f"^{{{written}}}"
+
+
 def compact(answer: str) -> str:
     """Remove what a reader does not see from normalized text, which is then no longer LaTeX."""
     answer = re.sub(r"(?<!\d) | (?!\d)", "", answer)
@@ -247,8 +274,12 @@ def compact(answer: str) -> str:
 
 
 def normalize_words(answer: str) -> str:
-    """Return the letters and digits of `answer` in lower case if it is words, else ""."""
+    """Return the letters and digits of `answer` in lower case if it is words, else "".
+
+    An article before the first word is dropped.
+    """
     answer = re.sub(_TEXT, r"\1", answer)
+    answer = re.sub(r"^\s*(?:the|an?)\s+(?=[a-z]{2})", "", answer, flags=re.IGNORECASE)
     is_words = re.search(r"[A-Za-z]\.?[A-Za-z]", answer) and not re.search(
         r"[\\^_+*/=<>()\[\]-]", answer
     )
@@ -278,9 +309,19 @@ def parse_number(answer: str) -> Number | None:
 
 
 def parse_based_number(answer: str) -> tuple[str, int] | None:
-    """Return digits and base of a compact number such as 110101_2."""
-    found = re.fullmatch(r"(-?)\{?([0-9A-F]*\.?[0-9A-F]+)\}?_\{?(\d+)\}?", answer)
-    return (found.group(1) + found.group(2).lstrip("0"), int(found.group(3))) if found else None
+    """Return digits and base of a compact number such as 110101_2, (2A)_{16} or 101_{two}."""
+    digits = r"(?P<digits>[0-9A-Fa-f]*\.?[0-9A-Fa-f]+)"
+    found = re.fullmatch(
+        rf"(?P<sign>-?)(?:\{{?{digits}\}}?|\({digits.replace('digits', 'inside')}\))"
+        r"_\{?(?:base)?(?P<base>\d+|[a-z]+)\}?",
+        re.sub(_TEXT, r"\1", answer),
+    )
+    if not found:
+        return None
+    base, written = _BASES.get(found["base"], found["base"]), found["digits"] or found["inside"]
+    if not base.isdigit() or not re.search(r"\d|^[A-F]+$", written):  # a_1 is no number
+        return None
+    return (found["sign"] + written.lstrip("0").upper(), int(base))
 
 
 def _slashes_to_fractions(answer: str) -> str:

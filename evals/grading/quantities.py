@@ -1,7 +1,7 @@
 """Numbers and formulas with their units, and the rule by which two of them are equal."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 
@@ -9,7 +9,10 @@ from evals.grading import evaluation, expressions, notation, units
 from evals.grading.expressions import Node
 from evals.grading.notation import Number
 
-_TEXT = r"\\(?:text|mbox|textbf|textrm|textit|mathrm|mathbf|rm|operatorname|texttt)\s*\{([^{}]*)\}"
+_TEXT = (
+    r"\\(?:text|mbox|textbf|textrm|textit|mathrm|mathbf|rm|operatorname|texttt)\s*"
+    r"\{((?:[^{}]|\{[^{}]*\})*)\}"
+)
 _POWER = r"(?:\s*\^\s*\{?\s*-?\d\s*\}?)?"
 _CIRCLE = re.compile(r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)\s*$")
 _UNIT_END = re.compile(
@@ -18,11 +21,21 @@ _UNIT_END = re.compile(
 )
 _LITERAL = r"[+-]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
 _WORDS_AROUND = re.compile(
-    rf"(?P<before>(?:[A-Za-z][A-Za-z'\u2019-]*[:,]?\s+)*)(?P<sign>-?)\s*(?P<symbol>(?:US)?\\?\$|[€¥₹])?\s*"
+    rf"(?P<before>(?:[A-Za-z][A-Za-z'\u2019-]*[:,.]?\s+)*)(?P<sign>-?)\s*(?P<symbol>(?:US)?\\?\$|[€¥₹£])?\s*"
     rf"(?P<number>{_LITERAL}(?:\s*/\s*\d+|\s+\d+/\d+)?|[+-]?\d*\\frac\{{\d+\}}\{{\d+\}})"
     r"(?P<gap>\s*)(?P<percent>\\?%)?(?P<after>[A-Za-z\d\s'\u2019./^,-]*)"
 )
-_WORD = re.compile(r"[\d/.]*[A-Za-z][A-Za-z'\u2019./^]*-?[\d]?[,.]?")
+_WORD = re.compile(r"[/.]*[A-Za-z][A-Za-z'\u2019./^]*-?[\d]?[,.]?")
+_TERM = re.compile(
+    rf"\s-\s|-\s*\d|(?<![\w.'\u2019^])(?![a{''.join(sorted(expressions.UNIT_LETTERS))}])[A-Za-z]"
+    r"(?![\w.'\u2019/^])"
+)
+_SPACED_UNIT = re.compile(
+    r"(?P<body>.*[\d)}\]i])(?:\s+(?P<unit>(?:[A-Za-z]|\\(?:mu|Omega))[A-Za-z\d\s^{}/.*()\\-]*|\\frac.*)"
+    r"|\s*(?P<ratio>\\frac\s*\{\s*[A-Za-z]{2,}\s*\}\s*\{\s*[A-Za-z]+\s*\}))"
+)
+_CIRCLE_UNIT = re.compile(r"\\circ\s*\}?\s*[CF]$")
+_DEGREE, _RADIAN = units.parse("degree"), units.parse("radian")
 _COMPOUND = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\.?,?(?:\s+and)?")
 _SMALL_WORDS = frozenset(["of", "to", "is", "in", "at", "by", "on", "as", "more"])
 _RATE = re.compile(r"[+-]?[\d.]+\s+([A-Za-z]+)\s*/\s*([A-Za-z]+)(?:\^\{?\d\}?|\d)?")
@@ -38,6 +51,8 @@ class Quantity:
         unit: its unit, if that is known.
         words: words around it that have an opposite ("north").
         compound: whether it is a sum of several numbers with units ("3 h 5 min").
+        measured: if it is a product that ends with letters after a space, such as "300 K", the
+            quantity with these as its unit.
     """
 
     node: Node
@@ -45,6 +60,7 @@ class Quantity:
     unit: units.Unit | None = None
     words: frozenset[str] = frozenset()
     compound: bool = False
+    measured: "Quantity | None" = None
 
 
 @lru_cache(4096)
@@ -58,12 +74,15 @@ def parse(text: str, leading_words: bool) -> Quantity | None:
     text = text.strip()
     flat = re.sub(_TEXT, r" \1 ", text).replace("~", " ").strip()
     around = None
-    if re.search(r"(?<![\\A-Za-z])[A-Za-z]{2}|\\\$|[€¥₹]", flat):
+    if re.search(r"(?<![\\A-Za-z])[A-Za-z]{2}|\\\$|[€¥₹£]", flat):
         around = _in_words(flat, leading_words) or _spelled_out(flat, leading_words)
     rate = _RATE.fullmatch(flat)
     if rate and units.find(rate[1]) and units.find(rate[2]):
         around = _with_unit(flat)
-    return around or _quantity(text) or _with_unit(text) or _compound(flat)
+    quantity = _quantity(text)
+    if quantity and not quantity.literal and not around:
+        quantity = replace(quantity, measured=_with_spaced_unit(flat))
+    return around or quantity or _with_spaced_unit(flat) or _with_unit(text) or _compound(flat)
 
 
 def equal(answer: Quantity, gold: Quantity) -> bool:
@@ -73,6 +92,8 @@ def equal(answer: Quantity, gold: Quantity) -> bool:
     ignored, except in a sum of units. Numbers in decimal notation may be rounded: see
     `notation.Number.equals`.
     """
+    answer, gold = _measured(answer, gold)
+    answer, gold = _in_radians(answer, gold), _in_radians(gold, answer)
     if answer.words and gold.words and answer.words != gold.words:
         return False
     percents = [bool(each.literal and each.literal.percent) for each in (answer, gold)]
@@ -95,6 +116,33 @@ def equal(answer: Quantity, gold: Quantity) -> bool:
     if answer.literal and gold.literal:
         return answer.literal.times(scale).equals(gold.literal)
     return evaluation.same(Node("mul", (expressions.number(scale), answer.node)), gold.node)
+
+
+def _measured(answer: Quantity, gold: Quantity) -> tuple[Quantity, Quantity]:
+    """Read letters after a space as units if the other quantity does not have them as symbols."""
+    if answer.measured and gold.measured and answer.node != gold.node:
+        return answer.measured, gold.measured
+    answer = _as_measured(answer, gold)
+    return answer, _as_measured(gold, answer) if answer.unit else gold
+
+
+def _as_measured(quantity: Quantity, other: Quantity) -> Quantity:
+    """Return the reading with a unit if it has the symbols of the other quantity."""
+    names, measured = expressions.symbols(other.node), quantity.measured
+    if measured and names != expressions.symbols(quantity.node):
+        return measured if names == expressions.symbols(measured.node) else quantity
+    return quantity
+
+
+def _in_radians(quantity: Quantity, other: Quantity) -> Quantity:
+    r"""Return degrees in radians if the other quantity is a part of \pi."""
+    if quantity.unit != _DEGREE or other.unit not in (None, _RADIAN) or not _has_pi(other.node):
+        return quantity
+    return Quantity(Node("degrees", (quantity.node,)), unit=other.unit)
+
+
+def _has_pi(node: Node) -> bool:
+    return node.value == "pi" or any(map(_has_pi, node.args))
 
 
 def _rounded(answer: Quantity, gold: Quantity) -> bool:
@@ -151,6 +199,21 @@ def _with_unit(text: str) -> Quantity | None:
     return _scaled(quantity, unit_text.replace(",", " ").split())
 
 
+def _with_spaced_unit(text: str) -> Quantity | None:
+    r"""Parse a formula with known units behind a space: "300 K", "2 m s^{-2}", "60 \frac{m}{s}"."""
+    found = _SPACED_UNIT.fullmatch(text)
+    if not found:
+        return _with_unit(text) if _CIRCLE_UNIT.search(text) else None
+    unit_text = found["unit"] or found["ratio"]
+    unit_text = re.sub(r"\\frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"\1/\2", unit_text)
+    unit_text = re.sub(r"\\mu\s*", "u", unit_text)
+    unit = units.parse(re.sub(r"([A-Za-z])\s+(?=\\Omega)", r"\1", unit_text), whole=True)
+    quantity = _quantity(found["body"]) if unit else None
+    if quantity is None or quantity.node.kind in ("add", "pm", "mp"):  # 1 + 2 m is a sum
+        return None
+    return replace(quantity, unit=unit)
+
+
 def _scaled(quantity: Quantity, words: list[str]) -> Quantity | None:
     """Apply the words after a number: scales, percent, a unit; None if they change its meaning."""
     lower = [word.lower().strip(".,") for word in words]
@@ -192,13 +255,13 @@ def _in_words(text: str, leading_words: bool) -> Quantity | None:
     found = _WORDS_AROUND.fullmatch(text)
     if not found:
         return None
-    before = [word.lower().strip(":,") for word in found["before"].split()]
+    before = [word.lower().strip(":,.") for word in found["before"].split()]
     negative = _negated(before, leading_words)
     if negative is None:
         return None
     after = re.split(r"[\s-]+", found["after"].strip(" -"))
-    if not all(map(_WORD.fullmatch, filter(None, after))):
-        return None
+    if not all(map(_WORD.fullmatch, filter(None, after))) or _TERM.search(found["after"]):
+        return None  # "30 - 8p dollars" and "5 minus x" are other formulas
     number = found["number"].replace(",", "")
     if re.search(r"\d/\d|\d [23]?$", found["after"]):
         return None
@@ -228,6 +291,8 @@ def _negated(before: list[str], leading_words: bool) -> bool | None:
     """
     negative = units.is_negative(before)
     rest = before[:-1] if negative else before
+    if before and before[-1] in expressions.FUNCTION_NAMES:  # "ln 5" is no 5
+        return None
     if (rest and not leading_words) or units.CHANGING_BEFORE.intersection(rest):
         return None
     return negative

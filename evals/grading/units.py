@@ -27,6 +27,7 @@ _BASE = {
     "euro": "1 euro eur",
     "rupee": "1 rupee",
     "yuan": "1 yuan",
+    "sterling": "1 sterling gbp; 1/100 pence",
     "unit": "1 unit",
     "information": "1 bit; 8 byte",
     "morning": "1 am",
@@ -59,7 +60,7 @@ _DERIVED: Mapping[str, tuple[str, Mapping[str, int]]] = {
     "MHz": ("1000000", {"time": -1}),
     "volt V": ("1", {"mass": 1, "length": 2, "time": -3, "current": -1}),
     "coulomb": ("1", {"time": 1, "current": 1}),
-    "ohm": ("1", {"mass": 1, "length": 2, "time": -3, "current": -2}),
+    "ohm \\Omega": ("1", {"mass": 1, "length": 2, "time": -3, "current": -2}),
     "A": ("1", {"current": 1}),
     "K": ("1", {"temperature": 1}),
     "L": ("1/1000", {"length": 3}),
@@ -67,13 +68,16 @@ _DERIVED: Mapping[str, tuple[str, Mapping[str, int]]] = {
     "F": ("1", {"fahrenheit": 1}),
 }
 _PREFIXED = frozenset(["m", "g", "s", "N", "J", "W", "V", "A", "K", "L", "Pa", "Hz", "eV", "mol"])
+_PREFIXED |= {"\\Omega"}
 _PREFIXES = {
-    **{"p": Fraction(1, 10**12), "n": Fraction(1, 10**9), "m": Fraction(1, 1000)},
+    **{"p": Fraction(1, 10**12), "n": Fraction(1, 10**9), "u": Fraction(1, 10**6)},
+    **{"m": Fraction(1, 1000)},
     **{"c": Fraction(1, 100), "k": Fraction(1000), "M": Fraction(10**6), "G": Fraction(10**9)},
 }
 SCALES = {
     **{"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9},
-    **{"trillion": 10**12, "dozen": 12, "dozens": 12},
+    **{"trillion": 10**12, "quadrillion": 10**15, "lakh": 10**5, "crore": 10**7},
+    **{"dozen": 12, "dozens": 12},
 }
 _CHANGING = """
 not no none never neither nor isn't isnt cannot can't cant without except excluding but or than
@@ -110,10 +114,10 @@ PARTS_IN_WORDS = {
     **{"half": 2, "halve": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6},
     **{"seventh": 7, "eighth": 8, "ninth": 9, "tenth": 10, "hundredth": 100},
 }
-_CURRENCIES = {"$": "dollar", "€": "euro", "¥": "yuan", "₹": "rupee"}
+_CURRENCIES = {"$": "dollar", "€": "euro", "¥": "yuan", "₹": "rupee", "£": "sterling"}
 _PART = re.compile(
     r"\s*(?:(?P<divide>/|per\b)|(?P<times>\\cdot|\*|·|-(?=[A-Za-z]))"
-    r"|(?P<shape>square|sq|cubic|cu)\b\.?|(?P<name>[A-Za-z]+|\\Omega)\.?"
+    r"|(?P<shape>square|sq|cubic|cu)\b\.?|(?P<name>[A-Za-z]*\\Omega|[A-Za-z]+)\.?"
     r"(?:\s*(?:\^\s*\{?\s*(?P<power>-?\d)\s*\}?|(?P<digit>[23])(?!\d)))?)"
 )
 
@@ -153,10 +157,11 @@ def find(name: str) -> tuple[Fraction, dict[str, int]] | None:
     return (known[0] * _PREFIXES[bare[0]], known[1]) if known else None
 
 
-def parse(text: str) -> Unit | None:
+def parse(text: str, whole: bool = False) -> Unit | None:
     """Parse units such as "m/s^2", "square feet" or "dollars per hour"; None if one is unknown.
 
-    Words after the last unit that is known are ignored ("cm long").
+    Words after the last unit that is known are ignored ("cm long"), unless `whole` is true: then
+    there must be none.
     """
     text = re.sub(r"\b([ap])\.\s?m\b\.?", r"\1m", text.strip())
     at, sign, shape, factor = 0, 1, 1, Fraction(1)
@@ -171,13 +176,14 @@ def parse(text: str) -> Unit | None:
             known = find(found["name"])
             is_last = not text[at:].strip()
             if known is None or (found["name"] == "in" and not is_last):
+                at = found.start()
                 break
             power = sign * shape * int(found["power"] or found["digit"] or 1)
             factor *= known[0] ** power
             for dimension, times in known[1].items():
                 powers[dimension] = powers.get(dimension, 0) + times * power
             shape = 1
-    if not powers:
+    if not powers or (whole and text[at:].strip()):
         return None
     return Unit(factor, frozenset((name, times) for name, times in powers.items() if times))
 
@@ -195,6 +201,8 @@ def number_in_words(words: list[str]) -> tuple[int, int] | None:
         parts = word.split("-")
         if all(part in NUMBER_WORDS for part in parts):
             current += sum(NUMBER_WORDS[part] for part in parts)
+        elif word == "and" and taken and current and current % 100 == 0:
+            pass
         elif word in SCALES and taken and not word.startswith("dozen"):
             if SCALES[word] == 100:
                 current *= 100

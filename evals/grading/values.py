@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
@@ -30,9 +31,11 @@ _OPERATORS = {
     **{"\\lt": "<", "<": "<", "\\gt": ">", ">": ">", "\\in": "in", "\\equiv": "equiv"},
 }
 _NAME = re.compile(
-    r"\\[Dd]elta\s*\\?[a-zA-Z]+|(?:\\(?:angle|triangle|measuredangle|overline|text|mathrm|operatorname|mathbf|vec)\s*)?"
+    r"\\[Dd]elta\s*\\?[a-zA-Z]+|(?:m?\\(?:angle|triangle|measuredangle|overline|text|mathrm|operatorname|mathbf|vec)\s*)?"
     r"(?:\{[A-Za-z .]+\}|\\?[A-Za-z]+'*)(?:\s*_(?:\w|\{[^{}]*\}|\\[a-z]+))?'*"
-    r"(?:\s*\((?:[\\A-Za-z0-9_, ]|\\theta)+\))?|\|[A-Z]{2}\||\\frac\{d.{1,12}\}\{d.{1,12}\}"
+    r"(?:\^\{-1\})?(?:\s*\((?:[\\A-Za-z0-9_, ]|\\theta|-\d|[a-z]\([^()]*\))+\))?"
+    r"|(?:P|Pr|\\Pr|\\mathbb\{P\})\s*\([^()]*\)"
+    r"|\\(?:sin|cos|tan|cot|sec|csc)\s*\(?(?:\\angle\s*)?(?:[A-Z]+|\\(?:theta|alpha|beta|gamma|phi))\)?|\|[A-Z]{2}\||\\frac\{d.{1,12}\}\{d.{1,12}\}"
     r"|\(\s*[a-z](?:\s*,\s*[a-z])+\s*\)|\\(?:dot|ddot|bar|hat)\s*\{[a-zA-Z]\}"
     r"|[A-Z]\s*\\cup\s*[A-Z]|[A-Z]\s*\\cap\s*[A-Z]"
 )
@@ -41,6 +44,8 @@ _MATRIX = re.compile(
     r"\\end\{(?P=kind)\*?\}"
 )
 _CONDITION = re.compile(r"^(?:\\text\s*\{\s*)?(?:if|for|when|where)\b\s*\}?\s*")
+_ALIGNED = re.compile(r"\\begin\{(aligned|align|gathered|cases)\*?\}(.*)\\end\{\1\*?\}")
+_APPROXIMATE = ("\\approx", "\\cong")
 _BUILDER = re.compile(r"\\mid(?![a-zA-Z])|\||:(?!=)")
 
 
@@ -77,7 +82,15 @@ class Grid:
     rows: tuple[tuple[Value, ...], ...]
 
 
-Value = Quantity | Items | Relation | Named | Grid | RealSet
+@dataclass(frozen=True)
+class Approximated:
+    """A constant and the decimal that is written behind it, as in 14/3 \u2248 4.67."""
+
+    exact: Value
+    rounded: Value
+
+
+Value = Quantity | Items | Relation | Named | Grid | RealSet | Approximated
 
 
 @lru_cache(4096)
@@ -97,6 +110,10 @@ def parse(text: str, leading_words: bool = False) -> Value | None:
 def equal(answer: Value, gold: Value) -> bool:
     """Return whether two values are equal."""
     answer, gold = _without_names(answer, gold)
+    if isinstance(answer, Approximated):
+        return equal(answer.exact, gold) or equal(answer.rounded, gold)
+    if isinstance(gold, Approximated):
+        return equal(answer, gold.exact)
     if isinstance(answer, Quantity) and isinstance(gold, Quantity):
         return quantities.equal(answer, gold)
     if isinstance(answer, Grid) and isinstance(gold, Grid):
@@ -118,10 +135,13 @@ def equal(answer: Value, gold: Value) -> bool:
 
 def _value(text: str, leading_words: bool = False) -> Value | None:
     """Parse by the loosest sign in the text: or, comma, relation, colon, union, bracket."""
-    text = _without_outer_group(re.sub(r"^(?:\\approx|=)\s*", "", text))
+    text = _without_outer_group(re.sub(r"^(?:\\approx|\\simeq|\\sim|\\therefore|=)\s*", "", text))
     if not text:
         return None
     text = re.sub(r"^[(\[]\s*(\\begin\{array\}.*\\end\{array\})\s*[)\]]$", r"\1", text)
+    lines = _equations(text)
+    if lines:
+        return _list(lines)
     matrix = _MATRIX.fullmatch(text)
     if matrix and text.count("\\begin") == 1:
         return _grid(matrix["kind"], matrix["body"])
@@ -129,8 +149,9 @@ def _value(text: str, leading_words: bool = False) -> Value | None:
         parts = _split(text, separator, keep)
         if len(parts) > 1:
             return parse_parts(parts)
-    if text in _KNOWN_SETS:
-        return _KNOWN_SETS[text]
+    known = _KNOWN_SETS.get(text) or _KNOWN_SETS.get(text.lower())
+    if known:
+        return known
     bracketed = _bracketed(text)
     return bracketed if bracketed is not None else _leaf(text, leading_words)
 
@@ -144,6 +165,20 @@ def _leaf(text: str, leading_words: bool) -> Value | None:
         both = [Quantity(expressions.choose_signs(node, plus)) for plus in (True, False)]
         return Items("", "", tuple(both))
     return quantity
+
+
+def _equations(text: str) -> list[str] | None:
+    """Return the lines of aligned equations; a line that starts with a sign continues one."""
+    found = _ALIGNED.fullmatch(text)
+    if not found or (found[1] == "cases" and "&" in found[2]):
+        return None
+    lines: list[str] = []
+    for line in re.split(r"\\\\(?:\[[^\]]*\])?", found[2].replace("&", "")):
+        if lines and _RELATION.match(line.strip()):
+            lines[-1] += line
+        elif line.strip():
+            lines.append(line.strip(" ,."))
+    return lines
 
 
 def _without_outer_group(text: str) -> str:
@@ -206,7 +241,15 @@ def _list(parts: Sequence[str]) -> Value | None:
     sets = [_as_set(item) for item in found]
     if all(sets) and any(isinstance(item, RealSet | Relation) for item in found):
         return realsets.both([each for each in sets if each is not None])
-    return Items("", "", tuple(found))
+    return Items("", "", tuple(_flat(found)))
+
+
+def _flat(items: Sequence[Value]) -> list[Value]:
+    r"""Return the items with those of lists without a bracket, such as \pm 1, in their place."""
+    flat: list[Value] = []
+    for item in items:
+        flat += item.items if isinstance(item, Items) and not item.opening else [item]
+    return flat
 
 
 def _carry_names(items: Sequence[Value]) -> list[Value]:
@@ -228,9 +271,9 @@ def _options(parts: Sequence[str]) -> Value | None:
     sets = [_as_set(item) for item in found]
     if all(sets) and any(isinstance(item, RealSet | Relation | Items) for item in found):
         return realsets.union([each for each in sets if each is not None])
-    flat: list[Value] = []
-    for item in found:
-        flat += item.items if isinstance(item, Items) and not item.opening else [item]
+    flat = _flat(found)
+    if all(_same_constant(flat[0], item) for item in flat[1:]):
+        return flat[0]  # 7/2 or 3.5
     return Items("", "", tuple(flat))
 
 
@@ -326,6 +369,9 @@ def _grid(kind: str, body: str) -> Grid | None:
 
 def _relation_value(parts: Sequence[str]) -> Value | None:
     """Parse sides and operators: a named value, an interval, or any other relation."""
+    approximated = _approximated(parts)
+    if approximated:
+        return approximated
     texts, operators = parts[::2], tuple(_OPERATORS[part] for part in parts[1::2])
     if set(operators) == {"="}:
         if texts[0] and _NAME.fullmatch(texts[0]):
@@ -343,8 +389,7 @@ def _relation_value(parts: Sequence[str]) -> Value | None:
     sides = _values(texts)
     if sides is None or "in" in operators or "equiv" in operators:
         return None
-    constants = [_constant(side) for side in sides]
-    if set(operators) == {"="} and None not in constants and len(set(constants)) == 1:
+    if set(operators) == {"="} and all(_same_constant(sides[-1], side) for side in sides):
         return sides[-1]  # 2 + 3 = 5
     relation = Relation(tuple(sides), operators)
     return realsets.from_relation(*_nodes(relation)) or relation
@@ -359,10 +404,36 @@ def _named(name: str, value: Value | None) -> Named | None:
     return Named(plain, value)
 
 
-def _constant(side: Value) -> object:
-    if not isinstance(side, Quantity) or expressions.symbols(side.node):
+def _approximated(parts: Sequence[str]) -> Value | None:
+    """Parse a constant with the decimal that it rounds to behind it."""
+    if parts[-2] not in _APPROXIMATE:
         return None
-    return evaluation.exact(side.node)
+    exact = _value(parts[0]) if len(parts) == 3 else _relation_value(parts[:-2])
+    rounded = _value(parts[-1])
+    return (
+        Approximated(exact, rounded) if exact and rounded and _rounds_to(exact, rounded) else None
+    )
+
+
+def _same_constant(one: Value, other: Value) -> bool:
+    """Return whether two values are the same number, without symbols."""
+    if not isinstance(one, Quantity) or not isinstance(other, Quantity):
+        return False
+    constant = not (expressions.symbols(one.node) or expressions.symbols(other.node))
+    return constant and quantities.equal(one, other)
+
+
+def _rounds_to(exact: Value, rounded: Value) -> bool:
+    """Return whether a decimal is a constant, rounded or cut off to the places it has."""
+    while isinstance(exact, Named):
+        exact = exact.value
+    if not isinstance(exact, Quantity) or not isinstance(rounded, Quantity) or not rounded.literal:
+        return False
+    value = evaluation.constant(exact.node)
+    unit = Fraction(10) ** -(rounded.literal.places or 0)
+    if not isinstance(value, Fraction) or value * rounded.literal.value < 0:
+        return False
+    return -unit / 2 <= abs(value) - abs(rounded.literal.value) < unit
 
 
 def _nodes(relation: Relation) -> tuple[tuple[Node, ...], tuple[str, ...]]:
@@ -425,6 +496,10 @@ def _as_set(value: Value | None) -> RealSet | None:
         return value
     if isinstance(value, Named) and isinstance(value.value, RealSet | Items):
         return _as_set(value.value)
+    if isinstance(value, Items) and value.items and not value.opening:
+        sets = [_as_set(item) for item in value.items if isinstance(item, Items)]
+        found = [each for each in sets if each is not None]
+        return realsets.union(found) if len(found) == len(value.items) else None
     if isinstance(value, Items) and all(isinstance(item, Quantity) for item in value.items):
         nodes = [item.node for item in value.items if isinstance(item, Quantity)]
         if value.opening == "{":
@@ -515,9 +590,15 @@ _SIGNS: Sequence[tuple[re.Pattern[str], bool, Callable[[list[str]], Value | None
     (_RELATION, True, _relation_value),
     (re.compile(":"), False, _ratio),
     (re.compile(r"\\cup(?![a-zA-Z])"), False, _union),
-    (re.compile(r"\\(?:setminus|backslash)(?![a-zA-Z])|(?<=\})-(?=\\\{)"), False, _difference),
+    (
+        re.compile(r"\\(?:setminus|backslash)(?![a-zA-Z])|(?<=[}\s])-\s*(?=\\\{)"),
+        False,
+        _difference,
+    ),
 )
 _KNOWN_SETS: dict[str, Value] = {
     **dict.fromkeys((r"\mathbb{R}", r"\mathbb R", r"\mathbf{R}", r"\Bbb{R}", r"\R"), realsets.LINE),
+    **dict.fromkeys(("all real numbers", "all reals", "all real values"), realsets.LINE),
     **dict.fromkeys((r"\emptyset", r"\varnothing", r"\{\}", r"\{ \}"), Items("{", "}", ())),
+    **dict.fromkeys(("no solution", "no solutions", "empty set"), Items("{", "}", ())),
 }

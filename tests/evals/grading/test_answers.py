@@ -197,6 +197,9 @@ def test_choice_equal_without_a_letter_is_false(prediction) -> None:
         ("#### 1,000", "1000"),
         ("valid", "Valid"),
         ("two\nlines", "two lines"),
+        ("So the answer is No, because it rains.", "No"),
+        ("So the answer is \u221235.", "-35"),
+        ("<answer>No</answer>", "No"),
     ],
 )
 def test_exact_equal(prediction, gold) -> None:

@@ -117,6 +117,14 @@ HELPERS = {
         "```python\ndef solve(x):\n    return x\n```\nNo:\n"
         "```python\ndef solve(x):\n    return 2 * x\n```"
     ),
+    "a version that is not written yet, behind it": (
+        "```python\ndef solve(x):\n    return 2 * x\n```\nIts head:\n"
+        "```python\ndef solve(x):\n    raise NotImplementedError('soon')\n```"
+    ),
+    "a helper and prose before the function, no fences": (
+        "First a helper:\n\ndef twice(x):\n    return 2 * x\n\nNow it's easy:\n\n"
+        "def solve(x):\n    return twice(x)\n\nDone!"
+    ),
     "prose inside the block": (
         "```python\nSolution:\n\ndef solve(x):\n    return 2 * x\n\nDone!\n```"
     ),
@@ -127,6 +135,24 @@ HELPERS = {
 def test_the_program_has_what_the_function_needs(name) -> None:
     program = extract_code(HELPERS[name], names=("solve",))
     exec(f"{program}\nassert [solve(1), solve(3)] == [2, 6]", {"__name__": code.MODULE})
+
+
+@pytest.mark.parametrize("first", ["", " ", "   ", "    "])
+def test_the_first_line_of_a_body_may_have_lost_its_indentation(first) -> None:
+    body = f"{first}for n in x:\n        if n > 1:\n            return n\n    return 0\n"
+    for text in (body, f"```python\n{body}```", f"{body}\nIt returns the first one.\n"):
+        namespace: dict[str, Any] = {}
+        exec(extract_code(text, "def f(x):\n    'Find it.'\n"), namespace)
+        assert [namespace["f"]([1, 3]), namespace["f"]([1])] == [3, 0]
+
+
+@pytest.mark.parametrize("outer", ["def make():", "class Solution:"])
+def test_what_is_defined_inside_of_something_else_is_not_defined(outer) -> None:
+    inner = "    def f(x):\n        return x\n"
+    for text in (f"```python\n{outer}\n{inner}```", f"So:\n\n{outer}\n{inner}\nDone."):
+        namespace: dict[str, Any] = {}
+        exec(extract_code(text, names=["f"]), namespace)
+        assert "f" not in namespace
 
 
 def test_tests_may_call_what_stands_above_the_function_in_the_prompt() -> None:

@@ -14,23 +14,34 @@ numbers:      1,234 = 1234; 1{,}234 = 1234; 1\,000\,000 = 1000000; 1 000 = 1000;
               .5 = 0.5; -\frac{1}{2} = \frac{-1}{2}; 0.\overline{3} = \frac13; 0.1\overline{6} = 1/6
               2\frac{1}{3} = \frac73; 1 4/5 = 1.8; 2\cdot10^{-3} = 0.002; 1e-3 = 0.001
               50\% = 0.5; 50\% = 50; 3.1415927 = \pi; 110_2 = 110_{2}; -37_8 = -37_{8}
+              (110)_2 = 110_2; 110_{\text{two}} = 110_2; 2a_{16} = 2A_{16}; {3 \over 4} = 0.75; \color{red}{5} = 5; \bf 5 = 5; \sim 5 = 5
+              \frac{14}{3} \approx 4.67 = \frac{14}{3}; \frac{14}{3} \approx 4.67 = 4.67; \frac72\text{ or }3.5 = \frac72; \frac12\text{ or }50\% = 0.5
 words:        one-third = \frac13; a dozen = 12; five = 5; negative five = -5; twenty-five = 25; 5 million = 5000000; 5 dozen = 60
+              one hundred and twenty = 120; the circle = \text{circle}; A, B, and D = A,B,D; 5个 = 5; 3 lakh = 300000
+              \textbf{(C)}\ 5 = 5; \textbf{(C) }5 = \text{(C)}
               \text{Yes} = yes; n \text{ is odd} = n is odd; 4:30 PM = \text{4:30 p.m.}
 units:        5 = 5\text{ cm}; 5 cm = 5\text{ cm}; 500\text{ cm} = 5\text{ m}; \$5 = 5\text{ dollars}
               36\text{ km/h} = 10\text{ m/s}; 25 square feet = 25\text{ ft}^2; 30^\circ = 30
               3\text{ h }5\text{ min} = 185\text{ minutes}; 9.8\mathrm{~m}/\mathrm{s}^2 = 9.8 m/s^2
+              300 K = 300; 6 m = 6; 12 cm² = 12; 36π cm^2 = 36\pi; 9.8\ \mathrm{m\,s^{-2}} = 9.8\text{ m/s}^2
+              60 \frac{m}{s} = 60; 5\,\mu\text{m} = 5\times10^{-6}\text{ m}; 5\ \text{k}\Omega = 5000\ \Omega; 25°C = 25; £12 = 12; \text{Rs. }500 = 500
+              \frac{\pi}{3} = 60^\circ; 60^\circ = \frac{\pi}{3}\text{ rad}; 5 N·m = 5; 30-8p\text{ dollars} = 30-8p
 formulas:     2*x**2 = 2x^2; 2^k2^{-n} = 2^{k-n}; x^2-1 = (x-1)(x+1); tv = v t; 3m+3m = 6m; 2\sin x\cos x = \sin 2x; \ln x^2 = 2\ln x
               √3/2 = \frac{\sqrt{3}}{2}; \sqrt[3]{x^2} = x^{2/3}; 1/2x = \frac{x}{2}
               (-1)^{n+1} = -(-1)^n; 5! = 120; \binom52 = 10; e^{i\pi} = -1; |x-1| = |1-x|
               \frac{E_1+2E_2}{3} = \frac13E_{1}+\frac23E_{2}; v^2_0 = v_0^2; mc^2 = c^2m
+              \log_25 = \log_2(5); \log_{10} 100 = 2; \operatorname{arctg} 2 = \arctan 2
               3\mathbf{j}+2\mathbf{i} = 2\mathbf{i}+3\mathbf{j}; \cos60^\circ = \frac12
 equations:    y=2x+1 == 2x-y+1=0; x^2+y^2=4 == x^2+y^2-4=0; 2x+1 == y=2x+1; f(x)=2x == y=2x
               \frac{x^2}{4}+y^2=1 == x^2+4y^2=4; \frac{dy}{dx}=2x == \frac{dy}{dx}=x+x; 2+3=5 == 5
+              \log_2 8=3 == 3; f(x)=x\text{ for all }x == f(x)=x; \begin{cases}x=1\\y=2\end{cases} == (1,2); \begin{aligned}x&=2+3\\&=5\end{aligned} == 5
 named:        x=5 == 5; x=1,y=2 == (1,2); y=2,x=1 == x=1,y=2; x=1\text{ or }x=2 == 1,2
-              x=\pm3 == 3,-3; (x,y)=(1,2) == (1,2); P(A)=0.5 == \frac12; \angle ABC=60^\circ == 60
+              x=\pm3 == 3,-3; (x,y)=(1,2) == (1,2); P(A)=0.5 == \frac12; P(X=2)=0.5 == \frac12; f^{-1}(x)=2x == 2x; f(-2)=5 == 5; \cos A=\frac35 == \frac35; \angle ABC=60^\circ == 60
 sets:         \{2,1\} = \{1,2\}; 2,1 = 1,2; 1,1,2 = 2,1,1; 1\pm\sqrt2 = 1+\sqrt2,1-\sqrt2
               [1,2) == 1\le x<2; x>3 == (3,\infty); \{x\mid x>3\} == x>3; x\ne1 == (-\infty,1)\cup(1,\infty)
               x<1\text{ or }x>2 == (-\infty,1)\cup(2,\infty); \mathbb{R}\setminus\{1\} == x\ne1
+              \pm1, \pm2 = -2,-1,1,2; (-\infty,0), (1,2) == (-\infty,0)\cup(1,2); \mathbb{R} - \{0\} = \mathbb{R}\setminus\{0\}; (-oo, 2) = (-\infty,2)
+              \text{all real numbers} = \mathbb{R}; \text{No solution} = \emptyset
               3>x>-2 == (-2,3); \emptyset = \varnothing; (1,2)\text{ and }(3,4) = (3,4),(1,2)
 matrices:     \begin{pmatrix}1&0.5\\3&4\end{pmatrix} = \begin{bmatrix}1&\frac12\\3&4\end{bmatrix}
               [[1,2],[3,4]] = \begin{pmatrix}1&2\\3&4\end{pmatrix}; \langle1,2\rangle = (1,2)
@@ -41,13 +52,16 @@ DIFFERENT = r"""
 numbers:      1.0000001 = 1; 1000000.5 = 1000000; 1234567.8 = 1234568; 0.333 = \frac13; -5 = 5; 5! = 5
               6.63\times10^{-34} = 6.6e-27; \frac{1}{2006!} = \frac{1}{2004!}; 2^{-98} = 2^{-99}
               10^{30}+1 = 10^{30}; 110_2 = 110_3; 110_2 = 110; 500\% = 0.5; 21:55 = 21:50
+              \frac{14}{3} \approx 4.72 = \frac{14}{3}; \frac{14}{3} \approx 4.67 = 4.6; 3\text{ or }3.5 = 3; 110_{\text{two}} = 110_3; (110)_2 = 110; a_1 = A_1; b_2 = B_2; \sqrt2 \approx 1.5 = \sqrt2; \log_25 = \log_{25}x
               2^{200}\sqrt2+1 = 2^{200}\sqrt2+3; 3:2 = 2:3; (0.0000001,1) = (0.0000004,1)
 words:        Elevyn = Evelyn; not 5 = 5; twice 5 = 5; at least 5 = 5; less than 5 = 5; half of 5 = 5; 5 or 6 = 5
               5 million = 5; negative 5 = 5; 5 squared = 5; between 5 and 6 = 5; June 20 = 20
+              ln 5 = 5; sqrt 5 = 5; \operatorname{arctan} 2 = 2; \operatorname{cis} 5 = 5; 5万 = 5; \textbf{(C)}\ 5 = \text{(D)}; a circle = \text{ellipse}
               n \text{ is odd} = n \text{ is even}; 4:30 AM = \text{4:30 p.m.}; 1.5 km = 15 km
 units:        5\text{ MW} = 5\text{ mW}; 5\text{ km} = 5\text{ cm}; 5\text{ kg} = 5\text{ m}; 5\text{ ft} = 5\text{ ft}^2; 6 = 6m
               3\text{ h }5\text{ min} = 3; \$5 = 5\text{ cents}; 37^\circ C = 37^\circ F; v = v t
-              5 miles north = 5\text{ miles south}; 45\text{ units}^4 = 45\text{ units}^2
+              5 miles north = 5\text{ miles south}; 45\text{ units}^4 = 45\text{ units}^2; 6 = 6 m; 6 x = 6; 6 m = 6\text{ km}; 1 + 2 m = 3
+              30-8p\text{ dollars} = 30; 5 minus x = 5; 5 2x apples = 5; 5/x dollars = 5; 60^\circ = 60\pi; 300 K = 300\text{ m}
 formulas:     f(g(x)) = g(f(x)); 2 = 2x-1; x+5 = 5; 5a = 5; |x| = x; \sqrt{x^2} = x; a_1 = a_2; x' = x; \bar{x} = x
               \sin^{-1}x = \frac{1}{\sin x}; \log_2 3 = \log_3 2; (-1)^n = 1; n! = n; I(0) = 0
               \int_0^1 x dx = 1; \sum_{k=1}^n k = n; \lim_{x\to0}x = 0; 2i = 2\mathbf{i}; \foo{5} = 5
@@ -55,9 +69,9 @@ formulas:     f(g(x)) = g(f(x)); 2 = 2x-1; x+5 = 5; 5a = 5; |x| = x; \sqrt{x^2} 
               \begin{cases}2x&x>0\\0&x\le0\end{cases} = \begin{cases}x&x>0\\0&x\le0\end{cases}
 equations:    y=2x+1 == y=2x-1; 2x=10 == 5; x^2=25 == 5; x+y=5 == 5; x^2-4x+5=0 == 0; |x|=-2 == |x|=-1
               \frac{dy}{dx}=3x == \frac{dy}{dx}=2x; 0.56=36 == 0.56=56; x\equiv3\pmod5 == 3
-named:        x=5 == y=5; x=1,y=2 == x=2,y=1; x=1,y=2 == (2,1); x=1,y=2 == 1; x>5 == 5; x\ne5 == 5
+named:        x=5 == y=5; P(X=2)=0.5 == P(X=3)=0.5; f(x+1)=2x == f(x)=2x; \cos x=1 == 1; x=1,y=2 == x=2,y=1; x=1,y=2 == (2,1); x=1,y=2 == 1; x>5 == 5; x\ne5 == 5
 sets:         (2,1) = (1,2); [1,2] = (1,2); \{1,2\} = (1,2); 1,1,2 = 1,2; 1,2 = 1; \pm3 = 3
-              x\ge5 == x>5; \{x\mid x<3\} == \{x\mid x>3\}; x<1\text{ or }x>3 == 1<x<3; \{0\} = \emptyset
+              \pm1,2 = 1,2; (0,1),(2,3) == (0,1)\cup(2,4); \text{all real numbers} = \emptyset; x\ge5 == x>5; \{x\mid x<3\} == \{x\mid x>3\}; x<1\text{ or }x>3 == 1<x<3; \{0\} = \emptyset
               (0,1)\cup(2,3) = (0,1)\cup(2,4); (1,2),(3,4) = (1,2),(4,3); k\pi,k\in\mathbb{Z} = k\pi
 matrices:     \begin{pmatrix}1&2\\3&4\end{pmatrix} = \begin{pmatrix}1&3\\2&4\end{pmatrix}
               \begin{pmatrix}1&2\end{pmatrix} = 1

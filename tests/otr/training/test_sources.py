@@ -338,6 +338,7 @@ def test_a_compressed_file_that_is_cut_is_unreadable(tmp_path: Path, name: str) 
         (lzma.compress(b"{}"), "compressed by xz: decompress it"),
         (b"PK\3\4...", "a ZIP archive: unpack it"),
     ],
+    ids=["gzip", "zstandard", "xz", "zip"],
 )
 @pytest.mark.parametrize("suffix", ["jsonl", "json", "csv"])
 def test_a_file_of_another_format_is_unreadable(

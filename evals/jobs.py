@@ -27,7 +27,7 @@ _STORED_MODULE_NAMES = {
     "evals.grading.published": "evals.published",
 }
 
-RULES_VERSION = 2
+RULES_VERSION = 3
 """To be raised whenever graders of `evals` change their verdicts: stored scores are then void."""
 
 

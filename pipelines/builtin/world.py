@@ -171,27 +171,40 @@ _FUNCTIONS = ("solve", "pick", "work", "task", "calc", "run", "fold", "take")
 
 
 def _function(rng: random.Random, hard: bool) -> Item:
-    """Draw a one-line function over a list, to be written from its docstring."""
+    """Draw a one-line function over a list, to be written from its docstring.
+
+    A hard one excepts a number that would pass the filter, and a test has only that number.
+    """
     name, n, m = rng.choice(_FUNCTIONS), rng.randint(2, 12), rng.randint(2, 12)
     (filtered, test), (mapped, value) = rng.choice(_FILTERS), rng.choice(_MAPS)
     reduced, body = rng.choice(_REDUCTIONS)
     filtered, test = filtered.format(n=n), test.format(n=n)
+    lists: list[list[int]] = []
     if hard:
-        limit = rng.randint(2, 12)
-        filtered, test = f"{filtered} other than {limit}", f"{test} and x != {limit}"
+        passing = [x for x in range(1, 25) if eval(test, {"x": x})]  # text from above
+        if len(passing) < 2:  # nothing would be left
+            return _function(rng, hard)
+        excepted = rng.choice(passing)
+        filtered, test = f"{filtered} other than {excepted}", f"{test} and x != {excepted}"
+        lists = [[excepted]]
     doc = f"Return {reduced} {mapped.format(m=m)} {filtered} in xs."
     head = f'def {name}(xs):\n    """{doc}"""'
     solution = f"def {name}(xs):\n    return {body.format(m=value.format(m=m), f=test)}"
     return Item(
-        f"Complete this function.\n{head}", solution, solution, "code", _tests(name, solution, rng)
+        f"Complete this function.\n{head}",
+        solution,
+        solution,
+        "code",
+        _tests(name, solution, rng, lists),
     )
 
 
-def _tests(name: str, solution: str, rng: random.Random) -> str:
-    """Return assertions on random lists; the solution computes their expected values."""
+def _tests(name: str, solution: str, rng: random.Random, more_lists: list[list[int]]) -> str:
+    """Return assertions on random lists and `more_lists`, with the solution's values."""
     scope: dict[str, Callable[[list[int]], object]] = {}
     exec(solution, scope)  # text generated above
     lists = [[], *([rng.randint(0, 24) for _ in range(rng.randint(4, 9))] for _ in range(5))]
+    lists += more_lists
     more = random.Random(solution)
     while len({repr(scope[name](xs)) for xs in lists}) < 2:  # so that no constant passes
         lists.append([more.randint(0, 24) for _ in range(9)])

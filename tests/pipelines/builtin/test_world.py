@@ -1,6 +1,7 @@
 """Splits of the built-in world do not overlap, and its answers are correct."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,15 @@ def test_chains_are_computed_correctly(split: str) -> None:
             assert eval(left) == int(right)
         assert item.completion.endswith(f"{right}\n\\boxed{{{item.answer}}}")
         assert item.answer == right
+
+
+def test_a_hard_function_is_wrong_without_its_exception() -> None:
+    for item in items("function", "harder", COUNT):
+        exec(item.completion + "\n" + item.tests, {})
+        without = re.sub(r" and x != \d+", "", item.completion)
+        assert without != item.completion
+        with pytest.raises(AssertionError):
+            exec(without + "\n" + item.tests, {})
 
 
 def test_functions_pass_their_own_tests_and_a_stub_does_not() -> None:

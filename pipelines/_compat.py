@@ -8,6 +8,7 @@ Ray or MLflow takes seconds.
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -76,15 +77,17 @@ def hub_errors() -> tuple[type[Exception], ...]:
 def read_hub_from_cache() -> None:
     """Let this process, and those that it starts, read the hub's files from the cache alone.
 
-    The variable is read at import, so it comes too late here. Upstream:
+    The variable is read at import, so it comes too late here. `datasets` copies the constant when
+    it is imported, which takes a second and may not have happened yet. Upstream:
     `huggingface_hub.constants.HF_HUB_OFFLINE`, huggingface_hub 2.4, and
     `datasets.config.HF_HUB_OFFLINE`, datasets 5.2.
     """
-    import datasets
     from huggingface_hub import constants
 
     os.environ["HF_HUB_OFFLINE"] = "1"
-    constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    constants.HF_HUB_OFFLINE = True
+    if "datasets" in sys.modules:
+        sys.modules["datasets"].config.HF_HUB_OFFLINE = True
 
 
 def internal_kv_get(key: str) -> bytes | None:

@@ -287,7 +287,7 @@ def _mathematics(tail: str) -> str:
         return f"{listed}{kept_words(tail[skipped:], units.CHANGING)}"
     sentence = _sentence(tail)
     first = _FORMULA.search(sentence)
-    if first and len(_FORMULA.findall(sentence)) >= 1:
+    if first:
         words = re.findall(r"[a-z]+", sentence[: first.start()].lower())
         changes = units.CHANGING_BEFORE.intersection(words) or units.is_negative(words)
         operation = _OPERATION_OF.search(sentence[: first.start()].lower())

@@ -185,7 +185,9 @@ def _train(  # noqa: PLR0913 - the arguments of `train`
             metrics |= {"skipped_steps": progress.skipped} if progress.skipped else {}
             snapshot = None
             if saves:
-                snapshot = take_snapshot(policy, run.optimizer, staging, progress, run.hooks)
+                rounded = last and config.save_dtype != "float32"
+                optimizer = None if rounded else run.optimizer
+                snapshot = take_snapshot(policy, optimizer, staging, progress, run.hooks)
                 snapshot.precision, saved = config.model.dtype, time.monotonic()
                 snapshot.ends = steps.ends
             if snapshot is not None and last:
@@ -207,19 +209,22 @@ def _restore(run: _Run, checkpoint: Path | None) -> Progress:
 
 def take_snapshot(
     policy: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | None,
     staging: Staging,
     progress: Progress,
     hooks: Hooks,
 ) -> Snapshot:
-    """Copy the run's state to host memory. Every rank calls this."""
+    """Copy the run's state to host memory. Every rank calls this.
+
+    Without an optimizer, for weights that will be rounded, its state is left out.
+    """
     start = time.perf_counter()
     hooks.before_snapshot()
     snapshot = Snapshot(
         step=progress.step,
         model=parallel.unwrap(policy).model,
         weights=parallel.stage_weights(policy, staging),
-        optimizer=parallel.optimizer_shard(policy, optimizer, staging),
+        optimizer={} if optimizer is None else parallel.optimizer_shard(policy, optimizer, staging),
         trainer_state={
             "skipped_steps": progress.skipped,
             "lowest_val_nll": progress.lowest_val_nll,

@@ -21,7 +21,14 @@ from otr.data.conversations import (
     messages_of,
     read_record,
 )
-from otr.data.examples import Example, RejectedRecord, Tokenized, encode, tokenize
+from otr.data.examples import (
+    Example,
+    RejectedRecord,
+    Tokenized,
+    encode,
+    tokenize,
+    tokenize_batches,
+)
 from otr.data.packing import count_rows, pack
 
 __all__ = [
@@ -38,4 +45,5 @@ __all__ = [
     "pack",
     "read_record",
     "tokenize",
+    "tokenize_batches",
 ]

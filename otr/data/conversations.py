@@ -173,7 +173,9 @@ def load_json(text: str | bytes) -> Any:
         ValueError: it is no JSON, or an object has a name twice.
         RecursionError: it is nested too deeply.
     """
-    return json.loads(text, object_pairs_hook=_object)
+    if isinstance(text, bytes):
+        text = text.decode(json.detect_encoding(text), "surrogatepass")
+    return _DECODER.decode(text)
 
 
 def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
@@ -183,6 +185,9 @@ def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"an object has {twice!r} twice")
     return made
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def form_of(fields: Mapping[str, Any], columns: Mapping[str, str]) -> str | None:

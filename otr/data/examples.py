@@ -17,7 +17,7 @@ from otr._deprecated import renamed_arguments
 from otr.data.chat_template import ChatTemplate, Rendered
 from otr.data.conversations import Conversation, Message, PlainText, Rejected, read_record
 
-TOKENIZED_AT_ONCE = 64  # records per call of the tokenizer, which has a fixed cost
+TOKENIZED_AT_ONCE = 256  # records; after each call, the tokenizer's thread waits for Python's lock
 
 TrainOn = Literal["assistant", "last", "all"]
 OverLong = Literal["reject", "truncate_end", "truncate_start", "split"]
@@ -105,34 +105,68 @@ def tokenize(
             rejected. `split` makes several examples of a conversation, cut before questions, each
             with the system message; a text is cut anywhere.
     """
-    done = Tokenized()
-    encoder = _Encoder(tokenizer, sequence_length, train_on, over_long)
-    for number, (record, found) in enumerate(_encoded_records(records, columns, encoder)):
-        if isinstance(found, Rejected):
-            shown = "" if isinstance(record, ValueError) else record
-            done.rejected.append(RejectedRecord(shown, found.cause, found.detail, number))
-        else:
-            done.examples.extend(found.examples)
-            done.numbers.extend([number] * len(found.examples))
-            done.unused.update(found.unused)
-            done.remarks.update(found.remarks)
+    [done] = tokenize_batches(
+        [records],
+        tokenizer,
+        columns=columns,
+        sequence_length=sequence_length,
+        train_on=train_on,
+        over_long=over_long,
+    )
     return done
 
 
-def _encoded_records(
-    records: Iterable[Any], columns: Mapping[str, str], encoder: "_Encoder"
-) -> "Iterator[tuple[Any, _Encoded | Rejected]]":
-    """Yield each record and what it gives; while some are tokenized, the next are rendered."""
-    remaining = iter(records)
+def tokenize_batches(
+    batches: Iterable[Iterable[Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    columns: Mapping[str, str],
+    sequence_length: int,
+    train_on: TrainOn = "assistant",
+    over_long: OverLong = "reject",
+) -> Iterator[Tokenized]:
+    """Yield what `tokenize` returns for each batch of records; the first of the next are begun."""
+    encoder = _Encoder(tokenizer, sequence_length, train_on, over_long)
+    done, number = Tokenized(), 0
+    for pairs, ends_batch in _encoded_records(batches, columns, encoder):
+        for record, found in pairs:
+            if isinstance(found, Rejected):
+                shown = "" if isinstance(record, ValueError) else record
+                done.rejected.append(RejectedRecord(shown, found.cause, found.detail, number))
+            else:
+                done.examples.extend(found.examples)
+                done.numbers.extend([number] * len(found.examples))
+                done.unused.update(found.unused)
+                done.remarks.update(found.remarks)
+            number += 1
+        if ends_batch:
+            yield done
+            done, number = Tokenized(), 0
 
-    def begin() -> Iterator[tuple[list[Any], _Begun]]:
-        while some := list(islice(remaining, TOKENIZED_AT_ONCE)):
-            yield some, encoder.begin(some, columns, beside)
+
+def _encoded_records(
+    batches: Iterable[Iterable[Any]], columns: Mapping[str, str], encoder: "_Encoder"
+) -> "Iterator[tuple[list[tuple[Any, _Encoded | Rejected]], bool]]":
+    """Yield some records at a time with what they give, and whether they end their batch.
+
+    While some are tokenized, the next are rendered.
+    """
+
+    def begun() -> Iterator[tuple[list[Any], bool, _Begun]]:
+        for batch in batches:
+            remaining, more = iter(batch), True
+            some = list(islice(remaining, TOKENIZED_AT_ONCE))
+            while more:
+                following = list(islice(remaining, TOKENIZED_AT_ONCE))
+                more = bool(following)
+                yield some, not more, encoder.begin(some, columns, beside)
+                some = following
 
     with ThreadPoolExecutor(1) as beside:  # tokenizers in Rust leave Python to other threads
-        for (some, begun), _ in pairwise(chain(begin(), [([], None)])):  # begins one ahead
-            assert begun is not None
-            yield from zip(some, encoder.finish(begun), strict=True)
+        for one, _ in pairwise(chain(begun(), [None])):  # begins one ahead
+            assert one is not None
+            some, ends_batch, texts = one
+            yield list(zip(some, encoder.finish(texts), strict=True)), ends_batch
 
 
 @dataclass(frozen=True)

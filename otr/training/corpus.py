@@ -7,6 +7,7 @@ import functools
 import os
 import shlex
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby, islice
@@ -273,8 +274,8 @@ def pack_batches(
     """
     from otr.data import pack
 
-    for texts in _text_batches(chunks, skip_bad=True):
-        done = _tokenized(texts, config, model)
+    read = _text_batches(chunks, skip_bad=True)
+    for texts, done in _tokenized_batches(read, config, model):
         yield pack(done.examples, config.sequence_length), batch_audit(texts, done)
 
 
@@ -286,16 +287,33 @@ def _text_batches(chunks: Sequence[SourceChunk], skip_bad: bool) -> Iterator[lis
 
 
 def _tokenized(texts: Iterable[Text], config: DataConfig, model: ModelConfig) -> "Tokenized":
-    from otr.data import tokenize
+    [(_, done)] = _tokenized_batches([list(texts)], config, model)
+    return done
 
-    return tokenize(
-        (_parsed(text.content) for text in texts),
+
+def _tokenized_batches(
+    batches: Iterable[list[Text]], config: DataConfig, model: ModelConfig
+) -> "Iterator[tuple[list[Text], Tokenized]]":
+    """Yield each batch of texts with its examples, while the next batch is begun."""
+    from otr.data import tokenize_batches
+
+    begun: deque[list[Text]] = deque()
+
+    def contents() -> Iterator[Iterator[Any]]:
+        for texts in batches:
+            begun.append(texts)
+            yield (_parsed(text.content) for text in texts)
+
+    done = tokenize_batches(
+        contents(),
         _tokenizer(model),
         columns=config.columns,
         sequence_length=config.sequence_length,
         train_on=config.train_on,
         over_long=config.over_long,
     )
+    for one in done:
+        yield begun.popleft(), one
 
 
 def _texts(chunks: Iterable[SourceChunk], skip_bad: bool) -> Iterator[Text]:

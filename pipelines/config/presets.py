@@ -144,16 +144,23 @@ def gsm8k() -> SweepConfig:
                 sequence_length=512,
             ),
             optim=OptimConfig(lr=GSM8K_LR),
-            max_steps=150,
+            max_steps=100,
             global_batch_size=4,
             micro_batch_size=4,
-            eval_interval=75,
-            checkpoint_interval=75,
+            eval_interval=50,
+            checkpoint_interval=50,
         ),
         trials=_arms(("sft", "dft", "otr-k256"), seeds=(0,), lr=GSM8K_LR),
-        # A model of this size often repeats itself up to the limit, which costs time.
         engine=EngineSettings(dtype="bfloat16", max_model_len=1024),
-        benchmarks=("gsm8k", "mmlu", "bbh", "humaneval", "arc_challenge"),
+        # A model of this size often repeats itself up to the limit, which costs time. Answers that
+        # end are shorter than these limits.
+        benchmarks=(
+            "gsm8k",
+            "mmlu:max_tokens=256",
+            "bbh:max_tokens=256",
+            "humaneval:max_tokens=512",
+            "arc_challenge:max_tokens=256",
+        ),
         max_items=100,
         # On this machine: bfloat16 where it is fast, and the cores shared by the trials.
         chosen=dict.fromkeys(

@@ -1,6 +1,6 @@
 """The graders: whether the final answer of a text is right.
 
-`evals.grading.finals` says where the final answer stands.
+`evals.grading.marks` says where the final answer stands.
 """
 
 import os
@@ -12,7 +12,9 @@ from functools import lru_cache
 
 from evals.benchmark import Benchmark, Item
 from evals.grading import notation, values
-from evals.grading.finals import final_part, formula, last_boxed, marked_answer, option_letter
+from evals.grading.final_formulas import final_formula
+from evals.grading.marks import final_part, last_boxed, marked_answer
+from evals.grading.option_letters import option_letter
 from evals.grading.quantities import Quantity
 
 _LABEL = re.compile(  # of an option, as in \textbf{(C)}\ 5
@@ -49,7 +51,7 @@ def math_equal(prediction: str, gold: str) -> bool:
 
 def compare(prediction: str, gold: str) -> Comparison:
     r"""Compare the final answer in `prediction` with `gold`, as `math_equal`."""
-    answer, gold = formula(prediction), last_boxed(gold) or gold
+    answer, gold = final_formula(prediction), last_boxed(gold) or gold
     found = _compare(answer, gold)
     labelled = None if found.equal else _LABEL.fullmatch(answer.strip())
     if labelled is None:
@@ -92,7 +94,7 @@ def final_answer(text: str) -> str:
     Rational numbers of equal value are one vote, and so are lists without brackets in any order.
     Other equal expressions in different spellings are different votes.
     """
-    answer = notation.normalize(formula(text))
+    answer = notation.normalize(final_formula(text))
     value = values.parse(answer, leading_words=True)
     if isinstance(value, Quantity) and value.literal:
         return f"{value.literal.value}{'%' if value.literal.percent else ''}"

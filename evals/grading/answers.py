@@ -92,7 +92,7 @@ def final_answer(text: str) -> str:
     """Return the final answer of `text` in a canonical spelling, for majority voting; "" for none.
 
     Rational numbers of equal value are one vote, and so are lists without brackets in any order.
-    Other equal expressions in different spellings are different votes.
+    Other equal formulas in different spellings are different votes.
     """
     answer = notation.normalize(final_formula(text))
     value = values.parse(answer, leading_words=True)

@@ -13,8 +13,8 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from evals.grading import evaluation, expressions, quantities, realsets
-from evals.grading.expressions import Node
+from evals.grading import evaluation, formulas, quantities, realsets
+from evals.grading.formulas import Node
 from evals.grading.quantities import Quantity
 from evals.grading.realsets import FLIPPED, RealSet
 
@@ -161,8 +161,8 @@ def _leaf(text: str, leading_words: bool) -> Value | None:
     if quantity is None:
         return None
     node = quantity.node
-    if expressions.contains(node, "pm") or expressions.contains(node, "mp"):
-        both = [Quantity(expressions.choose_signs(node, plus)) for plus in (True, False)]
+    if formulas.contains(node, "pm") or formulas.contains(node, "mp"):
+        both = [Quantity(formulas.choose_signs(node, plus)) for plus in (True, False)]
         return Items("", "", tuple(both))
     return quantity
 
@@ -381,7 +381,7 @@ def _relation_value(parts: Sequence[str]) -> Value | None:
             return _named(texts[0], value)
         if _NAME.fullmatch(texts[-1]) and len(texts) == 2:
             value = _value(texts[0])
-            if isinstance(value, Quantity) and not expressions.symbols(value.node):
+            if isinstance(value, Quantity) and not formulas.symbols(value.node):
                 return _named(texts[-1], value)
     if operators == ("in",):
         value = _value(texts[1])
@@ -419,7 +419,7 @@ def _same_constant(one: Value, other: Value) -> bool:
     """Return whether two values are the same number, without symbols."""
     if not isinstance(one, Quantity) or not isinstance(other, Quantity):
         return False
-    constant = not (expressions.symbols(one.node) or expressions.symbols(other.node))
+    constant = not (formulas.symbols(one.node) or formulas.symbols(other.node))
     return constant and quantities.equal(one, other)
 
 
@@ -515,7 +515,7 @@ def _relations_equal(answer: Relation, gold: Relation) -> bool:
     (left, one), (right, other) = _nodes(answer), _nodes(gold)
     if len(left) != len(right) or not left:
         return False
-    if len(left) > 2 or not any(map(expressions.symbols, left + right)):
+    if len(left) > 2 or not any(map(formulas.symbols, left + right)):
         flipped = tuple(FLIPPED[operator] for operator in reversed(one))
         return any(
             operators == other and all(map(evaluation.same, sides, right))

@@ -159,15 +159,19 @@ def _quantity(text: str) -> Quantity | None:
     """Return the quantity of a text that is one formula."""
     literal = notation.parse_number(notation.compact(text))
     if literal:
-        return Quantity(formulas.rational(literal.value), literal)
+        return _of_number(literal)
     node = formula_parser.parse(text)
     if node is None:
         return None
     if formulas.contains(node, "degrees") and not formulas.contains(node, "call"):
         bare = formulas.without_degrees(node)
         literal = notation.parse_number(notation.compact(_CIRCLE.sub("", text)))
-        return Quantity(bare, literal, units.parse("degree"))
+        return Quantity(bare, literal, _DEGREE)
     return Quantity(node)
+
+
+def _of_number(literal: Number) -> Quantity:
+    return Quantity(formulas.rational(literal.value), literal)
 
 
 def _with_unit(text: str) -> Quantity | None:
@@ -245,9 +249,8 @@ def _compound(text: str) -> Quantity | None:
     if text[at:].strip() or len(parts) < 2 or len({unit.powers for _, unit in parts}) > 1:
         return None
     total = sum((value * unit.factor for value, unit in parts), Fraction(0))
-    literal = Number(total, places=None, scientific=False, percent=False)
     unit = units.Unit(Fraction(1), parts[0][1].powers)
-    return Quantity(formulas.rational(total), literal, unit, compound=True)
+    return replace(_of_number(Number(total)), unit=unit, compound=True)
 
 
 def _in_words(text: str, leading_words: bool) -> Quantity | None:
@@ -280,8 +283,7 @@ def _in_words(text: str, leading_words: bool) -> Quantity | None:
     scaled = _scaled(quantity, found["after"].replace("-", " ").split())
     if scaled is None or not found["symbol"]:
         return scaled
-    unit = units.currency(found["symbol"].lstrip("US\\"))
-    return Quantity(scaled.node, scaled.literal, unit, scaled.words)
+    return replace(scaled, unit=units.currency(found["symbol"].lstrip("US\\")))
 
 
 def _negated(before: list[str], leading_words: bool) -> bool | None:
@@ -305,13 +307,11 @@ def _spelled_out(text: str, leading_words: bool) -> Quantity | None:
         return None
     part = _part_in_words(text.lower())
     if part is not None:
-        return Quantity(formulas.rational(part), Number(part, None, False, False))
+        return _of_number(Number(part))
     if words[0] == "a" and words[1:] and words[1] in units.SCALES:
         words = ["one", *words[1:]]
         if words[1] in ("dozen", "dozens"):
-            return _scaled(
-                Quantity(formulas.rational(1), Number(Fraction(1), None, False, False)), words[1:]
-            )
+            return _scaled(_of_number(Number(Fraction(1))), words[1:])
     starts = range(len(words)) if leading_words else range(min(2, len(words)))
     for start in starts:
         found = units.number_in_words(words[start:])
@@ -321,8 +321,8 @@ def _spelled_out(text: str, leading_words: bool) -> Quantity | None:
         after = words[start + found[1] :]
         if negative is None or any(word in units.NUMBER_WORDS for word in after):
             return None
-        literal = Number(Fraction(-found[0] if negative else found[0]), 0, False, False)
-        return _scaled(Quantity(formulas.rational(literal.value), literal), after)
+        literal = Number(Fraction(-found[0] if negative else found[0]), places=0)
+        return _scaled(_of_number(literal), after)
     return None
 
 

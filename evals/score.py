@@ -22,7 +22,7 @@ import numpy as np
 from evals.benchmark import Benchmark, TaskScore
 from evals.files import write_json
 from evals.grading.answers import grading_pool
-from evals.grading.finals import after_thinking, is_unfinished_thought, written
+from evals.grading.thoughts import after_thinking, is_unfinished_thought, with_opening_mark
 from evals.jobs import Job, make_jobs
 from evals.records import Journal, write_answers
 from evals.repetition import ends_in_loop
@@ -146,7 +146,7 @@ def _graded_samples(
             verdicts[key] = pool.submit(benchmark.grade, item, after_thinking(text))
 
         def written_text(key: SampleKey) -> str:
-            return written(job.prompts.rendered[key.item], completions[key].text)
+            return with_opening_mark(job.prompts.rendered[key.item], completions[key].text)
 
         _generate(engine, job, journal, grade, progress)
         correct = np.array([verdicts[key].result() for key in job.sample_keys], dtype=bool)

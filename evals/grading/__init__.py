@@ -9,7 +9,9 @@ from evals.grading.answers import (
     math_equal,
 )
 from evals.grading.code import code_passes, extract_code
-from evals.grading.finals import after_thinking, marked_answer, option_letter
+from evals.grading.marks import marked_answer
+from evals.grading.option_letters import option_letter
+from evals.grading.thoughts import after_thinking
 
 __all__ = [
     "after_thinking",

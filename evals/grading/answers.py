@@ -1,6 +1,6 @@
 """The graders: whether the final answer of a text is right.
 
-`evals.grading.finals` says where the final answer stands.
+`evals.grading.marks` says where the final answer stands.
 """
 
 import os
@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from evals.benchmark import Benchmark, Item
-from evals.grading import notation, values
-from evals.grading.finals import final_part, formula, last_boxed, marked_answer, option_letter
+from evals.grading import notation, value_parser
+from evals.grading.final_formulas import final_formula
+from evals.grading.marks import final_part, last_boxed, marked_answer
+from evals.grading.option_letters import option_letter
 from evals.grading.quantities import Quantity
+from evals.grading.value_equality import equal
 
 _LABEL = re.compile(  # of an option, as in \textbf{(C)}\ 5
     r"\\(?:text|textbf|mathrm|mathbf)\s*\{\s*\((?P<label>[A-E])\)\s*\}(?P<text>.*\d.*)", re.DOTALL
@@ -37,7 +40,7 @@ class Comparison:
 def math_equal(prediction: str, gold: str) -> bool:
     r"""Return whether the final answer in `prediction` equals `gold` in value.
 
-    Answers are parsed as a whole (`evals.grading.values`) and compared by the rules in
+    Answers are parsed as a whole (`evals.grading.value_parser`) and compared by the rules in
     docs/reference/grading.md. What cannot be parsed is compared as normalized text.
 
     Args:
@@ -49,7 +52,7 @@ def math_equal(prediction: str, gold: str) -> bool:
 
 def compare(prediction: str, gold: str) -> Comparison:
     r"""Compare the final answer in `prediction` with `gold`, as `math_equal`."""
-    answer, gold = formula(prediction), last_boxed(gold) or gold
+    answer, gold = final_formula(prediction), last_boxed(gold) or gold
     found = _compare(answer, gold)
     labelled = None if found.equal else _LABEL.fullmatch(answer.strip())
     if labelled is None:
@@ -75,11 +78,11 @@ def _compare(answer: str, gold: str) -> Comparison:
     based = notation.parse_based_number(short)
     if gold_based and based:
         return Comparison(gold_based == based)
-    gold_value, value = values.parse(gold), values.parse(answer, leading_words=True)
+    gold_value, value = value_parser.parse(gold), value_parser.parse(answer, leading_words=True)
     if short == gold_short:
         return Comparison(True, as_text=gold_value is None)
     if gold_value is not None and value is not None:
-        return Comparison(values.equal(value, gold_value))
+        return Comparison(equal(value, gold_value))
     gold_words = notation.normalize_words(gold)
     return Comparison(
         bool(gold_words) and gold_words == notation.normalize_words(answer), as_text=True
@@ -90,10 +93,10 @@ def final_answer(text: str) -> str:
     """Return the final answer of `text` in a canonical spelling, for majority voting; "" for none.
 
     Rational numbers of equal value are one vote, and so are lists without brackets in any order.
-    Other equal expressions in different spellings are different votes.
+    Other equal formulas in different spellings are different votes.
     """
-    answer = notation.normalize(formula(text))
-    value = values.parse(answer, leading_words=True)
+    answer = notation.normalize(final_formula(text))
+    value = value_parser.parse(answer, leading_words=True)
     if isinstance(value, Quantity) and value.literal:
         return f"{value.literal.value}{'%' if value.literal.percent else ''}"
     answer = answer.replace("\\lor", ",")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from evals.benchmark import Item
-from evals.grading.finals import after_thinking
+from evals.grading.thoughts import after_thinking
 from evals.sandbox import runner
 
 CPU_SECONDS = 5.0

@@ -22,7 +22,7 @@ from typing import Any
 
 from mpmath.ctx_mp import MPContext
 
-from evals.grading.expressions import Node, contains, symbols
+from evals.grading.formulas import Node, contains, symbols
 
 CPU_SECONDS = 2.0
 DIGITS = 50

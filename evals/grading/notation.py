@@ -7,7 +7,7 @@ a reader does not see, for comparison. `parse_number` parses the value of a rati
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 _WRITTEN = r"""
@@ -192,9 +192,9 @@ class Number:
     """
 
     value: Fraction
-    places: int | None
-    scientific: bool
-    percent: bool
+    places: int | None = None
+    scientific: bool = False
+    percent: bool = False
 
     def equals(self, gold: "Number") -> bool:
         """Return whether the values are equal, up to rounding if either is a decimal.
@@ -211,18 +211,18 @@ class Number:
 
     def rounds(self, exact: Fraction) -> bool:
         """Return whether this decimal is `exact`, rounded, within a relative 1e-6."""
-        return self._near(Number(exact, None, False, False))
+        return self._near(Number(exact))
 
     def times(self, scale: Fraction) -> "Number":
         """Return the number in another unit, with as many significant digits."""
         places = self.places
         if places is not None:
             places -= round(math.log10(scale))
-        return Number(self.value * scale, places, self.scientific, self.percent)
+        return replace(self, value=self.value * scale, places=places)
 
     def as_percent(self) -> "Number":
         """Return the number, followed by "%"."""
-        return Number(self.value, self.places, self.scientific, True)
+        return replace(self, percent=True)
 
     def _near(self, gold: "Number") -> bool:
         if self.value == gold.value:

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 
-from evals.grading import evaluation, expressions, notation, units
-from evals.grading.expressions import Node
+from evals.grading import evaluation, formula_parser, formulas, notation, units, vocabulary
+from evals.grading.formulas import Node
 from evals.grading.notation import Number
 
 _TEXT = (
@@ -27,7 +27,7 @@ _WORDS_AROUND = re.compile(
 )
 _WORD = re.compile(r"[/.]*[A-Za-z][A-Za-z'\u2019./^]*-?[\d]?[,.]?")
 _TERM = re.compile(
-    rf"\s-\s|-\s*\d|(?<![\w.'\u2019^])(?![a{''.join(sorted(expressions.UNIT_LETTERS))}])[A-Za-z]"
+    rf"\s-\s|-\s*\d|(?<![\w.'\u2019^])(?![a{''.join(sorted(vocabulary.UNIT_LETTERS))}])[A-Za-z]"
     r"(?![\w.'\u2019/^])"
 )
 _SPACED_UNIT = re.compile(
@@ -111,11 +111,11 @@ def equal(answer: Quantity, gold: Quantity) -> bool:
             return answer.literal.equals(gold.literal)
         if _rounded(answer, gold) or evaluation.same(answer.node, gold.node):
             return True
-        hundredth = Node("div", (gold.node, expressions.number(100)))
+        hundredth = Node("div", (gold.node, formulas.rational(100)))
         return percents[1] and evaluation.same(answer.node, hundredth)  # 7/40 for 17.5%
     if answer.literal and gold.literal:
         return answer.literal.times(scale).equals(gold.literal)
-    return evaluation.same(Node("mul", (expressions.number(scale), answer.node)), gold.node)
+    return evaluation.same(Node("mul", (formulas.rational(scale), answer.node)), gold.node)
 
 
 def _measured(answer: Quantity, gold: Quantity) -> tuple[Quantity, Quantity]:
@@ -128,9 +128,9 @@ def _measured(answer: Quantity, gold: Quantity) -> tuple[Quantity, Quantity]:
 
 def _as_measured(quantity: Quantity, other: Quantity) -> Quantity:
     """Return the reading with a unit if it has the symbols of the other quantity."""
-    names, measured = expressions.symbols(other.node), quantity.measured
-    if measured and names != expressions.symbols(quantity.node):
-        return measured if names == expressions.symbols(measured.node) else quantity
+    names, measured = formulas.symbols(other.node), quantity.measured
+    if measured and names != formulas.symbols(quantity.node):
+        return measured if names == formulas.symbols(measured.node) else quantity
     return quantity
 
 
@@ -159,15 +159,19 @@ def _quantity(text: str) -> Quantity | None:
     """Return the quantity of a text that is one formula."""
     literal = notation.parse_number(notation.compact(text))
     if literal:
-        return Quantity(expressions.number(literal.value), literal)
-    node = expressions.parse(text)
+        return _of_number(literal)
+    node = formula_parser.parse(text)
     if node is None:
         return None
-    if expressions.contains(node, "degrees") and not expressions.contains(node, "call"):
-        bare = expressions.without_degrees(node)
+    if formulas.contains(node, "degrees") and not formulas.contains(node, "call"):
+        bare = formulas.without_degrees(node)
         literal = notation.parse_number(notation.compact(_CIRCLE.sub("", text)))
-        return Quantity(bare, literal, units.parse("degree"))
+        return Quantity(bare, literal, _DEGREE)
     return Quantity(node)
+
+
+def _of_number(literal: Number) -> Quantity:
+    return Quantity(formulas.rational(literal.value), literal)
 
 
 def _with_unit(text: str) -> Quantity | None:
@@ -186,7 +190,7 @@ def _with_unit(text: str) -> Quantity | None:
             body = body[: joined.start()].rstrip()
             unit_text = f"{'/' if '/' in joined.group() else ' '}{unit_text}"
     single = re.fullmatch(r"(.*[\d}]) ([A-Za-z])", body)
-    if not unit_text and single and single.group(2) in expressions.UNIT_LETTERS:
+    if not unit_text and single and single.group(2) in vocabulary.UNIT_LETTERS:
         body, unit_text = single.groups()
     if not unit_text:
         return None
@@ -222,12 +226,12 @@ def _scaled(quantity: Quantity, words: list[str]) -> Quantity | None:
     node, literal = quantity.node, quantity.literal
     while lower and lower[0] in units.SCALES:
         scale = Fraction(units.SCALES[lower[0]])
-        node = Node("mul", (expressions.number(scale), node))
+        node = Node("mul", (formulas.rational(scale), node))
         literal = literal.times(scale) if literal else None
         words, lower = words[1:], lower[1:]
     if lower[:1] == ["percent"] or lower[:2] == ["per", "cent"]:
         literal = literal.as_percent() if literal else None
-        node = Node("div", (node, expressions.number(100)))
+        node = Node("div", (node, formulas.rational(100)))
         words = []
     opposite = units.OPPOSITES.intersection(lower)
     return Quantity(node, literal, units.parse(" ".join(words)), opposite)
@@ -245,9 +249,8 @@ def _compound(text: str) -> Quantity | None:
     if text[at:].strip() or len(parts) < 2 or len({unit.powers for _, unit in parts}) > 1:
         return None
     total = sum((value * unit.factor for value, unit in parts), Fraction(0))
-    literal = Number(total, places=None, scientific=False, percent=False)
     unit = units.Unit(Fraction(1), parts[0][1].powers)
-    return Quantity(expressions.number(total), literal, unit, compound=True)
+    return replace(_of_number(Number(total)), unit=unit, compound=True)
 
 
 def _in_words(text: str, leading_words: bool) -> Quantity | None:
@@ -280,8 +283,7 @@ def _in_words(text: str, leading_words: bool) -> Quantity | None:
     scaled = _scaled(quantity, found["after"].replace("-", " ").split())
     if scaled is None or not found["symbol"]:
         return scaled
-    unit = units.currency(found["symbol"].lstrip("US\\"))
-    return Quantity(scaled.node, scaled.literal, unit, scaled.words)
+    return replace(scaled, unit=units.currency(found["symbol"].lstrip("US\\")))
 
 
 def _negated(before: list[str], leading_words: bool) -> bool | None:
@@ -291,7 +293,7 @@ def _negated(before: list[str], leading_words: bool) -> bool | None:
     """
     negative = units.is_negative(before)
     rest = before[:-1] if negative else before
-    if before and before[-1] in expressions.FUNCTION_NAMES:  # "ln 5" is no 5
+    if before and before[-1] in vocabulary.FUNCTION_NAMES:  # "ln 5" is no 5
         return None
     if (rest and not leading_words) or units.CHANGING_BEFORE.intersection(rest):
         return None
@@ -305,13 +307,11 @@ def _spelled_out(text: str, leading_words: bool) -> Quantity | None:
         return None
     part = _part_in_words(text.lower())
     if part is not None:
-        return Quantity(expressions.number(part), Number(part, None, False, False))
+        return _of_number(Number(part))
     if words[0] == "a" and words[1:] and words[1] in units.SCALES:
         words = ["one", *words[1:]]
         if words[1] in ("dozen", "dozens"):
-            return _scaled(
-                Quantity(expressions.number(1), Number(Fraction(1), None, False, False)), words[1:]
-            )
+            return _scaled(_of_number(Number(Fraction(1))), words[1:])
     starts = range(len(words)) if leading_words else range(min(2, len(words)))
     for start in starts:
         found = units.number_in_words(words[start:])
@@ -321,8 +321,8 @@ def _spelled_out(text: str, leading_words: bool) -> Quantity | None:
         after = words[start + found[1] :]
         if negative is None or any(word in units.NUMBER_WORDS for word in after):
             return None
-        literal = Number(Fraction(-found[0] if negative else found[0]), 0, False, False)
-        return _scaled(Quantity(expressions.number(literal.value), literal), after)
+        literal = Number(Fraction(-found[0] if negative else found[0]), places=0)
+        return _scaled(_of_number(literal), after)
     return None
 
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evals.grading import evaluation, expressions
-from evals.grading.expressions import Node
+from evals.grading import evaluation, formulas
+from evals.grading.formulas import Node
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ LINE = RealSet(
 def from_relation(sides: Sequence[Node], operators: Sequence[str]) -> RealSet | None:
     """Return the solutions of a < x <= b, x > a, or x != a; None for any other relation."""
     names = [side.value for side in sides if side.kind == "symbol"]
-    constants = [side for side in sides if not expressions.symbols(side)]
+    constants = [side for side in sides if not formulas.symbols(side)]
     if len(names) != 1 or len(constants) != len(sides) - 1 or "=" in operators:
         return None
     at = next(index for index, side in enumerate(sides) if side.kind == "symbol")

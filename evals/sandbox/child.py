@@ -171,7 +171,9 @@ def become_tests(task: Task, channel: socket.socket, prepared: Prepared) -> Call
             cpu, memory_mb = map(int, message.split())
             used = resource.getrusage(resource.RUSAGE_SELF)
             used_seconds = math.ceil(used.ru_utime + used.ru_stime)
-            isolation.limit_this(used_seconds, cpu, memory_mb << 20)
+            isolation.limit_resources(
+                cpu, memory_mb << 20, used_seconds=used_seconds, for_good=False
+            )
             refused.clear()
             answer = _run_tests(tests, source, target, refused)
             os.close(source)

@@ -142,38 +142,40 @@ def _set_mount(libc: ctypes.CDLL, path: str, flags: int, add: int, remove: int) 
     )
 
 
-def limit_resources(cpu_seconds: int, memory_bytes: int) -> None:
-    """Limit memory, file size and open files for good; CPU time only in case the server fails."""
-    for kind, value in _limits(cpu_seconds, memory_bytes):
-        _, hard = resource.getrlimit(kind)
-        bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(kind, (bound, bound))
+def limit_resources(
+    cpu_seconds: int, memory_bytes: int, *, used_seconds: int = 0, for_good: bool = True
+) -> None:
+    """Limit CPU time, memory, file size and open files.
 
+    The limit on CPU time only matters if the server fails, which measures the time itself.
 
-def limit_this(used_seconds: int, cpu_seconds: int, memory_bytes: int) -> None:
-    """Limit the same until the next call, in a process that has used CPU time before."""
-    for kind, value in _limits(cpu_seconds, memory_bytes, used_seconds):
-        _, hard = resource.getrlimit(kind)
-        bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(kind, (bound, hard))
-
-
-def limit_processes(threads: int | None) -> None:
-    """Limit the threads and processes, unless None."""
-    if threads is not None:
-        _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
-        bound = threads if hard == resource.RLIM_INFINITY else min(threads, hard)
-        resource.setrlimit(resource.RLIMIT_NPROC, (bound, bound))
-
-
-def _limits(cpu_seconds: int, memory_bytes: int, used_seconds: int = 0) -> list[tuple[int, int]]:
-    return [
+    Args:
+        cpu_seconds: CPU time from now on.
+        memory_bytes: address space.
+        used_seconds: CPU time that this process has already used.
+        for_good: whether the process may never raise the limits again.
+    """
+    for kind, value in (
         (resource.RLIMIT_CPU, used_seconds + TICKS_FACTOR * cpu_seconds),
         (resource.RLIMIT_AS, memory_bytes),
         (resource.RLIMIT_FSIZE, MAX_FILE_BYTES),
         (resource.RLIMIT_NOFILE, MAX_OPEN_FILES),
         (resource.RLIMIT_CORE, 0),
-    ]
+    ):
+        _limit(kind, value, for_good)
+
+
+def limit_processes(threads: int | None) -> None:
+    """Limit the threads and processes for good, unless None."""
+    if threads is not None:
+        _limit(resource.RLIMIT_NPROC, threads, for_good=True)
+
+
+def _limit(kind: int, value: int, for_good: bool) -> None:
+    """Set a soft limit, at most the hard one; `for_good` sets the hard limit to the same value."""
+    _, hard = resource.getrlimit(kind)
+    bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(kind, (bound, bound if for_good else hard))
 
 
 def drop_privileges(libc: ctypes.CDLL) -> None:

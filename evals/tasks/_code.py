@@ -5,6 +5,7 @@ provider/utility.py. Its prefilled beginning of the answer is left out. A chat m
 a program in a fenced block, or with the body of the function.
 """
 
+import dataclasses
 from collections.abc import Iterable
 
 from evals.benchmark import Benchmark, Decoding, Item
@@ -17,6 +18,7 @@ INSTRUCTION = (
 STOPS = ("<|endoftext|>", "<|endofmask|>", "</s>", "\nif __name__", "\ndef main(", "\nprint(")
 FUNCTION_STOPS = (*STOPS, "\ndef ", "\nclass ", "\nimport ", "\nfrom ", "\nassert ")
 SCRIPT_STOPS = (*STOPS, '\n"""', "\nassert")
+MAX_TOKENS = 1024
 
 
 def prompt(problem: str) -> str:
@@ -31,7 +33,12 @@ def benchmark(name: str, items: Iterable[Item], source: str) -> Benchmark:
         domain="code",
         items=tuple(items),
         grade=code_passes,
-        decoding=Decoding(max_tokens=1024),
+        decoding=Decoding(MAX_TOKENS),
         metric="pass@1",
         source=source,
     )
+
+
+def base(benchmark: Benchmark, stop: tuple[str, ...], max_tokens: int = MAX_TOKENS) -> Benchmark:
+    """Return the variant for base models, whose answers end at the stop strings."""
+    return dataclasses.replace(benchmark, decoding=Decoding(max_tokens, stop=stop))

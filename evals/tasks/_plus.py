@@ -16,6 +16,7 @@ from typing import Any
 from evals.tasks._files import Fields
 
 CPU_SECONDS = 30.0
+MAX_TOKENS = 768  # of a base model's answer
 FIELDS: Fields = {
     "entry_point": str,
     "canonical_solution": str,

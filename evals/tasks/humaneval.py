@@ -5,7 +5,6 @@ Source: `humaneval/HumanEval.jsonl` of openai/human-eval (6d43fb9, MIT) or the h
 (humaneval.yaml, 4e7e0d4).
 """
 
-import dataclasses
 from pathlib import Path
 
 from evals.benchmark import Benchmark, Item
@@ -37,7 +36,4 @@ def load(directory: Path | None) -> Benchmark:
 
 def base(benchmark: Benchmark) -> Benchmark:
     """Return the variant with the bare prompt, whose stop strings end the function."""
-    stop = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
-    return dataclasses.replace(
-        benchmark, decoding=dataclasses.replace(benchmark.decoding, stop=stop)
-    )
+    return _code.base(benchmark, ("\nclass", "\ndef", "\n#", "\nif", "\nprint"))

@@ -6,11 +6,10 @@ HumanEval/32 any root of the polynomial passes. The test in "OriginFmt" calls it
 wrongly, so that even the canonical solution fails; `_tests` corrects that call.
 """
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
-from evals.benchmark import Benchmark, Decoding, Item
+from evals.benchmark import Benchmark, Item
 from evals.tasks import _code, _hub, _plus
 from evals.tasks._files import check
 
@@ -41,8 +40,7 @@ def load(directory: Path | None) -> Benchmark:
 
 def base(benchmark: Benchmark) -> Benchmark:
     """Return the variant with the bare prompt, whose stop strings end the function."""
-    decoding = Decoding(max_tokens=768, stop=_code.FUNCTION_STOPS)
-    return dataclasses.replace(benchmark, decoding=decoding)
+    return _code.base(benchmark, _code.FUNCTION_STOPS, _plus.MAX_TOKENS)
 
 
 def _tests(row: dict[str, Any], location: str) -> str:

@@ -48,9 +48,7 @@ def load(directory: Path | None) -> Benchmark:
 
 def base(benchmark: Benchmark) -> Benchmark:
     """Return the variant with three worked examples; an answer ends at [DONE]."""
-    return dataclasses.replace(
-        benchmark, decoding=dataclasses.replace(benchmark.decoding, stop=("[DONE]",))
-    )
+    return _code.base(benchmark, ("[DONE]",))
 
 
 def _task(row: dict[str, Any]) -> str:

@@ -6,11 +6,10 @@ types of the inputs, so they are restored from the published assertions. `MAX_LA
 out inputs of two problems on which the reference itself takes gigabytes or half a minute.
 """
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
-from evals.benchmark import Benchmark, Decoding, Item
+from evals.benchmark import Benchmark, Item
 from evals.tasks import _code, _hub, _plus
 from evals.tasks._files import Fields, check
 
@@ -32,8 +31,7 @@ def load(directory: Path | None) -> Benchmark:
 
 def base(benchmark: Benchmark) -> Benchmark:
     """Return the variant with the bare docstring, whose stop strings end the program."""
-    decoding = Decoding(max_tokens=768, stop=_code.SCRIPT_STOPS)
-    return dataclasses.replace(benchmark, decoding=decoding)
+    return _code.base(benchmark, _code.SCRIPT_STOPS, _plus.MAX_TOKENS)
 
 
 def _item(row: dict[str, Any], location: str) -> Item:

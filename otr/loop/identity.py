@@ -53,7 +53,7 @@ def identity(config: TrainConfig, corpus: Sequence[Sequence[Any]]) -> dict[str, 
     settings["model.path"] = str(settings["model.path"]).rstrip("/").rpartition("/")[2]
     settings["model.weights"] = model_weights(Path(config.model.path))
     settings["model.chat_template"] = chat_template_digest(config.model.chat_template)
-    settings["model.add_tokens"] = text_digest(config.model.add_tokens)
+    settings["model.add_tokens"] = added_tokens_digest(config.model.add_tokens)
     return settings | {"data.files": [[*file] for file in corpus], "data.order": ORDER}
 
 
@@ -67,20 +67,20 @@ def model_weights(model: Path) -> list[list[Any]] | None:
 
 def chat_template_digest(template: str) -> str:
     """Return a digest of a chat template's text, whether given or in a file; else its name."""
-    content = template.encode()
-    if "{%" not in template and "{{" not in template:
-        try:
-            content = Path(template).read_bytes()
-        except OSError:  # the name of one of otr's own, or empty
-            return template
-    return hashlib.sha256(content).hexdigest()[:16]
+    try:
+        return _text_digest(template, is_text="{%" in template or "{{" in template)
+    except OSError:  # the name of one of otr's own, or empty
+        return template
 
 
-def text_digest(name: str) -> str:
-    """Return a digest of a text with several lines, or of a file's content; "" of an empty name."""
-    if not name:
-        return ""
-    content = name.encode() if "\n" in name else Path(name).read_bytes()
+def added_tokens_digest(tokens: str) -> str:
+    """Return a digest of tokens, one per line, whether given or in a file; "" of an empty name."""
+    return _text_digest(tokens, is_text="\n" in tokens) if tokens else ""
+
+
+def _text_digest(given: str, is_text: bool) -> str:
+    """Return a digest of a text, or of the content of the file that `given` names."""
+    content = given.encode() if is_text else Path(given).read_bytes()
     return hashlib.sha256(content).hexdigest()[:16]
 
 

@@ -19,7 +19,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from otr.config import ModelConfig, TrainConfig
-from otr.loop.identity import chat_template_digest, model_weights, text_digest
+from otr.loop.identity import added_tokens_digest, chat_template_digest, model_weights
 from otr.training.sources import SourceChunk
 
 CODE = (
@@ -49,8 +49,8 @@ def of_text(chunks: Sequence[SourceChunk]) -> list[Any]:
 
 def of_model(model: ModelConfig) -> list[Any]:
     """Return a value that changes when the tokenizer, its chat template or the code does."""
-    template = [chat_template_digest(model.chat_template), model.chat_template_args]
-    template.append(text_digest(model.add_tokens))
+    tokens = added_tokens_digest(model.add_tokens)
+    template = [chat_template_digest(model.chat_template), model.chat_template_args, tokens]
     return [_of_tokenizer(model), model.trust_remote_code, template, _of_code()]
 
 
@@ -58,7 +58,7 @@ def of_start(config: TrainConfig) -> list[Any]:
     """Return a value that changes when the predictions of the model that a run starts from do."""
     model = config.model
     weights = model_weights(Path(model.path)) or _of_tokenizer(model)
-    return [weights, model.dtype, text_digest(model.add_tokens), config.lora.quantize]
+    return [weights, model.dtype, added_tokens_digest(model.add_tokens), config.lora.quantize]
 
 
 def _of_file(path: str) -> list[str]:

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from evals.grading import compare, math_equal
-from evals.grading.expressions import parse
+from evals.grading.formula_parser import parse
 from tests.benchmarks import grading as benchmark
 
 EQUAL = r"""

@@ -2,8 +2,15 @@ r"""Where the final answer stands: thoughts, headings, formulas, clauses, letter
 
 import pytest
 
-from evals.grading import choice_equal, exact_equal, extract_code, marked_answer, math_equal
-from evals.grading.finals import is_unfinished_thought, option_letter, written
+from evals.grading import (
+    choice_equal,
+    exact_equal,
+    extract_code,
+    marked_answer,
+    math_equal,
+    option_letter,
+)
+from evals.grading.thoughts import is_unfinished_thought, with_opening_mark
 
 # Each text, the reference answer, and whether it is right.
 MATHEMATICS = [
@@ -200,6 +207,6 @@ def test_thoughts_are_no_answers_of_any_grader() -> None:
 
 def test_a_thought_that_the_prompt_begins_is_one() -> None:
     prompt = "<|im_start|>assistant\n<think>\n"
-    assert is_unfinished_thought(written(prompt, "So \\boxed{7}."))
-    assert not is_unfinished_thought(written(prompt, "Hm.</think>\\boxed{7}"))
-    assert not is_unfinished_thought(written("<think></think>\n", "\\boxed{7}"))
+    assert is_unfinished_thought(with_opening_mark(prompt, "So \\boxed{7}."))
+    assert not is_unfinished_thought(with_opening_mark(prompt, "Hm.</think>\\boxed{7}"))
+    assert not is_unfinished_thought(with_opening_mark("<think></think>\n", "\\boxed{7}"))

@@ -1,0 +1,126 @@
+r"""How a text marks its final answer: `\boxed{}`, "####", "the answer is", a heading "Answer".
+
+The order is that of the evaluation of Qwen2.5-Math (a45202b, evaluation/parser.py): the last
+complete `\boxed{}`, the text after the last "####", the text after the last "answer is" or after
+the heading. Thoughts do not count, and if there are `<answer>` tags, only the text in the last one
+does. Nor do statements count that the text takes back, or that are not the writer's own.
+"""
+
+import re
+
+from evals.grading.math_mode import leading_formulas
+from evals.grading.thoughts import after_thinking
+
+MAX_ANSWER_CHARS = 1_000  # reference answers have under a third of it; a model's loop has more
+MAX_STATEMENTS = 100  # of "answer is" in one text
+
+_BRACE = re.compile(r"\\(?:boxed|fbox)\s*\{|\\\\(?!boxed|fbox)|\\[{}]|[{}]")
+_BRACE_OR_ESCAPED = re.compile(r"\\(?:boxed|fbox)\s*\{|[{}]")
+IS_IN_OTHER_LANGUAGES = (  # "la respuesta correcta es"
+    r"(?:respuesta|resposta|réponse|antwort|risposta)\s+(?:[^\W\d]+\s+)?(?:es|est|é|è|ist|lautet)(?!\w)"
+    r"|答案(?:是|为|為)|答えは|답은"
+)
+_ANSWER_IS = re.compile(rf"answers?\s+(?:is|are)\b|{IS_IN_OTHER_LANGUAGES}", re.IGNORECASE)
+_HEADING = re.compile(  # "**Final Answer:**"
+    r"^[^\w\n]*(?:(?:the\s+)?(?:final\s+|correct\s+)?(?:answer|ans\.?)"
+    r"|(?:最终|正确)?答案|정답|ответ|respuesta|resposta|réponse|antwort)"
+    r"[*_ \t)]*(?:[:\uff1a\n]|$)",
+    re.IGNORECASE | re.MULTILINE,
+)
+_SUPPOSED = re.compile(  # "I first thought the", "one might say that the"
+    r"(?:\bthought|\bif|\bwhether|(?:n['\u2019]t|\bnot|\bmight|\bmay|\bsome|\bpeople)\s+(?:\w+\s+)?"
+    r"(?:think|say|believe|assume|guess))\s+(?:that\s+)?(?:the\s+)?(?:\w+\s+)?$",
+    re.IGNORECASE,
+)
+_TAKEN_BACK = re.compile(
+    r"\b(?:wait|hmm|oops)\W+no\b|[,.!?\u2026-]\s*no,?\s+wait\b|\bactually,?\s+no\b|\bscratch\s+that\b"
+    r"|\bI\s+made\s+an?\s+(?:mistake|error)\b|\bcorrection:|\banswer\s+is\s+\S{1,20}\?\s+no\b",
+    re.IGNORECASE,
+)
+_NO_ANSWER = re.compile(  # "the answer is correct"
+    r"(?:correct|right|wrong|incorrect|clear|reasonable|verified|obvious|unclear)\W*$",
+    re.IGNORECASE,
+)
+
+
+def final_part(text: str) -> str:
+    """Return where a text gives its answer: after its thoughts, in the last `<answer>` if any."""
+    text = after_thinking(text)
+    start = text.rfind("<answer>")
+    return text if start < 0 else text[start + 8 :].partition("</answer>")[0].strip()
+
+
+def marked_answer(text: str) -> str | None:
+    r"""Return what `\boxed{}`, "####", "answer is" or "Answer:" marks as final, or None.
+
+    After the last two it is the formulas that follow at once, or else the rest of the sentence.
+    """
+    text = final_part(text)
+    exact = boxed_or_hashed(text)
+    if exact is not None:
+        return exact
+    stated = stated_answer(without_retracted(text))
+    if stated is None:
+        return None
+    formulas = leading_formulas(stated)
+    return (formulas.formula if formulas else "") or first_sentence(stated)
+
+
+def boxed_or_hashed(text: str) -> str | None:
+    r"""Return what the last `\boxed{}` or else the last "####" marks, or None."""
+    boxed = last_boxed(text)
+    if boxed is None and "####" in text:
+        return text.rpartition("####")[2].strip().partition("\n")[0].strip()
+    return boxed
+
+
+def last_boxed(text: str) -> str | None:
+    r"""Return the content of the last complete `\boxed{}` that is not empty, in linear time."""
+    # "\}" is not a brace in LaTeX, but one reference answer of MATH is broken: "\frac{\}{p}i2".
+    return _last_boxed(_BRACE, text) or _last_boxed(_BRACE_OR_ESCAPED, text)
+
+
+def _last_boxed(braces: re.Pattern[str], text: str) -> str | None:
+    open_at: list[int | None] = []
+    last, content = -1, None
+    for token in braces.finditer(text):
+        if token.group() == "{":
+            open_at.append(None)
+        elif "box" in token.group():
+            open_at.append(token.end())
+        elif token.group() == "}" and open_at:
+            start = open_at.pop()
+            if start is not None and start > last and text[start : token.start()].strip():
+                last, content = start, text[start : token.start()].strip()
+    return content
+
+
+def stated_answer(text: str) -> str | None:
+    """Return the text after the last "answer is" that says something, else after "Answer:"."""
+    for pattern in (_ANSWER_IS, _HEADING):
+        marks = list(pattern.finditer(text))
+        for mark in reversed(marks[-MAX_STATEMENTS:]):
+            if is_only_supposed(text, mark.start()):
+                continue
+            rest = text[mark.end() :][: 4 * MAX_ANSWER_CHARS].lstrip(" \t\n:\uff1a*_#=")
+            says = first_sentence(rest)
+            if says and not re.match(r"[.?!]", says) and not _NO_ANSWER.match(says):
+                return rest
+    return None
+
+
+def is_only_supposed(text: str, at: int) -> bool:
+    """Return whether the words before a statement say that it is not the writer's own."""
+    return bool(_SUPPOSED.search(text[max(0, at - 60) : at]))
+
+
+def without_retracted(text: str) -> str:
+    """Return the text after the last words that take back what stands before them."""
+    marks = list(_TAKEN_BACK.finditer(text))
+    return text[marks[-1].end() :] if marks else text
+
+
+def first_sentence(text: str) -> str:
+    """Return the first sentence of the first line, without its full stop."""
+    line = text.partition("\n")[0]
+    return re.split(r"[.](?:\s|\*|$)|。", line, maxsplit=1)[0].strip()

@@ -98,7 +98,7 @@ def _is_served(lora: LoraConfig) -> bool:
 
 
 def valid_config_of(train: TrainConfig, trial: Trial) -> TrainConfig:
-    """Return a trial's configuration; an invalid trial is left to `preflight.check_trials`."""
+    """Return a trial's configuration; an invalid trial is left to `check_trials`."""
     with suppress(ValueError):
         return config_of(train, trial)
     return train

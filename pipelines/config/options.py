@@ -21,11 +21,18 @@ from otr.hints import did_you_mean
 from otr.loss import objective
 from otr.loss.objective import Objective
 from pipelines.config import defaults
-from pipelines.config.presets import PRESETS, PresetName, SweepConfig, search_trials, trials_of
+from pipelines.config.presets import (
+    PRESETS,
+    PresetName,
+    SweepConfig,
+    check_trials,
+    search_trials,
+    trials_of,
+)
 from pipelines.config.recipe import Recipe, flatten, read_recipe
 from pipelines.config.run_json import fingerprint, read_run
 from tuning.arms import search_arms
-from tuning.space import Trial, config_of, with_overrides
+from tuning.space import Trial, with_overrides
 
 SHORT = {
     "train.model.path": "--model",
@@ -153,7 +160,7 @@ def load_config(
         else:
             config = _options_win(config, dict(flatten(options)) if own_arms else given, of_arms)
         config = _without_preset_values(config, given, searched, own_arms)
-        _check_arms(config, own_arms)
+        check_trials(config)
         if space:
             search_arms(config.train, config.trials, config.search.domains)
     except ValueError as error:
@@ -410,15 +417,6 @@ def _options_win(
                 "arms with --arms"
             )
     return replace(config, trials=tuple(trials.values()))
-
-
-def _check_arms(config: SweepConfig, names: Collection[str]) -> None:
-    for trial in config.trials:
-        if trial.arm in names:
-            try:
-                config_of(config.train, trial)
-            except ValueError as error:
-                raise UsageError(f"arms.{trial.arm}: {error}") from error
 
 
 def _settings(trial: Trial) -> str:

@@ -17,7 +17,7 @@ from otr.loss.objective import Objective
 from pipelines import trackers
 from pipelines.builtin.corpus import BENCHMARKS
 from tuning.settings import SearchSettings
-from tuning.space import Trial, check_names, grid
+from tuning.space import Trial, check_names, config_of, grid
 
 PresetName = Literal["builtin", "family", "gsm8k", "study", "debug"]
 
@@ -93,6 +93,20 @@ class SweepConfig:
         if not 0 <= self.epochs < math.inf:
             raise ValueError(f"epochs is {self.epochs}: use a number > 0")
         trackers.check_names(self.trackers)
+
+
+def check_trials(config: SweepConfig) -> str:
+    """Check that each trial's configuration is valid; return how many there are.
+
+    Raises:
+        ValueError: an arm has an unknown key or a value that its field refuses.
+    """
+    for trial in config.trials:
+        try:
+            config_of(config.train, trial)
+        except ValueError as error:
+            raise ValueError(f"arms.{trial.arm}: {error}") from error
+    return f"{len(config.trials)} trials in {len({t.arm for t in config.trials})} arms"
 
 
 def builtin() -> SweepConfig:

@@ -111,4 +111,9 @@ def _typed_dataclass(kind: type, value: Any, path: str) -> Any:
         if name not in hints:
             key = f"{path}.{name}".lstrip(".")
             raise ValueError(f"unknown key {key!r}: {did_you_mean(name, hints)}")
-    return kind(**{n: typed(hints[n], v, f"{path}.{n}".lstrip(".")) for n, v in value.items()})
+    values = {n: typed(hints[n], v, f"{path}.{n}".lstrip(".")) for n, v in value.items()}
+    try:
+        return kind(**values)
+    except ValueError as error:
+        within = "train." if path.partition(".")[0] == "train" else ""  # it names keys from there
+        raise ValueError(f"{within}{error}") from error

@@ -154,7 +154,7 @@ def test_vocabulary_mismatch(config: SweepConfig, model: Path, tmp_path: Path) -
 
 def test_an_arm_with_an_impossible_setting(config: SweepConfig) -> None:
     trials = (Trial("bad", {"objective.num_samples": 0}),)
-    assert "num_samples (K) is 0" in failed(replace(config, trials=trials)).text
+    assert "arms.bad: objective.num_samples is 0" in failed(replace(config, trials=trials)).text
     trials = (Trial("bad", {"objective.num_sample": 4}),)
     assert "objective.num_samples" in failed(replace(config, trials=trials)).text
 

@@ -120,7 +120,7 @@ def test_settings_without_effect_in_a_run_from_before_are_left_out(tmp_path: Pat
     assert read_run(write(tmp_path / "run.json", old)).train.objective == Objective("sft")
     new = stored(PRESETS["debug"]())
     new["train"]["objective"] = {"name": "oft"}
-    with pytest.raises(ValueError, match="objective name 'oft': did you mean"):
+    with pytest.raises(ValueError, match=r"train\.objective\.name is 'oft': did you mean"):
         read_run(write(tmp_path / "run.json", new))
 
 
@@ -132,6 +132,8 @@ def test_settings_without_effect_in_a_run_from_before_are_left_out(tmp_path: Pat
         ("max_steps", True, "train.max_steps is True: expected an integer"),
         ("model", "m", "train.model is 'm': expected a table"),
         ("objective", {"estimator": "mean"}, "train.objective.estimator is 'mean': use one of"),
+        ("objective", {"num_samples": 0}, "train.objective.num_samples is 0: use an integer >= 1"),
+        ("max_steps", 0, "train.max_steps is 0: use at least 1"),
     ],
 )
 def test_a_wrong_key_or_value_is_named(

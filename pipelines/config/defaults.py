@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from otr.config import OptimConfig, TrainConfig
-from pipelines.config.presets import SweepConfig
+from pipelines.config.presets import SweepConfig, size_of_search
 from pipelines.config.run_json import read_run
 from tuning.space import with_overrides
 
@@ -353,8 +353,11 @@ def _at_once(config: SweepConfig) -> int:
 
 
 def _trials(config: SweepConfig) -> int:
-    """Return the number of trials that could run at once; a search has as many as there is room."""
-    return 10**6 if config.search.space else len(config.trials)
+    """Return the number of trials among which cores and memory are shared if there is room for all.
+
+    The sweep and the search before it have the same shares, so the larger number counts.
+    """
+    return max(len(config.trials), size_of_search(config))
 
 
 def _rounded_up(tokens: int) -> int:

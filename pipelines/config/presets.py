@@ -16,6 +16,7 @@ from otr.loss import objective
 from otr.loss.objective import Objective
 from pipelines import trackers
 from pipelines.builtin.corpus import BENCHMARKS
+from tuning.arms import most_trials, search_arms
 from tuning.settings import SearchSettings
 from tuning.space import Trial, check_names, config_of, grid
 
@@ -107,6 +108,14 @@ def check_trials(config: SweepConfig) -> str:
         except ValueError as error:
             raise ValueError(f"arms.{trial.arm}: {error}") from error
     return f"{len(config.trials)} trials in {len({t.arm for t in config.trials})} arms"
+
+
+def size_of_search(config: SweepConfig) -> int:
+    """Return the most trials that the search before the sweep has; 0 if nothing is searched."""
+    if not config.search.space:
+        return 0
+    arms = search_arms(config.train, config.trials, config.search.domains)
+    return sum(most_trials(arms, config.search).values())
 
 
 def builtin() -> SweepConfig:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from otr.config import OptimConfig, TrainConfig
 from pipelines.config.presets import SweepConfig, size_of_search
-from pipelines.config.run_json import read_run
+from pipelines.config.run_json import RUN_FILE, read_run
 from tuning.space import with_overrides
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def decide(run: "PreparedRun") -> "PreparedRun":
         ValueError: the model or the data can't be read, or the number of epochs can't be converted
             into steps.
     """
-    config = _as_it_began(run.config, run.directory / "run.json")
+    config = _as_it_began(run.config, run.directory / RUN_FILE)
     if all(config.chosen.values()):
         return replace(run, config=config)
     facts = _look(config)

@@ -30,7 +30,7 @@ from pipelines.config.presets import (
     trials_of,
 )
 from pipelines.config.recipe import Recipe, flatten, read_recipe
-from pipelines.config.run_json import fingerprint, read_run
+from pipelines.config.run_json import fingerprint, read_run, run_file
 from tuning.arms import search_arms
 from tuning.space import Trial, with_overrides
 
@@ -114,7 +114,7 @@ def load_config(
 
     Args:
         preset: name of a preset.
-        file: run.json or recipe to start from; empty: the preset.
+        file: a run's directory, its run.json or a recipe to start from; empty: the preset.
         options: the fields of `SweepConfig` that were given, nested.
         arms: arms of the preset to run; empty: all.
         seeds: seeds of each arm; empty: the preset's.
@@ -124,9 +124,10 @@ def load_config(
         UsageError: an unknown arm or a value that its field refuses.
         ValueError: the run.json or recipe cannot be read.
     """
-    repeated = read_run(file) if file.endswith(".json") else None
+    run = run_file(file) if file else None
+    repeated = read_run(run) if run else None
     if repeated and preset:
-        raise UsageError("--preset and --config RUN.json exclude each other: give one of them")
+        raise UsageError("--preset and --config RUN exclude each other: give one of them")
     recipe = read_recipe(file) if file and not repeated else Recipe()
     start = repeated or PRESETS[preset or recipe.preset or "builtin"]()
     own_arms = {} if single else recipe.own_arms

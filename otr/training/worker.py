@@ -30,7 +30,7 @@ from otr.loop.progress import ENDED_EARLY, Progress
 from otr.training import _compat
 from otr.training.audit import Audit
 from otr.training.checkpoint_store import CheckpointStore
-from otr.training.corpus import pack_locally
+from otr.training.corpus import VALIDATION_EXAMPLES, pack_locally
 from otr.training.restarts import Restart
 from otr.training.retention import RETAINED
 from otr.training.start import start_of
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
     from otr.loop.loop import BadStep
 
-VALIDATION_EXAMPLES = 2000
 MEBIBYTE = 2**20
 FLUSH_SECONDS = 60
 STOP_FILE_SECONDS = 1.0  # between two looks for the stop file

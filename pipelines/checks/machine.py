@@ -7,20 +7,19 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from evals.hardware import count_weights, this_machine
+from evals.hardware import GIB, count_weights, this_machine
 from evals.serving.adapters import MAX_ADAPTERS
 from otr.config import LoraConfig, TrainConfig, Workers
 from otr.files import existing_parent
 from otr.training.retention import RETAINED, RETAINED_FOR_CALLBACKS
 from pipelines import _compat
-from pipelines.config.presets import SweepConfig, size_of_search
+from pipelines.config.presets import SweepConfig, arms_of_search, size_of_search
 from pipelines.runtime.versions import installed_versions
 from tuning.amounts import count_fitting
-from tuning.arms import costliest, search_arms
+from tuning.arms import costliest
 from tuning.settings import with_scored_checkpoints
 from tuning.space import Trial, config_of
 
-GIB = 2**30
 _BASE_BYTES = GIB // 2  # logs, scores, the MLflow store
 CHECKPOINT_BYTES_PER_PARAMETER = 12  # a float32 weight and two moments of AdamW
 _LAST_BYTES_PER_PARAMETER = {"float32": CHECKPOINT_BYTES_PER_PARAMETER, "bfloat16": 2}
@@ -100,7 +99,7 @@ def bytes_of_search(config: SweepConfig) -> int | None:
     """
     if not config.search.space:
         return 0
-    arms = search_arms(config.train, config.trials, config.search.domains)
+    arms = arms_of_search(config)
     configs = [costliest(config.train, arm) for arm in arms if arm.domains]
     parameters = count_parameters(config.train.model.path)
     weights = _known([trained_weights(each, parameters) for each in configs])
@@ -134,7 +133,7 @@ def _configs_of_trials(config: SweepConfig) -> list[TrainConfig]:
     """Return the configuration of each trial, with the largest values of what is searched."""
     if not config.search.space:
         return [valid_config_of(config.train, trial) for trial in config.trials]
-    arms = search_arms(config.train, config.trials, config.search.domains)
+    arms = arms_of_search(config)
     by_arm = {arm.name: costliest(config.train, arm) for arm in arms}
     return [by_arm[trial.arm] for trial in config.trials]
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evals.hardware import GIB
 from otr.config import OptimConfig, TrainConfig
 from pipelines.config.presets import SweepConfig, size_of_search
 from pipelines.config.run_json import RUN_FILE, read_run
@@ -34,7 +35,6 @@ PACKED = 512
 long row than in a short one."""
 PASS_TOKENS = {"CPU": 4096, "GPU": 16_384}
 """Tokens per forward pass that keep a device busy: more would only need more memory."""
-GIB = 2**30
 _PROCESS_BYTES = GIB  # of a worker's libraries
 _DRIVER_BYTES = 2 * GIB  # of this process and Ray's own
 _UNKNOWN_BYTES = 4 * GIB  # of a trial whose memory can't be computed

@@ -25,13 +25,13 @@ from pipelines.config.presets import (
     PRESETS,
     PresetName,
     SweepConfig,
+    arms_of_search,
     check_trials,
     search_trials,
     trials_of,
 )
 from pipelines.config.recipe import Recipe, flatten, read_recipe
 from pipelines.config.run_json import fingerprint, read_run, run_file
-from tuning.arms import search_arms
 from tuning.space import Trial, with_overrides
 
 SHORT = {
@@ -163,7 +163,7 @@ def load_config(
         config = _without_preset_values(config, given, searched, own_arms)
         check_trials(config)
         if space:
-            search_arms(config.train, config.trials, config.search.domains)
+            arms_of_search(config)
     except ValueError as error:
         raise UsageError(str(error)) from error
     same = fingerprint(config) == fingerprint(start) and config.chosen == start.chosen

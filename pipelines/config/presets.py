@@ -16,7 +16,7 @@ from otr.loss import objective
 from otr.loss.objective import Objective
 from pipelines import trackers
 from pipelines.builtin.corpus import BENCHMARKS
-from tuning.arms import most_trials, search_arms
+from tuning.arms import SearchArm, most_trials, search_arms
 from tuning.settings import SearchSettings
 from tuning.space import Trial, check_names, config_of, grid
 
@@ -110,12 +110,20 @@ def check_trials(config: SweepConfig) -> str:
     return f"{len(config.trials)} trials in {len({t.arm for t in config.trials})} arms"
 
 
+def arms_of_search(config: SweepConfig) -> list[SearchArm]:
+    """Return the arms of the search before the sweep, each with those of the settings that it has.
+
+    Raises:
+        ValueError: see `tuning.arms.search_arms`.
+    """
+    return search_arms(config.train, config.trials, config.search.domains)
+
+
 def size_of_search(config: SweepConfig) -> int:
     """Return the most trials that the search before the sweep has; 0 if nothing is searched."""
     if not config.search.space:
         return 0
-    arms = search_arms(config.train, config.trials, config.search.domains)
-    return sum(most_trials(arms, config.search).values())
+    return sum(most_trials(arms_of_search(config), config.search).values())
 
 
 def builtin() -> SweepConfig:

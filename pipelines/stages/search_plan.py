@@ -8,20 +8,20 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
+from evals.hardware import GIB
 from otr.config import TrainConfig
 from otr.files import write_json
-from pipelines.checks.machine import GIB, bytes_of_search, trials_at_once
+from pipelines.checks.machine import bytes_of_search, trials_at_once
 from pipelines.config.prepared import PreparedRun
-from pipelines.config.presets import SweepConfig
+from pipelines.config.presets import SweepConfig, arms_of_search
 from pipelines.runtime import console, run_directory
-from tuning.arms import RATE, SearchArm, costliest, most_trials, search_arms
+from tuning.arms import RATE, SearchArm, costliest, most_trials
 from tuning.budget import NAMES, Budget, over
 from tuning.space import config_of
 
 FILE = "plan.json"
 START_SECONDS = 10.0
 """Assumed time of a trial beside its steps: processes, imports, loading the model."""
-_VALIDATION_EXAMPLES = 2000
 _FORWARD = 1 / 3  # of the work of a training step
 
 
@@ -70,7 +70,7 @@ def plan(run: PreparedRun, config: SweepConfig) -> Plan:
     if file.is_file():
         return Plan(**json.loads(file.read_text()))
     config = run.config
-    arms = search_arms(config.train, config.trials, config.search.domains)
+    arms = arms_of_search(config)
     costs = [costliest(config.train, arm) for arm in arms]
     tokens_per_row, tokens = _tokens(run)
     speeds = _speeds(costs, tokens_per_row)
@@ -122,8 +122,7 @@ def unfair(config: SweepConfig) -> str:
 
 def show(made: Plan, config: SweepConfig) -> None:
     """Print a plan."""
-    domains = config.search.domains
-    arms = search_arms(config.train, config.trials, domains)
+    arms = arms_of_search(config)
     rows = []
     for arm in arms:
         count = made.trials.get(arm.name, 0)
@@ -206,13 +205,13 @@ def _tokens(run: PreparedRun) -> tuple[float, float]:
 
 def _validation_tokens(run: PreparedRun) -> float:
     """Return the tokens that a trial evaluates."""
-    from otr.training.corpus import inspect_corpus
+    from otr.training.corpus import VALIDATION_EXAMPLES, inspect_corpus
 
     train = run.config.train
     if not train.data.validation:
         return 0.0
     report = inspect_corpus(train.data.of_validation, train.model)
-    share = min(1.0, _VALIDATION_EXAMPLES / max(1, report.rows))
+    share = min(1.0, VALIDATION_EXAMPLES / max(1, report.rows))
     return report.tokens * share * -(-train.max_steps // train.eval_interval)
 
 

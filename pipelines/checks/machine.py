@@ -61,9 +61,9 @@ def check_disk(config: SweepConfig) -> str:
     text = f"{free / GIB:.1f} GiB free at {directory}, needed: {need}"
     if free < needed:
         raise ValueError(
-            f"too little disk space: {text}; give another --output, fewer trials, "
-            "--train.checkpoint-minutes 0 for one checkpoint per trial, or --train.save-dtype "
-            "bfloat16 for a smaller last one"
+            f"too little disk space: {text}; give another --output, fewer trials, fewer of them at "
+            "once (--search.max-concurrent), --train.checkpoint-minutes 0 for one checkpoint per "
+            "trial, or --train.save-dtype bfloat16 for a smaller last one"
         )
     return text
 
@@ -82,8 +82,10 @@ def _bytes_of_trials(config: SweepConfig) -> int | None:
     for each, count in zip(configs, weights, strict=True):
         ended.append(_bytes_once_finished(each, count))
         more.append(max(0, _bytes_while_training(each, count, is_scored=is_scored) - ended[-1]))
-    at_once = trials_at_once(config, len(configs))
-    total = sum(ended) + sum(sorted(more, reverse=True)[:at_once])
+    stops_some = config.search.scheduler != "none" and not config.search.space
+    # A trial that the scheduler stops keeps its checkpoints as they are.
+    larger = len(configs) if stops_some else trials_at_once(config, len(configs))
+    total = sum(ended) + sum(sorted(more, reverse=True)[:larger])
     adapters = [each.lora for each in configs if each.lora.rank]
     together = len(adapters) == len(configs) <= MAX_ADAPTERS and all(map(_is_served, adapters))
     if not together or is_scored:  # merged

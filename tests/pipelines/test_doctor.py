@@ -214,6 +214,8 @@ def test_disk_counts_checkpoints_by_time_and_their_data_type(
     with_best = 12 * count * (2 * 2 + 2)
     assert trials_bytes(checkpoint_minutes=1, data=validation) == with_best
     assert trials_bytes(max_steps=1) == once, "there is only the last one"
+    config = replace(config, search=SearchSettings("asha", "loss"))
+    assert trials_bytes(checkpoint_minutes=1) == 12 * count * 2 * 3, "each may be stopped"
 
 
 def test_disk_counts_the_trials_of_a_search(

@@ -67,8 +67,13 @@ def test_the_last_checkpoint_but_one_stays_only_of_a_run_that_has_not_finished(
     monkeypatch.setattr(driver, "_set_ray_train_environment", lambda _: None)
     monkeypatch.setattr(driver._compat, "start_autoscaling_coordinator", lambda: None)
     monkeypatch.setattr(driver._compat, "remove_placement_group", lambda _: None)
-    trainer = SimpleNamespace(fit=lambda: SimpleNamespace(metrics=report))
-    monkeypatch.setattr(driver, "_trainer", lambda *_: trainer)
+    listed = tmp_path / "run" / driver._compat.CHECKPOINT_LIST
+
+    def fit() -> SimpleNamespace:
+        listed.write_text("{}")
+        return SimpleNamespace(metrics=report)
+
+    monkeypatch.setattr(driver, "_trainer", lambda *_: SimpleNamespace(fit=fit))
     (rows := tmp_path / "rows.jsonl").write_text("{}")
     config = TrainConfig(ModelConfig("hub/name"), DataConfig((str(rows),)), max_steps=8)
     if report.get("ended_early"):
@@ -80,6 +85,7 @@ def test_the_last_checkpoint_but_one_stays_only_of_a_run_that_has_not_finished(
     driver.fit(config, storage=str(tmp_path), name="run", stop_file=stop_file)
     assert list_checkpoints(str(tmp_path / "run")) == left
     assert recover(str(tmp_path / "run")) == ("step-000008", [])
+    assert not listed.exists(), "Ray would look for the deleted one"
 
 
 def write_checkpoint(directory: Path, nll: float) -> None:

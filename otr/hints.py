@@ -1,4 +1,4 @@
-"""What an error message suggests: the nearest name, or what to do about a full disk."""
+"""Parts of messages: the nearest name, what to do about a full disk, text that can be written."""
 
 import errno
 import os
@@ -23,3 +23,8 @@ def full_disk(error: str, path: str = "") -> str:
         return ""
     where = f"the disk of {path}" if path else "the disk"
     return f"{where} is full: free space and run the same command again, or give another --output"
+
+
+def encodable(text: str) -> str:
+    """Return a text that UTF-8 can encode: half of a character (a lone surrogate) is escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -9,12 +9,15 @@ from typing import Any
 from otr.config import TrainConfig, types_of
 from otr.loss.objective import owners
 from tuning.domains import Domain
+from tuning.settings import SearchSettings
 from tuning.space import Trial, config_of, with_overrides
 
 RATE = "optim.lr"
 _SEARCHED = ("objective.", "optim.", "lora.")
 COMPARABLE = (*_SEARCHED, "kl_weight")
 """How the keys of `TrainConfig` begin in which arms may differ."""
+MOST_TRIALS = 10_000
+"""Most trials of an arm in a search whose budget limits only time or tokens."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,30 @@ def search_arms(
             f"add an arm with --arms"
         )
     return arms
+
+
+def most_trials(arms: Sequence[SearchArm], settings: SearchSettings) -> dict[str, int]:
+    """Return the most trials that each arm of a search gets, by arm.
+
+    All arms in which something is searched get equally many, except in a grid. Time or tokens in
+    the budget may leave fewer.
+    """
+    searched = [arm for arm in arms if arm.domains]
+    none = dict.fromkeys((arm.name for arm in arms), 0)
+    if settings.sampler == "grid":
+        return none | {arm.name: arm.combinations() for arm in searched}
+    trials = settings.limits.trials
+    each = MOST_TRIALS if trials is None else trials // max(1, len(searched))
+    return none | {arm.name: each for arm in searched}
+
+
+def costliest(config: TrainConfig, arm: SearchArm) -> TrainConfig:
+    """Return the config of an arm with the largest values of what is searched."""
+    largest = {}
+    for key, domain in arm.domains.items():
+        numbers = [value for value in domain.ends() if isinstance(value, int | float)]
+        largest[key] = max(numbers) if numbers else domain.ends()[0]
+    return config_of(config, arm.trial(1, largest, 0))
 
 
 def _has(config: TrainConfig, trial: Trial, key: str, domains: Mapping[str, Domain]) -> bool:

@@ -81,10 +81,20 @@ def with_overrides(config: Any, overrides: Mapping[str, Any]) -> Any:
     Raises:
         ValueError: a key is unknown (the message names the nearest), or a config refuses its value.
     """
-    return _replaced(config, overrides, "")
+    return _replaced(config, overrides, "", "")
 
 
-def _replaced(config: Any, overrides: Mapping[str, Any], prefix: str) -> Any:
+def _replaced(config: Any, overrides: Mapping[str, Any], prefix: str, train: str) -> Any:
+    """Return a config with the values of its dotted keys replaced.
+
+    Args:
+        config: a configuration or a part of one.
+        overrides: value per dotted key of `config`.
+        prefix: how the keys of `config` begin in errors.
+        train: how those of the `TrainConfig` begin that `config` is a part of. Its parts name their
+            keys as it has them.
+    """
+    train = prefix if isinstance(config, TrainConfig) else train
     known = list(types_of(type(config)))
     inner: dict[str, dict[str, Any]] = {}
     changes: dict[str, Any] = {}
@@ -99,10 +109,13 @@ def _replaced(config: Any, overrides: Mapping[str, Any], prefix: str) -> Any:
             changes[head] = value
     for head, parts in inner.items():
         part = changes.get(head, getattr(config, head))
-        changes[head] = _replaced(part, parts, f"{prefix}{head}.")
-    if isinstance(config, Objective):
-        return config.changed(**changes)
-    return dataclasses.replace(config, **changes)
+        changes[head] = _replaced(part, parts, f"{prefix}{head}.", train)
+    try:
+        if isinstance(config, Objective):
+            return config.changed(**changes)
+        return dataclasses.replace(config, **changes)
+    except ValueError as error:
+        raise ValueError(f"{train}{error}") from error
 
 
 def config_of(config: TrainConfig, trial: Trial) -> TrainConfig:

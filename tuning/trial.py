@@ -15,8 +15,8 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from otr.config import TrainConfig
-from otr.training.checkpoint_store import RETAINED, RETAINED_FOR_CALLBACKS
 from otr.training.driver import fit, worker_error
+from otr.training.retention import RETAINED, RETAINED_FOR_CALLBACKS
 from otr.training.worker import stop_requested
 from tuning import _compat
 from tuning.judge import Judge, JudgedReports

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+from otr.hints import encodable
+
 FORMS = (
     ("messages",),
     ("instruction", "input", "output"),
@@ -84,6 +86,7 @@ class Rejected(ValueError):
     CAUSES = ("broken", "empty", "template", "over-long", "untrained", "unreadable")
 
     def __init__(self, cause: str, detail: str) -> None:
+        detail = encodable(detail)  # it may name what the record has
         super().__init__(f"{cause}: {detail}")
         self.cause, self.detail = cause, detail
 

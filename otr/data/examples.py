@@ -16,6 +16,7 @@ from otr._compat import uses_plain_backend
 from otr._deprecated import renamed_arguments
 from otr.data.chat_template import ChatTemplate, Rendered
 from otr.data.conversations import Conversation, Message, PlainText, Rejected, read_record
+from otr.hints import encodable
 
 TOKENIZED_AT_ONCE = 256  # records; after each call, the tokenizer's thread waits for Python's lock
 
@@ -290,7 +291,7 @@ class _Encoder:
         unused = list(source.unused)
         if isinstance(source, Conversation):
             unused += self.template.unused(source)
-        return _Encoded(kept, frozenset(unused), remarks)
+        return _Encoded(kept, frozenset(map(encodable, unused)), remarks)
 
     def _shortened(
         self, source: Conversation | PlainText, examples: Sequence[Example], longest: int

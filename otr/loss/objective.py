@@ -68,7 +68,7 @@ class _Dispatch(type):
             _check_foreign(name, own, key, settings.pop(key))
         for key, value in settings.items():
             if type(own[key]) is float and (isinstance(value, bool) or not isinstance(value, Real)):
-                raise ValueError(f"{key} is {value!r}: use a number")
+                raise ValueError(f"{_key(key)} is {value!r}: use a number")
         return type.__call__(kind, name, **settings)
 
 
@@ -264,7 +264,7 @@ class Objective(metaclass=_Dispatch):
     def require(self, ok: bool, setting: str, use: str) -> None:
         """Raise a ValueError with the value of a setting and what to use instead, unless `ok`."""
         if not ok:
-            raise ValueError(f"{setting} is {getattr(self, setting)!r}: use {use}")
+            raise ValueError(f"{_key(setting)} is {getattr(self, setting)!r}: use {use}")
 
 
 def names() -> list[str]:
@@ -286,7 +286,9 @@ def kind_of(name: str) -> type[Objective]:
     if name not in known:
         nearest = get_close_matches(str(name), known, n=1, cutoff=0)[0]
         listed = ", ".join(map(repr, known))
-        raise ValueError(f"objective name {name!r}: did you mean {nearest!r}? Use one of {listed}")
+        raise ValueError(
+            f"{_key('name')} is {name!r}: did you mean {nearest!r}? Use one of {listed}"
+        )
     return _registered[name]
 
 
@@ -349,6 +351,11 @@ def _is_reloaded(kind: type, new: type) -> bool:
     return (kind.__module__, kind.__qualname__) == (new.__module__, new.__qualname__)
 
 
+def _key(setting: str) -> str:
+    """Return the dotted key of a setting, as the other parts of a configuration name theirs."""
+    return f"objective.{setting}"
+
+
 def _check_foreign(name: str, own: Iterable[str], key: str, value: Any) -> None:
     """Raise a ValueError for a setting that an objective does not have, unless it has no effect."""
     has = owners(key)
@@ -357,8 +364,8 @@ def _check_foreign(name: str, own: Iterable[str], key: str, value: Any) -> None:
         raise ValueError(f"objective {name!r} has no {key!r}: did you mean {nearest!r}?")
     if value != setting_defaults()[key]:
         raise ValueError(
-            f"{key} is {value!r}, but it is a setting of {' and '.join(has)}, not of {name}: leave "
-            f"it out, or set one of {name}'s ({', '.join(own) or 'none'})"
+            f"{_key(key)} is {value!r}, but it is a setting of {' and '.join(has)}, not of {name}: "
+            f"leave it out, or set one of {name}'s ({', '.join(own) or 'none'})"
         )
 
 

@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from otr.hints import encodable
+
 if TYPE_CHECKING:
     from otr.data import Tokenized
     from otr.training.corpus import Text
@@ -122,8 +124,8 @@ def batch_audit(texts: "Sequence[Text]", done: "Tokenized") -> str:
         if sampled[one.cause] <= MAX_SAMPLES:
             row = one.record if isinstance(one.record, str) else json.dumps(one.record, default=str)
             place = "" if one.cause == UNREADABLE else texts[one.number].place
-            sample = {"cause": one.cause, "detail": one.detail, "row": row[:2000], "place": place}
-            samples.append(sample)
+            told = {"cause": one.cause, "detail": one.detail, "row": row[:2000], "place": place}
+            samples.append({name: encodable(text) for name, text in told.items()})
     return json.dumps(
         {
             "rows": len(texts) - causes[UNREADABLE],

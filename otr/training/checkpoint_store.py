@@ -37,6 +37,7 @@ from otr.loop.checkpoint import (
     checkpoint_name,
 )
 from otr.training import _compat
+from otr.training.retention import RETAINED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,10 +45,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 UPLOAD_ATTEMPTS = 4
-RETAINED = 2  # newest checkpoints that stay; the best by validation stays too
-RETAINED_FOR_CALLBACKS = 3
-"""The same while a callback reads the reported checkpoint: two more may be written meanwhile, since
-Ray Train holds one report per worker in its queue, and the one after it waits."""
 PROGRESS = "progress.json"
 
 
@@ -176,6 +173,14 @@ def delete_old(directory: str, retained: int = RETAINED) -> None:
     for name in takewhile(lambda name: name not in last, states):
         if last and name != _best(complete):
             _delete(fs, root, name)
+
+
+def delete_old_or_warn(directory: str, retained: int = RETAINED) -> None:
+    """Delete as `delete_old` does; log an error of the storage, which costs only space."""
+    try:
+        delete_old(directory, retained)
+    except Exception as error:  # any store's error
+        logger.warning("could not delete old checkpoints in %s: %s", directory, error)
 
 
 def delete_all(directory: str) -> None:
@@ -356,10 +361,7 @@ class CheckpointStore:
             self.write_seconds = monotonic() - start
             self._written.set()
         if self.group is None or dist.get_rank(self.group) == 0:
-            try:
-                delete_old(self.directory, self.retained)
-            except Exception as error:  # any store's error; the new checkpoint is written
-                logger.warning("could not delete old checkpoints in %s: %s", self.directory, error)
+            delete_old_or_warn(self.directory, self.retained)
         return Checkpoint(target, self.fs)
 
     def _upload(self, source: str, target: str) -> None:

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from otr.data import Example, RejectedRecord, Tokenized
 
 BATCH = 1000  # examples that are packed together
+VALIDATION_EXAMPLES = 2000
+"""Most examples of the validation data that a run evaluates."""
 LOOKED_AT_ONCE = 64  # records that are tokenized together where only some are shown
 
 

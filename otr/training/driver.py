@@ -25,13 +25,14 @@ from otr.loop.identity import LENGTH, check_same, identity
 from otr.loop.progress import is_over
 from otr.training import _compat
 from otr.training.checkpoint_store import (
-    RETAINED,
     check_can_go_on,
+    delete_old_or_warn,
     last_report,
     recover,
     saved_position,
 )
 from otr.training.restarts import Preempted, Restart, loss, reason, restart_text
+from otr.training.retention import RETAINED, RETAINED_AT_END
 from otr.training.sources import absolute_path, corpus_identity
 from otr.training.store.write import ensure_store
 from otr.training.worker import Job, stop_requested, train_loop
@@ -63,9 +64,10 @@ def fit(  # noqa: PLR0913 - what a run is made of; all but the config go by keyw
 
     A run that loses a process or a host, or whose host will be taken away, is restarted, up to
     RETRIES times without a new checkpoint, and its first report then has a `restart` that says why
-    and what it cost. A run that raises an error is not (see `otr.training.restarts`). The last two
-    checkpoints and the one with the lowest validation NLL stay; `Result.checkpoint` is the last,
-    `otr.training.checkpoint_store.best_checkpoint` names the best.
+    and what it cost. A run that raises an error is not (see `otr.training.restarts`). While it
+    trains, its last two checkpoints and the one with the lowest validation NLL stay, also when it
+    is stopped or fails. Of a finished run the last and the best stay; `Result.checkpoint` is the
+    last, `otr.training.checkpoint_store.best_checkpoint` names the best.
 
     Args:
         config: the run.
@@ -76,8 +78,8 @@ def fit(  # noqa: PLR0913 - what a run is made of; all but the config go by keyw
         stop_file: path or URI; once this file exists, the run saves and returns early.
         packed: directory or URI of the packed stores of corpora, which runs share; by default
             `<storage>/packed`.
-        retained: number of the newest checkpoints to keep; RETAINED_FOR_CALLBACKS if a callback
-            reads the checkpoint of its report.
+        retained: number of the newest checkpoints to keep until the run has finished;
+            RETAINED_FOR_CALLBACKS if a callback reads the checkpoint of its report.
 
     Raises:
         ValueError: `storage` can't be written, or holds a run of this name with another model,
@@ -106,7 +108,10 @@ def fit(  # noqa: PLR0913 - what a run is made of; all but the config go by keyw
         try:
             result = _trainer(job, storage, name, callbacks).fit()
             last = result.metrics or {}
-            if is_over(last, config.max_steps) or stop_requested(stop_file):
+            if is_over(last, config.max_steps):
+                delete_old_or_warn(directory, RETAINED_AT_END)
+                return result
+            if stop_requested(stop_file):
                 return result
             step = last.get("step", 0)
             if not getattr(result, "return_value", False):  # of `train_loop`; Ray's types lack it

@@ -29,9 +29,10 @@ from otr.loop.determinism import determinism
 from otr.loop.progress import ENDED_EARLY, Progress
 from otr.training import _compat
 from otr.training.audit import Audit
-from otr.training.checkpoint_store import RETAINED, CheckpointStore
-from otr.training.corpus import pack_locally
+from otr.training.checkpoint_store import CheckpointStore
+from otr.training.corpus import VALIDATION_EXAMPLES, pack_locally
 from otr.training.restarts import Restart
+from otr.training.retention import RETAINED
 from otr.training.start import start_of
 from otr.training.store.feed import Batch, micro_batches
 from otr.training.store.read import COLUMNS, PackedStore, local_copy
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 
     from otr.loop.loop import BadStep
 
-VALIDATION_EXAMPLES = 2000
 MEBIBYTE = 2**20
 FLUSH_SECONDS = 60
 STOP_FILE_SECONDS = 1.0  # between two looks for the stop file
@@ -68,7 +68,7 @@ class Job:
     restart: Restart | None = None
     """The restart that this job is, if any; for the first report."""
     retained: int = RETAINED
-    """Number of the newest checkpoints to keep."""
+    """Number of the newest checkpoints to keep while it trains."""
 
 
 def stop_requested(stop_file: str | None) -> bool:

@@ -3,21 +3,23 @@
 import math
 import os
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from evals.hardware import count_weights
+from evals.hardware import GIB, count_weights, this_machine
 from evals.serving.adapters import MAX_ADAPTERS
 from otr.config import LoraConfig, TrainConfig, Workers
 from otr.files import existing_parent
+from otr.training.retention import RETAINED, RETAINED_FOR_CALLBACKS
 from pipelines import _compat
-from pipelines.config.presets import SweepConfig
+from pipelines.config.presets import SweepConfig, arms_of_search, size_of_search
 from pipelines.runtime.versions import installed_versions
 from tuning.amounts import count_fitting
+from tuning.arms import costliest
 from tuning.settings import with_scored_checkpoints
 from tuning.space import Trial, config_of
 
-GIB = 2**30
 _BASE_BYTES = GIB // 2  # logs, scores, the MLflow store
 CHECKPOINT_BYTES_PER_PARAMETER = 12  # a float32 weight and two moments of AdamW
 _LAST_BYTES_PER_PARAMETER = {"float32": CHECKPOINT_BYTES_PER_PARAMETER, "bfloat16": 2}
@@ -49,47 +51,126 @@ def check_disk(config: SweepConfig) -> str:
     directory = existing_parent(config.output)
     if not os.access(directory, os.W_OK):
         raise ValueError(f"{directory} can't be written to: give another --output")
-    trials = _bytes_of_trials(config)
-    needed = max(0, _BASE_BYTES + (trials or 0) - _bytes_of_checkpoints(config))
+    trials, search = _bytes_of_trials(config), bytes_of_search(config)
+    # Of the search's trials nothing is left when those of the sweep begin.
+    written = max(trials or 0, search or 0)
+    needed = max(0, _BASE_BYTES + written - _bytes_of_checkpoints(config))
     free = shutil.disk_usage(directory).free
-    need = f"about {needed / GIB:.1f} GiB" if trials else "unknown"
+    known = trials is not None and search is not None
+    need = f"about {needed / GIB:.1f} GiB" if known else "unknown"
     text = f"{free / GIB:.1f} GiB free at {directory}, needed: {need}"
     if free < needed:
         raise ValueError(
-            f"too little disk space: {text}; give another --output, fewer trials, "
-            "--train.checkpoint-minutes 0 for one checkpoint per trial, or --train.save-dtype "
-            "bfloat16 for a smaller last one"
+            f"too little disk space: {text}; give another --output, fewer trials, fewer of them at "
+            "once (--search.max-concurrent), --train.checkpoint-minutes 0 for one checkpoint per "
+            "trial, or --train.save-dtype bfloat16 for a smaller last one"
         )
     return text
 
 
 def _bytes_of_trials(config: SweepConfig) -> int | None:
-    """Return what the trials write: their checkpoints, and models that are merged to be scored.
+    """Return the most that the trials write: their checkpoints, and models merged to be scored.
 
     None if the size of the model is unknown.
     """
-    parameters = count_parameters(config.train.model.path)
-    configs = [valid_config_of(config.train, trial) for trial in config.trials]
-    trained = [trained_weights(each, parameters) for each in configs]
-    if parameters is None or None in trained:
+    parameters, configs = count_parameters(config.train.model.path), _configs_of_trials(config)
+    weights = _known([trained_weights(each, parameters) for each in configs])
+    if parameters is None or weights is None:
         return None
-    sizes = [count * CHECKPOINT_BYTES_PER_PARAMETER for count in trained if count is not None]
-    kept = [_checkpoints_of(each) for each in configs]
-    if config.search.benchmark:  # one more is kept while it is scored
-        kept = [_checkpoints_of(with_scored_checkpoints(each)) + 1 for each in configs]
-    last = [
-        count * _LAST_BYTES_PER_PARAMETER[each.save_dtype]
-        for each, count in zip(configs, trained, strict=True)
-        if count is not None
-    ]
-    # One more, since a checkpoint is written before an older one is removed.
-    total = max(sizes) + sum(last)
-    total += sum(size * (count - 1) for size, count in zip(sizes, kept, strict=True))
+    is_scored = bool(config.search.benchmark) and not config.search.space
+    ended, more = [], []
+    for each, count in zip(configs, weights, strict=True):
+        ended.append(_bytes_once_finished(each, count))
+        more.append(max(0, _bytes_while_training(each, count, is_scored=is_scored) - ended[-1]))
+    stops_some = config.search.scheduler != "none" and not config.search.space
+    # A trial that the scheduler stops keeps its checkpoints as they are.
+    larger = len(configs) if stops_some else trials_at_once(config, len(configs))
+    total = sum(ended) + sum(sorted(more, reverse=True)[:larger])
     adapters = [each.lora for each in configs if each.lora.rank]
     together = len(adapters) == len(configs) <= MAX_ADAPTERS and all(map(_is_served, adapters))
-    if not together or config.search.benchmark:  # merged
+    if not together or is_scored:  # merged
         total += len(adapters) * 4 * parameters
     return total
+
+
+def bytes_of_search(config: SweepConfig) -> int | None:
+    """Return the most that the search before the sweep writes at any time; 0 without a search.
+
+    A trial's checkpoints are deleted when it ends, so those of the trials that run at once count.
+    None if the size of the model is unknown.
+    """
+    if not config.search.space:
+        return 0
+    arms = arms_of_search(config)
+    configs = [costliest(config.train, arm) for arm in arms if arm.domains]
+    parameters = count_parameters(config.train.model.path)
+    weights = _known([trained_weights(each, parameters) for each in configs])
+    if parameters is None or weights is None:
+        return None
+    is_scored = bool(config.search.benchmark)
+    sizes = [
+        _bytes_while_training(each, count, is_scored=is_scored)
+        for each, count in zip(configs, weights, strict=True)
+    ]
+    is_merged = is_scored and any(c.lora.rank and not _is_served(c.lora) for c in configs)
+    merged = 4 * parameters if is_merged else 0  # one checkpoint after another
+    return max(sizes) * trials_at_once(config, size_of_search(config)) + merged
+
+
+def trials_at_once(config: SweepConfig, trials: int) -> int:
+    """Return how many of a number of trials run at once on this machine."""
+    workers = config.train.workers
+    if config.search.max_concurrent:
+        most = config.search.max_concurrent
+    elif workers.gpus:
+        import torch
+
+        most = count_fitting(torch.cuda.device_count(), workers.count * workers.gpus)
+    else:
+        most = count_fitting(this_machine().cores, workers.count * workers.cpus)
+    return max(1, min(most, trials))
+
+
+def _configs_of_trials(config: SweepConfig) -> list[TrainConfig]:
+    """Return the configuration of each trial, with the largest values of what is searched."""
+    if not config.search.space:
+        return [valid_config_of(config.train, trial) for trial in config.trials]
+    arms = arms_of_search(config)
+    by_arm = {arm.name: costliest(config.train, arm) for arm in arms}
+    return [by_arm[trial.arm] for trial in config.trials]
+
+
+def _known(counts: Sequence[int | None]) -> list[int] | None:
+    """Return the counts; None if one of them is unknown."""
+    known = [count for count in counts if count is not None]
+    return known if len(known) == len(counts) else None
+
+
+def _bytes_once_finished(train: TrainConfig, weights: int) -> int:
+    """Return the size of a finished trial's checkpoints: the last one and the best one."""
+    best = min(_saves(train), 2 if train.data.validation else 1) - 1
+    last = weights * _LAST_BYTES_PER_PARAMETER[train.save_dtype]
+    return last + best * weights * CHECKPOINT_BYTES_PER_PARAMETER
+
+
+def _bytes_while_training(train: TrainConfig, weights: int, *, is_scored: bool) -> int:
+    """Return the most that a trial's checkpoints take while it trains.
+
+    These are the retained ones, the best one, and one that is written before the oldest is deleted.
+    """
+    train = with_scored_checkpoints(train) if is_scored else train
+    retained = RETAINED_FOR_CALLBACKS if is_scored else RETAINED
+    most = retained + (2 if train.data.validation else 1)
+    whole = min(_saves(train) - 1, most)  # before the last one
+    last = _LAST_BYTES_PER_PARAMETER[train.save_dtype] if whole < most else 0
+    return weights * (whole * CHECKPOINT_BYTES_PER_PARAMETER + last)
+
+
+def _saves(train: TrainConfig) -> int:
+    """Return how many checkpoints a trial writes."""
+    # How long a step takes is not known here: by time there may be a checkpoint after each.
+    interval = 1 if train.checkpoint_minutes else train.checkpoint_interval
+    return math.ceil(train.max_steps / interval) if interval else 1
 
 
 def _is_served(lora: LoraConfig) -> bool:
@@ -98,18 +179,10 @@ def _is_served(lora: LoraConfig) -> bool:
 
 
 def valid_config_of(train: TrainConfig, trial: Trial) -> TrainConfig:
-    """Return a trial's configuration; an invalid trial is left to `preflight.check_trials`."""
+    """Return a trial's configuration; an invalid trial is left to `check_trials`."""
     with suppress(ValueError):
         return config_of(train, trial)
     return train
-
-
-def _checkpoints_of(train: TrainConfig) -> int:
-    """Return how many checkpoints a trial retains: the last two and the best."""
-    # How long a step takes is not known here: by time there may be a checkpoint after each.
-    interval = 1 if train.checkpoint_minutes else train.checkpoint_interval
-    saves = math.ceil(train.max_steps / interval) if interval else 1
-    return min(saves, 3 if train.data.validation else 2)
 
 
 def trained_weights(train: TrainConfig, parameters: int | None) -> int | None:
@@ -125,8 +198,9 @@ def trained_weights(train: TrainConfig, parameters: int | None) -> int | None:
 
 def _bytes_of_checkpoints(config: SweepConfig) -> int:
     """Return the size of the checkpoints that an earlier run of this name has written."""
-    trials = Path(config.output, config.name, "trials")
-    return sum(path.stat().st_size for path in trials.glob("*/*/step-*/**/*") if path.is_file())
+    run = Path(config.output, config.name)
+    files = [p for name in ("search", "trials") for p in run.glob(f"{name}/*/*/step-*/**/*")]
+    return sum(path.stat().st_size for path in files if path.is_file())
 
 
 def count_parameters(model: str) -> int | None:

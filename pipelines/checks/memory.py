@@ -8,11 +8,11 @@ from dataclasses import fields
 
 import ray
 
+from evals.hardware import GIB
 from otr.config import TrainConfig, Workers
 from otr.memory.fake_step import Footprint
 from otr.memory.planner import Plan, plan, suggest
 from otr.memory.strategy import device_bytes as local_device_bytes
-from pipelines.checks.machine import GIB
 from pipelines.checks.ray_cluster import ANSWER_SECONDS, connected
 from pipelines.config.presets import SweepConfig
 from pipelines.runtime import console

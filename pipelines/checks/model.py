@@ -5,9 +5,10 @@ import os
 from pathlib import Path
 
 from evals import hardware
+from evals.hardware import GIB
 from evals.settings import EngineSettings
 from otr.config import ModelConfig, TrainConfig
-from pipelines.checks.machine import GIB, count_parameters, valid_config_of
+from pipelines.checks.machine import count_parameters, valid_config_of
 from pipelines.config.prepared import PreparedRun
 from pipelines.config.presets import SweepConfig
 

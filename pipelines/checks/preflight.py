@@ -11,7 +11,7 @@ from pipelines import trackers
 from pipelines.checks import cluster_file, gpu, hosts, machine, model
 from pipelines.checks.findings import Check, Finding, run_checks
 from pipelines.config.prepared import PreparedRun
-from pipelines.config.presets import SweepConfig
+from pipelines.config.presets import SweepConfig, check_trials
 from pipelines.runtime import console
 
 
@@ -86,19 +86,6 @@ def check_cluster(file: str) -> Iterator[Finding]:
         return
     yield Finding("file", True, file)
     yield from run_checks(hosts.cluster_checks(cluster))
-
-
-def check_trials(config: SweepConfig) -> str:
-    """Check that each trial's configuration is valid.
-
-    Raises:
-        ValueError: an override of a trial is unknown or has a wrong value.
-    """
-    from tuning.space import config_of
-
-    for trial in config.trials:
-        config_of(config.train, trial)
-    return f"{len(config.trials)} trials in {len({t.arm for t in config.trials})} arms"
 
 
 def check_mlflow_store(config: SweepConfig) -> str:

@@ -17,6 +17,7 @@ from pipelines.config.options import (
     options_type,
 )
 from pipelines.config.presets import PresetName, SweepConfig
+from pipelines.config.run_json import run_file
 
 Flag = FlagCreatePairsOff[bool]
 
@@ -32,8 +33,8 @@ class _StartingPoint:
         PresetName | None, arg(metavar="{builtin,family,gsm8k,study,debug}", help_behavior_hint="")
     ] = None
     """Preset to start from, by default builtin, whose values are the defaults shown here."""
-    config: Annotated[str, arg(metavar="FILE", help_behavior_hint="")] = ""
-    """Start from the run.json of an earlier run, or from a recipe: options in a .toml file."""
+    config: Annotated[str, arg(metavar="PATH", help_behavior_hint="")] = ""
+    """Start from an earlier run (its directory, or its run.json) or from a recipe (a TOML file)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +71,7 @@ class Sweep(_SweepOptions):
     def load(self) -> SweepConfig:
         """Return the configuration; a model of the user's own needs benchmarks or a preset."""
         config = super().load()
-        if not (self.preset or self.config.endswith(".json")):
+        if not (self.preset or (self.config and run_file(self.config))):
             check_benchmarks(config)
         return config
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evals.hardware import GIB
 from otr.config import OptimConfig, TrainConfig
-from pipelines.config.presets import SweepConfig
-from pipelines.config.run_json import read_run
+from pipelines.config.presets import SweepConfig, size_of_search
+from pipelines.config.run_json import RUN_FILE, read_run
 from tuning.space import with_overrides
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ PACKED = 512
 long row than in a short one."""
 PASS_TOKENS = {"CPU": 4096, "GPU": 16_384}
 """Tokens per forward pass that keep a device busy: more would only need more memory."""
-GIB = 2**30
 _PROCESS_BYTES = GIB  # of a worker's libraries
 _DRIVER_BYTES = 2 * GIB  # of this process and Ray's own
 _UNKNOWN_BYTES = 4 * GIB  # of a trial whose memory can't be computed
@@ -109,7 +109,7 @@ def decide(run: "PreparedRun") -> "PreparedRun":
         ValueError: the model or the data can't be read, or the number of epochs can't be converted
             into steps.
     """
-    config = _as_it_began(run.config, run.directory / "run.json")
+    config = _as_it_began(run.config, run.directory / RUN_FILE)
     if all(config.chosen.values()):
         return replace(run, config=config)
     facts = _look(config)
@@ -353,8 +353,11 @@ def _at_once(config: SweepConfig) -> int:
 
 
 def _trials(config: SweepConfig) -> int:
-    """Return the number of trials that could run at once; a search has as many as there is room."""
-    return 10**6 if config.search.space else len(config.trials)
+    """Return the number of trials among which cores and memory are shared if there is room for all.
+
+    The sweep and the search before it have the same shares, so the larger number counts.
+    """
+    return max(len(config.trials), size_of_search(config))
 
 
 def _rounded_up(tokens: int) -> int:

@@ -21,11 +21,18 @@ from otr.hints import did_you_mean
 from otr.loss import objective
 from otr.loss.objective import Objective
 from pipelines.config import defaults
-from pipelines.config.presets import PRESETS, PresetName, SweepConfig, search_trials, trials_of
+from pipelines.config.presets import (
+    PRESETS,
+    PresetName,
+    SweepConfig,
+    arms_of_search,
+    check_trials,
+    search_trials,
+    trials_of,
+)
 from pipelines.config.recipe import Recipe, flatten, read_recipe
-from pipelines.config.run_json import fingerprint, read_run
-from tuning.arms import search_arms
-from tuning.space import Trial, config_of, with_overrides
+from pipelines.config.run_json import fingerprint, read_run, run_file
+from tuning.space import Trial, with_overrides
 
 SHORT = {
     "train.model.path": "--model",
@@ -107,7 +114,7 @@ def load_config(
 
     Args:
         preset: name of a preset.
-        file: run.json or recipe to start from; empty: the preset.
+        file: a run's directory, its run.json or a recipe to start from; empty: the preset.
         options: the fields of `SweepConfig` that were given, nested.
         arms: arms of the preset to run; empty: all.
         seeds: seeds of each arm; empty: the preset's.
@@ -117,9 +124,10 @@ def load_config(
         UsageError: an unknown arm or a value that its field refuses.
         ValueError: the run.json or recipe cannot be read.
     """
-    repeated = read_run(file) if file.endswith(".json") else None
+    run = run_file(file) if file else None
+    repeated = read_run(run) if run else None
     if repeated and preset:
-        raise UsageError("--preset and --config RUN.json exclude each other: give one of them")
+        raise UsageError("--preset and --config RUN exclude each other: give one of them")
     recipe = read_recipe(file) if file and not repeated else Recipe()
     start = repeated or PRESETS[preset or recipe.preset or "builtin"]()
     own_arms = {} if single else recipe.own_arms
@@ -153,9 +161,9 @@ def load_config(
         else:
             config = _options_win(config, dict(flatten(options)) if own_arms else given, of_arms)
         config = _without_preset_values(config, given, searched, own_arms)
-        _check_arms(config, own_arms)
+        check_trials(config)
         if space:
-            search_arms(config.train, config.trials, config.search.domains)
+            arms_of_search(config)
     except ValueError as error:
         raise UsageError(str(error)) from error
     same = fingerprint(config) == fingerprint(start) and config.chosen == start.chosen
@@ -410,15 +418,6 @@ def _options_win(
                 "arms with --arms"
             )
     return replace(config, trials=tuple(trials.values()))
-
-
-def _check_arms(config: SweepConfig, names: Collection[str]) -> None:
-    for trial in config.trials:
-        if trial.arm in names:
-            try:
-                config_of(config.train, trial)
-            except ValueError as error:
-                raise UsageError(f"arms.{trial.arm}: {error}") from error
 
 
 def _settings(trial: Trial) -> str:

@@ -16,8 +16,9 @@ from otr.loss import objective
 from otr.loss.objective import Objective
 from pipelines import trackers
 from pipelines.builtin.corpus import BENCHMARKS
+from tuning.arms import SearchArm, most_trials, search_arms
 from tuning.settings import SearchSettings
-from tuning.space import Trial, check_names, grid
+from tuning.space import Trial, check_names, config_of, grid
 
 PresetName = Literal["builtin", "family", "gsm8k", "study", "debug"]
 
@@ -93,6 +94,36 @@ class SweepConfig:
         if not 0 <= self.epochs < math.inf:
             raise ValueError(f"epochs is {self.epochs}: use a number > 0")
         trackers.check_names(self.trackers)
+
+
+def check_trials(config: SweepConfig) -> str:
+    """Check that each trial's configuration is valid; return how many there are.
+
+    Raises:
+        ValueError: an arm has an unknown key or a value that its field refuses.
+    """
+    for trial in config.trials:
+        try:
+            config_of(config.train, trial)
+        except ValueError as error:
+            raise ValueError(f"arms.{trial.arm}: {error}") from error
+    return f"{len(config.trials)} trials in {len({t.arm for t in config.trials})} arms"
+
+
+def arms_of_search(config: SweepConfig) -> list[SearchArm]:
+    """Return the arms of the search before the sweep, each with those of the settings that it has.
+
+    Raises:
+        ValueError: see `tuning.arms.search_arms`.
+    """
+    return search_arms(config.train, config.trials, config.search.domains)
+
+
+def size_of_search(config: SweepConfig) -> int:
+    """Return the most trials that the search before the sweep has; 0 if nothing is searched."""
+    if not config.search.space:
+        return 0
+    return sum(most_trials(arms_of_search(config), config.search).values())
 
 
 def builtin() -> SweepConfig:

@@ -14,6 +14,8 @@ from otr.hints import did_you_mean
 from otr.loss.objective import own_settings
 from pipelines.config.presets import SweepConfig
 
+RUN_FILE = "run.json"
+"""Name of the file in a run's directory that holds its configuration."""
 NOT_RESULTS = ("name", "output", "engine", "epochs", "chosen", "trackers")
 """Fields of a configuration that do not decide a run's results."""
 
@@ -23,6 +25,22 @@ def fingerprint(config: SweepConfig, *more: str) -> str:
     relevant: Any = {k: v for k, v in asdict(config).items() if k not in NOT_RESULTS}
     relevant = [relevant, *more] if more else relevant
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:6]
+
+
+def run_file(path: str | Path) -> Path | None:
+    """Return the run.json that a path names: itself, or that of a run's directory; None for others.
+
+    Raises:
+        ValueError: it is a directory without a run.json.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path if path.suffix == ".json" else None
+    if not (path / RUN_FILE).is_file():
+        raise ValueError(
+            f"{path} has no {RUN_FILE}: give the directory of a run, a {RUN_FILE} or a recipe"
+        )
+    return path / RUN_FILE
 
 
 def read_run(path: str | Path) -> SweepConfig:
@@ -90,6 +108,8 @@ def typed(kind: Any, value: Any, path: str) -> Any:
         not isinstance(value, accepted) or isinstance(value, bool) != (expected is bool)
     ):
         raise ValueError(f"{path} is {value!r}: expected {_NAMES[expected]}")
+    if expected is dict and inner:
+        return {key: typed(inner[1], each, f"{path}.{key}") for key, each in value.items()}
     return value
 
 
@@ -111,4 +131,9 @@ def _typed_dataclass(kind: type, value: Any, path: str) -> Any:
         if name not in hints:
             key = f"{path}.{name}".lstrip(".")
             raise ValueError(f"unknown key {key!r}: {did_you_mean(name, hints)}")
-    return kind(**{n: typed(hints[n], v, f"{path}.{n}".lstrip(".")) for n, v in value.items()})
+    values = {n: typed(hints[n], v, f"{path}.{n}".lstrip(".")) for n, v in value.items()}
+    try:
+        return kind(**values)
+    except ValueError as error:
+        within = "train." if path.partition(".")[0] == "train" else ""  # it names keys from there
+        raise ValueError(f"{within}{error}") from error

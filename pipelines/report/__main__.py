@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 
 from otr.files import write_text
+from pipelines.config.run_json import RUN_FILE
 from pipelines.report import leaderboard, page
 from pipelines.stages.contamination import FILE, Overlap
 
@@ -23,7 +24,7 @@ def rendered(directory: Path) -> str:
         ValueError: leaderboard.json is missing or a file holds something else.
     """
     entries = leaderboard.read(directory / "leaderboard.json")
-    run = json.loads((directory / "run.json").read_text())
+    run = json.loads((directory / RUN_FILE).read_text())
     benchmarks = list(entries[0].scores)
     overlaps = {}
     if (directory / FILE).is_file():

@@ -17,6 +17,7 @@ from pipelines.report.plot_style import (
     INK,
     PALE,
     ArmStyles,
+    end_columns,
     render_svg,
     with_own_dark_colors,
 )
@@ -102,14 +103,9 @@ def weight_curves(objectives: Sequence[Objective]) -> str:
                 dashes = _DASHES[others]
                 axes.plot(p_P, weight_P, color=style.color if style else INK, ls=dashes, lw=1.8)
             axes.set_title(objective.describe())
-        for axes in list(grid.flat)[len(objectives) :]:
-            axes.set_visible(False)
         grid[0, 0].set_ylim(1.05 * lowest - 0.05, _TOP)
         grid[0, 0].set_xlim(0, 1)
-        for column in range(columns):
-            last = max(n for n in range(len(objectives)) if n % columns == column)
-            grid.flat[last].set_xlabel("p(y), the model's probability of the target")
-            grid.flat[last].tick_params(labelbottom=True)
+        end_columns(grid, len(objectives), "p(y), the model's probability of the target")
         for axes in grid[:, 0]:
             axes.set_ylabel("weight")
         if any(map(depends_on_others, objectives)):

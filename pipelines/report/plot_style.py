@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -132,6 +133,16 @@ def error_bars(scores: Sequence[Interval]) -> list[list[float]]:
         [100 * max(0.0, score.mean - score.low) for score in scores],
         [100 * max(0.0, score.high - score.mean) for score in scores],
     ]
+
+
+def end_columns(grid: Any, count: int, label: str) -> None:
+    """Label the last plot of each column of a grid, and hide the plots after the first `count`."""
+    for axes in grid.flat[count:]:
+        axes.set_visible(False)
+    columns = grid.shape[1]
+    for axes in grid.flat[max(0, count - columns) : count]:
+        axes.set_xlabel(label)
+        axes.tick_params(labelbottom=True)
 
 
 def render_svg(draw: Callable[[Figure], None], width: float, height: float) -> str:

@@ -25,6 +25,7 @@ from pipelines.report.plot_style import (
     PALE,
     ArmStyles,
     Style,
+    end_columns,
     error_bars,
     render_svg,
 )
@@ -71,15 +72,10 @@ def scores(entries: Sequence[Entry], benchmarks: Sequence[str]) -> str:
             axes.set_title(name)
             axes.set_xlim(-3, 103)
             axes.grid(axis="y", visible=False)
-        for axes in list(grid.flat)[len(benchmarks) :]:
-            axes.set_visible(False)
         for axes in grid[:, 0]:
             axes.set_yticks(range(len(arms)), [arm.name for arm in reversed(arms)])
             axes.set_ylim(-0.6, len(arms) - 0.4)
-        for column in range(columns):
-            last = max(n for n in range(len(benchmarks)) if n % columns == column)
-            grid.flat[last].set_xlabel("correct (%)")
-            grid.flat[last].tick_params(labelbottom=True)
+        end_columns(grid, len(benchmarks), "correct (%)")
 
     return render_svg(draw, WIDTH, lines * (0.9 + 0.27 * len(arms)))
 

@@ -38,6 +38,18 @@ def sweep_needs(config: SweepConfig) -> tuple[list[Bundle], list[Bundle]]:
     return ([*trial, *engine], engine) if config.search.benchmark else (trial, engine)
 
 
+def need_of_trials(config: SweepConfig, trials: int) -> list[Bundle]:
+    """Return what all trials that may run at once need, with the engine if it scores meanwhile.
+
+    Args:
+        config: the sweep.
+        trials: number of trials of the sweep, or of its search.
+    """
+    most = min(trials, config.search.max_concurrent or trials)
+    beside = engine_bundles(config) if config.search.benchmark else []
+    return [*list(trial_resources(config.train.workers)) * most, *beside]
+
+
 def wait_for_nodes(*needs: Sequence[Bundle]) -> None:
     """Wait until each need on its own fits on the nodes that are alive.
 
@@ -85,10 +97,9 @@ def scale_up_for_trials(config: SweepConfig, trials: int) -> Iterator[None]:
         config: the sweep.
         trials: number of trials of the sweep, or of its search.
     """
-    most = min(trials, config.search.max_concurrent or trials)
-    trial = trial_resources(config.train.workers)
+    trial, need = trial_resources(config.train.workers), need_of_trials(config, trials)
     done = Event()
-    thread = Thread(target=_request_until_fits, args=(trial, most, done), daemon=True)
+    thread = Thread(target=_request_until_fits, args=(trial, need, done), daemon=True)
     thread.start()
     try:
         yield
@@ -97,8 +108,8 @@ def scale_up_for_trials(config: SweepConfig, trials: int) -> Iterator[None]:
         thread.join()
 
 
-def _request_until_fits(trial: Sequence[Bundle], most: int, done: Event) -> None:
-    """Request one placement group after another; release each as soon as it is granted.
+def _request_until_fits(trial: Sequence[Bundle], need: Sequence[Bundle], done: Event) -> None:
+    """Request a trial's placement group again and again; release each as soon as it is granted.
 
     Placement groups, unlike `request_resources`, end with this process however it ends, and Ray
     Data does not overwrite them.
@@ -109,7 +120,7 @@ def _request_until_fits(trial: Sequence[Bundle], most: int, done: Event) -> None
         status = autoscaler_status()
         if status is None or not _adds_nodes(status):
             return
-        while not fits(list(trial) * most) and not done.is_set():
+        while not fits(need) and not done.is_set():
             group = placement_group(_without_zeros(trial))
             try:
                 while not group.wait(0) and not done.wait(_POLL_SECONDS):

@@ -24,12 +24,12 @@ from otr.files import write_json
 from otr.hints import full_disk
 from otr.loop.identity import flatten
 from pipelines.config.presets import SweepConfig
-from pipelines.config.run_json import NOT_RESULTS, fingerprint, read_run
+from pipelines.config.run_json import NOT_RESULTS, RUN_FILE, fingerprint, read_run
 from pipelines.runtime import console, versions
 from pipelines.runtime.cluster import REPOSITORY
 from pipelines.runtime.next_steps import display_path, interpreter
 
-RUN_FILE, LOCK_FILE = "run.json", "lock"
+LOCK_FILE = "lock"
 
 
 def open_run(config: SweepConfig, directory: Path) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def check_settings(config: SweepConfig, directory: Path) -> bool:
     if fingerprint(before) != fingerprint(config):
         raise ValueError(
             f"{directory} holds a run with other settings ({_changes(before, config)}): choose "
-            f"another --name, or repeat the existing run with --config {path}"
+            f"another --name, or repeat the existing run with --config {directory}"
         )
     return False
 

@@ -121,8 +121,7 @@ def make_examples(run: PreparedRun, base: str) -> Examples:
         run: the run.
         base: name of the base model, whose answers are stored.
     """
-    from otr.training.corpus import tokenize_locally
-    from otr.training.worker import VALIDATION_EXAMPLES
+    from otr.training.corpus import VALIDATION_EXAMPLES, tokenize_locally
 
     train, (target, *others) = run.config.train, run.benchmarks
     references: dict[str, Example] = {}

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from otr.files import write_json
 from pipelines.config.prepared import PreparedRun
-from pipelines.config.presets import SweepConfig
+from pipelines.config.presets import SweepConfig, arms_of_search
 from pipelines.runtime import console
 from pipelines.runtime.stopping import save_at_signal
 from pipelines.stages.pack import pack_on_cluster
 from pipelines.stages.search_plan import Plan
 from pipelines.stages.train import experiment_of
 from pipelines.tracking.tracker import Tracker
-from tuning.arms import SearchArm, search_arms
+from tuning.arms import SearchArm
 from tuning.space import Trial
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def search(
     from tuning.searcher import SearchPlan
 
     config, stop_file, file = run.config, run.stop_file, run.directory / FILE
-    arms = search_arms(config.train, config.trials, config.search.domains)
+    arms = arms_of_search(config)
     before = json.loads(file.read_text()) if file.is_file() else {}
     pack_on_cluster(run)
     tracker.is_stopping = stop_file.exists
@@ -122,7 +122,7 @@ def _write(
     best: dict[str, dict[str, Any]],
 ) -> None:
     """Write search.json."""
-    arms = search_arms(config.train, config.trials, config.search.domains)
+    arms = arms_of_search(config)
     content = {
         "settings": asdict(config.search),
         "plan": asdict(plan),

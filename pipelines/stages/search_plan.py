@@ -8,29 +8,21 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from evals.hardware import this_machine
+from evals.hardware import GIB
 from otr.config import TrainConfig
 from otr.files import write_json
-from pipelines.checks.machine import (
-    CHECKPOINT_BYTES_PER_PARAMETER,
-    GIB,
-    count_parameters,
-    trained_weights,
-)
+from pipelines.checks.machine import bytes_of_search, trials_at_once
 from pipelines.config.prepared import PreparedRun
-from pipelines.config.presets import SweepConfig
+from pipelines.config.presets import SweepConfig, arms_of_search
 from pipelines.runtime import console, run_directory
-from tuning.amounts import count_fitting
-from tuning.arms import RATE, SearchArm, search_arms
+from tuning.arms import RATE, SearchArm, costliest, most_trials
 from tuning.budget import NAMES, Budget, over
 from tuning.space import config_of
 
 FILE = "plan.json"
 START_SECONDS = 10.0
 """Assumed time of a trial beside its steps: processes, imports, loading the model."""
-_VALIDATION_EXAMPLES = 2000
 _FORWARD = 1 / 3  # of the work of a training step
-_MOST_TRIALS = 10_000
 
 
 @dataclass(frozen=True)
@@ -78,10 +70,10 @@ def plan(run: PreparedRun, config: SweepConfig) -> Plan:
     if file.is_file():
         return Plan(**json.loads(file.read_text()))
     config = run.config
-    arms = search_arms(config.train, config.trials, config.search.domains)
-    costliest = [_costliest(config.train, arm) for arm in arms]
+    arms = arms_of_search(config)
+    costs = [costliest(config.train, arm) for arm in arms]
     tokens_per_row, tokens = _tokens(run)
-    speeds = _speeds(costliest, tokens_per_row)
+    speeds = _speeds(costs, tokens_per_row)
     evaluated = _validation_tokens(run)
     seconds = None
     if speeds is not None:
@@ -94,11 +86,12 @@ def plan(run: PreparedRun, config: SweepConfig) -> Plan:
         seed=1 + max(trial.seed for trial in config.trials),
         tokens={arm.name: tokens for arm in arms},
         seconds=seconds,
-        at_once=_at_once(config),
-        disk=_disk(config),
+        at_once=trials_at_once(config, sum(most_trials(arms, config.search).values())),
+        disk=bytes_of_search(config),
         unfair=unfair(config),
     )
     made = replace(made, trials=_trials(config, arms, made))
+    made = replace(made, at_once=min(made.at_once, sum(made.trials.values())))
     if found := over(config.search.limits, made.cost):
         more = " and ".join(NAMES[name] for name in found)
         raise ValueError(
@@ -129,8 +122,7 @@ def unfair(config: SweepConfig) -> str:
 
 def show(made: Plan, config: SweepConfig) -> None:
     """Print a plan."""
-    domains = config.search.domains
-    arms = search_arms(config.train, config.trials, domains)
+    arms = arms_of_search(config)
     rows = []
     for arm in arms:
         count = made.trials.get(arm.name, 0)
@@ -154,7 +146,8 @@ def show(made: Plan, config: SweepConfig) -> None:
     after = len(config.trials)
     time = "unknown"
     if made.seconds:
-        time = console.duration(sum(made.seconds[t.arm] for t in config.trials) / made.at_once)
+        seconds = sum(made.seconds[trial.arm] for trial in config.trials)
+        time = console.duration(seconds / trials_at_once(config, after))
     console.say(f"then: {after} trials, the best setting of each arm on other seeds, {time}")
     if len({*made.trials.values()} - {0}) > 1:
         console.note("the arms have unequal numbers of trials: a grid tries every combination")
@@ -174,14 +167,11 @@ def _trials(config: SweepConfig, arms: Sequence[SearchArm], made: Plan) -> dict[
         ValueError: the budget does not hold one trial per arm, or its time can't be converted.
     """
     searched = [arm for arm in arms if arm.domains]
-    none = dict.fromkeys((arm.name for arm in arms), 0)
+    most, budget = most_trials(arms, config.search), config.search.limits
     if config.search.sampler == "grid":
-        return none | {arm.name: arm.combinations() for arm in searched}
-    budget = config.search.limits
-    limits = [float(_MOST_TRIALS)]
-    if budget.trials is not None:
-        limits = [budget.trials / len(searched)]
-    else:
+        return most
+    limits = [float(most[searched[0].name])]
+    if budget.trials is None:
         if budget.tokens is not None:
             limits.append(budget.tokens / sum(made.tokens[arm.name] for arm in searched))
         if budget.seconds is not None:
@@ -194,22 +184,13 @@ def _trials(config: SweepConfig, arms: Sequence[SearchArm], made: Plan) -> dict[
             limits.append(budget.seconds / each)
     each_arm = int(min(limits))
     if each_arm < 1:
-        one = replace(made, trials=none | {arm.name: 1 for arm in searched})
+        one = replace(made, trials={arm.name: 1 for arm in searched})
         raise ValueError(
             f"the budget of {config.search.budget} is less than one trial for each of "
             f"{len(searched)} arms, which take {_in_words(one.cost)}: give a larger --budget, "
             "fewer --arms or fewer --max-steps"
         )
-    return none | {arm.name: each_arm for arm in searched}
-
-
-def _costliest(train: TrainConfig, arm: SearchArm) -> TrainConfig:
-    """Return the config of an arm with the largest values of its settings."""
-    largest = {}
-    for key, domain in arm.domains.items():
-        numbers = [value for value in domain.ends() if isinstance(value, int | float)]
-        largest[key] = max(numbers) if numbers else domain.ends()[0]
-    return config_of(train, arm.trial(1, largest, 0))
+    return {name: min(count, each_arm) for name, count in most.items()}
 
 
 def _tokens(run: PreparedRun) -> tuple[float, float]:
@@ -224,13 +205,13 @@ def _tokens(run: PreparedRun) -> tuple[float, float]:
 
 def _validation_tokens(run: PreparedRun) -> float:
     """Return the tokens that a trial evaluates."""
-    from otr.training.corpus import inspect_corpus
+    from otr.training.corpus import VALIDATION_EXAMPLES, inspect_corpus
 
     train = run.config.train
     if not train.data.validation:
         return 0.0
     report = inspect_corpus(train.data.of_validation, train.model)
-    share = min(1.0, _VALIDATION_EXAMPLES / max(1, report.rows))
+    share = min(1.0, VALIDATION_EXAMPLES / max(1, report.rows))
     return report.tokens * share * -(-train.max_steps // train.eval_interval)
 
 
@@ -244,28 +225,3 @@ def _speeds(configs: Sequence[TrainConfig], tokens_per_row: float) -> list[float
         found = tokens_per_second(configs, tokens_per_row)
         stage.say(f"{min(found):,.0f} to {max(found):,.0f} tokens per second and worker")
     return [speed * config.workers.count for speed, config in zip(found, configs, strict=True)]
-
-
-def _at_once(config: SweepConfig) -> int:
-    """Return how many trials run at once on this machine."""
-    workers = config.train.workers
-    if config.search.max_concurrent:
-        return config.search.max_concurrent
-    if workers.gpus:
-        import torch
-
-        return max(1, count_fitting(torch.cuda.device_count(), workers.count * workers.gpus))
-    return max(1, count_fitting(this_machine().cores, workers.count * workers.cpus))
-
-
-def _disk(config: SweepConfig) -> int | None:
-    """Return the size of the checkpoints of the trials that run at once."""
-    configs = [config_of(config.train, trial) for trial in config.trials]
-    parameters = count_parameters(config.train.model.path)
-    weights = [trained_weights(each, parameters) for each in configs]
-    known = [count for count in weights if count is not None]
-    if len(known) < len(weights):
-        return None
-    # The last two, the best, one that is being written, and one that is being scored.
-    retained = 5 if config.search.benchmark else 4
-    return retained * max(known) * CHECKPOINT_BYTES_PER_PARAMETER * _at_once(config)

@@ -10,9 +10,10 @@ from pathlib import Path
 import psutil
 import ray
 
+from evals.hardware import GIB
 from evals.serving import adapters
 from evals.settings import free_port
-from pipelines.checks.machine import GIB, count_parameters
+from pipelines.checks.machine import count_parameters
 from pipelines.config.prepared import PreparedRun
 from pipelines.runtime import console
 from pipelines.stages.score import Scorer

@@ -64,7 +64,9 @@ def test_a_value_that_a_field_refuses_exits_with_2_and_one_line(
 ) -> None:
     assert cli.main(["sweep", "--train.optim.lr", "-1"]) == 2
     captured = capsys.readouterr()
-    assert captured.err == "error: optim.lr is -1.0: use a number > 0\n" and captured.out == ""
+    assert (
+        captured.err == "error: train.optim.lr is -1.0: use a number > 0\n" and captured.out == ""
+    )
 
 
 def test_an_unknown_command_lists_the_commands(capsys: pytest.CaptureFixture) -> None:

@@ -23,6 +23,7 @@ from pipelines.config.prepared import PreparedRun
 from pipelines.config.presets import PRESETS, SweepConfig
 from pipelines.tracking.tracker import check_store
 from tests.assets.tiny import make_tiny_model
+from tuning.settings import SearchSettings
 from tuning.space import Trial
 
 
@@ -154,7 +155,7 @@ def test_vocabulary_mismatch(config: SweepConfig, model: Path, tmp_path: Path) -
 
 def test_an_arm_with_an_impossible_setting(config: SweepConfig) -> None:
     trials = (Trial("bad", {"objective.num_samples": 0}),)
-    assert "num_samples (K) is 0" in failed(replace(config, trials=trials)).text
+    assert "arms.bad: objective.num_samples is 0" in failed(replace(config, trials=trials)).text
     trials = (Trial("bad", {"objective.num_sample": 4}),)
     assert "objective.num_samples" in failed(replace(config, trials=trials)).text
 
@@ -183,18 +184,20 @@ def test_disk_counts_adapters_by_their_own_size(config: SweepConfig) -> None:
     q = 4 * (64 + 64)  # rank x (in + out), in each of two layers
     weights = count_adapter_weights(config.train.model, LoraConfig(4, targets=("q_proj",)))
     assert weights == 2 * q
-    assert trials_bytes() == 12 * count * 3, "two trials, and one checkpoint more"
-    assert trials_bytes(rank=4, targets=("q_proj",)) == 12 * 2 * q * 3
+    assert trials_bytes() == 12 * count * 2, "two trials"
+    assert trials_bytes(rank=4, targets=("q_proj",)) == 12 * 2 * q * 2
     for kind in ({"dora": True}, {"quantize": "nf4"}, {"modules_to_save": ("norm",)}):
         lora = LoraConfig(4, **kind)
         size = count_adapter_weights(config.train.model, lora)
-        assert trials_bytes(rank=4, **kind) == 12 * size * 3 + 2 * 4 * count, "merged to be scored"
+        assert trials_bytes(rank=4, **kind) == 12 * size * 2 + 2 * 4 * count, "merged to be scored"
     mixed = replace(config.trials[0], overrides={"lora.rank": 4})
     found = machine._bytes_of_trials(replace(config, trials=(mixed, *config.trials[1:]))) or 0
-    assert 12 * 2 * count + 4 * count < found < 12 * 3 * count + 4 * count
+    assert 12 * count + 4 * count < found < 12 * 2 * count + 4 * count
 
 
-def test_disk_counts_checkpoints_by_time_and_their_data_type(config: SweepConfig) -> None:
+def test_disk_counts_checkpoints_by_time_and_their_data_type(
+    config: SweepConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def trials_bytes(**changes: Any) -> int:
         train = replace(config.train, **changes)
         return machine._bytes_of_trials(replace(config, train=train)) or 0
@@ -202,10 +205,46 @@ def test_disk_counts_checkpoints_by_time_and_their_data_type(config: SweepConfig
     count = machine.count_parameters(config.train.model.path) or 0
     assert len(config.trials) == 2
     once = trials_bytes(checkpoint_minutes=0)
-    assert once == 12 * count * 3
+    assert once == 12 * count * 2
     assert trials_bytes(checkpoint_minutes=0, save_dtype="bfloat16") == once - 2 * 10 * count
-    kept = 3 if config.train.data.validation else 2
-    assert trials_bytes(checkpoint_minutes=1) == 12 * count * (2 * kept + 1)
+    monkeypatch.setattr(machine, "trials_at_once", lambda config, trials: 1)
+    by_time = 12 * count * (2 + 2)
+    assert trials_bytes(checkpoint_minutes=1) == by_time, "one has finished, and one trains"
+    validation = replace(config.train.data, validation=config.train.data.paths)
+    with_best = 12 * count * (2 * 2 + 2)
+    assert trials_bytes(checkpoint_minutes=1, data=validation) == with_best
+    assert trials_bytes(max_steps=1) == once, "there is only the last one"
+    config = replace(config, search=SearchSettings("asha", "loss"))
+    assert trials_bytes(checkpoint_minutes=1) == 12 * count * 2 * 3, "each may be stopped"
+
+
+def test_disk_counts_the_trials_of_a_search(
+    config: SweepConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of those, only the ones that run at once have checkpoints."""
+    count = machine.count_parameters(config.train.model.path) or 0
+    space = {"objective.temperature": "choice(1,1.3)"}
+    search = SearchSettings(space=space, budget="5 trials", metric="loss")
+    searching = replace(config, search=search, trials=config.trials[-1:])
+    monkeypatch.setattr(machine, "this_machine", lambda: SimpleNamespace(cores=3))
+    assert machine._bytes_of_trials(searching) == 12 * count * 3
+    assert machine.bytes_of_search(config) == 0
+    assert machine.bytes_of_search(searching) == 12 * count * 3 * 3, "three cores"
+    monkeypatch.setattr(machine, "this_machine", lambda: SimpleNamespace(cores=64))
+    assert machine.bytes_of_search(searching) == 12 * count * 3 * 5, "five trials"
+    free = 12 * count * 3 * 2 + machine._BASE_BYTES
+    usage = shutil._ntuple_diskusage(2 * free, free, free)
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(ValueError, match="too little disk space"):
+        machine.check_disk(searching)
+    machine.check_disk(replace(searching, search=replace(search, max_concurrent=2)))
+    adapters = replace(
+        searching,
+        train=replace(config.train, lora=LoraConfig(4)),
+        search=replace(search, space={"lora.rank": "choice(4,16)"}),
+    )
+    weights = count_adapter_weights(config.train.model, LoraConfig(16))
+    assert machine.bytes_of_search(adapters) == 12 * weights * 3 * 5, "of the largest ones"
 
 
 def test_disk_counts_a_model_on_the_hub_if_the_hub_answers(

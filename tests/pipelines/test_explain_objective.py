@@ -77,12 +77,12 @@ def test_settings_change_the_weights(capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("oft", "objective name 'oft': did you mean 'sft'?"),
+        ("oft", "objective.name is 'oft': did you mean 'sft'?"),
         (
             "sft --train.objective.temperature 1",
             "--train.objective.temperature is a setting of otr",
         ),
-        ("otr --train.objective.temperature 0", "temperature (kappa) is 0.0: use a number > 0"),
+        ("otr --train.objective.temperature 0", "objective.temperature is 0.0: use a number > 0"),
     ],
 )
 def test_what_cannot_be_explained_ends_with_2(

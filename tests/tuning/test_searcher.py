@@ -44,7 +44,7 @@ def test_an_arm_has_the_settings_of_its_objective() -> None:
         ("optim.lr", "choice('a','b')", "'a' is no value of it"),
         ("optim.schedule", "choice('cosine','lineal')", "'lineal' is no value of it"),
         ("objective.num_samples", "uniform(1,9)", "use randint or choice of whole numbers"),
-        ("objective.num_samples", "randint(0,9)", r"arm otr has the value 0: num_samples"),
+        ("objective.num_samples", "randint(0,9)", r"otr has the value 0: objective.num_samples"),
         (
             "objective.threshold",
             "uniform(0.1,0.2)",

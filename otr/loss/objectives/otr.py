@@ -63,12 +63,11 @@ class Otr(Objective):
     rolls_out: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.estimator not in ("sampled", "half", "expected"):
-            raise ValueError(f"estimator {self.estimator!r}: use 'sampled', 'half' or 'expected'")
-        if type(self.num_samples) is not int or self.num_samples < 1:
-            raise ValueError(f"num_samples (K) is {self.num_samples!r}: use an integer >= 1")
-        if not 0 < self.temperature < float("inf"):
-            raise ValueError(f"temperature (kappa) is {self.temperature!r}: use a number > 0")
+        estimators = ("sampled", "half", "expected")
+        self.require(self.estimator in estimators, "estimator", "'sampled', 'half' or 'expected'")
+        whole = type(self.num_samples) is int and self.num_samples >= 1
+        self.require(whole, "num_samples", "an integer >= 1")
+        self.require(0 < self.temperature < float("inf"), "temperature", "a number > 0")
         for setting in ("mismatch_reward", "reward_scale"):
             self.require(abs(getattr(self, setting)) < float("inf"), setting, "a finite number")
 

@@ -125,6 +125,11 @@ def test_the_trials_of_a_sweep_share_cores_and_memory(
     assert shared() == (8, 1), "ten trials"
     assert shared("--arms", "sft", "otr-k16", "--seeds", "0") == (2, 4)
     assert shared("--arms", "sft", "--seeds", "0", "1", "--workers", "2") == (2, 2)
+    alone = ("--arms", "sft", "--seeds", "0", "--search", "optim.lr=loguniform(1e-5,1e-3)")
+    alone += ("--search.metric", "loss", "--budget")
+    assert shared(*alone, "4 trials") == (4, 2), "those of the search, of which there are more"
+    assert shared(*alone, "2 trials") == (2, 4)
+    assert shared(*alone, "2 h") == (8, 1), "their number is not known yet"
     set_machine(machine, free_gib=5.5)  # a trial needs more than a gigabyte, Ray and the driver two
     assert shared() == (3, 2)
 

@@ -164,17 +164,26 @@ def test_score_takes_the_model_as_an_argument() -> None:
     ("line", "message"),
     [
         ("--arms otr-k26", "no arm 'otr-k26': did you mean 'otr-k256'?"),
-        ("--train.objective.num-samples 0", r"num_samples \(K\) is 0: use an integer >= 1"),
-        ("--train.objective.temperature 0", r"temperature \(kappa\) is 0.0: use a number > 0"),
+        (
+            "--train.objective.num-samples 0",
+            "train.objective.num_samples is 0: use an integer >= 1",
+        ),
+        ("--train.objective.temperature 0", "train.objective.temperature is 0.0: use a number > 0"),
         ("--train.objective.num-samples 4", "otr-k16 and otr-k256 are the same"),
         ("--train.seed 3", "--seeds"),
-        ("--train.objective.exponent 2", "exponent is 2.0, but it is a setting of power, not of"),
+        (
+            "--train.objective.exponent 2",
+            "train.objective.exponent is 2.0, but it is a setting of power, not of",
+        ),
         (
             "train --train.objective.name sft --train.objective.num-samples 16",
-            "num_samples is 16, but it is a setting of otr, not of sft: leave it out, or set one "
-            r"of sft's \(label_smoothing, z_loss\)",
+            "train.objective.num_samples is 16, but it is a setting of otr, not of sft: leave it "
+            r"out, or set one of sft's \(label_smoothing, z_loss\)",
         ),
-        ("train --train.objective.z-loss 1e-4", "z_loss is 0.0001, but it is a setting of sft"),
+        (
+            "train --train.objective.z-loss 1e-4",
+            "train.objective.z_loss is 0.0001, but it is a setting of sft",
+        ),
         ("--name a/b", "name is 'a/b'"),
         ("--preset debug --config run.json", "exclude each other"),
     ],

@@ -78,6 +78,7 @@ def test_it_repeats_the_run(tmp_path: Path) -> None:
     run_directory.open_run(config, tmp_path / config.name)
     file = str(tmp_path / config.name / "run.json")
     assert sweep("--config", file) == config
+    assert sweep("--config", str(tmp_path / config.name)) == config, "the run's directory"
     changed = sweep("--config", file, "--max-steps", "8")
     assert changed == replace(config, train=replace(config.train, max_steps=8))
 
@@ -120,7 +121,7 @@ def test_settings_without_effect_in_a_run_from_before_are_left_out(tmp_path: Pat
     assert read_run(write(tmp_path / "run.json", old)).train.objective == Objective("sft")
     new = stored(PRESETS["debug"]())
     new["train"]["objective"] = {"name": "oft"}
-    with pytest.raises(ValueError, match="objective name 'oft': did you mean"):
+    with pytest.raises(ValueError, match=r"train\.objective\.name is 'oft': did you mean"):
         read_run(write(tmp_path / "run.json", new))
 
 
@@ -130,19 +131,38 @@ def test_settings_without_effect_in_a_run_from_before_are_left_out(tmp_path: Pat
         ("max_stpes", 3, "'train.max_stpes': did you mean 'max_steps'"),
         ("max_steps", "3", "train.max_steps is '3': expected an integer"),
         ("max_steps", True, "train.max_steps is True: expected an integer"),
+        ("data.columns", {"prompt": 3}, "train.data.columns.prompt is 3: expected a string"),
+        ("model.chat_template_args", {"think": False}, "train.model.chat_template_args.think is F"),
         ("model", "m", "train.model is 'm': expected a table"),
         ("objective", {"estimator": "mean"}, "train.objective.estimator is 'mean': use one of"),
+        ("objective", {"num_samples": 0}, "train.objective.num_samples is 0: use an integer >= 1"),
+        ("max_steps", 0, "train.max_steps is 0: use at least 1"),
     ],
 )
 def test_a_wrong_key_or_value_is_named(
     tmp_path: Path, key: str, value: object, message: str
 ) -> None:
     config = stored(PRESETS["debug"]())
-    config["train"][key] = value
+    *parents, name = key.split(".")
+    (config["train"][parents[0]] if parents else config["train"])[name] = value
     with pytest.raises(ValueError, match=message):
         read_run(write(tmp_path / "run.json", config))
+
+
+def test_a_wrong_value_of_a_search_is_named(tmp_path: Path) -> None:
+    config = stored(PRESETS["debug"]())
+    config["search"]["space"] = {"optim.lr": 1e-4}
+    with pytest.raises(ValueError, match=r"search\.space\.optim\.lr is 0\.0001: expected a string"):
+        read_run(write(tmp_path / "run.json", config))
+    config["search"]["space"], config["trials"][0]["overrides"] = {}, {"optim.lr": 1e-4}
+    assert read_run(write(tmp_path / "run.json", config)).trials[0].overrides == {"optim.lr": 1e-4}
 
 
 def test_another_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"is not the run.json of a run"):
         read_run(tmp_path / "other.json")
+    for command in ("sweep", "train"):
+        with pytest.raises(
+            ValueError, match=r"has no run\.json: give the directory of a run, a run"
+        ):
+            cli.parse([command, "--config", str(tmp_path)]).load()

@@ -4,11 +4,13 @@ import json
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from pipelines import cli
+from pipelines.checks import machine
 from pipelines.config.prepared import PreparedRun, prepare
 from pipelines.config.presets import SweepConfig
 from pipelines.runtime import run_directory
@@ -52,6 +54,15 @@ def test_a_budget_of_trials_is_shared_equally(planned: Any) -> None:
     assert made.cost.tokens == pytest.approx(9 * tokens)
     assert made.seconds["sft"] > START_SECONDS + tokens / 1000
     assert made.cost.seconds == pytest.approx(9 * made.seconds["sft"] / 2)
+
+
+def test_no_more_trials_run_at_once_than_there_are(
+    planned: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "this_machine", lambda: SimpleNamespace(cores=64))
+    made = planned("--budget 10 trials")
+    assert made.at_once == 9 and made.cost.seconds == pytest.approx(made.seconds["sft"])
+    assert made.disk == planned("--budget 3 trials").disk * 3
 
 
 def test_other_budgets_say_how_many_trials_fit(planned: Any) -> None:

@@ -27,9 +27,9 @@ class SearchSettings:
     """`asha` stops the worse trials early; `median` stops a trial whose best value is worse than
     the median of the others' means up to the same step; `none` runs every trial to the end. With a
     search, it is the search's trials that are stopped."""
-    metric: str = "val_exact"
+    metric: str = "val_token_accuracy"
     """Metric that the search and the scheduler compare: any that trials report, such as answers
-    (see `benchmark`), val_exact, val_nll or val_token_accuracy. Lower is better if a word of its
+    (see `benchmark`), val_token_accuracy, val_exact or val_nll. Lower is better if a word of its
     name is loss, nll or kl, higher otherwise."""
     benchmark: str = ""
     """Benchmark, such as gsm8k:items=1-200, that each trial is scored on at each evaluation: the

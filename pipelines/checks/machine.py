@@ -268,7 +268,7 @@ def _require_room_for_judge(config: SweepConfig, gpus: int) -> None:
             f"--search.benchmark scores checkpoints while trials train, which needs {trial:g} GPUs "
             f"for a trial and {scoring:g} for vLLM; this machine has {gpus}: give both a part with "
             "--train.workers.gpus 0.6 --engine.gpus 0.4, use fewer workers, or let "
-            "--search.metric val_exact decide without --search.benchmark"
+            "--search.metric val_token_accuracy decide without --search.benchmark"
         )
 
 

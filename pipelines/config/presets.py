@@ -218,7 +218,7 @@ def study() -> SweepConfig:
             *grid(f"otr-k{{num_samples}}-{suffix}", seeds, **draws, **settings, **rates),
         ),
         # Before it decays, a high learning rate looks worse than it is at the end.
-        search=SearchSettings(scheduler="asha", grace_steps=80),
+        search=SearchSettings(scheduler="asha", metric="val_exact", grace_steps=80),
     )
 
 

@@ -40,13 +40,13 @@ from otr.loop.loop import train
 from otr.training.corpus import pack_locally
 from pipelines.config.prepared import PreparedRun, prepare
 from pipelines.config.presets import LEARNING_RATES, SweepConfig, builtin
-from tuning.settings import ANSWERS, SearchSettings
+from tuning.settings import ANSWERS, SearchSettings, lower_is_better
 from tuning.space import Trial, config_of
 
 RUNGS, STEPS = (15, 60), 60  # ASHA's milestones with a grace of 15 steps; the last step
 RATES = (2e-4, 1e-3)
 ARMS = ("sft", "dft", "otr-k16")
-METRICS = ("val_nll", "val_exact", ANSWERS)
+METRICS = ("val_nll", "val_token_accuracy", "val_exact", ANSWERS)
 TARGET = "target-heldout"
 HELD_OUT = {
     TARGET: 200,
@@ -300,14 +300,17 @@ def table(records: Sequence[Mapping[str, Any]]) -> str:
 def stored(entries: Sequence[Mapping[str, Any]]) -> str:
     """Return what the last validation of a leaderboard's finished trials picks, in Markdown."""
     finished = [e for e in entries if e["status"] == "finished"]
-    lines = ["| seed | trials | best | by `val_nll` | by `val_exact` |", "|---|---|---|---|---|"]
+    metrics = METRICS[:-1]
+    lines = [
+        f"| seed | trials | best | {' | '.join(f'by `{metric}`' for metric in metrics)} |",
+        f"|---|---|---|{'---|' * len(metrics)}",
+    ]
     for seed in sorted({e["seed"] for e in finished}):
         own = [e for e in finished if e["seed"] == seed]
-        picks = [
-            max(own, key=lambda e: e["scores"][TARGET]["value"]),
-            min(own, key=lambda e: e["validation"]["val_nll"]),
-            max(own, key=lambda e: e["validation"]["val_exact"]),
-        ]
+        picks = [max(own, key=lambda e: e["scores"][TARGET]["value"])]
+        for metric in metrics:
+            best = min if lower_is_better(metric) else max
+            picks.append(best(own, key=lambda e, metric=metric: e["validation"][metric]))
         cells = [f"{e['arm']} {e['scores'][TARGET]['value']:.0%}" for e in picks]
         lines.append(f"| {seed} | {len(own)} | {' | '.join(cells)} |")
     return "\n".join(lines)

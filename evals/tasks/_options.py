@@ -73,6 +73,12 @@ def parse(name: str) -> Name:
     return Name(address, int(samples or 0), options)
 
 
+def short_name(name: str) -> str:
+    """Return a benchmark's name without its options, but with its number of samples."""
+    parts = parse(name)
+    return parts.address + dataclasses.replace(parts, options={}).suffix
+
+
 def apply(benchmark: Benchmark, name: Name) -> Benchmark:
     """Return the benchmark with another decoding or fewer items, and the options in its name.
 

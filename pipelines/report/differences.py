@@ -211,11 +211,11 @@ def recommendation(entries: Sequence[Entry], benchmarks: Sequence[str]) -> str:
     highest = f"{best.trial}, the best trial of {best.arm}"
     gain = compare_arms(arms[best.arm], arms[BASE], target) if BASE in arms else None
     if gain is None:
-        return f"The highest score has {highest}. It was not compared with the base model."
+        return f"{highest}, has the highest score. It was not compared with the base model."
     if not _is_better(gain):
         return (
             f"No model is clearly better than the base model on {target}: keep the base model, or "
-            f"test with more seeds or items. The highest score has {highest}."
+            f"test with more seeds or items. {highest}, has the highest score of the trained ones."
         )
     text = f"Use {highest}."
     if winning_arm(entries, target) is None:

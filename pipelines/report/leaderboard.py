@@ -6,6 +6,7 @@ are compared between arms. `pipelines.report.differences` has the significance t
 
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 from evals.benchmark import TaskScore
 from evals.records import Verdicts, read_verdicts
 from evals.statistics.estimates import Interval, interval_over_seeds
+from evals.tasks import short_name
 from otr.files import write_json
 from otr.loss.objective import stored
 
@@ -161,6 +163,16 @@ def rank_arms(entries: Sequence[Entry], target: str) -> list[Arm]:
         return score.mean if score else -1.0
 
     return sorted(group_by_arm(entries), key=key, reverse=True)
+
+
+def headings(benchmarks: Sequence[str]) -> list[str]:
+    """Return short titles of benchmarks: their names without options such as max_tokens=128.
+
+    Names that would then be equal keep their options.
+    """
+    short = {name: short_name(name) for name in benchmarks}
+    counts = Counter(short.values())
+    return [name if counts[short[name]] > 1 else short[name] for name in benchmarks]
 
 
 def retained_benchmarks(benchmarks: Sequence[str]) -> list[str]:

@@ -316,10 +316,12 @@ def _legend(entries: Sequence[Entry], benchmarks: Sequence[str], table: Table) -
             "Bold: the highest score of a column and those not significantly different from it; "
             "no bold if no arm stands out."
         )
-    if retained_benchmarks(benchmarks):
+    if retained := retained_benchmarks(benchmarks):
+        titles = dict(zip(benchmarks, leaderboard.headings(benchmarks), strict=True))
         lines.append(
-            f"{benchmarks[0]}: the skill to learn. {', '.join(retained_benchmarks(benchmarks))}: "
-            "skills that the model had before training."
+            f"{titles[benchmarks[0]]}: the skill to learn. "
+            f"{', '.join(titles[name] for name in retained)}: skills that the model had before "
+            "training."
         )
     if any(0 < arm.num_scored < len(arm.entries) for arm in group_by_arm(entries)):
         lines.append("Seeds, 1 of 2: the other trials were stopped early or failed.")

@@ -17,6 +17,7 @@ from pipelines.report.leaderboard import (
     Arm,
     Entry,
     group_by_arm,
+    headings,
     objective_kind,
     rank_arms,
 )
@@ -61,7 +62,7 @@ def scores(entries: Sequence[Entry], benchmarks: Sequence[str]) -> str:
     def draw(figure: Figure) -> None:
         figure.set_layout_engine("constrained", h_pad=0.12)
         grid = figure.subplots(lines, columns, sharey=True, squeeze=False)
-        for axes, name in zip(grid.flat, benchmarks, strict=False):
+        for axes, name, title in zip(grid.flat, benchmarks, headings(benchmarks), strict=False):
             for y, arm in enumerate(reversed(arms)):
                 style = styles[arm.name]
                 for entry in arm.entries if len(arm.entries) > 1 else ():
@@ -69,7 +70,7 @@ def scores(entries: Sequence[Entry], benchmarks: Sequence[str]) -> str:
                         value = 100 * entry.scores[name]["value"]
                         axes.plot(value, y, "|", color=style.color, ms=15, mew=1.2)
                 _draw_score(axes, arm, name, y, style)
-            axes.set_title(name)
+            axes.set_title(title)
             axes.set_xlim(-3, 103)
             axes.grid(axis="y", visible=False)
         for axes in grid[:, 0]:
@@ -136,7 +137,7 @@ def scores_by_setting(
 
     def draw(figure: Figure) -> None:
         panels = figure.subplots(1, len(benchmarks[:2]), squeeze=False)[0]
-        for axes, name in zip(panels, benchmarks, strict=False):
+        for axes, name, title in zip(panels, benchmarks, headings(benchmarks), strict=False):
             for arm in controls:
                 if score := arm.score(name):
                     color = styles[arm.name].color
@@ -156,7 +157,7 @@ def scores_by_setting(
                 )
             if setting == "num_samples":
                 _log2_ticks(axes, sorted({x for line in series for x, _ in line.points}))
-            axes.set_title(name)
+            axes.set_title(title)
             axes.set_xlabel(label)
             axes.set_ylabel("correct (%)")
         handles, labels = panels[0].get_legend_handles_labels()

@@ -12,6 +12,7 @@ from pipelines.report.leaderboard import (
     CAPTION,
     Arm,
     Entry,
+    headings,
     percent,
     rank_arms,
     retained_benchmarks,
@@ -96,7 +97,7 @@ def score_table(entries: Sequence[Entry], benchmarks: Sequence[str], overlaps: O
     if overlaps:
         shares = [f"{overlaps[n].share:.0%}" if n in overlaps else "-" for n in benchmarks]
         rows.append(["items in corpus", "-", "-", *shares, "-"])
-    return Table(["arm", "lr", "seeds", *benchmarks, "tokens/s"], rows)
+    return Table(["arm", "lr", "seeds", *headings(benchmarks), "tokens/s"], rows)
 
 
 def detailed_score_table(arms: Sequence[Arm], benchmarks: Sequence[str]) -> Table:
@@ -119,8 +120,8 @@ def detailed_score_table(arms: Sequence[Arm], benchmarks: Sequence[str]) -> Tabl
         for arm in arms
     ]
     means = ["mean of retained"] if len(retained) > 1 else []
-    columns = ["arm", "objective", "learning rate", "seeds", *benchmarks, *means, "tokens/s"]
-    return Table(columns, rows)
+    described = ["arm", "objective", "learning rate", "seeds"]
+    return Table([*described, *headings(benchmarks), *means, "tokens/s"], rows)
 
 
 def difference_table(entries: Sequence[Entry], benchmarks: Sequence[str]) -> Table:
@@ -134,7 +135,7 @@ def difference_table(entries: Sequence[Entry], benchmarks: Sequence[str]) -> Tab
                 for name in benchmarks
             ]
             rows.append([arm.name, *cells])
-    return Table(["arm", *benchmarks], rows)
+    return Table(["arm", *headings(benchmarks)], rows)
 
 
 def other_metrics_table(entries: Sequence[Entry], benchmarks: Sequence[str]) -> Table:
@@ -170,8 +171,8 @@ def trial_table(entries: Sequence[Entry], benchmarks: Sequence[str]) -> Table:
         for entry in entries
     ]
     cost = ["tokens/s", "trained tokens", "minutes"]
-    columns = ["trial", "status", "learning rate", "seed", *benchmarks, *cost, "checkpoint"]
-    return Table(columns, rows)
+    described = ["trial", "status", "learning rate", "seed"]
+    return Table([*described, *headings(benchmarks), *cost, "checkpoint"], rows)
 
 
 def benchmark_table(entries: Sequence[Entry], benchmarks: Sequence[str]) -> Table:
@@ -201,6 +202,7 @@ def incomplete_answers(entries: Sequence[Entry], benchmarks: Sequence[str]) -> l
     Such answers usually count as wrong, so a score beside a large number says little.
     """
     lines = []
+    titles = dict(zip(benchmarks, headings(benchmarks), strict=True))
     for benchmark, (key, cause) in product(benchmarks, _INCOMPLETE.items()):
         counts = []
         for arm in rank_arms(entries, benchmark):
@@ -213,7 +215,7 @@ def incomplete_answers(entries: Sequence[Entry], benchmarks: Sequence[str]) -> l
         if more := len(texts) - _MAX_ARMS:
             texts = [*texts[:_MAX_ARMS], *([f"{more} more arms"] if more > 0 else [])]
         if texts:
-            lines.append(f"{benchmark}: answers {cause}: {', '.join(texts)}")
+            lines.append(f"{titles[benchmark]}: answers {cause}: {', '.join(texts)}")
     return lines
 
 

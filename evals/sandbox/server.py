@@ -288,7 +288,7 @@ class _Server:
         """Wait until `heard` is readable. Return True if that is late or the client has gone.
 
         It is late once one of the processes has used up its CPU time, or all of them have been idle
-        for too long. Time in which any of them runs or waits for a core is not idle.
+        for too long. Time in which any of them runs, or waits for a core or a disk, is not idle.
         """
         started = monotonic()
         before = [_busy_seconds(each.handle) for each in processes[:-1]]  # ran other tests
@@ -310,7 +310,7 @@ class _Server:
             busy = sum(_busy_seconds(each.handle) for each in processes) - sum(before)
             idle = elapsed - busy >= limits.idle
             # A wait for a core that still lasts is not counted yet.
-            idle = idle and not any(_is_runnable(each.handle) for each in processes)
+            idle = idle and not any(_is_busy(each.handle) for each in processes)
             if events or cpu_left <= 0 or idle or elapsed >= limits.total:
                 return True
 
@@ -377,10 +377,11 @@ def _busy_seconds(handle: int) -> float:
     return total / 1e9
 
 
-def _is_runnable(handle: int) -> bool:
-    """Return whether a thread of a process runs or waits for a core; False if unknown."""
+def _is_busy(handle: int) -> bool:
+    """Return whether a thread of a process runs, or waits for a core or disk; False if unknown."""
     try:
-        return any(stat.rpartition(")")[2].split()[0] == "R" for stat in _threads(handle, "stat"))
+        states = (stat.rpartition(")")[2].split()[0] for stat in _threads(handle, "stat"))
+        return any(state in ("R", "D") for state in states)
     except (OSError, ValueError):
         return False
 

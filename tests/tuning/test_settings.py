@@ -48,7 +48,7 @@ def test_the_comparison_of_judges_finds_the_arm_that_each_measure_prefers() -> N
 
     def recorded(arm: str, nll: float, answers: float) -> dict[str, Any]:
         curve = [
-            {"step": step, "val_nll": nll, "val_exact": answers, "answers": answers}
+            {"step": step, "val_nll": nll} | dict.fromkeys(judges.METRICS[1:], answers)
             for step in judges.RUNGS
         ]
         final = {judges.TARGET: answers, "retained-code": 0.5}

@@ -106,7 +106,7 @@ def test_attack(layers, name, tmp_path) -> None:
 
 def test_endless_programs_end(layers, monkeypatch) -> None:
     assert runner.run("while True: pass", cpu_seconds=1).reason == "timeout"
-    monkeypatch.setattr(runner, "IDLE_SECONDS", 0)
+    monkeypatch.setattr(runner, "IDLE_SECONDS", 1)  # by then it has started
     assert runner.run("import time; time.sleep(60)", cpu_seconds=1).reason == "timeout"
     waits = "import threading; threading.Event().wait()"
     assert runner.run(waits, cpu_seconds=1).reason == "timeout"
@@ -142,7 +142,7 @@ def test_a_program_that_waits_for_a_core_is_not_idle(monkeypatch) -> None:
         "server._busy_seconds = lambda handle: 0.0; "
         "server._Process.cpu_seconds = lambda self: 0.0; ",
     )
-    program = "import time\nend = time.monotonic() + 1.5\nwhile time.monotonic() < end: pass"
+    program = "import time\nend = time.monotonic() + 2.5\nwhile time.monotonic() < end: pass"
     assert runner.run(program, cpu_seconds=1).passed
 
 

@@ -26,20 +26,28 @@ from otr import DataConfig, ModelConfig, TrainConfig, Workers
 from otr.training.driver import fit
 from tests.assets.tiny import make_tiny_model
 
-STEPS = 200
+STEPS = 600  # after the notice, which takes effect within half a second
+CHECKPOINT_STEPS = 20
 
 
 class Notes(ray.train.UserCallback):
-    """Writes the note of a run's start to a file."""
+    """Writes the note of a run's start to a file, and makes the run wait until it loses a node.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    A run waits when its next report can't be taken, which is after this one's checkpoint or, if it
+    writes none, after its first report.
+    """
+
+    def __init__(self, path: Path, lost: Path | None, checkpoints: bool) -> None:
+        self.path, self.lost, self.checkpoints = path, lost, checkpoints
 
     def after_report(
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
     ) -> None:
         if "note" in metrics[0]:
             self.path.write_text(metrics[0]["note"])
+        if self.lost is not None and (checkpoint is not None or not self.checkpoints):
+            while not self.lost.exists():
+                time.sleep(0.02)
 
 
 def drain(cluster: Cluster, node: str) -> None:
@@ -66,10 +74,12 @@ def main(directory: Path, loses: str) -> None:
         max_steps=STEPS,
         global_batch_size=4,
         micro_batch_size=2,
-        checkpoint_interval=0 if loses == "notice" else 2,  # only the notice saves
+        checkpoint_interval=0 if loses == "notice" else CHECKPOINT_STEPS,  # only the notice saves
     )
 
-    notes = Notes(directory / f"{loses}.txt")
+    lost = directory / f"{loses}.lost"
+    waits_for = None if loses == "nothing" else lost
+    notes = Notes(directory / f"{loses}.txt", waits_for, checkpoints=loses != "notice")
     with ThreadPoolExecutor(1) as pool:  # only the main thread starts and ends nodes
         fitted = pool.submit(fit, run, storage=str(directory), name=loses, callbacks=[notes])
         sign = notes.path.name if loses == "notice" else f"{loses}/step-*"
@@ -79,6 +89,7 @@ def main(directory: Path, loses: str) -> None:
             second.kill_raylet()
         if loses == "notice":
             drain(cluster, second.node_id)
+        lost.touch()
         if loses in ("node", "notice"):
             cluster.add_node(num_cpus=4)  # its replacement
         result = fitted.result()

@@ -15,7 +15,7 @@ from transformers import (
 
 import otr.data
 from otr import ModelConfig, load_tokenizer
-from otr.data import Rejected, encode, tokenize
+from otr.data import Rejected, encode, tokenize, tokenize_batches
 from otr.data import examples as examples_module
 from otr.data.examples import PART_LEFT_OUT, SPLIT, TRUNCATED
 from tests.assets.tiny import CHATML, byte_tokenizer
@@ -429,3 +429,14 @@ def test_old_names_of_a_record_in_json_still_work() -> None:
         row_length=64,  # type: ignore[call-arg]
     )
     assert len(done.examples) == 1
+
+
+def test_batches_are_tokenized_as_each_of_them_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examples_module, "TOKENIZED_AT_ONCE", 3)
+    tokenizer, options = byte_tokenizer(), {"columns": {}, "sequence_length": 100}
+    records = [{"text": f"record {number}"} if number % 4 else {} for number in range(20)]
+    ends = [0, 0, 1, 4, 7, 13, 13, 20]  # some batches are empty, some end with a call's records
+    batches = [records[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    done = list(tokenize_batches(iter(batches), tokenizer, **options))
+    assert done == [tokenize(batch, tokenizer, **options) for batch in batches]
+    assert [each.number for each in done[5].rejected] == [1, 5]

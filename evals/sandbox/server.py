@@ -309,7 +309,7 @@ class _Server:
             elapsed = monotonic() - started
             busy = sum(_busy_seconds(each.handle) for each in processes) - sum(before)
             idle = elapsed - busy >= limits.idle
-            # A wait for a core that still lasts is not counted yet.
+            # A wait for a core that still lasts is not counted yet; one for a disk never is.
             idle = idle and not any(_is_busy(each.handle) for each in processes)
             if events or cpu_left <= 0 or idle or elapsed >= limits.total:
                 return True

@@ -20,7 +20,7 @@ from evals.benchmark import Benchmark, check_items
 from evals.hints import nearest_name
 from evals.tasks import _class, _options, _own
 from evals.tasks._options import parse as parse_name  # noqa: F401  # for other packages
-from evals.tasks._options import short_name  # noqa: F401  # the same
+from evals.tasks._options import short_name  # noqa: F401  # for other packages
 
 FOLDER_VARIABLE = "OTR_BENCHMARKS"
 _OWN = {"file": _own.load, "class": _class.load}

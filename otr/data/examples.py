@@ -126,7 +126,7 @@ def tokenize_batches(
     train_on: TrainOn = "assistant",
     over_long: OverLong = "reject",
 ) -> Iterator[Tokenized]:
-    """Yield what `tokenize` returns for each batch of records; the first of the next are begun."""
+    """Yield what `tokenize` returns for each batch of records; it reads ahead into the next one."""
     encoder = _Encoder(tokenizer, sequence_length, train_on, over_long)
     done, number = Tokenized(), 0
     for pairs, ends_batch in _encoded_records(batches, columns, encoder):
@@ -148,7 +148,7 @@ def tokenize_batches(
 def _encoded_records(
     batches: Iterable[Iterable[Any]], columns: Mapping[str, str], encoder: "_Encoder"
 ) -> "Iterator[tuple[list[tuple[Any, _Encoded | Rejected]], bool]]":
-    """Yield some records at a time with what they give, and whether they end their batch.
+    """Yield records, some at a time, with what each gives, and whether they are a batch's last.
 
     While some are tokenized, the next are rendered.
     """

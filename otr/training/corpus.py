@@ -296,7 +296,7 @@ def _tokenized(texts: Iterable[Text], config: DataConfig, model: ModelConfig) ->
 def _tokenized_batches(
     batches: Iterable[list[Text]], config: DataConfig, model: ModelConfig
 ) -> "Iterator[tuple[list[Text], Tokenized]]":
-    """Yield each batch of texts with its examples, while the next batch is begun."""
+    """Yield each batch of texts with what it gives; see `otr.data.tokenize_batches`."""
     from otr.data import tokenize_batches
 
     begun: deque[list[Text]] = deque()

@@ -183,8 +183,7 @@ def gsm8k() -> SweepConfig:
         ),
         trials=_arms(("sft", "dft", "otr-k256"), seeds=(0,), lr=GSM8K_LR),
         engine=EngineSettings(dtype="bfloat16", max_model_len=1024),
-        # A model of this size often repeats itself up to the limit, which costs time. Answers that
-        # end are shorter than these limits.
+        # A model of this size often repeats itself up to the limit, which costs time.
         benchmarks=(
             "gsm8k",
             "mmlu:max_tokens=256",

@@ -165,14 +165,14 @@ def rank_arms(entries: Sequence[Entry], target: str) -> list[Arm]:
     return sorted(group_by_arm(entries), key=key, reverse=True)
 
 
-def headings(benchmarks: Sequence[str]) -> list[str]:
-    """Return short titles of benchmarks: their names without options such as max_tokens=128.
+def headings(benchmarks: Sequence[str]) -> dict[str, str]:
+    """Return a short title of each benchmark: its name without options such as max_tokens=128.
 
     Names that would then be equal keep their options.
     """
     short = {name: short_name(name) for name in benchmarks}
     counts = Counter(short.values())
-    return [name if counts[short[name]] > 1 else short[name] for name in benchmarks]
+    return {name: name if counts[title] > 1 else title for name, title in short.items()}
 
 
 def retained_benchmarks(benchmarks: Sequence[str]) -> list[str]:

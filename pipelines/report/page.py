@@ -317,7 +317,7 @@ def _legend(entries: Sequence[Entry], benchmarks: Sequence[str], table: Table) -
             "no bold if no arm stands out."
         )
     if retained := retained_benchmarks(benchmarks):
-        titles = dict(zip(benchmarks, leaderboard.headings(benchmarks), strict=True))
+        titles = leaderboard.headings(benchmarks)
         lines.append(
             f"{titles[benchmarks[0]]}: the skill to learn. "
             f"{', '.join(titles[name] for name in retained)}: skills that the model had before "

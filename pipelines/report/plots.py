@@ -62,7 +62,7 @@ def scores(entries: Sequence[Entry], benchmarks: Sequence[str]) -> str:
     def draw(figure: Figure) -> None:
         figure.set_layout_engine("constrained", h_pad=0.12)
         grid = figure.subplots(lines, columns, sharey=True, squeeze=False)
-        for axes, name, title in zip(grid.flat, benchmarks, headings(benchmarks), strict=False):
+        for axes, (name, title) in zip(grid.flat, headings(benchmarks).items(), strict=False):
             for y, arm in enumerate(reversed(arms)):
                 style = styles[arm.name]
                 for entry in arm.entries if len(arm.entries) > 1 else ():
@@ -137,7 +137,7 @@ def scores_by_setting(
 
     def draw(figure: Figure) -> None:
         panels = figure.subplots(1, len(benchmarks[:2]), squeeze=False)[0]
-        for axes, name, title in zip(panels, benchmarks, headings(benchmarks), strict=False):
+        for axes, (name, title) in zip(panels, headings(benchmarks).items(), strict=False):
             for arm in controls:
                 if score := arm.score(name):
                     color = styles[arm.name].color

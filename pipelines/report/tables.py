@@ -97,7 +97,7 @@ def score_table(entries: Sequence[Entry], benchmarks: Sequence[str], overlaps: O
     if overlaps:
         shares = [f"{overlaps[n].share:.0%}" if n in overlaps else "-" for n in benchmarks]
         rows.append(["items in corpus", "-", "-", *shares, "-"])
-    return Table(["arm", "lr", "seeds", *headings(benchmarks), "tokens/s"], rows)
+    return Table(["arm", "lr", "seeds", *headings(benchmarks).values(), "tokens/s"], rows)
 
 
 def detailed_score_table(arms: Sequence[Arm], benchmarks: Sequence[str]) -> Table:
@@ -121,7 +121,7 @@ def detailed_score_table(arms: Sequence[Arm], benchmarks: Sequence[str]) -> Tabl
     ]
     means = ["mean of retained"] if len(retained) > 1 else []
     described = ["arm", "objective", "learning rate", "seeds"]
-    return Table([*described, *headings(benchmarks), *means, "tokens/s"], rows)
+    return Table([*described, *headings(benchmarks).values(), *means, "tokens/s"], rows)
 
 
 def difference_table(entries: Sequence[Entry], benchmarks: Sequence[str]) -> Table:
@@ -135,7 +135,7 @@ def difference_table(entries: Sequence[Entry], benchmarks: Sequence[str]) -> Tab
                 for name in benchmarks
             ]
             rows.append([arm.name, *cells])
-    return Table(["arm", *headings(benchmarks)], rows)
+    return Table(["arm", *headings(benchmarks).values()], rows)
 
 
 def other_metrics_table(entries: Sequence[Entry], benchmarks: Sequence[str]) -> Table:
@@ -172,7 +172,7 @@ def trial_table(entries: Sequence[Entry], benchmarks: Sequence[str]) -> Table:
     ]
     cost = ["tokens/s", "trained tokens", "minutes"]
     described = ["trial", "status", "learning rate", "seed"]
-    return Table([*described, *headings(benchmarks), *cost, "checkpoint"], rows)
+    return Table([*described, *headings(benchmarks).values(), *cost, "checkpoint"], rows)
 
 
 def benchmark_table(entries: Sequence[Entry], benchmarks: Sequence[str]) -> Table:
@@ -202,7 +202,7 @@ def incomplete_answers(entries: Sequence[Entry], benchmarks: Sequence[str]) -> l
     Such answers usually count as wrong, so a score beside a large number says little.
     """
     lines = []
-    titles = dict(zip(benchmarks, headings(benchmarks), strict=True))
+    titles = headings(benchmarks)
     for benchmark, (key, cause) in product(benchmarks, _INCOMPLETE.items()):
         counts = []
         for arm in rank_arms(entries, benchmark):

@@ -13,7 +13,7 @@ from otr.config import TrainConfig
 from otr.files import write_json
 from pipelines.checks.machine import bytes_of_search, trials_at_once
 from pipelines.config.prepared import PreparedRun
-from pipelines.config.presets import SweepConfig, arms_of_search
+from pipelines.config.presets import SweepConfig, arms_of_search, size_of_search
 from pipelines.runtime import console, run_directory
 from tuning.arms import RATE, SearchArm, costliest, most_trials
 from tuning.budget import NAMES, Budget, over
@@ -86,7 +86,7 @@ def plan(run: PreparedRun, config: SweepConfig) -> Plan:
         seed=1 + max(trial.seed for trial in config.trials),
         tokens={arm.name: tokens for arm in arms},
         seconds=seconds,
-        at_once=trials_at_once(config, sum(most_trials(arms, config.search).values())),
+        at_once=trials_at_once(config, size_of_search(config)),
         disk=bytes_of_search(config),
         unfair=unfair(config),
     )

@@ -26,15 +26,15 @@ from otr import DataConfig, ModelConfig, TrainConfig, Workers
 from otr.training.driver import fit
 from tests.assets.tiny import make_tiny_model
 
-STEPS = 600  # after the notice, which takes effect within half a second
+STEPS = 600  # take longer than a notice needs to take effect, about half a second
 CHECKPOINT_STEPS = 20
 
 
 class Notes(ray.train.UserCallback):
     """Writes the note of a run's start to a file, and makes the run wait until it loses a node.
 
-    A run waits when its next report can't be taken, which is after this one's checkpoint or, if it
-    writes none, after its first report.
+    The controller then takes no more reports: from the first checkpoint on or, in a run without
+    checkpoints, from the first report on.
     """
 
     def __init__(self, path: Path, lost: Path | None, checkpoints: bool) -> None:

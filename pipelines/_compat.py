@@ -9,12 +9,16 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+START_TIMEOUTS = "timed out during startup", "Timed out waiting for file"
+"""What Ray's errors say when one of its processes was not ready in time."""
 
 
 @dataclass(frozen=True)
@@ -141,27 +145,35 @@ def our_signal_handlers() -> Iterator[None]:
 
 
 def start_ray(**options: Any) -> None:
-    """Start a local Ray; once more if a busy machine takes longer than the 30 seconds Ray allows.
-
-    Ray has no option for that limit, raises a bare Exception and leaves its processes running.
-    Upstream: `ray._private.node.Node`, Ray 2.60.
+    """Start a local Ray; once more if it has not started in the 30 seconds that Ray allows.
 
     Args:
         options: arguments of `ray.init`.
     """
-    import psutil
     import ray
+
+    once_more_if_slow(lambda: ray.init(address="local", **options))
+
+
+def once_more_if_slow(start: Callable[[], T]) -> T:
+    """Return what `start` returns; call it again if its processes of Ray were not ready in time.
+
+    Ray gives the process that holds the cluster's state 30 seconds, and as long again to the one of
+    the node. A busy machine can take longer. Ray then raises a bare Exception or RuntimeError and
+    leaves its processes running. Upstream: `ray._private.node.Node`, Ray 2.60.
+    """
+    import psutil
 
     before = set(psutil.Process().children(recursive=True))
     try:
-        ray.init(address="local", **options)
+        return start()
     except Exception as error:
-        if "timed out during startup" not in str(error):
+        if not any(text in str(error) for text in START_TIMEOUTS):
             raise
         for process in set(psutil.Process().children(recursive=True)) - before:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
-        ray.init(address="local", **options)
+        return start()
 
 
 def session_log_dir() -> Path | None:

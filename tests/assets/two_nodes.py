@@ -24,6 +24,7 @@ from ray.core.generated import autoscaler_pb2
 
 from otr import DataConfig, ModelConfig, TrainConfig, Workers
 from otr.training.driver import fit
+from pipelines import _compat
 from tests.assets.tiny import make_tiny_model
 
 STEPS = 600  # take longer than a notice needs to take effect, about half a second
@@ -61,7 +62,9 @@ def drain(cluster: Cluster, node: str) -> None:
 def main(directory: Path, loses: str) -> None:
     """Run, lose a node, and print how the run ended."""
     os.environ["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"] = "0.2"
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4})
+    cluster = _compat.once_more_if_slow(
+        lambda: Cluster(initialize_head=True, head_node_args={"num_cpus": 4})
+    )
     ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")  # on the first node
     second = cluster.add_node(num_cpus=4)
     rows = [{"prompt": f"{i} + 1?", "completion": str(i + 1)} for i in range(60)]

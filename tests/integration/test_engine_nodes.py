@@ -11,6 +11,7 @@ from ray.cluster_utils import Cluster
 from evals.serving import client, probe, replicas
 from evals.serving.requests import Response
 from evals.settings import EngineSettings
+from pipelines import _compat
 from tests.assets.tiny import make_tiny_model
 
 pytestmark = pytest.mark.integration
@@ -21,7 +22,9 @@ def other_node() -> Iterator[str]:
     """Start two nodes; return the id of the one that this process is not on."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        cluster = _compat.once_more_if_slow(
+            lambda: Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        )
         ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")
         yield cluster.add_node(num_cpus=4).node_id
         ray.shutdown()

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import psutil
 import pytest
@@ -108,7 +109,8 @@ def test_interfaces_of_a_running_cluster(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not psutil.wait_procs(family, timeout=60)[1], "a process of Ray is left"
 
 
-def test_ray_that_was_too_slow_to_start_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def slow_node(patch: pytest.MonkeyPatch, starts: list[str]) -> None:
+    """Let the first node take longer than Ray waits; note the address of each cluster asked."""
     from ray._private import node, services
 
     class FastClock:
@@ -117,34 +119,57 @@ def test_ray_that_was_too_slow_to_start_is_started_again(monkeypatch: pytest.Mon
         sleep, time = time.sleep, time.time
 
         def monotonic(self) -> float:
-            return 20.0 * len(asked)
+            return 20.0 * len(starts)
 
-    asked: list[str] = []
     get_node = services.get_node
 
     def too_slow(gcs_address: str, node_id: str):
-        asked.append(gcs_address)
-        if len(asked) <= 2:
+        starts.append(gcs_address)
+        if len(starts) <= 2:
             raise RuntimeError("not yet")
         return get_node(gcs_address, node_id)
 
+    patch.setattr(services, "get_node", too_slow)
+    patch.setattr(node, "time", FastClock())
+
+
+def slow_gcs(patch: pytest.MonkeyPatch, starts: list[str]) -> None:
+    """Let the first process of the cluster's state take longer; note each one's session."""
+    from ray._private import node
+
+    wait = node.wait_for_persisted_port
+
+    def too_slow(session_dir: str, node_id: str, name: str, timeout_ms: int):
+        if name == node.GCS_SERVER_PORT_NAME:
+            starts.append(session_dir)
+            timeout_ms = 0 if len(starts) == 1 else timeout_ms
+        return wait(session_dir, node_id, name, timeout_ms=timeout_ms)
+
+    patch.setattr(node, "wait_for_persisted_port", too_slow)
+
+
+@pytest.mark.parametrize("slow", [slow_node, slow_gcs])
+def test_ray_that_was_too_slow_to_start_is_started_again(
+    slow: Callable[[pytest.MonkeyPatch, list[str]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts: list[str] = []
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(services, "get_node", too_slow)
-    monkeypatch.setattr(node, "time", FastClock())
+    slow(monkeypatch, starts)
     others = psutil.Process().children(recursive=True)
     _compat.start_ray(num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
         assert ray.cluster_resources()["CPU"] == 1
-        assert len(set(asked)) == 2, "two clusters, one after the other"
+        assert len(set(starts)) == 2, "two clusters, one after the other"
         family = [p for p in psutil.Process().children(recursive=True) if p not in others]
-        raylets = [p for p in family if p.name() == "raylet"]
-        assert len(raylets) == 1, "the first cluster still runs"
+        for name in ("raylet", "gcs_server"):
+            assert sum(p.name() == name for p in family) == 1, "the first cluster still runs"
     finally:
         ray.shutdown()
 
 
 STARTS_RAY = """
 import time
+from collections.abc import Callable
 from pipelines import _compat
 with _compat.own_sessions():
     _compat.start_ray(num_cpus=1, include_dashboard=False, log_to_driver=False)

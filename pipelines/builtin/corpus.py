@@ -2,9 +2,9 @@
 
 Corpora are JSONL of {"prompt", "completion"}; benchmarks are JSONL of {"id", "prompt", "answer",
 "domain", "grader", "tests"}. They are generated from `pipelines.builtin.world` on first use, except
-gsm8k-train and gsm8k-validation, which are the training set of GSM8K. Each skill of the world has
-files of its own: function-train, function-validation, function-heldout and function-harder. The
-model `base` is the directory beside this file; `smollm2` is made by `pipelines.builtin.smollm2`.
+the training sets of GSM8K and MBPP: gsm8k-train, gsm8k-validation, mbpp-train and mbpp-validation.
+Each skill of the world has files of its own: function-train, function-validation, function-heldout
+and function-harder. The model `base` is the directory beside this file; `smollm2` is made by `pipelines.builtin.smollm2`.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from evals import tasks
-from evals.tasks import gsm8k
+from evals.tasks import gsm8k, mbpp
 from otr.files import write_text
 from otr.hints import did_you_mean
 from pipelines.builtin import smollm2
@@ -36,7 +36,13 @@ BENCHMARKS = (
 _MODEL = Path(__file__).parent / "base"
 _RETAINED = [skill for skill in SKILLS if skill != TARGET]
 _TRAIN, _VALIDATION, _QUESTIONS = 6000, 108, 200  # items of the target skill; of a benchmark
-_GSM8K = {"gsm8k-train": slice(-256), "gsm8k-validation": slice(-256, None)}
+_TRAINING_SETS: dict[str, Callable[[Path | None], list[dict[str, str]]]] = {
+    "gsm8k-train": lambda directory: gsm8k.training_examples(directory)[:-256],
+    "gsm8k-validation": lambda directory: gsm8k.training_examples(directory)[-256:],
+    "mbpp-train": partial(mbpp.examples, "train"),
+    "mbpp-validation": partial(mbpp.examples, "validation"),
+}
+"""Training sets of published benchmarks, made from the directory of their files."""
 _VALIDATION_EACH = _VALIDATION // len(_RETAINED)  # items of each retained skill
 
 
@@ -48,7 +54,8 @@ def builtin_dir(output: str) -> Path:
     """
     if Path(output).is_file():
         raise ValueError(f"output {output!r} is a file: give a directory")
-    sources = [Path(__file__), Path(__file__).with_name("world.py"), Path(gsm8k.__file__)]
+    here = Path(__file__)
+    sources = [here, here.with_name("world.py"), Path(gsm8k.__file__), Path(mbpp.__file__)]
     version = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
     return Path(output).absolute() / "builtin" / version[:12]
 
@@ -59,7 +66,8 @@ def resolve_path(name: str, directory: Path, benchmark_dir: str = "") -> str:
     Args:
         name: the name.
         directory: where built-in files are written; an existing file is reused.
-        benchmark_dir: folder of the published benchmark files, for GSM8K; see `evals.tasks.load`.
+        benchmark_dir: folder of the published benchmark files, for their training sets; see
+            `evals.tasks.load`.
 
     Raises:
         ValueError: there is no such built-in file, or it can't be made here.
@@ -77,7 +85,9 @@ def resolve_path(name: str, directory: Path, benchmark_dir: str = "") -> str:
     if name == smollm2.NAME:
         return str(smollm2.model_dir())
     files = dict(_FILES)
-    files.update({each: partial(_gsm8k, each, benchmark_dir) for each in _GSM8K})
+    published = benchmark_dir or os.environ.get(tasks.FOLDER_VARIABLE)
+    source = Path(published) if published else None
+    files.update({each: partial(make, source) for each, make in _TRAINING_SETS.items()})
     if name not in files:
         known = [f"{PREFIX}{file}" for file in (*files, "base", smollm2.NAME)]
         raise ValueError(f"no built-in file {PREFIX}{name}: {did_you_mean(PREFIX + name, known)}")
@@ -86,12 +96,6 @@ def resolve_path(name: str, directory: Path, benchmark_dir: str = "") -> str:
         directory.mkdir(parents=True, exist_ok=True)
         write_text(path, "".join(json.dumps(record) + "\n" for record in files[name]()))
     return str(path)
-
-
-def _gsm8k(name: str, benchmark_dir: str) -> list[dict[str, str]]:
-    """Return the part of GSM8K's training set that has this name."""
-    folder = benchmark_dir or os.environ.get(tasks.FOLDER_VARIABLE)
-    return gsm8k.training_examples(Path(folder) if folder else None)[_GSM8K[name]]
 
 
 def _validation() -> list[dict[str, str]]:

@@ -11,7 +11,7 @@ import pytest
 from evals import tasks
 from evals.benchmark import Decoding
 from evals.grading import grade_all
-from evals.tasks import _plus, _plus_check, gsm8k
+from evals.tasks import _plus, _plus_check, gsm8k, mbpp
 
 SIZES = {
     **{"gsm8k": 1319, "math500": 500, "olympiadbench": 675, "minerva_math": 272},
@@ -145,6 +145,21 @@ def test_training_examples_of_gsm8k_have_the_form_that_is_graded(benchmark_dir) 
     for number, each in list(zip(numbers, examples, strict=True))[::500]:
         item = dataclasses.replace(benchmark.items[0], answer=number)
         assert benchmark.grade(item, each["completion"])
+
+
+def test_training_examples_of_mbpp_have_the_form_that_is_graded(benchmark_dir) -> None:
+    """The reference programs of MBPP are right; graded as answers, they pass their own tests."""
+    benchmark = tasks.load("mbpp", benchmark_dir)
+    words = benchmark.items[0].prompt.split()
+    for split, count in (("train", 374), ("validation", 90)):
+        examples = mbpp.examples(split, benchmark_dir)
+        assert len(examples) == count
+        assert not {i.prompt for i in benchmark.items} & {each["prompt"] for each in examples}
+        for each in examples[::40]:
+            tests = [line for line in each["prompt"].splitlines() if line.startswith("assert")]
+            assert len(tests) == 3 and each["prompt"].split()[:11] == words[:11]
+            item = dataclasses.replace(benchmark.items[0], tests="\n".join(tests))
+            assert benchmark.grade(item, each["completion"])
 
 
 def test_faults_of_the_published_files_are_corrected(benchmark_dir) -> None:

@@ -4,7 +4,8 @@ Corpora are JSONL of {"prompt", "completion"}; benchmarks are JSONL of {"id", "p
 "domain", "grader", "tests"}. They are generated from `pipelines.builtin.world` on first use, except
 the training sets of GSM8K and MBPP: gsm8k-train, gsm8k-validation, mbpp-train and mbpp-validation.
 Each skill of the world has files of its own: function-train, function-validation, function-heldout
-and function-harder. The model `base` is the directory beside this file; `smollm2` is made by `pipelines.builtin.smollm2`.
+and function-harder. The model `base` is the directory beside this file; `smollm2` is made by
+`pipelines.builtin.smollm2`.
 """
 
 import hashlib

@@ -5,7 +5,7 @@ import json
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ def typed(kind: Any, value: Any, path: str) -> Any:
         path: dotted key of the value, for error messages.
 
     Raises:
-        ValueError: an unknown key, or a value of another type.
+        ValueError: an unknown or a missing key, or a value of another type.
     """
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if is_dataclass(kind) and isinstance(kind, type):
@@ -131,6 +131,10 @@ def _typed_dataclass(kind: type, value: Any, path: str) -> Any:
         if name not in hints:
             key = f"{path}.{name}".lstrip(".")
             raise ValueError(f"unknown key {key!r}: {did_you_mean(name, hints)}")
+    for each in fields(kind):
+        if each.name not in value and each.default is each.default_factory is MISSING:
+            key = f"{path}.{each.name}".lstrip(".")
+            raise ValueError(f"{key} is missing, and has no default")
     values = {n: typed(hints[n], v, f"{path}.{n}".lstrip(".")) for n, v in value.items()}
     try:
         return kind(**values)

@@ -137,6 +137,7 @@ def test_settings_without_effect_in_a_run_from_before_are_left_out(tmp_path: Pat
         ("objective", {"estimator": "mean"}, "train.objective.estimator is 'mean': use one of"),
         ("objective", {"num_samples": 0}, "train.objective.num_samples is 0: use an integer >= 1"),
         ("max_steps", 0, "train.max_steps is 0: use at least 1"),
+        ("model", {}, "train.model.path is missing, and has no default"),
     ],
 )
 def test_a_wrong_key_or_value_is_named(

@@ -8,9 +8,10 @@ from evals.grading.answers import (
     grade_all,
     math_equal,
 )
-from evals.grading.code import code_passes, extract_code
+from evals.grading.code import code_passes
 from evals.grading.marks import marked_answer
 from evals.grading.option_letters import option_letter
+from evals.grading.programs import extract_code
 from evals.grading.thoughts import after_thinking
 
 __all__ = [

@@ -52,21 +52,28 @@ class _Needed:
 
     def keep(self, statements: Iterable[Statement]) -> None:
         """Add statements, and what they need."""
-        new = set(statements) - self.kept
-        self.kept |= new
-        self.follow({name for statement in new for name in statement.uses | statement.binds})
+        todo = [*statements]
+        while todo:
+            statement = todo.pop()
+            if statement not in self.kept:
+                self.kept.add(statement)
+                todo += self.binding(statement.uses | statement.binds)
 
     def follow(self, names: Iterable[str]) -> None:
-        """Add the statements that bind names, from the last source that defines each."""
-        for name in names:
-            if name in self.seen:
-                continue
-            self.seen.add(name)
-            for source in reversed(self.sources):
-                found = [s for s in source.statements if name in s.binds and not s.is_for_main]
-                if any(not s.is_stub for s in found):
-                    self.keep(found)
-                    break
+        """Add the statements that bind names, and what they need."""
+        self.keep(self.binding(names))
+
+    def binding(self, names: Iterable[str]) -> list[Statement]:
+        """Return the statements that bind names not seen before, of the last source of each."""
+        return [found for name in names if name not in self.seen for found in self._look_up(name)]
+
+    def _look_up(self, name: str) -> list[Statement]:
+        self.seen.add(name)
+        for source in reversed(self.sources):
+            found = [s for s in source.statements if name in s.binds and not s.is_for_main]
+            if any(not s.is_stub for s in found):
+                return found
+        return []
 
     def changes_in(self, source: Source) -> list[Statement]:
         """Return the statements of a source that change its needed objects, or a setting."""

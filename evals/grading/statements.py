@@ -34,7 +34,7 @@ class Statement:
     def __post_init__(self) -> None:
         try:
             self._add_names(symtable.symtable(self.text, "program.py", "exec"), top=True)
-        except (SyntaxError, ValueError):  # such as `return` outside a function
+        except (SyntaxError, ValueError, RecursionError):  # such as `return` outside a function
             nodes = (node for each in self.nodes for node in ast.walk(each))
             self.uses = {node.id for node in nodes if isinstance(node, ast.Name)}
         for node in self.nodes:
@@ -84,7 +84,7 @@ class Statement:
         return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and all(
             isinstance(each, ast.Pass)
             or (isinstance(each, ast.Expr) and isinstance(each.value, ast.Constant))
-            or (isinstance(each, ast.Raise) and "NotImplementedError" in ast.unparse(each))
+            or (isinstance(each, ast.Raise) and "NotImplementedError" in _names(each))
             for each in node.body
         )
 
@@ -129,6 +129,10 @@ class Source:
     def defined(self) -> set[str]:
         """Return the names that its statements bind; a stub defines nothing."""
         return {name for each in self.statements if not each.is_stub for name in each.binds}
+
+
+def _names(node: ast.AST) -> set[str]:
+    return {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
 
 
 def _statements(tree: ast.Module, lines: Sequence[str]) -> Iterator[Statement]:

@@ -44,6 +44,17 @@ def test_extract_code_without_a_head() -> None:
     )
 
 
+def test_an_answer_may_be_as_deep_as_python_reads() -> None:
+    chain = "".join(f"a{n} = a{n - 1}\n" for n in range(1, 3000))
+    program = extract_code(
+        f"```python\na0 = 1\n{chain}def f():\n    return a2999\n```", names=["f"]
+    )
+    assert program.startswith("a0 = 1\n") and "a2998\n" in program
+    terms = " + ".join(["x"] * 600)
+    program = extract_code(f"```python\ndef f(x):\n    raise ValueError({terms})\n```", names=["f"])
+    assert "ValueError" in program
+
+
 def test_an_item_may_set_its_cpu_seconds_and_memory(monkeypatch) -> None:
     given = []
 

@@ -28,7 +28,8 @@ _STORED_MODULE_NAMES = {
 }
 
 RULES_VERSION = 3
-"""To be raised whenever graders of `evals` change their verdicts: stored scores are then void."""
+"""To be raised whenever graders of `evals` change their verdicts: stored answers are then graded
+again."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,14 @@ class Job:
         prompts: its prompts for this model.
         identity: everything that the score depends on. A stored score with an equal identity is
             reused.
+        generation: everything that the answers depend on. Stored answers with an equal one are
+            graded again, and not generated again.
     """
 
     benchmark: Benchmark
     prompts: Prompts
     identity: dict[str, Any]
+    generation: dict[str, Any]
 
     @property
     def sample_keys(self) -> list[SampleKey]:
@@ -79,29 +83,35 @@ def make_jobs(
     jobs = []
     for benchmark in benchmarks:
         made = prompts.make_prompts(tokenizer, model_dir, benchmark, settings)
-        graded = [
-            (item.id, ids, item.answer, item.tests, item.meta)
-            for item, ids in zip(benchmark.items, made.token_ids, strict=True)
-        ]
-        identity = {
+        asked = [*zip(benchmark.items, made.token_ids, strict=True)]
+        generation = {
             "weights": weights,
-            "items": hashlib.sha256(json.dumps(graded, default=str).encode()).hexdigest(),
-            "grade": _rule_id(benchmark.grade),
-            "extract": _rule_id(benchmark.extract),
-            "rules": RULES_VERSION,
-            "metric": benchmark.metric,
-            "average": benchmark.average,
-            "style": benchmark.style,
+            "prompts": _digest([(item.id, ids) for item, ids in asked]),
             "stop_token_ids": made.stop_token_ids,
             "dtype": settings.dtype,
             "max_model_len": settings.max_model_len,
             **dataclasses.asdict(benchmark.decoding),
             "stop": list(benchmark.decoding.stop),
         }
+        graded = [(item.id, ids, item.answer, item.tests, item.meta) for item, ids in asked]
+        identity = {
+            "items": _digest(graded),
+            "grade": _rule_id(benchmark.grade),
+            "extract": _rule_id(benchmark.extract),
+            "rules": RULES_VERSION,
+            "metric": benchmark.metric,
+            "average": benchmark.average,
+            "style": benchmark.style,
+            **{key: value for key, value in generation.items() if key != "prompts"},
+        }
         if benchmark.thinking is not None:  # not always: stored scores have no such key
             identity["thinking"] = benchmark.thinking
-        jobs.append(Job(benchmark, made, identity))
+        jobs.append(Job(benchmark, made, identity, generation))
     return jobs
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()
 
 
 def _rule_id(function: Callable[..., Any] | None) -> str | None:

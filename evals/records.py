@@ -57,20 +57,20 @@ class Verdicts:
 class Journal:
     """The finished samples of one job, stored as they arrive."""
 
-    def __init__(self, path: Path, identity: Mapping[str, Any], ids: Sequence[str]) -> None:
+    def __init__(self, path: Path, generation: Mapping[str, Any], ids: Sequence[str]) -> None:
         """Open a journal and read the samples that it holds.
 
-        Lines of a job with another identity are dropped, and so is a line that an interruption left
+        Lines of other answers are dropped, and so is a line that an interruption left
         incomplete, with all that follow it.
 
         Args:
             path: the file; created if it does not exist.
-            identity: see `evals.jobs.Job`.
+            generation: what the answers depend on; see `evals.jobs.Job`.
             ids: ids of the job's items, in order.
         """
         self.path, self._ids = path, ids
         path.parent.mkdir(parents=True, exist_ok=True)
-        head = json.dumps({"identity": identity}).encode() + b"\n"
+        head = json.dumps({"generation": generation}).encode() + b"\n"
         self.finished: dict[SampleKey, Completion] = {}
         size = self._read(head)
         self._file = path.open("r+b" if size else "wb")
@@ -85,6 +85,7 @@ class Journal:
             sample = {"id": self._ids[key.item], "sample": key.sample}
             fields = sample | dataclasses.asdict(completion)
             self._write(json.dumps(fields).encode() + b"\n")
+            self.finished[key] = completion
 
     def close(self) -> None:
         """Close the file, so that it can be opened again."""

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evals.benchmark import Benchmark, TaskScore
+from evals.benchmark import Benchmark, Item, TaskScore
 from evals.files import write_json
 from evals.grading.answers import grading_pool
 from evals.grading.thoughts import after_thinking, is_unfinished_thought, with_opening_mark
 from evals.jobs import Job, make_jobs
-from evals.records import Journal, write_answers
+from evals.records import Journal, read_answers, write_answers
 from evals.repetition import ends_in_loop
 from evals.serving.requests import Completion, OnCompletion, SampleKey, ServedModel
 from evals.statistics.estimates import interval, multi_sample_metrics
@@ -102,11 +102,28 @@ def _stored_score(job: Job, folder: Path | None) -> TaskScore | None:
     """Return the stored score of a job, if there is one with an equal identity."""
     if folder is None:
         return None
+    summary = _summary(job, folder)
+    return TaskScore(**summary["score"]) if summary.get("identity") == job.identity else None
+
+
+def _stored_answers(job: Job, folder: Path) -> dict[SampleKey, Completion]:
+    """Return the stored answers if they are those that the job would generate."""
+    if _summary(job, folder).get("generation") != job.generation:
+        return {}
+    try:
+        rows = read_answers(folder / f"{job.benchmark.name}.parquet")
+    except ValueError:  # damaged: they are generated again
+        return {}
+    answers = (Completion(row["text"], row["finish_reason"], row["num_tokens"]) for row in rows)
+    return dict(zip(job.sample_keys, answers, strict=True))
+
+
+def _summary(job: Job, folder: Path) -> dict[str, Any]:
+    """Return the content of the file of a finished score; {} if there is none."""
     path = folder / f"{job.benchmark.name}.json"
     if not (path.exists() and path.with_name(f"{job.benchmark.name}.parquet").exists()):
-        return None
-    summary = json.loads(path.read_text(encoding="utf-8"))
-    return TaskScore(**summary["score"]) if summary["identity"] == job.identity else None
+        return {}
+    return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def _score_job(
@@ -116,7 +133,10 @@ def _score_job(
     if folder is None:
         return _task_score(job, _graded_samples(engine, job, None, progress))
     name = job.benchmark.name
-    journal = Journal(folder / f"{name}.journal", job.identity, job.item_ids)
+    journal = Journal(folder / f"{name}.journal", job.generation, job.item_ids)
+    for key, completion in _stored_answers(job, folder).items():
+        if key not in journal.finished:
+            journal.add(key, completion)
     try:
         graded = _graded_samples(engine, job, journal, progress)
     finally:
@@ -125,10 +145,25 @@ def _score_job(
     # An older score would belong to other answers while the new ones are written.
     (folder / f"{name}.json").unlink(missing_ok=True)
     write_answers(folder / f"{name}.parquet", _rows(job, graded))
-    summary = {"identity": job.identity, "score": dataclasses.asdict(result)}
+    summary = {
+        "identity": job.identity,
+        "generation": job.generation,
+        "score": dataclasses.asdict(result),
+    }
     write_json(folder / f"{name}.json", summary)
     journal.delete()
     return result
+
+
+def _grade(benchmark: Benchmark, item: Item, answer: str) -> bool:
+    """Return the verdict on an answer; an error of a grader names the item."""
+    try:
+        return benchmark.grade(item, answer)
+    except Exception as error:
+        raise ValueError(
+            f"{benchmark.name}: the grader fails on an answer to item {item.id!r} ({error!r}); "
+            "answers are stored, and are not generated again"
+        ) from error
 
 
 def _graded_samples(
@@ -143,7 +178,7 @@ def _graded_samples(
         def grade(key: SampleKey, completion: Completion) -> None:
             completions[key] = completion
             item, text = benchmark.items[key.item], written_text(key)
-            verdicts[key] = pool.submit(benchmark.grade, item, after_thinking(text))
+            verdicts[key] = pool.submit(_grade, benchmark, item, after_thinking(text))
 
         def written_text(key: SampleKey) -> str:
             return with_opening_mark(job.prompts.rendered[key.item], completions[key].text)

@@ -75,6 +75,10 @@ def last_word(item: Item, text: str) -> str:
     return text.rpartition(" ")[2]
 
 
+def last_word_is_even(item: Item, text: str) -> bool:
+    return text[-1:] in set("02468")
+
+
 @pytest.fixture
 def model(tmp_path) -> Path:
     return make_tiny_model(tmp_path / "model")
@@ -192,6 +196,35 @@ def test_a_killed_run_resumes_with_the_missing_samples(model, sums, tmp_path, to
     assert (reports[0], reports[-1]) == (("sums", stored, 8), ("sums", 8, 8))
     assert read_answers(results / "sums.parquet") == read_answers(complete / "sums.parquet")
     assert not journal.exists()
+
+
+def test_an_error_of_a_grader_names_the_item_and_loses_no_answer(model, sums, tmp_path):
+    def fails(item: Item, text: str) -> bool:
+        return item.id != "2" or text / 2 == 1
+
+    with pytest.raises(ValueError, match=r"sums: the grader fails on an answer to item '2' \(Type"):
+        failing = dataclasses.replace(sums, grade=fails)
+        score_on(Calculator(model), model, [failing], results_dir=tmp_path)
+    engine = Calculator(model)
+    score_on(engine, model, [sums], results_dir=tmp_path)
+    assert len(engine.generated[0]["keys"]) == 1, "the one that timed out"
+
+
+def test_answers_are_graded_again_but_not_generated_when_only_the_grader_differs(
+    model, sums, tmp_path
+):
+    [before] = score_on(Calculator(model), model, [sums], results_dir=tmp_path)
+    texts = [row["text"] for row in read_answers(tmp_path / "sums.parquet")]
+    mended = dataclasses.replace(sums, grade=last_word_is_even)
+    engine = Calculator(model)
+    [after] = score_on(engine, model, [mended], results_dir=tmp_path)
+    assert len(engine.generated[0]["keys"]) == 1, "the one that timed out"
+    assert (before.value, after.value) == (6 / 8, 3 / 8)
+    assert [row["text"] for row in read_answers(tmp_path / "sums.parquet")] == texts
+    other = dataclasses.replace(sums, decoding=Decoding(max_tokens=9, num_samples=2))
+    engine = Calculator(model)
+    score_on(engine, model, [other], results_dir=tmp_path)
+    assert len(engine.generated[0]["keys"]) == 8
 
 
 def test_a_journal_of_another_job_is_dropped(model, sums, tmp_path):

@@ -52,7 +52,7 @@ def read_recipe(path: str | Path) -> Recipe:
         ValueError: the file cannot be read as TOML, a key is unknown, or a value has a wrong type.
     """
     try:
-        content = tomllib.loads(Path(path).read_text())
+        content = _read(Path(path))
         if "trials" in content:
             raise ValueError("trials can't be given: give arms as tables, [arms.NAME], and seeds")
         tables = content.pop("arms") if isinstance(content.get("arms"), Mapping) else {}
@@ -65,6 +65,14 @@ def read_recipe(path: str | Path) -> Recipe:
     except (OSError, ValueError) as error:
         raise ValueError(f"recipe {path}: {error}") from error
     return Recipe(**choices, own_arms=own_arms, overrides=overrides)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        both = "; arms is a list of names or tables [arms.NAME], not both"
+        raise ValueError(str(error) + (both if "('arms'" in str(error) else "")) from error
 
 
 def _settings(arm: str, table: Any) -> dict[str, Any]:

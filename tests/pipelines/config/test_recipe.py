@@ -116,6 +116,7 @@ def test_the_arms_of_a_recipe_are_searched(tmp_path: Path) -> None:
         ("train.objective.num_samples = -3", "^train.objective.num_samples is -3: use an integer"),
         ("arms = ['stf']", "no arm 'stf': did you mean 'sft'"),
         ("arms = 3", "arms is 3: expected a list"),
+        ("arms = ['sft']\n[arms.mine]", "line 2.*arms is a list of names or tables .*, not both"),
         ("arms.mine = 3", "arms.mine is 3: expected a table"),
         ("arms.mine.objectve.name = 'sft'", "'arms.mine.objectve': did you mean 'objective'"),
         ("arms.mine.objective.name = 'stf'", "arms.mine: .*'stf'.*did you mean 'sft'"),

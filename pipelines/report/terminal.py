@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from evals.benchmark import Benchmark
+from otr.config import LoraConfig
 from otr.hints import full_disk
 from pipelines.config import defaults
 from pipelines.config.prepared import PreparedRun
@@ -58,9 +59,9 @@ def print_choices(
 ) -> None:
     """Print what is trained, how fast and how often, what was chosen, and what it is scored on."""
     train = config.train
-    rates = sorted({config_of(train, trial).optim.lr for trial in config.trials})
-    how = f"{train.lora.method} of rank {train.lora.rank}" if train.lora.rank else "all weights"
-    how = " and ".join([how, *train.lora.modules_to_save])
+    configs = [config_of(train, trial) for trial in config.trials]
+    rates = sorted({each.optim.lr for each in configs})
+    how = " or ".join(dict.fromkeys(_trained(each.lora) for each in configs))
     how += f" but {' '.join(train.freeze)}" if train.freeze else ""
     many = "learning rates" if len(rates) > 1 else "learning rate"
     told = ", ".join(f"{rate:g}" for rate in rates)
@@ -83,6 +84,11 @@ def print_choices(
     print_chosen(config)
     if benchmarks:
         print_benchmarks(benchmarks)
+
+
+def _trained(lora: LoraConfig) -> str:
+    method = f"{lora.method} of rank {lora.rank}" if lora.rank else lora.method
+    return " and ".join([method, *lora.modules_to_save])
 
 
 def print_remarks(corpus: "CorpusReport", say: Callable[[str], None] = console.note) -> None:

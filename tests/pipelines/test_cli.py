@@ -25,6 +25,7 @@ from pipelines.config.commands import Show, Train
 from pipelines.config.presets import PRESETS
 from pipelines.report import terminal
 from pipelines.runtime import next_steps, run_directory
+from tuning.space import Trial
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -223,6 +224,9 @@ def test_what_is_trained_and_scored_is_said(
     assert "trains LoRA of rank 4 of org/m, 120 steps, learning rate 0.0001" in said
     graded = 'graded as "math", since every answer is a number'
     assert f"scores on mine, 2 of 3 items, {graded}" in said
+    whole, adapters = Trial("whole", {"lora.rank": 0}), Trial("adapters")
+    terminal.print_choices(replace(config, trials=(whole, adapters)))
+    assert "trains all weights or LoRA of rank 4 of org/m" in capsys.readouterr().out
 
 
 def test_a_full_disk_is_named_with_the_option(

@@ -27,6 +27,11 @@ STEP_TOKENS = 16_384
 """Tokens per optimizer step: 50 to 100 conversations, usual for fine-tuning."""
 STEPS_PER_EPOCH = 50
 """Optimizer steps that an epoch should have at least: small data gets smaller steps."""
+RATE, RATE_WEIGHTS, RATE_EXPONENT = 1e-4, 135e6, -0.35
+"""Learning rate for all weights of a model with so many, and how it changes with their number: the
+best rates found for 135 M (docs/results) and 1.4 M weights, 1e-4 and 5e-4, lie on this line, and so
+does 2e-5 for 8 B, the rate of DFT's authors (arXiv:2508.05629)."""
+LEAST_RATE, MOST_RATE = 1e-5, 5e-4
 LONGEST = 8192
 """Longest sequence length that is chosen, since memory grows with it."""
 SHORTEST = 128
@@ -65,6 +70,8 @@ class Facts:
     corpus: "CorpusReport"
     longest: int
     """Tokens of the longest usable example, of the validation data too."""
+    weights: int | None
+    """Number of the model's weights; None if the hub does not say."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +169,7 @@ def _look(config: SweepConfig) -> Facts:
     from evals.hardware import this_machine
     from otr.models.architecture import max_positions
     from otr.training.corpus import inspect_corpus
+    from pipelines.checks.machine import count_parameters
 
     train, machine = config.train, this_machine()
     data, on_gpu = train.data, train.workers.gpus > 0
@@ -186,6 +194,7 @@ def _look(config: SweepConfig) -> Facts:
         max_length=length,
         corpus=corpus,
         longest=longest,
+        weights=count_parameters(train.model.path),
     )
 
 
@@ -218,6 +227,16 @@ def _dtype(config: SweepConfig, facts: Facts) -> dict[str, Choice]:
     open_ = config.chosen.get("train.model.dtype") == ""
     dtype = choice.value if open_ else config.train.model.dtype
     return {**found, "engine.dtype": Choice(dtype, "as in training")}
+
+
+def _learning_rate(config: SweepConfig, facts: Facts) -> dict[str, Choice]:
+    """Choose a learning rate for all weights by their number."""
+    if facts.weights is None:
+        reason = "careful, since the model's number of weights is unknown"
+        return {"train.optim.lr": Choice(OptimConfig.lr, reason)}
+    rate = RATE * (facts.weights / RATE_WEIGHTS) ** RATE_EXPONENT
+    rounded = float(f"{min(max(rate, LEAST_RATE), MOST_RATE):.0e}")
+    return {"train.optim.lr": Choice(rounded, f"for {facts.weights / 1e6:,.3g} M weights")}
 
 
 def _sequence_length(config: SweepConfig, facts: Facts) -> dict[str, Choice]:
@@ -338,7 +357,7 @@ def _intervals(config: SweepConfig, facts: Facts) -> dict[str, Choice]:
 
 
 _RULES: tuple[Callable[[SweepConfig, Facts], dict[str, Choice]], ...] = (
-    *(_dtype, _sequence_length, _trials_at_once, _threads),
+    *(_dtype, _learning_rate, _sequence_length, _trials_at_once, _threads),
     *(_global_batch, _micro_batch, _steps, _intervals),
 )
 

@@ -77,7 +77,7 @@ _OTHER_DEFAULT = {
     "train.data.validation": "with --data: none",
     "train.data.sequence_length": "with --model or --data: what holds the longest example, from "
     f"{defaults.SHORTEST} to {defaults.LONGEST}",
-    "train.optim.lr": f"with --model: {OptimConfig.lr:g}, or {LORA_LR:g} with LoRA",
+    "train.optim.lr": f"with --model: by its size, or {LORA_LR:g} with LoRA",
     "train.optim.warmup_steps": "with --data: at most a tenth of the steps",
     "train.max_steps": "with --data: those of --epochs",
     "train.global_batch_size": f"with --data: about {defaults.STEP_TOKENS} tokens per step, and "
@@ -160,7 +160,8 @@ def load_config(
             config = replace(config, trials=(Trial(single, seed=config.train.seed),))
         else:
             config = _options_win(config, dict(flatten(options)) if own_arms else given, of_arms)
-        config = _without_preset_values(config, given, searched, own_arms)
+        trains = single != "score"
+        config = _without_preset_values(config, given, searched, own_arms, trains=trains)
         check_trials(config)
         if space:
             arms_of_search(config)
@@ -430,6 +431,8 @@ def _without_preset_values(
     given: Mapping[str, Any],
     searched: Collection[str] = (),
     own_arms: Collection[str] = (),
+    *,
+    trains: bool,
 ) -> SweepConfig:
     """Drop what a preset sets for its own corpus, model or benchmarks if others were given."""
     changes: dict[str, Any] = {}
@@ -446,8 +449,8 @@ def _without_preset_values(
         if len(set(map(_settings, trials))) == len(trials):
             rank = config.train.lora.rank
             changes["optim.lr"] = LORA_LR if rank else OptimConfig.lr
-            why = "adapters are trained" if rank else "all weights are trained"
-            if "train.optim.lr" not in given and "optim.lr" not in searched and config.chosen:
+            if trains and "train.optim.lr" not in given and "optim.lr" not in searched:
+                why = "adapters are trained" if rank else ""  # `config.defaults` looks at the model
                 config = replace(config, chosen=config.chosen | {"train.optim.lr": why})
         else:  # the preset searches learning rates
             trials = config.trials

@@ -22,6 +22,7 @@ from pipelines.report import terminal
 from pipelines.runtime import cluster, run_directory
 from tests.assets.nvidia_smi import card, install
 from tests.assets.tiny import make_tiny_model
+from tuning.space import config_of
 
 LONG = 700  # tokens of the longest example, and a few
 
@@ -70,6 +71,7 @@ def test_what_was_not_given_is_chosen(folder: Path) -> None:
     assert train.micro_batch_size == train.global_batch_size, "a tiny model fits"
     assert train.optim.warmup_steps <= train.max_steps / 10
     assert train.log_interval <= train.max_steps / 10 < 10
+    assert train.optim.lr == 5e-4 and "M weights" in config.chosen["train.optim.lr"]
     assert all(config.chosen.values()) and "1 epoch of" in config.chosen["train.max_steps"]
 
 
@@ -85,6 +87,28 @@ def test_what_was_given_stays(folder: Path) -> None:
     assert {*config.chosen} == {"train.log_interval", "train.eval_interval"}
     half = decided(folder, "--train.model.dtype", "float32")
     assert half.engine.dtype == "float32", "the engine follows training"
+
+
+@pytest.mark.parametrize(
+    ("weights", "rate"),
+    [(1.4e6, 5e-4), (135e6, 1e-4), (0.5e9, 6e-5), (8e9, 2e-5), (70e9, 1e-5), (1e12, 1e-5)],
+)
+def test_the_learning_rate_is_chosen_by_the_number_of_weights(
+    folder: Path, machine: pytest.MonkeyPatch, weights: float, rate: float
+) -> None:
+    machine.setattr("pipelines.checks.machine.count_parameters", lambda model: int(weights))
+    config = decided(folder, "--arms", "sft", "dft", "--seeds", "0", command="sweep")
+    assert {config_of(config.train, trial).optim.lr for trial in config.trials} == {rate}
+
+
+def test_a_model_of_unknown_size_gets_a_careful_learning_rate(
+    folder: Path, machine: pytest.MonkeyPatch
+) -> None:
+    machine.setattr("pipelines.checks.machine.count_parameters", lambda model: None)
+    config = decided(folder)
+    assert config.train.optim.lr == 1e-5 and "unknown" in config.chosen["train.optim.lr"]
+    adapters = decided(folder, "--train.lora.rank", "4")
+    assert adapters.train.optim.lr == 1e-4, "whatever the model"
 
 
 def test_presets_with_their_own_model_and_data_are_left_alone() -> None:

@@ -98,7 +98,7 @@ def test_builtin_names_exist(name: str, tmp_path: object) -> None:
     config = PRESETS[name]()
     data = config.train.data
     for each in (*data.paths, *data.validation, *config.benchmarks):
-        known = {*corpus._FILES, *corpus._GSM8K}
+        known = {*corpus._FILES, *corpus._TRAINING_SETS}
         short = tasks.short_name(each)
         assert short.removeprefix(corpus.PREFIX) in known or short in tasks.names()
 

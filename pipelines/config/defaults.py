@@ -30,7 +30,7 @@ STEPS_PER_EPOCH = 50
 RATE, RATE_WEIGHTS, RATE_EXPONENT = 1e-4, 135e6, -0.35
 """Learning rate of full fine-tuning for a model with so many weights, and how it changes with their
 number. The best rates that were found for 135 M and 1.4 M weights, 1e-4 and 5e-4, are on this curve
-(docs/results). It gives 4e-5 for 1.5 B weights, where DFT's authors (arXiv:2508.05629) took 5e-5."""
+(docs/results). For 1.5 B it gives 4e-5; DFT's authors (arXiv:2508.05629) took 5e-5 there."""
 LEAST_RATE, MOST_RATE = 1e-5, 5e-4
 LONGEST = 8192
 """Longest sequence length that is chosen, since memory grows with it."""

@@ -1,11 +1,10 @@
 """MBPP (Austin et al., 2021): 500 short Python functions from one sentence and three assertions.
 
 Source: `mbpp/mbpp.jsonl` (google-research, CC BY 4.0; the copy of deepseek-ai/DeepSeek-Coder,
-2f9fd85) or the hub; the test problems have the ids 11 to 510,
-the training problems 601 to 974. The assertions are part of the
-prompt, as in the paper (section 3.1), since they contain the name of the function. Base models:
-problems 2, 3 and 4 are worked examples, as in EleutherAI/lm-evaluation-harness (mbpp.yaml,
-4e7e0d4).
+2f9fd85) or the hub; the test problems have the ids 11 to 510, the training problems 601 to 974.
+The assertions are part of the prompt, as in the paper (section 3.1), since they contain the name of
+the function. Base models: problems 2, 3 and 4 are worked examples, as in
+EleutherAI/lm-evaluation-harness (mbpp.yaml, 4e7e0d4).
 """
 
 import dataclasses

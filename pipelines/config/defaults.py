@@ -71,7 +71,7 @@ class Facts:
     longest: int
     """Tokens of the longest usable example, of the validation data too."""
     weights: int | None
-    """Number of the model's weights; None if the hub does not say."""
+    """Number of the model's weights; None or 0 if neither its files nor the hub say."""
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ def _dtype(config: SweepConfig, facts: Facts) -> dict[str, Choice]:
 
 def _learning_rate(config: SweepConfig, facts: Facts) -> dict[str, Choice]:
     """Choose a learning rate for all weights by their number."""
-    if facts.weights is None:
+    if not facts.weights:
         reason = "careful, since the model's number of weights is unknown"
         return {"train.optim.lr": Choice(OptimConfig.lr, reason)}
     rate = RATE * (facts.weights / RATE_WEIGHTS) ** RATE_EXPONENT

@@ -101,10 +101,11 @@ def test_the_learning_rate_is_chosen_by_the_number_of_weights(
     assert {config_of(config.train, trial).optim.lr for trial in config.trials} == {rate}
 
 
+@pytest.mark.parametrize("unknown", [None, 0])
 def test_a_model_of_unknown_size_gets_a_careful_learning_rate(
-    folder: Path, machine: pytest.MonkeyPatch
+    folder: Path, machine: pytest.MonkeyPatch, unknown: int | None
 ) -> None:
-    machine.setattr("pipelines.checks.machine.count_parameters", lambda model: None)
+    machine.setattr("pipelines.checks.machine.count_parameters", lambda model: unknown)
     config = decided(folder)
     assert config.train.optim.lr == 1e-5 and "unknown" in config.chosen["train.optim.lr"]
     adapters = decided(folder, "--train.lora.rank", "4")

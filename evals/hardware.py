@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
-import struct
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
 
 from evals import shards
 
@@ -225,13 +225,20 @@ def count_weights(model_dir: Path) -> int:
     """Return the number of weights in a model directory, by the headers of its safetensors files.
 
     0 if it has none.
+
+    Raises:
+        ValueError: a file is damaged, or no safetensors file.
     """
     count = 0
     for path in model_dir.glob("*.safetensors"):
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
-        count += sum(math.prod(t["shape"]) for n, t in header.items() if n != "__metadata__")
+        try:
+            with safe_open(path, "numpy") as file:
+                count += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 - it is no dict
+        except SafetensorError as error:
+            raise ValueError(
+                f"{path} can't be read ({error}): it is damaged, or a pointer of Git LFS in place "
+                "of the file; download it again"
+            ) from error
     return count
 
 

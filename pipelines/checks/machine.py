@@ -206,11 +206,14 @@ def _bytes_of_checkpoints(config: SweepConfig) -> int:
 def count_parameters(model: str) -> int | None:
     """Return the number of parameters of a model directory or of a model on the hub.
 
-    Reads the headers of safetensors files. None if the hub does not answer or does not know.
+    Reads the headers of safetensors files. None if the hub does not answer or does not know, or a
+    file is damaged.
     """
     if not Path(model).is_dir():
         return _count_parameters_on_hub(model)
-    return count_weights(Path(model))
+    with suppress(ValueError):  # the model check reports it
+        return count_weights(Path(model))
+    return None
 
 
 def _count_parameters_on_hub(model: str) -> int | None:

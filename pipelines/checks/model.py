@@ -1,11 +1,11 @@
-"""Check that a model can be trained and scored as configured; reads its config, not its weights."""
+"""Check that a model can be trained and scored as configured; of its weights, read the headers."""
 
 import math
 import os
 from pathlib import Path
 
 from evals import hardware
-from evals.hardware import GIB
+from evals.hardware import GIB, count_weights
 from evals.settings import EngineSettings
 from otr.config import ModelConfig, TrainConfig
 from pipelines.checks.machine import count_parameters, valid_config_of
@@ -42,7 +42,7 @@ def check_model(config: SweepConfig) -> str:
             f"vocabulary mismatch at {model.path!r}: the tokenizer has {len(tokenizer)} tokens, "
             f"the model {embeddings} embeddings; use the model's own tokenizer"
         )
-    if Path(model.path).is_dir() and not any(Path(model.path).glob("*.safetensors")):
+    if Path(model.path).is_dir() and not count_weights(Path(model.path)):
         raise ValueError(
             f"no weights at {model.path!r}: it has no .safetensors file; convert other weights "
             "with save_pretrained of transformers"

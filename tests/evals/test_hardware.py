@@ -101,6 +101,14 @@ def test_a_model_is_divided_by_its_heads(
         fit(settings, model, NEW_GPU)
 
 
+@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\noid", None])
+def test_damaged_weights_are_named(model: Path, content: bytes | None) -> None:
+    file = model / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-3] if content is None else content)
+    with pytest.raises(ValueError, match=r"model\.safetensors can't be read .*; download it again"):
+        hardware.count_weights(model)
+
+
 def test_a_model_that_needs_several_gpus_is_told_how_many(model: Path) -> None:
     small = Machine(8, 16, frozenset(), (9, 0), gpu_gib=0.0)
     parameters = hardware.count_weights(model)

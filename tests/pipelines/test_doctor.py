@@ -144,6 +144,14 @@ def test_model_without_tokenizer_template_weights(
         assert not finding.ok and said in finding.text, file
 
 
+def test_damaged_weights(config: SweepConfig, model: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(model, broken)
+    (broken / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
+    bad = failed(with_model(config, broken))
+    assert bad.check == "model" and "a pointer of Git LFS" in bad.text
+
+
 def test_vocabulary_mismatch(config: SweepConfig, model: Path, tmp_path: Path) -> None:
     small = tmp_path / "small"
     shutil.copytree(model, small)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jinja2
+
 from evals import tasks
 from evals.benchmark import Benchmark, check_items
 
@@ -224,11 +226,19 @@ def _check_lengths(benchmark: Benchmark, ids: Sequence[Sequence[int]], max_model
 
 
 def _render(tokenizer: Any, prompt: str, thinking: bool | None) -> str:
-    turns = [{"role": "user", "content": prompt}]
     switch = {} if thinking is None else {"enable_thinking": thinking}
-    return tokenizer.apply_chat_template(
-        turns, tokenize=False, add_generation_prompt=True, **switch
-    )
+    turns = [{"role": "user", "content": prompt}]
+    return _apply_template(tokenizer, turns, add_generation_prompt=True, **switch)
+
+
+def _apply_template(tokenizer: Any, turns: list[dict[str, str]], **options: bool) -> str:
+    try:
+        return tokenizer.apply_chat_template(turns, tokenize=False, **options)
+    except (jinja2.TemplateError, TypeError) as error:
+        raise ValueError(
+            f"the chat template in {tokenizer.name_or_path} can't be rendered ({error}): replace "
+            "it by the one that the model was trained with"
+        ) from error
 
 
 def _bos_prefix(tokenizer: Any) -> list[int]:
@@ -247,11 +257,16 @@ def _stop_token_ids(tokenizer: Any, model_dir: Path) -> list[int]:
     ids = {tokenizer.eos_token_id}
     generation_config = model_dir / "generation_config.json"
     if generation_config.exists():
-        listed = json.loads(generation_config.read_text(encoding="utf-8")).get("eos_token_id")
+        try:
+            listed = json.loads(generation_config.read_text(encoding="utf-8")).get("eos_token_id")
+        except (ValueError, AttributeError) as error:
+            raise ValueError(
+                f"{generation_config} is no JSON object ({error}): mend it, or remove it"
+            ) from error
         ids.update(listed if isinstance(listed, list) else [listed])
     if tokenizer.chat_template:
         turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "ANSWER"}]
-        tail = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("ANSWER")[2]
+        tail = _apply_template(tokenizer, turns).rpartition("ANSWER")[2]
         closing = tokenizer.encode(tail, add_special_tokens=False)[:1]
         ids.update(token for token in closing if token in tokenizer.added_tokens_decoder)
     return sorted(ids - {None})

@@ -105,3 +105,22 @@ def test_thinking_that_can_not_be_switched(
         (path / "chat_template.jinja").write_text(template)
     with pytest.raises(ValueError, match=r"'b': the chat template .* can't switch thinking"):
         fit_thinking(path, [replace(benchmark("b", ["a"], 300), thinking=thinking)], None)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("chat_template.jinja", "{% if messages", "chat template in .* can't be rendered .unexpec"),
+        ("chat_template.jinja", "{{ 'a' + 1 }}", "chat template in .* can't be rendered"),
+        ("chat_template.jinja", "{{ raise_exception('no system') }}", "rendered .no system"),
+        ("generation_config.json", '{"eos_', "generation_config.json is no JSON object"),
+        ("generation_config.json", "[1]", "generation_config.json is no JSON object"),
+    ],
+)
+def test_damaged_files_of_a_model_are_named(
+    tmp_path: Path, file: str, content: str, message: str
+) -> None:
+    path = make_tiny_model(tmp_path / "model")
+    (path / file).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        longest_prompt(path, benchmark("b", ["a"], 9))

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from evals.hardware import GIB, count_weights, this_machine
+from evals.hardware import GIB, this_machine
 from evals.serving.adapters import MAX_ADAPTERS
 from otr.config import LoraConfig, TrainConfig, Workers
 from otr.files import existing_parent
 from otr.training.retention import RETAINED, RETAINED_FOR_CALLBACKS
-from pipelines import _compat
 from pipelines.config.presets import SweepConfig, arms_of_search, size_of_search
+from pipelines.model_size import count_parameters
 from pipelines.runtime.versions import installed_versions
 from tuning.amounts import count_fitting
 from tuning.arms import costliest
@@ -201,29 +201,6 @@ def _bytes_of_checkpoints(config: SweepConfig) -> int:
     run = Path(config.output, config.name)
     files = [p for name in ("search", "trials") for p in run.glob(f"{name}/*/*/step-*/**/*")]
     return sum(path.stat().st_size for path in files if path.is_file())
-
-
-def count_parameters(model: str) -> int | None:
-    """Return the number of parameters of a model directory or of a model on the hub.
-
-    Reads the headers of safetensors files. None if the hub does not answer or does not know, or a
-    file is damaged.
-    """
-    if not Path(model).is_dir():
-        return _count_parameters_on_hub(model)
-    with suppress(ValueError):  # the model check reports it
-        return count_weights(Path(model))
-    return None
-
-
-def _count_parameters_on_hub(model: str) -> int | None:
-    from huggingface_hub import model_info
-
-    try:
-        weights = model_info(model, timeout=10).safetensors
-    except _compat.hub_errors():  # offline or unknown: the model check reports that
-        return None
-    return weights.total if weights else None
 
 
 def check_engine_port(config: SweepConfig) -> str:

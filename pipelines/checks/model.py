@@ -8,9 +8,10 @@ from evals import hardware
 from evals.hardware import GIB, count_weights
 from evals.settings import EngineSettings
 from otr.config import ModelConfig, TrainConfig
-from pipelines.checks.machine import count_parameters, valid_config_of
+from pipelines.checks.machine import valid_config_of
 from pipelines.config.prepared import PreparedRun
 from pipelines.config.presets import SweepConfig
+from pipelines.model_size import count_parameters
 
 # Imports are inside the functions: each check loads no more of transformers than it needs, which
 # saves seconds.

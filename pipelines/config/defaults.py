@@ -17,6 +17,7 @@ from evals.hardware import GIB
 from otr.config import OptimConfig, TrainConfig
 from pipelines.config.presets import SweepConfig, size_of_search
 from pipelines.config.run_json import RUN_FILE, read_run
+from pipelines.model_size import count_parameters
 from tuning.space import with_overrides
 
 if TYPE_CHECKING:
@@ -169,7 +170,6 @@ def _look(config: SweepConfig) -> Facts:
     from evals.hardware import this_machine
     from otr.models.architecture import max_positions
     from otr.training.corpus import inspect_corpus
-    from pipelines.checks.machine import count_parameters
 
     train, machine = config.train, this_machine()
     data, on_gpu = train.data, train.workers.gpus > 0

@@ -13,8 +13,8 @@ import ray
 from evals.hardware import GIB
 from evals.serving import adapters
 from evals.settings import free_port
-from pipelines.checks.machine import count_parameters
 from pipelines.config.prepared import PreparedRun
+from pipelines.model_size import count_parameters
 from pipelines.runtime import console
 from pipelines.stages.score import Scorer
 

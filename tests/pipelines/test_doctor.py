@@ -21,6 +21,7 @@ from pipelines.checks import machine, preflight
 from pipelines.checks.findings import Finding
 from pipelines.config.prepared import PreparedRun
 from pipelines.config.presets import PRESETS, SweepConfig
+from pipelines.model_size import count_parameters
 from pipelines.tracking.tracker import check_store
 from tests.assets.tiny import make_tiny_model
 from tuning.settings import SearchSettings
@@ -178,7 +179,7 @@ def test_disk_too_small(config: SweepConfig, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_disk_counts_each_trials_checkpoint(config: SweepConfig, model: Path) -> None:
     count = sum(p.numel() for p in __import__("otr").load_model(config.train.model).parameters())
-    assert machine.count_parameters(str(model)) == count
+    assert count_parameters(str(model)) == count
 
 
 def test_disk_counts_adapters_by_their_own_size(config: SweepConfig) -> None:
@@ -188,7 +189,7 @@ def test_disk_counts_adapters_by_their_own_size(config: SweepConfig) -> None:
         train = replace(config.train, lora=LoraConfig(**lora))
         return machine._bytes_of_trials(replace(config, train=train)) or 0
 
-    count = machine.count_parameters(config.train.model.path) or 0
+    count = count_parameters(config.train.model.path) or 0
     q = 4 * (64 + 64)  # rank x (in + out), in each of two layers
     weights = count_adapter_weights(config.train.model, LoraConfig(4, targets=("q_proj",)))
     assert weights == 2 * q
@@ -210,7 +211,7 @@ def test_disk_counts_checkpoints_by_time_and_their_data_type(
         train = replace(config.train, **changes)
         return machine._bytes_of_trials(replace(config, train=train)) or 0
 
-    count = machine.count_parameters(config.train.model.path) or 0
+    count = count_parameters(config.train.model.path) or 0
     assert len(config.trials) == 2
     once = trials_bytes(checkpoint_minutes=0)
     assert once == 12 * count * 2
@@ -230,7 +231,7 @@ def test_disk_counts_the_trials_of_a_search(
     config: SweepConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of those, only the ones that run at once have checkpoints."""
-    count = machine.count_parameters(config.train.model.path) or 0
+    count = count_parameters(config.train.model.path) or 0
     space = {"objective.temperature": "choice(1,1.3)"}
     search = SearchSettings(space=space, budget="5 trials", metric="loss")
     searching = replace(config, search=search, trials=config.trials[-1:])

@@ -96,7 +96,7 @@ def test_what_was_given_stays(folder: Path) -> None:
 def test_the_learning_rate_is_chosen_by_the_number_of_weights(
     folder: Path, machine: pytest.MonkeyPatch, weights: float, rate: float
 ) -> None:
-    machine.setattr("pipelines.checks.machine.count_parameters", lambda model: int(weights))
+    machine.setattr("pipelines.config.defaults.count_parameters", lambda model: int(weights))
     config = decided(folder, "--arms", "sft", "dft", "--seeds", "0", command="sweep")
     assert {config_of(config.train, trial).optim.lr for trial in config.trials} == {rate}
 
@@ -105,7 +105,7 @@ def test_the_learning_rate_is_chosen_by_the_number_of_weights(
 def test_a_model_of_unknown_size_gets_a_careful_learning_rate(
     folder: Path, machine: pytest.MonkeyPatch, unknown: int | None
 ) -> None:
-    machine.setattr("pipelines.checks.machine.count_parameters", lambda model: unknown)
+    machine.setattr("pipelines.config.defaults.count_parameters", lambda model: unknown)
     config = decided(folder)
     assert config.train.optim.lr == 1e-5 and "unknown" in config.chosen["train.optim.lr"]
     adapters = decided(folder, "--train.lora.rank", "4")

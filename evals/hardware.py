@@ -233,7 +233,8 @@ def count_weights(model_dir: Path) -> int:
     for path in model_dir.glob("*.safetensors"):
         try:
             with safe_open(path, "numpy") as file:
-                count += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 - it is no dict
+                names = file.keys()
+                count += sum(math.prod(file.get_slice(name).get_shape()) for name in names)
         except SafetensorError as error:
             raise ValueError(
                 f"{path} can't be read ({error}): it is damaged, or a pointer of Git LFS in place "

@@ -35,8 +35,7 @@ class Statement:
         try:
             self._add_names(symtable.symtable(self.text, "program.py", "exec"), top=True)
         except (SyntaxError, ValueError, RecursionError):  # such as `return` outside a function
-            nodes = (node for each in self.nodes for node in ast.walk(each))
-            self.uses = {node.id for node in nodes if isinstance(node, ast.Name)}
+            self.uses = {name for each in self.nodes for name in _names(each)}
         for node in self.nodes:
             if isinstance(node, ast.ImportFrom) and any(a.name == "*" for a in node.names):
                 self.binds.add("*")

@@ -1,4 +1,4 @@
-"""Check that a model can be trained and scored as configured; of its weights, read the headers."""
+"""Check that a model can be trained and scored as configured, without loading its weights."""
 
 import math
 import os

@@ -71,8 +71,6 @@ class Facts:
     corpus: "CorpusReport"
     longest: int
     """Tokens of the longest usable example, of the validation data too."""
-    weights: int | None
-    """Number of the model's weights; None or 0 if neither its files nor the hub say."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +192,6 @@ def _look(config: SweepConfig) -> Facts:
         max_length=length,
         corpus=corpus,
         longest=longest,
-        weights=count_parameters(train.model.path),
     )
 
 
@@ -230,13 +227,16 @@ def _dtype(config: SweepConfig, facts: Facts) -> dict[str, Choice]:
 
 
 def _learning_rate(config: SweepConfig, facts: Facts) -> dict[str, Choice]:
-    """Choose a learning rate for all weights by their number."""
-    if not facts.weights:
+    """Choose a learning rate for all weights by their number, if it is open."""
+    if config.chosen.get("train.optim.lr") != "":
+        return {}
+    weights = count_parameters(config.train.model.path)
+    if not weights:
         reason = "careful, since the model's number of weights is unknown"
         return {"train.optim.lr": Choice(OptimConfig.lr, reason)}
-    rate = RATE * (facts.weights / RATE_WEIGHTS) ** RATE_EXPONENT
+    rate = RATE * (weights / RATE_WEIGHTS) ** RATE_EXPONENT
     rounded = float(f"{min(max(rate, LEAST_RATE), MOST_RATE):.0e}")
-    return {"train.optim.lr": Choice(rounded, f"for {facts.weights / 1e6:,.3g} M weights")}
+    return {"train.optim.lr": Choice(rounded, f"for {weights / 1e6:,.3g} M weights")}
 
 
 def _sequence_length(config: SweepConfig, facts: Facts) -> dict[str, Choice]:

@@ -126,18 +126,16 @@ _NAMES = {
 def _typed_dataclass(kind: type, value: Any, path: str) -> Any:
     if not isinstance(value, Mapping):
         raise ValueError(f"{path or 'config'} is {value!r}: expected a table")
-    hints = types_of(kind)
+    hints, within = types_of(kind), path and f"{path}."
     for name in value:
         if name not in hints:
-            key = f"{path}.{name}".lstrip(".")
-            raise ValueError(f"unknown key {key!r}: {did_you_mean(name, hints)}")
+            raise ValueError(f"unknown key {within + name!r}: {did_you_mean(name, hints)}")
     for each in fields(kind):
         if each.name not in value and each.default is each.default_factory is MISSING:
-            key = f"{path}.{each.name}".lstrip(".")
-            raise ValueError(f"{key} is missing, and has no default")
-    values = {n: typed(hints[n], v, f"{path}.{n}".lstrip(".")) for n, v in value.items()}
+            raise ValueError(f"{within}{each.name} is missing, and has no default")
+    values = {name: typed(hints[name], each, f"{within}{name}") for name, each in value.items()}
     try:
         return kind(**values)
     except ValueError as error:
-        within = "train." if path.partition(".")[0] == "train" else ""  # it names keys from there
-        raise ValueError(f"{within}{error}") from error
+        train = "train." if path.partition(".")[0] == "train" else ""  # it names keys from there
+        raise ValueError(f"{train}{error}") from error

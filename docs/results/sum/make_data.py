@@ -11,6 +11,8 @@ import random
 import sys
 from pathlib import Path
 
+from otr.files import write_text
+
 SIZES = {"heldout": 200, "validation": 200, "train": 4000}
 
 
@@ -37,7 +39,7 @@ def write(path: Path, rng: random.Random, pairs: list[tuple[int, int]]) -> None:
         else:
             record |= {"answer": str(a + b), "grader": "math"}
         lines.append(json.dumps(record) + "\n")
-    path.write_text("".join(lines))
+    write_text(path, "".join(lines))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
     python docs/results/sum/make_data.py DIRECTORY
 
 train.jsonl, validation.jsonl and heldout.jsonl have sums of two numbers from 2 to 99, no pair in
-two of them; harder.jsonl has a first number from 100 to 399.
+two of them; harder.jsonl has a first number from 100 to 399. questions.jsonl has the sums of
+validation.jsonl as questions of a benchmark.
 """
 
 import json
@@ -17,16 +18,18 @@ SIZES = {"heldout": 200, "validation": 200, "train": 4000}
 
 
 def main(directory: Path) -> None:
-    """Write the four files."""
+    """Write the five files."""
     rng = random.Random(0)
     pairs = [(a, b) for a in range(2, 100) for b in range(2, 100)]
     rng.shuffle(pairs)
     directory.mkdir(parents=True, exist_ok=True)
+    parts = {}
     for name, size in SIZES.items():
-        part, pairs = pairs[:size], pairs[size:]
-        write(directory / f"{name}.jsonl", rng, part)
+        parts[name], pairs = pairs[:size], pairs[size:]
+        write(directory / f"{name}.jsonl", rng, parts[name])
     harder = [(rng.randint(100, 399), rng.randint(2, 99)) for _ in range(200)]
     write(directory / "harder.jsonl", rng, harder)
+    write(directory / "questions.jsonl", rng, parts["validation"])
 
 
 def write(path: Path, rng: random.Random, pairs: list[tuple[int, int]]) -> None:

@@ -67,11 +67,18 @@ def parse(words: Sequence[str]) -> Command:
 
 
 def _current_spelling(words: Sequence[str]) -> Iterator[str]:
-    """Yield the words, with a line on stderr for each option whose name has changed."""
+    """Yield the words, with a line on stderr for each option whose name has changed.
+
+    `otr score` takes its model as `--model` too, like the other commands.
+    """
     if list(words[:2]) == ["score", "show"]:
         words = words[1:]
+    scores = list(words[:1]) == ["score"]
     for word in words:
         name, equals, value = word.partition("=")
+        if scores and name == "--model":
+            yield from [value] if equals else []
+            continue
         new = RENAMED_OPTIONS.get(name.replace("_", "-")) if name.startswith("--") else None
         if new:
             console.note(f"{name} is now called {new}; the old name will be removed")

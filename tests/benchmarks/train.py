@@ -7,7 +7,8 @@ prints each measure with its bar, and writes FILE (``--json``) after every part:
 speed   all contenders at once, one step each in turns; medians after the warm-up
 memory  one contender after the other, each in a fresh process
 ranks   one process, two ranks, and two independent processes, one thread each, in turns
-fit     a sweep of two trials on Ray: seconds to their first steps, share of time waiting for rows
+fit     sweeps on Ray: seconds to the first step of two trials, share of time waiting for rows;
+        seconds that a trial of one step takes with all cores in use
 order   shares of sources in all stretches of 50 steps
 save    snapshots: seconds that training is blocked, and seconds to write
 corpus  tokenize and pack a corpus: Ray Data, TRL's way, TRL's packing after one batched map

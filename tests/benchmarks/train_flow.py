@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tests.benchmarks.train_data import BASE, OTR
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 2**20
 PAUSE = 0.5  # seconds between two samples of the memory
+SHORT_TRIALS = 8  # that are timed
 Figures = dict[str, Any]
 
 
@@ -144,11 +146,13 @@ def _prepared(prepare: Callable[..., Any], job: Figures) -> Figures:
 
 
 def fit(job: Figures) -> Figures:
-    """Run a sweep of two trials, one after the other, on Ray.
+    """Run a sweep of two trials, one after the other, on Ray; then short ones side by side.
 
     Returns:
         Seconds from the command to the end of the first trial's first step; seconds from the end of
-        the first trial to that of the second's first step; share of time spent waiting for rows.
+        the first trial to that of the second's first step; share of time spent waiting for rows;
+        seconds that each further trial of one step adds to a sweep that runs as many at once as
+        there are processes.
     """
     import ray
 
@@ -172,9 +176,15 @@ def fit(job: Figures) -> Figures:
     settings = SearchSettings(max_concurrent=1)
     sweep.run(sweep.Experiment(config, settings, job["scratch"], "trials", [seen]), trials)
     first, second = (seen.of[trial.name] for trial in trials)
+    at_once = job["processes"]
+    short = [Trial(f"short-{number}", seed=number) for number in range(SHORT_TRIALS + at_once)]
+    one_step = replace(config, max_steps=1, log_interval=1)
+    sweep.run(sweep.Experiment(one_step, SearchSettings(), job["scratch"], "short", [seen]), short)
+    ends = sorted(seen.of[trial.name][-1]["time"] for trial in short)
     return {
         "first_step_seconds": first[0]["time"] - job["started"],
         "second_trial_seconds": second[0]["time"] - first[-1]["time"],
+        "further_trial_seconds": (ends[-1] - ends[at_once - 1]) / SHORT_TRIALS,
         "data_wait": first[1]["data_wait"],
         "tokens_per_second": first[1]["tokens_per_second"],
     }

@@ -21,7 +21,7 @@ from evals import tasks
 from evals.settings import free_port
 from otr.files import write_json
 from pipelines import cli
-from pipelines.config.commands import Show, Train
+from pipelines.config.commands import Score, Show, Train
 from pipelines.config.presets import PRESETS
 from pipelines.report import terminal
 from pipelines.runtime import next_steps, run_directory
@@ -105,6 +105,12 @@ def test_old_spellings_work_with_a_notice(capsys: pytest.CaptureFixture) -> None
     assert train.data.sequence_length == 64
     assert len(said) == 7 and "--train.step-rows is now called --train.global-batch-size" in said[0]
     assert isinstance(cli.parse(["score", "show", "mine"]), Show)
+
+
+@pytest.mark.parametrize("words", ["mine", "--model mine", "--model=mine --max-items 7"])
+def test_score_takes_its_model_as_the_other_commands_do(words: str) -> None:
+    command = cli.parse(["score", *words.split()])
+    assert isinstance(command, Score) and command.load().train.model.path == "mine"
 
 
 def test_a_name_that_is_taken_by_another_run_is_refused(tmp_path: Path) -> None:

@@ -38,9 +38,10 @@ class Plan:
     seconds: dict[str, float] | None
     """Time of one trial, by arm; None if it can't be measured here."""
     at_once: int
-    """Trials at once."""
+    """Trials at once; 0 on a cluster: as many as it holds."""
     disk: int | None
-    """Bytes that the search needs at any time; None if the size of the model is unknown."""
+    """Bytes that the search needs at any time; None if the size of the model, or the number of
+    trials at once, is unknown."""
     unfair: str = ""
     """Why the arms can't be compared, if they can't."""
 
@@ -81,13 +82,14 @@ def plan(run: PreparedRun, config: SweepConfig) -> Plan:
             arm.name: START_SECONDS + (tokens + evaluated * _FORWARD) / speed
             for arm, speed in zip(arms, speeds, strict=True)
         }
+    counted = not _on_cluster() or config.search.max_concurrent > 0
     made = Plan(
         trials={},
         seed=1 + max(trial.seed for trial in config.trials),
         tokens={arm.name: tokens for arm in arms},
         seconds=seconds,
-        at_once=trials_at_once(config, size_of_search(config)),
-        disk=bytes_of_search(config),
+        at_once=trials_at_once(config, size_of_search(config)) if counted else 0,
+        disk=bytes_of_search(config) if counted else None,
         unfair=unfair(config),
     )
     made = replace(made, trials=_trials(config, arms, made))
@@ -135,11 +137,11 @@ def show(made: Plan, config: SweepConfig) -> None:
     console.table(("search", "trials", "tokens", "time", "searched"), rows)
     budget = f", of a budget of {config.search.budget}" if config.search.budget else ""
     disk = "unknown" if made.disk is None else f"{made.disk / GIB:.1f} GiB"
+    at_once = f"{made.at_once} at once" if made.at_once else "as many at once as the cluster holds"
     console.say(
         f"search: {_in_words(made.cost)}{budget}; {config.search.sampler} by "
         f"{' and '.join(config.search.metrics)}, scheduler {config.search.scheduler}, "
-        f"{made.at_once} at once, seed {made.seed}; disk {disk} (only running trials have "
-        "checkpoints)"
+        f"{at_once}, seed {made.seed}; disk {disk} (only running trials have checkpoints)"
     )
     if config.search.benchmark:
         console.say(f"answering {config.search.benchmark} takes additional time")
@@ -217,7 +219,7 @@ def _validation_tokens(run: PreparedRun) -> float:
 
 def _speeds(configs: Sequence[TrainConfig], tokens_per_row: float) -> list[float] | None:
     """Return the tokens per second of each run; None on a cluster, whose hosts may differ."""
-    if os.environ.get("RAY_ADDRESS"):
+    if _on_cluster():
         return None
     from tuning.calibration import tokens_per_second
 
@@ -225,3 +227,8 @@ def _speeds(configs: Sequence[TrainConfig], tokens_per_row: float) -> list[float
         found = tokens_per_second(configs, tokens_per_row)
         stage.say(f"{min(found):,.0f} to {max(found):,.0f} tokens per second and worker")
     return [speed * config.workers.count for speed, config in zip(found, configs, strict=True)]
+
+
+def _on_cluster() -> bool:
+    """Return whether the run goes to a cluster, whose hosts are unknown here."""
+    return bool(os.environ.get("RAY_ADDRESS"))

@@ -97,6 +97,19 @@ def test_without_a_measured_speed_time_needs_a_number_of_trials(
     assert planned("--budget 6 trials, 6 h").trials["otr"] == 2
 
 
+def test_on_a_cluster_the_plan_does_not_count_this_machine_s_cores(
+    planned: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    monkeypatch.setattr(search_plan, "_speeds", lambda *_: None)
+    made = planned("--budget 6 trials")
+    assert (made.at_once, made.disk) == (0, None)
+    search_plan.show(made, load(f"{SPACE} --budget 6 trials"))
+    said = capsys.readouterr().out
+    assert "as many at once as the cluster holds" in said and "disk unknown" in said
+    assert planned("--budget 6 trials --search.max-concurrent 4").at_once == 4
+
+
 def test_a_resumed_run_has_the_plan_that_it_began_with(
     planned: Any, tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

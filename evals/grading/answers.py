@@ -5,7 +5,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,8 +18,14 @@ from evals.grading.option_letters import option_letter
 from evals.grading.quantities import Quantity
 from evals.grading.value_equality import equal
 
-_LABEL = re.compile(  # of an option, as in \textbf{(C)}\ 5
-    r"\\(?:text|textbf|mathrm|mathbf)\s*\{\s*\((?P<label>[A-E])\)\s*\}(?P<text>.*\d.*)", re.DOTALL
+_LABEL = re.compile(  # of an option, as in \textbf{(C)}\ 5, "(C) 5", "C. 5"
+    r"(?:\\(?:text|textbf|mathrm|mathbf)\s*\{\s*)?(?:\((?P<inside>[A-J])\)|(?P<label>[A-J])[).:]\s)"
+    r"\s*\}?(?P<text>.*\d.*)",
+    re.DOTALL,
+)
+_ASIDE = re.compile(  # 42 (apples)
+    r"(?P<number>-?[\d.,/]*\d)(?:\\?[ ,;~])*(?:\\text\s*\{)?"
+    r"\s*\((?P<words>[A-Za-z][A-Za-z ,'-]{2,})\)\s*\}?"
 )
 _PLAIN = re.compile(r"-?\d+(?:\.\d+)?")
 
@@ -54,11 +60,27 @@ def compare(prediction: str, gold: str) -> Comparison:
     r"""Compare the final answer in `prediction` with `gold`, as `math_equal`."""
     answer, gold = final_formula(prediction), last_boxed(gold) or gold
     found = _compare(answer, gold)
-    labelled = None if found.equal else _LABEL.fullmatch(answer.strip())
-    if labelled is None:
+    if found.equal:
         return found
-    is_label = re.fullmatch(rf"\W*(?:text|textbf|mathrm)?\W*{labelled['label']}\W*", gold)
-    return Comparison(True, as_text=True) if is_label else _compare(labelled["text"], gold)
+    for reading in _other_readings(answer.strip()):
+        other = _compare(reading, gold)
+        if other.equal:
+            return other
+    return found
+
+
+def _other_readings(answer: str) -> Iterator[str]:
+    """Yield what an answer that does not equal the reference as it stands may say as well."""
+    regional = notation.regional_number(answer)
+    if regional:
+        yield regional
+    aside = _ASIDE.fullmatch(answer)
+    if aside:  # its words may be a unit, or change the number
+        yield f"{aside['number']} \\text{{ {aside['words']} }}"
+    labelled = _LABEL.fullmatch(answer)
+    if labelled:
+        yield f"({labelled['inside'] or labelled['label']})"
+        yield labelled["text"]
 
 
 @lru_cache(1 << 16)

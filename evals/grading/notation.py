@@ -28,6 +28,8 @@ _WRITTEN = r"""
 \ne ≠
 \approx ≈
 ^\circ °
+^{\circ}C ℃
+^{\circ}F ℉
 ' ′’
 \emptyset ∅
 \langle ⟨
@@ -41,7 +43,8 @@ _WRITTEN = r"""
 \lor ∨
 \ell ℓ
 \hbar ℏ
-, ，∧
+, ，
+\land ∧
 ( （
 ) ）
 / ⁄
@@ -95,12 +98,33 @@ _SUPERSCRIPTS = str.maketrans(
     "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207b\u207f", "0123456789-n"
 )
 _RAISED = re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u2079\u207b\u207f]+")
+_SUBSCRIPTS = str.maketrans(
+    "\u2080\u2081\u2082\u2083\u2084\u2085\u2086\u2087\u2088\u2089", "0123456789"
+)
+_LOWERED = re.compile("[\u2080-\u2089]+")
 _ENDLESS = re.compile(r"(\d*\.\d*?)(?:(\d)\2{2,}|(\d{2,3})\3+)\s*(?:\\[lc]?dots|\.{3}|\u2026)")
+_DOTS = r"(?:\\[lc]?dots[bcm]?(?![a-zA-Z])|\.{3}|\u2026)"
+_CUT_OFF = re.compile(rf"(^-?\d+|\d\.\d+)\s*{_DOTS}$")  # 3.14..., but not the list 1, 2, 3...
 _TEXT = r"\\(?:text|mbox|textbf|textrm|mathrm|mathbf|rm)\s*\{([^{}]*)\}"
 
 _STYLE = (
     r"\\(?:bf|it|large|Large|LARGE|huge|Huge|normalsize)(?![a-zA-Z])"
     r"|\\color\s*\{[a-zA-Z]+\}|\\textcolor\s*\{[a-zA-Z]+\}"
+)
+_NUMBER_IN_A_FONT = (  # \textit{5}
+    r"^\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:bf|it|rm|sf)|boldsymbol|bm|emph|mbox|operatorname"
+    r"|underline)\s*\{\s*(-?(?:\\?\$)?[\d.,]*\d)\s*\}$"
+)
+_ORDINAL = (  # behind a number: th, ^{th}, ^\text{th}
+    r"(?<=\d)\s*\^?\s*(?:(?:st|nd|rd|th)|\{?\s*\\(?:text|mathrm|rm)\s*\{\s*(?:st|nd|rd|th)\s*\}\s*\}?"
+    r"|\{\s*(?:st|nd|rd|th)\s*\})$"
+)
+_BASE_IN_WORDS = (  # "base 2", "(base 2)", "\text{ base } 2"
+    r"(?<=[\dA-F])\s*(?:\\text\s*\{)?\s*\(?\s*base\s*\}?\s*(\d+)\s*\)?\s*\}?$"
+)
+_COMMAND_ESCAPED_TWICE = (  # \\frac, but not a new line of a matrix and \frac
+    r"(?<!\\)\\\\(?=(?:[dt]?frac|sqrt|text|pi|cdot|times|left|right|infty|math[rb][mbf]|pm|cup|circ)"
+    r"(?![a-zA-Z]))"
 )
 _COUNTER = (  # a Chinese, Japanese or Korean unit behind a number, unless it changes the number
     r"(?<=\d)\s*(?![十百千万萬亿億兆半多以分余餘倍成割만억천백])"
@@ -113,15 +137,30 @@ def _joined(group: re.Match[str]) -> str:
     return re.sub(r"\D", "", group.group())
 
 
+def _joined_digits(number: re.Match[str]) -> str:
+    """Remove what separates the digits of a number, but not its sign."""
+    return re.sub(r"[_']", "", number.group())
+
+
 _REWRITES = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
+        (_COMMAND_ESCAPED_TWICE, r"\\"),
         (rf"{_STYLE}", ""),
+        (_NUMBER_IN_A_FONT, r"\1"),
+        (r"^(?i:(?:the )?(?:final )?answer(?: is|\s*[:=]))\s*", ""),
+        (_ORDINAL, ""),
+        (_BASE_IN_WORDS, r"_{\1}"),
+        (r"_\{\s*\((\d+)\)\s*\}", r"_{\1}"),
+        (r"^(-?\d{1,3})((?:_\d{3})+|(?:'\d{3})+)(?=\.\d+$|$)", _joined_digits),
+        (r"(?:\s*\\\\)+$", ""),
         (r"\\(?:nicefrac|sfrac)(?![a-zA-Z])", r"\\frac"),
         (r"(?<![\d\w}])\^\{?(\d+)\}?\s*/\s*_\{?(\d+)\}?", r"\\frac{\1}{\2}"),
         (r"\{([^{}]*)\\over(?![a-zA-Z])([^{}]*)\}", r"\\frac{\1}{\2}"),
         (r"^([^{}]*)\\over(?![a-zA-Z])([^{}]*)$", r"\\frac{\1}{\2}"),
+        (r"\\wedge(?![a-zA-Z])", r"\\land "),
         (r"\\pounds(?![a-zA-Z])", "\u00a3"),
+        (r"\\euro(?![a-zA-Z])", "\u20ac"),
         (_COUNTER, ""),
         (r"(?<!\\)\$|(?<=\d)\\\$|(?<!\\)\\[()\[\]]", ""),
         (r"[{(]([^{}()]*)\\choose(?![a-zA-Z])([^{}()]*)[})]", r"\\binom{\1}{\2}"),
@@ -166,6 +205,7 @@ _REWRITES = [
         (r"(?<![\\a-zA-Z])oo(?![a-zA-Z])", r"\\infty "),
         (r"\s*\\text\s*\{\s*for all\s*\}\s*[a-z](?:\s*\\in\s*\\mathbb\s*\{?R\}?)?$", ""),
         (r"(?<=\d)[eE]\+?(-?\d+)(?![\w.])", r" \\times 10^{\1}"),
+        (r"^(-?)(\d[\d.,]*)\s*(?:\\text\s*\{\s*)?([€£¥₹])\s*\}?$", r"\1\3\2"),
     )
 ]
 _NUMBER = re.compile(
@@ -175,6 +215,13 @@ _NUMBER = re.compile(
     r"(?P<percent>\\?%)?"
 )
 _GROUPED_NUMBER = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
+_REGIONAL = re.compile(
+    r"(?P<before>-?(?:\\?\$|[€£¥₹])?\s*)"
+    r"(?:(?P<whole>[1-9]\d{0,2}(?:\.\d{3})+|\d{1,3}(?: \d{3})+),(?P<part>\d+)"
+    r"|(?P<decimal>\d+)\{,\}(?P<behind>\d{1,2}|\d{4,})"
+    r"|(?P<grouped>\d{1,3}(?:\.\d{3}){2,}|\d{1,2}(?:,\d{2})+,\d{3}(?:\.(?P<fraction>\d+))?))"
+    r"(?P<after>\s*[^\d.,]*)"
+)
 _BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7"}
 _BASES |= {"eight": "8", "nine": "9", "ten": "10", "twelve": "12", "sixteen": "16"}
 DIGIT_GROUP = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
@@ -245,11 +292,13 @@ def normalize(answer: str) -> str:
     `\dfrac12` and `(1)/(2)` become `\frac{1}{2}`, and "and" between numbers becomes a comma.
     """
     answer = _ENDLESS.sub(r"\1\\overline{\2\3}", answer)
+    answer = re.sub(_DOTS, r"\\dots ", _CUT_OFF.sub(r"\1", answer.strip()))
     answer = _RAISED.sub(_exponent, answer)
+    answer = _LOWERED.sub(lambda digits: f"_{{{digits.group().translate(_SUBSCRIPTS)}}}", answer)
     answer = answer.translate(_CHARACTERS).strip().strip('*`"\u201c\u201d').rstrip(".").strip()
     for pattern, replacement in _REWRITES:
         answer = pattern.sub(replacement, answer)
-    answer = answer.strip(" ,").rstrip(".").strip()
+    answer = answer.strip(" ,;").rstrip(".").strip()
     whole_text = re.fullmatch(_TEXT, answer)
     if whole_text:
         answer = whole_text.group(1).strip()
@@ -264,6 +313,22 @@ def _exponent(raised: re.Match[str]) -> str:
     written = raised.group().translate(_SUPERSCRIPTS)
     alone = len(written) == 1 and not raised.string[raised.end() :][:1].isdigit()
     return f"^{written}" if alone else f"^{{{written}}}"
+
+
+def regional_number(answer: str) -> str:
+    r"""Return a number written as in Europe or India as in English; "" if it is none.
+
+    "1.234,56" and "1 234,56" are 1234.56, "0{,}25" is 0.25, "2.000.000" is 2000000, "1,00,000" is
+    100000. What may as well be a list or an English number counts as that first.
+    """
+    plain = re.sub(r"\\[,;: ]|[~\u00a0\u2009\u202f]", " ", answer.strip(" $"))
+    found = _REGIONAL.fullmatch(plain)
+    if not found:
+        return ""
+    part = found.groupdict("")
+    whole = re.sub(r"\D", "", part["whole"] or part["decimal"] or part["grouped"])
+    fraction = part["part"] or part["behind"] or part["fraction"]
+    return f"{part['before']}{whole}{'.' * bool(fraction)}{fraction}{part['after']}"
 
 
 def compact(answer: str) -> str:

@@ -74,7 +74,9 @@ LINE = RealSet(
 
 
 def from_relation(sides: Sequence[Node], operators: Sequence[str]) -> RealSet | None:
-    """Return the solutions of a < x <= b, x > a, or x != a; None for any other relation."""
+    """Return the solutions of a < x <= b, x > a, x != a or |x - a| < b; None for any other."""
+    if len(sides) == 2 and sides[0].kind == "abs":
+        return _from_absolute(sides[0].args[0], operators[0], sides[1])
     names = [side.value for side in sides if side.kind == "symbol"]
     constants = [side for side in sides if not formulas.symbols(side)]
     if len(names) != 1 or len(constants) != len(sides) - 1 or "=" in operators:
@@ -99,6 +101,28 @@ def from_relation(sides: Sequence[Node], operators: Sequence[str]) -> RealSet | 
         elif set(operators) <= {">", ">="}:
             found = interval(sides[2], sides[0], operators[1] == ">", operators[0] == ">")
     return RealSet(found.intervals, str(names[0])) if found else None
+
+
+def _from_absolute(inner: Node, operator: str, bound: Node) -> RealSet | None:
+    """Return the solutions of |x + a| < b, for any inequality."""
+    symbol, shift = inner.args if inner.kind == "add" else (inner, formulas.rational(0))
+    radius = evaluation.constant(bound)
+    if symbol.kind != "symbol" or formulas.symbols(shift) or radius is None or radius <= 0:
+        return None
+    middle = Node("neg", (shift,))
+    low, high = Node("add", (middle, Node("neg", (bound,)))), Node("add", (middle, bound))
+    is_open = operator in ("<", ">")
+    if operator in ("<", "<="):
+        pieces = [interval(low, high, is_open, is_open)]
+    elif operator in (">", ">="):
+        pieces = [
+            interval(_MINUS_INFINITY, low, True, is_open),
+            interval(high, _INFINITY, is_open, True),
+        ]
+    else:
+        return None
+    found = union([piece for piece in pieces if piece])
+    return RealSet(found.intervals, str(symbol.value)) if found else None
 
 
 def union(sets: Sequence[RealSet]) -> RealSet | None:

@@ -122,7 +122,9 @@ def _items_equal(answer: Items, gold: Items) -> bool:
     brackets = {f"{each.opening}{each.closing}" for each in (answer, gold)}
     if brackets <= {"", "{}"}:
         return _equal_in_any_order(answer.items, gold.items)
-    if len(brackets) > 1 and not (brackets <= {"()", "[]"} and len(gold.items) != 2):
+    is_list_in_python = brackets == {"", "[]"} and len(gold.items) > 2
+    is_tuple = brackets <= {"()", "[]"} and len(gold.items) != 2
+    if len(brackets) > 1 and not is_list_in_python and not is_tuple:
         return False
     return _equal_in_order(answer.items, gold.items)
 

@@ -60,9 +60,19 @@ _CONDITION = re.compile(  # the word before the condition of a case
 )
 _ALIGNED = re.compile(r"\\begin\{(aligned|align|gathered|cases)\*?\}(.*)\\end\{\1\*?\}")
 _COMMA = re.compile("[,;]")
-_LINE_END = re.compile(r"\\\\(?:\[[^\]]*\])?")
+_LINE_END = re.compile(r"\\\\(?:\[[^\]]*\])?|\\cr(?![a-zA-Z])")
 _LEADING_SIGN = re.compile(r"^(?:\\approx|\\simeq|\\sim|\\therefore|=)\s*")
-_BRACKETED_ARRAY = re.compile(r"^[(\[]\s*(\\begin\{array\}.*\\end\{array\})\s*[)\]]$")
+_BRACKETED_ARRAY = re.compile(
+    r"^[(\[]\s*(\\begin\{(array|(?:small)?matrix)\}.*\\end\{\2\})\s*[)\]]$"
+)
+_BRACED_ARRAY = re.compile(r"^\\(?:\{|lbrace)\s*\\begin\{array\}(?:\{[lcr]+\})?(.*)\\end\{array\}$")
+_SCALED_MATRIX = re.compile(
+    r"(?P<factor>[^=]*?)\s*(?:\\cdot|\\times|\*)?\s*(?P<matrix>\\begin\{[pb]?(?:small)?matrix\}.*)"
+)
+_INTERVAL = re.compile(r"([\[\](])(\s*[^\[\]();,]+[;,][^\[\]();,]+)([\[\])])")
+_INTERVALS = re.compile(
+    rf"(?:[a-zA-Z]\s*\\in\s*)?{_INTERVAL.pattern}(?:\s*\\cup\s*{_INTERVAL.pattern})*"
+)
 _BUILDER = re.compile(  # the bar in {x | x > 3}
     r"\\mid(?![a-zA-Z])|\||:(?!=)"
 )
@@ -88,6 +98,9 @@ def _value(text: str, leading_words: bool = False) -> Value | None:
     if not text:
         return None
     text = _BRACKETED_ARRAY.sub(r"\1", text)
+    text = _BRACED_ARRAY.sub(r"\\begin{cases}\1\\end{cases}", text)
+    if _INTERVALS.fullmatch(text):
+        text = _INTERVAL.sub(_with_round_brackets, text)
     lines = _aligned_lines(text)
     if lines:
         return _list(lines)
@@ -102,6 +115,7 @@ def _value(text: str, leading_words: bool = False) -> Value | None:
         _KNOWN_SETS.get(text)
         or _KNOWN_SETS.get(text.lower())
         or _bracketed(text)
+        or _scaled_matrix(text)
         or _quantity(text, leading_words)
     )
 
@@ -136,6 +150,12 @@ def _list(parts: Sequence[str]) -> Value | None:
     if sets and any(isinstance(item, RealSet) for item in items):
         return realsets.both(sets)
     return Items("", "", tuple(_flat(items)))
+
+
+def _conjunction(parts: Sequence[str]) -> Value | None:
+    """Parse the conjunction of inequalities or named values; that of other things is a text."""
+    values = _values(parts) or []
+    return _list(parts) if values and all(isinstance(v, RealSet | Named) for v in values) else None
 
 
 def _alternatives(parts: Sequence[str]) -> Value | None:
@@ -222,6 +242,12 @@ def _items(opening: str, closing: str, inner: str) -> Items | None:
     return Items(opening, closing, tuple(_flat(items) if opening == "{" else items))
 
 
+def _with_round_brackets(interval: re.Match[str]) -> str:
+    """Write ]1, 2[ as (1, 2)."""
+    opening, inside, closing = interval.groups()
+    return f"{opening.replace(']', '(')}{inside}{closing.replace('[', ')')}"
+
+
 def _builder(inner: str) -> Value | None:
     """Parse the inside of {x | condition}."""
     parts = split_outside(inner, _BUILDER, keep=True)
@@ -264,6 +290,21 @@ def _grid(kind: str, body: str) -> Grid | None:
         rows.append(tuple(values))
     names = {"cases": "cases", "vmatrix": "determinant"}
     return Grid(names.get(kind, "matrix"), tuple(rows)) if rows else None
+
+
+def _scaled_matrix(text: str) -> Grid | None:
+    """Parse a matrix of formulas with a factor before it."""
+    found = _SCALED_MATRIX.fullmatch(text)
+    grid = _value(found["matrix"]) if found and found["factor"] else None
+    if found is None or not isinstance(grid, Grid):
+        return None
+    sign_or_factor = "-1" if found["factor"] == "-" else found["factor"]
+    factor = quantities.parse(sign_or_factor, False)
+    rows = [[cell for cell in row if isinstance(cell, Quantity)] for row in grid.rows]
+    if factor is None or any(len(row) < len(grid.rows[0]) for row in rows):
+        return None
+    scaled = ((formulas.Node("mul", (factor.node, cell.node)) for cell in row) for row in rows)
+    return Grid(grid.kind, tuple(tuple(map(Quantity, row)) for row in scaled))
 
 
 # Relations
@@ -356,14 +397,19 @@ class _Sign:
 _SIGNS = (  # the loosest first
     _Sign(re.compile(r"\\lor(?![a-zA-Z])|\\vee(?![a-zA-Z])"), _alternatives),
     _Sign(_COMMA, _list),
+    _Sign(re.compile(r"\\land(?![a-zA-Z])"), _conjunction),
     _Sign(_RELATION, _relation, is_part=True),
     _Sign(re.compile(":"), _ratio),
     _Sign(re.compile(r"\\cup(?![a-zA-Z])"), _union),
     _Sign(re.compile(r"\\(?:setminus|backslash)(?![a-zA-Z])|(?<=[}\s])-\s*(?=\\\{)"), _difference),
 )
+_NO_SOLUTION = (
+    *("no solution", "no solutions", "no real solution", "no real solutions", "empty set"),
+    *("there is no solution", "there are no solutions", "there are no real solutions"),
+)
 _KNOWN_SETS: dict[str, Value] = {
     **dict.fromkeys((r"\mathbb{R}", r"\mathbb R", r"\mathbf{R}", r"\Bbb{R}", r"\R"), realsets.LINE),
     **dict.fromkeys(("all real numbers", "all reals", "all real values"), realsets.LINE),
     **dict.fromkeys((r"\emptyset", r"\varnothing", r"\{\}", r"\{ \}"), Items("{", "}", ())),
-    **dict.fromkeys(("no solution", "no solutions", "empty set"), Items("{", "}", ())),
+    **dict.fromkeys(_NO_SOLUTION, Items("{", "}", ())),
 }

@@ -32,6 +32,7 @@ RIGHT = [
     (r"\boxed{\text{Evelyn}}", "Evelyn"),
     (r"\boxed{023}", "23"),
     (r"\boxed{5^\circ}", "5"),
+    (r"\boxed{42;}", "42"),
     ("3 + 4 = 7\n#### 1,234", "1234"),
     ("#### 12\n\nDone, in 3 steps.", "12"),
     ("The answer is 18 dollars per day.", "18"),

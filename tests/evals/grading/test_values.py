@@ -16,15 +16,20 @@ numbers:      1,234 = 1234; 1{,}234 = 1234; 1\,000\,000 = 1000000; 1 000 = 1000;
               50\% = 0.5; 50\% = 50; 3.1415927 = \pi; 110_2 = 110_{2}; -37_8 = -37_{8}
               (110)_2 = 110_2; 110_{\text{two}} = 110_2; 2a_{16} = 2A_{16}; {3 \over 4} = 0.75; \color{red}{5} = 5; \bf 5 = 5; \sim 5 = 5
               \frac{14}{3} \approx 4.67 = \frac{14}{3}; \frac{14}{3} \approx 4.67 = 4.67; \frac72\text{ or }3.5 = \frac72; \frac12\text{ or }50\% = 0.5
+              1'000'000 = 1000000; 1_000_000.5 = 1000000.5; 1.234,56 = 1234.56; 12 345,67 = 12345.67; 12.345.678 = 12345678
+              0{,}25 = 0.25; 1,00,000 = 100000; -1.234,5 € = -1234.5; 1101_{(2)} = 1101_2; 1101₂ = 1101_2; 1101 \text{ (base 2)} = 1101_2
+              \textit{5} = 5; \underline{5} = 5; 42nd = 42; 10^{th} = 10; 1^{\text{st}} = 1; 42\text{nd} = 42; \text{\$1,200} = 1200
+              3.14... = 3.14; 42\\ = 42; \\frac{1}{2} = \frac12; 5... = 5
 words:        one-third = \frac13; a dozen = 12; five = 5; negative five = -5; twenty-five = 25; 5 million = 5000000; 5 dozen = 60
               one hundred and twenty = 120; the circle = \text{circle}; A, B, and D = A,B,D; 5个 = 5; 3 lakh = 300000
-              \textbf{(C)}\ 5 = 5; \textbf{(C) }5 = \text{(C)}
+              \textbf{(C)}\ 5 = 5; \textbf{(C) }5 = \text{(C)}; (C) 5 = 5; C. 5 = (C); \text{C) } 5 = 5; 42 (apples) = 42
+              \text{Answer: } 42 = 42; x₁ = x_1; H₂O = H_2O
               \text{Yes} = yes; n \text{ is odd} = n is odd; 4:30 PM = \text{4:30 p.m.}
 units:        5 = 5\text{ cm}; 5 cm = 5\text{ cm}; 500\text{ cm} = 5\text{ m}; \$5 = 5\text{ dollars}
               36\text{ km/h} = 10\text{ m/s}; 25 square feet = 25\text{ ft}^2; 30^\circ = 30
               3\text{ h }5\text{ min} = 185\text{ minutes}; 9.8\mathrm{~m}/\mathrm{s}^2 = 9.8 m/s^2
               300 K = 300; 6 m = 6; 12 cm² = 12; 36π cm^2 = 36\pi; 9.8\ \mathrm{m\,s^{-2}} = 9.8\text{ m/s}^2
-              60 \frac{m}{s} = 60; 5\,\mu\text{m} = 5\times10^{-6}\text{ m}; 5\ \text{k}\Omega = 5000\ \Omega; 25°C = 25; £12 = 12; \text{Rs. }500 = 500
+              60 \frac{m}{s} = 60; 5\,\mu\text{m} = 5\times10^{-6}\text{ m}; 5\ \text{k}\Omega = 5000\ \Omega; 25°C = 25; £12 = 12; \text{Rs. }500 = 500; 5 € = €5; 5\text{€} = 5; 5\euro = 5; 25℃ = 25^\circ C
               \frac{\pi}{3} = 60^\circ; 60^\circ = \frac{\pi}{3}\text{ rad}; 5 N·m = 5; 30-8p\text{ dollars} = 30-8p
 formulas:     2*x**2 = 2x^2; 2^k2^{-n} = 2^{k-n}; x^2-1 = (x-1)(x+1); tv = v t; 3m+3m = 6m; 2\sin x\cos x = \sin 2x; \ln x^2 = 2\ln x
               √3/2 = \frac{\sqrt{3}}{2}; \sqrt[3]{x^2} = x^{2/3}; 1/2x = \frac{x}{2}
@@ -41,10 +46,15 @@ sets:         \{2,1\} = \{1,2\}; 2,1 = 1,2; 1,1,2 = 2,1,1; 1\pm\sqrt2 = 1+\sqrt2
               [1,2) == 1\le x<2; x>3 == (3,\infty); \{x\mid x>3\} == x>3; x\ne1 == (-\infty,1)\cup(1,\infty)
               x<1\text{ or }x>2 == (-\infty,1)\cup(2,\infty); \mathbb{R}\setminus\{1\} == x\ne1
               \pm1, \pm2 = -2,-1,1,2; (-\infty,0), (1,2) == (-\infty,0)\cup(1,2); \mathbb{R} - \{0\} = \mathbb{R}\setminus\{0\}; (-oo, 2) = (-\infty,2)
-              \text{all real numbers} = \mathbb{R}; \text{No solution} = \emptyset
+              \text{all real numbers} = \mathbb{R}; \text{No solution} = \emptyset; \text{no real solutions} = \emptyset
+              ]1,2] = (1,2]; [0,1[\cup]1,2] = [0,1)\cup(1,2]; ]1;2[ = (1,2); x\in]-\infty,3[ = (-\infty,3); [1, 2, 3] = 1,2,3; 1,2,... = 1,2,\ldots
+              |x|<2 == (-2,2); |x-1|\ge3 == x\le-2\text{ or }x\ge4; x>0 \land x<5 == (0,5); x=1 ∧ y=2 == (1,2); p \wedge q = p ∧ q
               3>x>-2 == (-2,3); \emptyset = \varnothing; (1,2)\text{ and }(3,4) = (3,4),(1,2)
 matrices:     \begin{pmatrix}1&0.5\\3&4\end{pmatrix} = \begin{bmatrix}1&\frac12\\3&4\end{bmatrix}
               [[1,2],[3,4]] = \begin{pmatrix}1&2\\3&4\end{pmatrix}; \langle1,2\rangle = (1,2)
+              \left(\begin{matrix}1\\2\end{matrix}\right) = (1,2); \left[\begin{smallmatrix}1\\2\end{smallmatrix}\right] = (1,2)
+              \begin{pmatrix}1\cr2\end{pmatrix} = (1,2); 2\begin{pmatrix}1\\2\end{pmatrix} = (2,4); -\begin{pmatrix}1\\2\end{pmatrix} = (-1,-2)
+              \left\{\begin{array}{l}x=1\\y=2\end{array}\right. == (1,2)
               \begin{pmatrix}1\\2\end{pmatrix} = (1,2); 3 : 2 = 3:2
 """
 
@@ -54,11 +64,13 @@ numbers:      1.0000001 = 1; 1000000.5 = 1000000; 1234567.8 = 1234568; 0.333 = \
               10^{30}+1 = 10^{30}; 110_2 = 110_3; 110_2 = 110; 500\% = 0.5; 21:55 = 21:50
               \frac{14}{3} \approx 4.72 = \frac{14}{3}; \frac{14}{3} \approx 4.67 = 4.6; 3\text{ or }3.5 = 3; 110_{\text{two}} = 110_3; (110)_2 = 110; a_1 = A_1; b_2 = B_2; \sqrt2 \approx 1.5 = \sqrt2; \log_25 = \log_{25}x
               2^{200}\sqrt2+1 = 2^{200}\sqrt2+3; 3:2 = 2:3; (0.0000001,1) = (0.0000004,1)
-words:        Elevyn = Evelyn; not 5 = 5; twice 5 = 5; at least 5 = 5; less than 5 = 5; half of 5 = 5; 5 or 6 = 5
+              1.234,56 = 1234.57; 1,00,000 = 10000; 0{,}25 = 25; 2.000.000 = 2; 1_000 = 1; 1101 \text{ base } 2 = 1101; 42nd = 2
+              3.14... = 3.15; 1,2,3,... = 1,2,3; 1101₂ = 1101_3; 5^{t} = 5
+words:        Elevyn = Evelyn; (C) 5 = 6; C. 5 = (D); (C) 5 = (D); 42 (km) = 42\text{ cm}; 5 (not) = 5; 5 (mod p) = 5 not 5 = 5; twice 5 = 5; at least 5 = 5; less than 5 = 5; half of 5 = 5; 5 or 6 = 5
               5 million = 5; negative 5 = 5; 5 squared = 5; between 5 and 6 = 5; June 20 = 20
               ln 5 = 5; sqrt 5 = 5; \operatorname{arctan} 2 = 2; \operatorname{cis} 5 = 5; 5万 = 5; \textbf{(C)}\ 5 = \text{(D)}; a circle = \text{ellipse}
               n \text{ is odd} = n \text{ is even}; 4:30 AM = \text{4:30 p.m.}; 1.5 km = 15 km
-units:        5\text{ MW} = 5\text{ mW}; 5\text{ km} = 5\text{ cm}; 5\text{ kg} = 5\text{ m}; 5\text{ ft} = 5\text{ ft}^2; 6 = 6m
+units:        5 € = \$5; 37℃ = 37℉; 5\text{ MW} = 5\text{ mW}; 5\text{ km} = 5\text{ cm}; 5\text{ kg} = 5\text{ m}; 5\text{ ft} = 5\text{ ft}^2; 6 = 6m
               3\text{ h }5\text{ min} = 3; \$5 = 5\text{ cents}; 37^\circ C = 37^\circ F; v = v t
               5 miles north = 5\text{ miles south}; 45\text{ units}^4 = 45\text{ units}^2; 6 = 6 m; 6 x = 6; 6 m = 6\text{ km}; 1 + 2 m = 3
               30-8p\text{ dollars} = 30; 5 minus x = 5; 5 2x apples = 5; 5/x dollars = 5; 60^\circ = 60\pi; 300 K = 300\text{ m}
@@ -72,9 +84,11 @@ equations:    y=2x+1 == y=2x-1; 2x=10 == 5; x^2=25 == 5; x+y=5 == 5; x^2-4x+5=0 
 named:        x=5 == y=5; P(X=2)=0.5 == P(X=3)=0.5; f(x+1)=2x == f(x)=2x; \cos x=1 == 1; x=1,y=2 == x=2,y=1; x=1,y=2 == (2,1); x=1,y=2 == 1; x>5 == 5; x\ne5 == 5
 sets:         (2,1) = (1,2); [1,2] = (1,2); \{1,2\} = (1,2); 1,1,2 = 1,2; 1,2 = 1; \pm3 = 3
               \pm1,2 = 1,2; (0,1),(2,3) == (0,1)\cup(2,4); \text{all real numbers} = \emptyset; x\ge5 == x>5; \{x\mid x<3\} == \{x\mid x>3\}; x<1\text{ or }x>3 == 1<x<3; \{0\} = \emptyset
+              ]1,2] = [1,2]; ]1,2[ = [1,2]; [1,2] = 1,2; [3,2,1] = 1,2,3; |x|<2 == |x|\le2; |x|<2 == |y|<2; |x|>1 == x>1; |x|<-2 == \emptyset
+              p ∧ q = p \lor q; x>0 \land x<5 == x>0
               (0,1)\cup(2,3) = (0,1)\cup(2,4); (1,2),(3,4) = (1,2),(4,3); k\pi,k\in\mathbb{Z} = k\pi
 matrices:     \begin{pmatrix}1&2\\3&4\end{pmatrix} = \begin{pmatrix}1&3\\2&4\end{pmatrix}
-              \begin{pmatrix}1&2\end{pmatrix} = 1
+              \begin{pmatrix}1&2\end{pmatrix} = 1; 2\begin{pmatrix}1\\2\end{pmatrix} = (1,2); -\begin{pmatrix}1\\2\end{pmatrix} = (1,2)
 """
 
 

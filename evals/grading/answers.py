@@ -5,6 +5,7 @@
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,7 +14,14 @@ from functools import lru_cache
 from evals.benchmark import Benchmark, Item
 from evals.grading import notation, value_parser
 from evals.grading.final_formulas import final_formula
-from evals.grading.marks import final_part, last_boxed, marked_answer
+from evals.grading.marks import (
+    boxed_or_hashed,
+    final_part,
+    last_boxed,
+    marked_answer,
+    stated_answer,
+    without_retracted,
+)
 from evals.grading.option_letters import option_letter
 from evals.grading.quantities import Quantity
 from evals.grading.value_equality import equal
@@ -27,6 +35,7 @@ _ASIDE = re.compile(  # 42 (apples)
     r"(?P<number>-?[\d.,/]*\d)(?:\\?[ ,;~])*(?:\\text\s*\{)?"
     r"\s*\((?P<words>[A-Za-z][A-Za-z ,'-]{2,})\)\s*\}?"
 )
+_AROUND = "\"'`*$. \u201c\u201d\u2018\u2019\u00ab\u00bb\u3002"  # quotes, emphasis, full stops
 _PLAIN = re.compile(r"-?\d+(?:\.\d+)?")
 
 
@@ -137,12 +146,21 @@ def exact_equal(prediction: str, gold: str) -> bool:
 
     A text that is `gold` as a whole is right, too.
     """
-    prediction = final_part(prediction)
-    answer = marked_answer(prediction)
+    final = final_part(prediction)
+    answer = marked_answer(final)
+    line = _stated_line(final)  # the full stop in "J. K. Rowling" ends no sentence
     if answer is None:
-        answer = prediction.strip().rpartition("\n")[2]
+        answer = final.strip().rpartition("\n")[2]
     reasoned = re.split(r",?\s(?:because|since)\s", answer, maxsplit=1)[0]
-    return _normalize_text(gold) in map(_normalize_text, (answer, reasoned, prediction))
+    readings = (answer, line, reasoned, final, prediction)
+    return _normalize_text(gold) in map(_normalize_text, readings)
+
+
+def _stated_line(text: str) -> str:
+    """Return the rest of the line after "answer is" or "Answer:"; "" if there is neither."""
+    if boxed_or_hashed(text) is not None:
+        return ""
+    return (stated_answer(without_retracted(text)) or "").partition("\n")[0]
 
 
 def grading_pool() -> ThreadPoolExecutor:
@@ -160,8 +178,10 @@ def grade_all(benchmark: Benchmark, answers: Sequence[tuple[Item, str]]) -> list
 
 
 def _normalize_text(answer: str) -> str:
-    answer = re.sub(r"\\text\{([^{}]*)\}", r"\1", answer).replace("\u2212", "-")
-    answer = notation.DIGIT_GROUP.sub("", answer).replace(",", " ").strip("\"'`*$. \n\t")
+    answer = unicodedata.normalize("NFC", answer).replace("\u2212", "-")
+    answer = re.sub(r"\\(?:text(?:bf|it|rm|tt)?|math(?:rm|bf|it))\s*\{([^{}]*)\}", r"\1", answer)
+    answer = notation.DIGIT_GROUP.sub("", answer).replace(",", " ").strip(_AROUND + "\n\t")
+    answer = re.sub(r"(?<=[^\W\d_])!$", "", answer)  # "Paris!", but not "5!"
     if re.fullmatch(r"[\[\](){}<>\s]*", answer):
         return "".join(answer.split())
-    return " ".join(answer.casefold().split()).strip("\"'`*$. ")
+    return " ".join(answer.casefold().split()).strip(_AROUND)

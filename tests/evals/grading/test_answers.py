@@ -201,11 +201,28 @@ def test_choice_equal_without_a_letter_is_false(prediction) -> None:
         ("So the answer is No, because it rains.", "No"),
         ("So the answer is \u221235.", "-35"),
         ("<answer>No</answer>", "No"),
+        ("\\boxed{\\mathrm{Paris}}", "Paris"),
+        ("The answer is \\textbf{Paris}!", "Paris"),
+        ("\u201cParis\u201d", "Paris"),
+        ("\u5317\u4eac\u3002", "\u5317\u4eac"),
+        ("The answer is J. K. Rowling.", "J. K. Rowling"),
+        ("Answer: St. Louis. It lies in Missouri.\nYes.", "St. Louis. It lies in Missouri"),
+        ("e\u0301", "\u00e9"),
+        ('{"answer": "Paris"}', "Paris"),
+        ('{"answer": "Paris"}', '{"answer": "Paris"}'),
     ],
 )
 def test_exact_equal(prediction, gold) -> None:
     assert exact_equal(prediction, gold)
     assert not exact_equal(prediction, gold + "x")
+
+
+@pytest.mark.parametrize(
+    ("prediction", "gold"),
+    [("The answer is 5!", "5"), ("The answer is Paris. It's big.", "big"), ("Rome!", "Paris")],
+)
+def test_exact_equal_refuses_another_text(prediction, gold) -> None:
+    assert not exact_equal(prediction, gold)
 
 
 def test_grade_all_keeps_the_order_and_raises_errors_of_a_grader() -> None:

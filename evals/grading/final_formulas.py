@@ -25,7 +25,11 @@ _CLAUSE = re.compile(  # "5 because ...", "5; we are done", "5, as shown"
     r"with|and\s+(?:the|we|it|this|so|not))\b.*|,\s*[\u3040-\u30ff\u4e00-\u9fff].*",
     re.DOTALL,
 )
-_ASIDE = re.compile(r"\s*\((?:[A-Za-z][A-Za-z ,'-]{2,}|(?:not|or|about)\s[^()]*)\)$")  # "5 (five)"
+_FOR_A_VALUE = re.compile(r",?\s+(?:for|at|with)\s+[a-z]\s*=.*", re.DOTALL)  # "5 for x = 2"
+_ASIDE = re.compile(  # "5 (five)"
+    r"\s*\((?:[A-Za-z][A-Za-z ,'-]{2,}|(?:not|or|about|for|at|when|if|with)\s[^()]*)\)$"
+)
+_LABEL = re.compile(r"(?:\([A-J]\)|[A-J][.)])\s+(?=[-$\\(\d])")  # of an option: "(C) 5", "C. 5"
 _NOT_BUT = re.compile(r"not\s[^.;\n]{0,99}?,?\sbut\s+(?:rather\s+)?")  # "not $5$ but $6$"
 _OPERATION_OF = re.compile(
     r"\b(?:sum|product|difference|quotient|average|mean|square|cube|union|intersection)\s+of\b"
@@ -51,6 +55,10 @@ def _stated_formula(text: str) -> str:
     """Return the formulas of the sentence that a text starts with, else its words."""
     rejected = _NOT_BUT.match(text)
     text = text[rejected.end() :] if rejected else text
+    label = _LABEL.match(text)
+    if label:
+        return f"{label.group()}{_stated_formula(text[label.end() :])}"
+    text = re.sub(r"^(?:either|both)\s+", "", text)
     leading = leading_formulas(text)
     if leading:
         return f"{leading.formula}{kept_words(text[leading.end :], units.CHANGING)}"
@@ -63,7 +71,7 @@ def _stated_formula(text: str) -> str:
         if changes or _OPERATION_OF.search(before) or re.search(r"\d", before):
             return sentence
         return _stated_formula(text[first.start() :])
-    sentence = _CLAUSE.sub("", sentence.replace("`", "")).rstrip("!*_ ")
+    sentence = _FOR_A_VALUE.sub("", _CLAUSE.sub("", sentence.replace("`", ""))).rstrip("!*_ ")
     sentence = re.sub(r"^(['\"])(.*)\1$", r"\2", sentence)
     return _ASIDE.sub("", sentence)
 

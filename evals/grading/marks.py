@@ -6,6 +6,7 @@ the heading. Thoughts do not count, and if there are `<answer>` tags, only the t
 does. Nor do statements count that the text takes back, or that are not the writer's own.
 """
 
+import json
 import re
 
 from evals.grading.math_mode import leading_formulas
@@ -14,13 +15,34 @@ from evals.grading.thoughts import after_thinking
 MAX_ANSWER_CHARS = 1_000  # reference answers have under a third of it; a model's loop has more
 MAX_STATEMENTS = 100  # of "answer is" in one text
 
+_ANSWER_TAG = re.compile("<answer>", re.IGNORECASE)
+_ANSWER_KEYS = ("answer", "final_answer", "final answer")  # of a JSON object
+_BOXED_WITHOUT_BRACES = re.compile(  # \boxed 5
+    r"\\(?:boxed|fbox)\s*(?![\s{a-zA-Z])([^\s${}]+?)[.,;]?(?=[\s$]|\\[)\]]|$)"
+)
+_HASHES = re.compile(r"####+")
+_TITLE = re.compile(  # of a section: "#### Step 1: the sum", "#### 2. The product"
+    r"\W*(?:\d{1,2}[.)]\s+[A-Za-z]{3,}.*|[A-Za-z]{3,}(?:[ :].*|:)|(?:conclusion|solution"
+    r"|explanation|summary|result|verification|check|reasoning|calculation|analysis)s?\W*)$",
+    re.IGNORECASE,
+)
+_TITLE_OF_ANSWER = re.compile(
+    r"\W*(?:the\s+)?(?:final\s+|correct\s+)?(?:answer|ans)\b", re.IGNORECASE
+)
+_BOLD = re.compile(r"(?<![\w)])\*\*(?=\S)|(?<=\S)\*\*(?=[\s.,;:!?)]|$)")  # no power
 _BRACE = re.compile(r"\\(?:boxed|fbox)\s*\{|\\\\(?!boxed|fbox)|\\[{}]|[{}]")
 _BRACE_OR_ESCAPED = re.compile(r"\\(?:boxed|fbox)\s*\{|[{}]")
 IS_IN_OTHER_LANGUAGES = (  # "la respuesta correcta es"
     r"(?:respuesta|resposta|réponse|antwort|risposta)\s+(?:[^\W\d]+\s+)?(?:es|est|é|è|ist|lautet)(?!\w)"
     r"|答案(?:是|为|為)|答えは|답은"
 )
-_ANSWER_IS = re.compile(rf"answers?\s+(?:is|are)\b|{IS_IN_OTHER_LANGUAGES}", re.IGNORECASE)
+TO_A_QUESTION = r"(?:\s+here|\s+to\s+(?:this|the|your)\s+\w+|,\s+\w+,)?"
+"""What may stand between "the answer" and "is"."""
+_ANSWER_IS = re.compile(
+    rf"answers?{TO_A_QUESTION}\s+(?:is|are)\b|{IS_IN_OTHER_LANGUAGES}"
+    r"|answers?\s+(?:should|would|must)\s+be(?=[\s:*_]*(?:\\?[$(\[]\s*)*-?\d)",
+    re.IGNORECASE,
+)
 _HEADING = re.compile(  # "**Final Answer:**"
     r"^[^\w\n]*(?:(?:the\s+)?(?:final\s+|correct\s+)?(?:answer|ans\.?)"
     r"|(?:最终|正确)?答案|정답|ответ|respuesta|resposta|réponse|antwort)"
@@ -44,10 +66,33 @@ _NO_ANSWER = re.compile(  # "the answer is correct"
 
 
 def final_part(text: str) -> str:
-    """Return where a text gives its answer: after its thoughts, in the last `<answer>` if any."""
+    """Return where a text gives its answer: after its thoughts, in the last `<answer>` if any.
+
+    It is the value of "answer" if the text ends with a JSON object that has one.
+    """
     text = after_thinking(text)
-    start = text.rfind("<answer>")
-    return text if start < 0 else text[start + 8 :].partition("</answer>")[0].strip()
+    tags = list(_ANSWER_TAG.finditer(text))
+    if tags:
+        text = re.split("</answer>", text[tags[-1].end() :], maxsplit=1, flags=re.IGNORECASE)[0]
+        text = text.strip()
+    return _answer_in_json(text) or text
+
+
+def _answer_in_json(text: str) -> str:
+    """Return the answer in a JSON object at the end of a text; "" if there is none."""
+    text = text.rstrip("` \n")
+    if not text.endswith("}") or '"' not in text:
+        return ""
+    starts = [found.start() for found in re.finditer(r"\{\s*\"", text)]
+    for start in starts[-MAX_STATEMENTS:]:
+        try:
+            found = json.loads(text[start:])
+        except (ValueError, RecursionError):
+            continue
+        values = [found[key] for key in found if key.lower() in _ANSWER_KEYS]
+        if len(values) == 1 and isinstance(values[0], str | int | float):
+            return str(values[0]).strip()
+    return ""
 
 
 def marked_answer(text: str) -> str | None:
@@ -69,15 +114,28 @@ def marked_answer(text: str) -> str | None:
 def boxed_or_hashed(text: str) -> str | None:
     r"""Return what the last `\boxed{}` or else the last "####" marks, or None."""
     boxed = last_boxed(text)
-    if boxed is None and "####" in text:
-        return text.rpartition("####")[2].strip().partition("\n")[0].strip()
-    return boxed
+    return _hashed(text) if boxed is None and "####" in text else boxed
+
+
+def _hashed(text: str) -> str | None:
+    """Return the line after the last "####" that is no title of a section, or None."""
+    marks = list(_HASHES.finditer(text))
+    for mark in reversed(marks[-MAX_STATEMENTS:]):
+        line, _, below = text[mark.end() :].strip().partition("\n")
+        if _TITLE_OF_ANSWER.match(line):
+            return None
+        if not (below and _TITLE.match(line[:MAX_ANSWER_CHARS])):
+            return line.strip()
+    return None
 
 
 def last_boxed(text: str) -> str | None:
     r"""Return the content of the last complete `\boxed{}` that is not empty, in linear time."""
     # "\}" is not a brace in LaTeX, but one reference answer of MATH is broken: "\frac{\}{p}i2".
-    return _last_boxed(_BRACE, text) or _last_boxed(_BRACE_OR_ESCAPED, text)
+    complete = _last_boxed(_BRACE, text) or _last_boxed(_BRACE_OR_ESCAPED, text)
+    if complete is None and "\\" in text:
+        return (_BOXED_WITHOUT_BRACES.findall(text) or [None])[-1]
+    return complete
 
 
 def _last_boxed(braces: re.Pattern[str], text: str) -> str | None:
@@ -102,7 +160,8 @@ def stated_answer(text: str) -> str | None:
         for mark in reversed(marks[-MAX_STATEMENTS:]):
             if is_only_supposed(text, mark.start()):
                 continue
-            rest = text[mark.end() :][: 4 * MAX_ANSWER_CHARS].lstrip(" \t\n:\uff1a*_#=")
+            rest = _BOLD.sub("", text[mark.end() :][: 4 * MAX_ANSWER_CHARS])
+            rest = rest.lstrip(" \t\n:\uff1a*_#=")
             says = first_sentence(rest)
             if says and not re.match(r"[.?!]", says) and not _NO_ANSWER.match(says):
                 return rest

@@ -11,6 +11,7 @@ from evals.grading.marks import (
     IS_IN_OTHER_LANGUAGES,
     MAX_ANSWER_CHARS,
     MAX_STATEMENTS,
+    TO_A_QUESTION,
     boxed_or_hashed,
     final_part,
     is_only_supposed,
@@ -24,11 +25,14 @@ _LETTER = (  # "(c)" or "C", but not the letter of "E=mc", "X-ray", "U.S." or "I
 )
 _OPTION = re.compile(_LETTER)
 _STATES = re.compile(  # "the correct option is", "Answer:", "choice -"
-    r"(?:\b(?:answer|option|choice|ans|antwort|réponse|respuesta|resposta)s?\b|答案|정답|ответ)[\s*_]*"
-    r"(?:(?:\s(?:is|are|would\s+be|must\s+be|should\s+be|has\s+to\s+be|appears\s+to\s+be))\b"
+    r"(?:\b(?:answers?|option|choice|(?:correct|right|final)\s+letter|ans|antwort|réponse|respuesta"
+    r"|resposta)\b|答案|答え|正解|정답|ответ|उत्तर)"
+    rf"{TO_A_QUESTION}[\s*_]*"
+    r"(?:(?:\s(?:is|are|would\s+be|must\s+be|should\s+be|has\s+to\s+be|(?:appears|seems)\s+to\s+be))\b"
     r"|[*_]*\s*[:=\uff1a]|\s[-\u2013]\s)[\s:*_]*"
-    rf"|(?:{IS_IN_OTHER_LANGUAGES})[\s:\uff1a*_]*",
-    re.IGNORECASE,
+    rf"|(?:{IS_IN_OTHER_LANGUAGES}|正解は|الإجابة الصحيحة هي)[\s:\uff1a*_]*"
+    r"|(?:^|[故应應]|因此|所以)[选選][择擇]?[\s:\uff1a*_]*(?=[(\uff08]?[A-Z])",  # "故选 C"
+    re.IGNORECASE | re.MULTILINE,
 )
 _SENTENCE_END = re.compile(r"(?<=[\w)'\"*])[.!?;](?:\s|$)|[\n。]")
 _IS_CORRECT = re.compile(
@@ -36,8 +40,15 @@ _IS_CORRECT = re.compile(
     r"(?:the\s+)?(?:correct|right|best|true|answer|only\s+correct|most\s+\w+\s+answer)"
 )
 _CONCLUDES = re.compile(  # "that leaves option C."
-    r"\b(?:so|thus|hence|therefore|choose|pick|select|with|leaves|it[\u2019']s|it\s+is|must\s+be|correct|right)\b[:,]?"
+    r"\b(?:so|thus|hence|therefore|choose|pick|select|with|leav(?:es|ing)|it[\u2019']s|it\s+is|must\s+be|correct|right)\b[:,]?"
     r"\s+(?:option\s+|choice\s+)?[*_\"']*([A-Z])[*_\"'.)]*$",
+    re.IGNORECASE,
+)
+_IS_OPTION = re.compile(  # "which is Paris, option B."
+    r"\b(?:option|choice)\s+[*_\"']*\(?([A-Z])\)?[*_\"'.]*$", re.IGNORECASE
+)
+_REJECTS = re.compile(
+    r"\b(?:rules?|ruled|ruling)\s+out\b|\b(?:eliminat|exclud|reject|discard|except|incorrect|wrong|not\b|n't\b)",
     re.IGNORECASE,
 )
 _DENIED = re.compile(  # "(A) is wrong"
@@ -61,8 +72,9 @@ _BEFORE_A_LETTER = re.compile(
     r"\W*(?:(?:most|likely|probably|clearly|definitely|thus|therefore|hence|indeed|simply|the|an?|"
     r"option|choice|letter|answer|statement|number|I|think|believe|be|to)\b\W*)*"
 )
-_LONE_LETTER = re.compile(r"\W*(?:(?:option|choice)\W+)?([A-Za-z])\W*", re.IGNORECASE)
+_LONE_LETTER = re.compile(r"\W*(?:(?:option|choice|answer|ans)\W+)?([A-Za-z])\W*", re.IGNORECASE)
 _OPTION_LINE = re.compile(r"\W*([A-Z])(?:[).:][*_]*\s|[).:*_]*$)")
+_FIRST_LETTER = re.compile(r"\W*([A-Z])\W*$")
 _LAST_LINE = re.compile(  # "**C**", "C. the owl", "C - the owl", "C, because ..."
     r"^\W*([A-Z])(?:[.:)*_$\"`]|'(?![a-z])|,\s+(?:because|since|as)\b|\s*$|\s+[-\u2013\u2014]\s)"
 )
@@ -100,7 +112,7 @@ def _letter_of_any_case(text: str) -> str:
     letter = _letter(text)
     if letter:
         return letter
-    small = re.fullmatch(r"\W*([a-z])\W*", text.strip())
+    small = re.fullmatch(r"\W*([a-z])(?:\W*|\)\s.*)", text.strip(), re.DOTALL)
     return small.group(1).upper() if small else ""
 
 
@@ -151,24 +163,34 @@ def _unmarked_letter(text: str) -> str:
     explained = _explained_letter(lines)
     if explained:
         return explained
+    last_line = lines[-1].strip() if lines else ""
+    last_line = re.sub(r"\\(?:text|textbf|mathbf|mathrm)\s*\{([^{}]*)\}", r"\1", last_line)
+    concluded = _CONCLUDES.search(last_line)
+    if not concluded and not _REJECTS.search(last_line):
+        concluded = _IS_OPTION.search(last_line)
+    if concluded and concluded.group(1).isupper():
+        return concluded.group(1)
     bracketed = list(re.finditer(r"\(([A-Za-z])\)", text))
     if bracketed:
         joined = _JOINED_BEFORE.search(text[: bracketed[-1].start()])
         return "" if joined else bracketed[-1].group(1).upper()
-    last_line = lines[-1].strip() if lines else ""
-    last_line = re.sub(r"\\(?:text|textbf|mathbf|mathrm)\s*\{([^{}]*)\}", r"\1", last_line)
-    found = _LAST_LINE.match(last_line) or _CONCLUDES.search(last_line)
-    return found.group(1).upper() if found and found.group(1).isupper() else ""
+    found = _LAST_LINE.match(last_line)
+    return found.group(1) if found else ""
 
 
 def _explained_letter(lines: list[str]) -> str:
-    """Return the letter on a first line of its own, with an explanation and no other option below.
+    """Return the letter of a first line that has an explanation and no other option below.
+
+    Without an empty line before the explanation, the line must be the letter alone.
 
     An explanation that ends with "so ..." has a conclusion, which counts instead.
     """
-    if len(lines) < 2 or lines[1].strip():
+    if len(lines) < 2:
         return ""
-    first = _OPTION_LINE.match(lines[0])
+    is_apart = not lines[1].strip()
+    first = (_OPTION_LINE if is_apart else _FIRST_LETTER).match(lines[0])
+    if not is_apart and len(lines[1].split()) < 3:
+        return ""
     concludes = re.match(r"\W*(?:so|thus|hence|therefore)\b", lines[-1].lower())
     if not first or concludes or any(map(_OPTION_LINE.match, lines[1:])):
         return ""

@@ -28,13 +28,14 @@ def completed(prompt: str, candidates: Sequence[str], name: str) -> Source | Non
     Returns:
         The completed code, or None if no candidate is a body.
     """
+    margin = _margin(prompt)
     for candidate in candidates:
         if not candidate.strip():
             continue
         body = candidate.strip("\n")
         readings = [
-            textwrap.indent(textwrap.dedent(body), "    "),
-            _with_first_line_aligned(body),
+            textwrap.indent(textwrap.dedent(body), margin),
+            _with_first_line_aligned(body, margin),
         ]
         if body[0].isspace():
             readings.insert(0, body)
@@ -44,8 +45,14 @@ def completed(prompt: str, candidates: Sequence[str], name: str) -> Source | Non
     return None
 
 
-def _with_first_line_aligned(body: str) -> str:
-    """Give the first line the indentation of the least indented line below it; indent by four.
+def _margin(prompt: str) -> str:
+    """Return the indentation of the body that a prompt begins, such as a docstring's; else four."""
+    last = prompt.rstrip().rpartition("\n")[2]
+    return last[: len(last) - len(last.lstrip())] or "    "
+
+
+def _with_first_line_aligned(body: str, margin: str) -> str:
+    """Give the first line the indentation of the least indented line below it; indent all.
 
     What follows without any indentation is no part of the body.
     """
@@ -54,7 +61,7 @@ def _with_first_line_aligned(body: str) -> str:
     end = is_inside.index(False) + 1 if False in is_inside else len(lines)
     margins = [line[: len(line) - len(line.lstrip())] for line in lines[1:end] if line.strip()]
     lines[0] = min(margins, key=len, default="") + lines[0].lstrip()
-    inside = textwrap.indent(textwrap.dedent("\n".join(lines[:end])), "    ")
+    inside = textwrap.indent(textwrap.dedent("\n".join(lines[:end])), margin)
     return "\n".join([inside, *lines[end:]])
 
 
@@ -62,7 +69,7 @@ def _with_body(prompt: str, body: str, name: str) -> Source | None:
     """Return the prompt with a body of its function, or None if `body` is no such body."""
     source = Source.parse(f"{prompt.rstrip()}\n{body}")
     written = [each for each in source.statements if name in each.binds and not each.is_stub]
-    if not written or not written[0].text.startswith(f"def {name}"):
+    if not written or not re.match(rf"(?:async\s+)?def\s+{name}\b", written[0].text):
         return None
     # A model that runs on may define the function once more.
     kept = [each for each in source.statements if name not in each.binds or each is written[0]]

@@ -15,7 +15,7 @@ from evals.grading.function_bodies import completed, starts_with_body
 from evals.grading.statements import STATEMENT_START, Source, parses
 from evals.grading.thoughts import after_thinking
 
-_FUNCTION = re.compile(r"^def\s+(\w+)", re.MULTILINE)
+_FUNCTION = re.compile(r"^(?:async\s+)?def\s+(\w+)", re.MULTILINE)
 
 
 def extract_code(text: str, prompt: str = "", names: Sequence[str] = ()) -> str:

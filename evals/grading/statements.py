@@ -3,6 +3,7 @@
 import ast
 import re
 import symtable
+import tokenize
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -11,6 +12,9 @@ STATEMENT_START = re.compile(
     r"^(?:from [\w.]+ import|import \w|(?:async )?def \w|class \w|@\w)", re.MULTILINE
 )
 """The start of an import or a definition, at the beginning of a line. Prose has none."""
+
+
+MAX_CUTS = 50  # of the end of a text until the rest is Python
 
 
 @dataclass(eq=False)
@@ -109,12 +113,14 @@ class Source:
         """
         lines = text.strip("\n").split("\n")
         count = len(lines)
-        while count > 0:
+        for _ in range(MAX_CUTS + 1):
+            if count <= 0:
+                break
             head = "\n".join(lines[:count])
             try:
                 tree = _parse(head)
             except SyntaxError as error:
-                count = min(count - 1, (error.lineno or count) - 1)
+                count = min(count - 1, _line_of_error(error, lines[:count]) - 1)
             except (ValueError, RecursionError, MemoryError):
                 break
             else:
@@ -128,6 +134,22 @@ class Source:
     def defined(self) -> set[str]:
         """Return the names that its statements bind; a stub defines nothing."""
         return {name for each in self.statements if not each.is_stub for name in each.binds}
+
+
+def _line_of_error(error: SyntaxError, lines: Sequence[str]) -> int:
+    """Return the line that can't be read, from 1: of brackets left open, that of the outermost."""
+    if not error.msg.endswith("was never closed"):
+        return error.lineno or len(lines)
+    opened: list[int] = []
+    try:
+        for token in tokenize.generate_tokens(iter([f"{line}\n" for line in lines]).__next__):
+            if token.type == tokenize.OP and token.string in "([{":
+                opened.append(token.start[0])
+            elif token.type == tokenize.OP and token.string in ")]}" and opened:
+                opened.pop()
+    except (tokenize.TokenError, SyntaxError):  # at the end of the text
+        pass
+    return opened[0] if opened else error.lineno or len(lines)
 
 
 def _names(node: ast.AST) -> set[str]:

@@ -1,5 +1,7 @@
 """Extraction of the program from an answer, in the styles in which models write one."""
 
+import asyncio
+import time
 from typing import Any
 
 import pytest
@@ -142,6 +144,21 @@ HELPERS = {
 }
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "    return x + 1\n",
+        "return x + 1",
+        "```python\nasync def f(x):\n    return x + 1\n```",
+        "async def f(x):\n    return x + 1\n\nasync def g(x):\n    return x\n",
+    ],
+)
+def test_an_answer_completes_an_async_function(answer) -> None:
+    namespace: dict[str, Any] = {}
+    exec(extract_code(answer, "async def f(x):\n    'Add one.'\n"), namespace)
+    assert asyncio.run(namespace["f"](1)) == 2
+
+
 @pytest.mark.parametrize("name", HELPERS)
 def test_the_program_has_what_the_function_needs(name) -> None:
     program = extract_code(HELPERS[name], names=("solve",))
@@ -155,6 +172,16 @@ def test_the_first_line_of_a_body_may_have_lost_its_indentation(first) -> None:
         namespace: dict[str, Any] = {}
         exec(extract_code(text, "def f(x):\n    'Find it.'\n"), namespace)
         assert [namespace["f"]([1, 3]), namespace["f"]([1])] == [3, 0]
+
+
+@pytest.mark.parametrize("margin", ["  ", "\t", "    "])
+@pytest.mark.parametrize(
+    "body", ["    y = x\n    return y + 1\n", "\ty = x\n\treturn y + 1\n", "y = x\nreturn y + 1"]
+)
+def test_a_body_fits_the_indentation_of_its_head(margin, body) -> None:
+    namespace: dict[str, Any] = {}
+    exec(extract_code(body, f"def f(x):\n{margin}'Add one.'\n"), namespace)
+    assert namespace["f"](1) == 2
 
 
 @pytest.mark.parametrize("outer", ["def make():", "class Solution:"])
@@ -213,6 +240,17 @@ def test_an_answer_without_code_is_wrong(text) -> None:
     assert not code.code_passes(
         Item("a", "", "", "assert f()", meta={"code_prompt": "def f():\n"}), text
     )
+
+
+@pytest.mark.parametrize("line", ["    x = (", "x = (", "    y = [1,", "def f(", "x = 1 +"])
+def test_lines_that_repeat_an_error_take_little_time(line) -> None:
+    text = "def f(x):\n    return x\n\n" + f"{line}\n" * 2000
+    started = time.process_time()
+    for answer in (text, f"{line}\n" * 2000):
+        for prompt in ("", "def f(x):\n    'Return it.'\n"):
+            program = extract_code(answer, prompt, names=["f"])
+            assert answer != text or program.startswith("def f(x):\n    return x\n")
+    assert time.process_time() - started < 5  # seconds; they took up to 50
 
 
 def test_a_version_that_is_cut_off_does_not_replace_a_whole_one() -> None:

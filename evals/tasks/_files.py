@@ -18,7 +18,7 @@ def numbered_jsonl(path: Path, fields: Fields) -> Iterator[tuple[int, dict[str, 
     """Yield the objects of `read_jsonl`, each after the number of its line, from 1."""
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
-            row = _parse(line, f"{path}, line {number}")
+            row = _parse_line(line, f"{path}, line {number}")
             check(row, fields, f"{path}, line {number}")
             yield number, row
 
@@ -74,6 +74,16 @@ def check(row: Any, fields: Fields, location: str) -> None:
             )
 
 
+def _parse_line(line: str, location: str) -> Any:
+    """Parse a line of a JSON Lines file; a document on several lines is an error that says so."""
+    if line.strip() in ("[", "{", "[{"):
+        raise ValueError(
+            f"{location}: a JSON document on several lines; give one object per line, without "
+            "brackets around all"
+        )
+    return _parse(line, location)
+
+
 def _parse(text: str, location: str) -> Any:
     try:
         return json.loads(text)
@@ -81,3 +91,5 @@ def _parse(text: str, location: str) -> Any:
         raise ValueError(
             f"{location}: not valid JSON ({error.msg}, column {error.colno})"
         ) from error
+    except (ValueError, RecursionError) as error:  # a number with thousands of digits
+        raise ValueError(f"{location}: not readable as JSON ({error})") from error

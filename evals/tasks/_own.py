@@ -44,6 +44,8 @@ def load(address: str) -> Benchmark:
     if "/" in name:
         raise ValueError(f'"file:{address}": the name after "#" must not contain "/"')
     path = Path(path_text)
+    if path_text.startswith("~/"):  # the shell does not expand it behind "file:"
+        path = path.expanduser()
     rows = [(f"{path}, line {line}", row) for line, row in numbered_jsonl(path, {"prompt": str})]
     for location, row in rows:
         _check_fields(row, location)
@@ -183,11 +185,28 @@ def _problems_of_tests(row: dict[str, Any]) -> Iterator[str]:
     except SyntaxError as error:
         yield f'field "tests" is no Python program: {error.msg}, line {error.lineno}'
         return
-    except ValueError as error:  # a null character
-        yield f'field "tests" is no Python program: {error}'
+    except (ValueError, RecursionError, MemoryError) as error:  # a null character, or too deep
+        yield f'field "tests" is no Python program: {str(error) or "it is nested too deeply"}'
         return
     if not body:
         yield 'field "tests" is empty: every program would pass'
+    elif not any(map(_runs_something, body)):
+        yield 'field "tests" only defines names, so every program would pass: call what it defines'
+
+
+def _runs_something(statement: ast.stmt) -> bool:
+    """Return whether a statement may fail; a definition, an import or a constant does not."""
+    definitions = ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef
+    if isinstance(statement, (*definitions, ast.Import, ast.ImportFrom, ast.Pass)):
+        return False
+    if isinstance(statement, ast.Expr | ast.Assign | ast.AnnAssign):
+        return any(map(_uses_something, ast.walk(statement.value or statement)))
+    return True
+
+
+def _uses_something(node: ast.AST) -> bool:
+    is_name = isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
+    return is_name or isinstance(node, ast.Call | ast.Await | ast.NamedExpr)
 
 
 def _problems_of_choice(prompt: str, answer: str) -> Iterator[str]:
@@ -229,4 +248,4 @@ def _is_function_head(prompt: str) -> bool:
         body = ast.parse(prompt + "\n    pass\n").body
     except (SyntaxError, ValueError):
         return False
-    return bool(body) and isinstance(body[-1], ast.FunctionDef)
+    return bool(body) and isinstance(body[-1], ast.FunctionDef | ast.AsyncFunctionDef)

@@ -44,6 +44,29 @@ def test_a_file_may_begin_with_a_byte_order_mark(tmp_path) -> None:
     assert tasks.load(f"file:{path}").items[0].prompt == "p"
 
 
+@pytest.mark.parametrize(
+    "tests",
+    ["f(1)", "x = f(1)", "from solution import f\nf(1)", "x = f", "if f(1) != 2: raise ValueError"],
+)
+def test_tests_may_be_anything_that_runs(tmp_path, tests) -> None:
+    assert tasks.load(_file(tmp_path, {"prompt": "p", "tests": tests})).items[0].tests == tests
+
+
+def test_a_path_may_be_in_the_home_folder(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    _file(tmp_path, {"prompt": "p", "answer": "a"})
+    assert tasks.load("file:~/mine.jsonl").items[0].prompt == "p"
+
+
+def test_an_answer_may_continue_an_async_function(tmp_path) -> None:
+    head = "async def f(x):\n    'Add one.'\n"
+    tests = "import asyncio\nassert asyncio.run(f(1)) == 2"
+    (item,) = tasks.load(_file(tmp_path, {"prompt": head, "tests": tests})).items
+    assert grade_all(
+        tasks.load(_file(tmp_path, {"prompt": head, "tests": tests})), [(item, "    return x + 1")]
+    ) == [True]
+
+
 def test_a_line_may_set_limits_for_its_code(tmp_path) -> None:
     line = {"prompt": "p", "tests": "assert f()", "cpu_seconds": 20, "memory_mb": 8000}
     (item,) = tasks.load(_file(tmp_path, line)).items
@@ -186,6 +209,12 @@ def test_samples_are_drawn_at_temperature_one(tmp_path) -> None:
         ({"prompt": "A. 1\nB. 2", "answer": "D", "grader": "choice"}, r"the options .* are A, B"),
         ({"prompt": "p", "tests": "assert ("}, r'"tests" is no Python program: .*, line 1'),
         ({"prompt": "p", "tests": "# none"}, r'"tests" is empty: every program would pass'),
+        ({"prompt": "p", "tests": "import math"}, r'"tests" only defines names'),
+        ({"prompt": "p", "tests": "N = [-1, 2]\ndef check(f):\n    assert f(1)"}, r"only defines"),
+        ({"prompt": "p", "tests": "x=" + "-" * 100_000 + "1"}, r'"tests" is no Python program'),
+        ('{"prompt": "p", "answer": ' + "9" * 5000 + "}", r"line 2: not readable as JSON .*digits"),
+        ("[" * 100_000, r"line 2: not readable as JSON"),
+        ("{", r"line 2: a JSON document on several lines; give one object per line"),
         ({"prompt": "p", "tests": ["x"]}, r'"tests" is \[\'x\'\], expected str'),
         ({"prompt": "p", "answer": "1", "tests": "x", "grader": "math"}, r"leave one of them out"),
         ({"prompt": "p", "answer": "1", "id": "1"}, r"has the id '1' more than once"),

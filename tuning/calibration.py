@@ -27,7 +27,7 @@ def tokens_per_second(configs: Sequence[TrainConfig], tokens_per_row: float) -> 
     Each run takes two optimizer steps on random tokens, of which the second is measured.
 
     Args:
-        configs: runs that differ in their objective alone.
+        configs: the runs.
         tokens_per_row: tokens of a packed row, padding excluded.
 
     Raises:
@@ -42,7 +42,7 @@ def _measure(configs: Sequence[TrainConfig], tokens_per_row: float) -> list[floa
     from transformers.utils import logging
 
     from otr.loop.loop import train
-    from otr.models.load import load_model
+    from otr.models.load import as_base, load_model
     from otr.models.lora import add_adapters
     from otr.models.tokenizer import load_tokenizer
 
@@ -56,6 +56,9 @@ def _measure(configs: Sequence[TrainConfig], tokens_per_row: float) -> list[floa
             model.to("cuda")
         if config.lora.rank:
             model = add_adapters(model, config.lora)
+        base = None
+        if config.kl_weight and not config.lora.rank:
+            base = as_base(load_model(config.model, tokenizer), config.model.dtype)
         passes = min(config.accumulation, MOST_PASSES)
         short = replace(
             config,
@@ -78,6 +81,8 @@ def _measure(configs: Sequence[TrainConfig], tokens_per_row: float) -> list[floa
             "loss_mask": real_BS.clone(),
             "segment_ids": real_BS.int(),
         }
+        if config.objective.needs_start:  # the time does not depend on the values
+            batch["start"] = torch.full(ids_BS.shape, -1.0)
         ends: list[float] = []
 
         def report(metrics: dict[str, float], snapshot: Any, ends: list[float] = ends) -> None:
@@ -86,6 +91,6 @@ def _measure(configs: Sequence[TrainConfig], tokens_per_row: float) -> list[floa
                 raise _Measured
 
         with suppress(_Measured):
-            train(model, [batch] * passes * 9, short, report)
+            train(model, [batch] * passes * 9, short, report, base=base)
         found.append(filled * config.micro_batch_size * passes / (ends[1] - ends[0]))
     return found

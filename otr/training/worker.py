@@ -135,8 +135,7 @@ def _train(
     if job.restart is not None:
         first |= {"restart": job.restart.text, "restarts": job.restart.number}
     if job.resume_from is not None:
-        ended = {ENDED_EARLY: 1} if Progress.of(state).is_stale(config) else {}
-        store.report_resumed(job.resume_from, {**state["metrics"], **ended, **first})
+        store.report_resumed(job.resume_from, {**resumed_metrics(state, config), **first})
         first = {}
     source = config.model
     if checkpoint is not None:
@@ -167,6 +166,19 @@ def _train(
         )
     finally:  # after an error in training, Ray does not wait for the last checkpoint
         store.flush(FLUSH_SECONDS)
+
+
+def resumed_metrics(state: Mapping[str, Any], config: TrainConfig) -> dict[str, Any]:
+    """Return the metrics to report again for the checkpoint that a run resumes from.
+
+    Its tokens were counted when it was written, and `tokens` is summed over all reports.
+
+    Args:
+        state: the checkpoint's trainer state.
+        config: the run.
+    """
+    ended = {ENDED_EARLY: 1} if Progress.of(state).is_stale(config) else {}
+    return {**state["metrics"], "tokens": 0.0, **ended}
 
 
 class _Reporter:

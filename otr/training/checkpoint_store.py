@@ -66,6 +66,9 @@ def recover(directory: str) -> tuple[str | None, list[str]]:
     Returns:
         The name of the newest checkpoint, which is complete (None: there is none), and one note per
         damaged checkpoint.
+
+    Raises:
+        OSError: the object store can't be read; nothing is renamed.
     """
     fs, root = fsspec.core.url_to_fs(directory)
     for name in _names(fs, root):
@@ -249,7 +252,8 @@ def _check_sizes(fs: AbstractFileSystem, path: str) -> None:
             for name, (size, _) in listed.items():
                 if fs.size(f"{path}/{name}") != size:
                     raise DamagedCheckpoint(f"{path}/{name} is not as it was written")
-    except (OSError, KeyError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    # Other errors of the storage say nothing about the checkpoint, and must not cost it.
+    except (FileNotFoundError, KeyError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DamagedCheckpoint(f"{path} is incomplete: {error}") from error
 
 

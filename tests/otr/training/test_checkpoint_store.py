@@ -78,6 +78,21 @@ def test_a_run_without_a_complete_checkpoint_starts_anew(store: AbstractFileSyst
     assert newest is None and "step-000002/model.safetensors is not as it was written" in note
 
 
+def test_an_unavailable_store_costs_no_checkpoint(
+    store: AbstractFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(store, "step-000002")
+
+    def unavailable(path: str) -> int:
+        raise OSError(16, "please reduce your request rate")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "size", unavailable)
+        with pytest.raises(OSError, match="reduce your request rate"):
+            recover("memory://run")
+    assert recover("memory://run") == ("step-000002", [])
+
+
 def test_an_unverified_checkpoint_is_uploaded_beside_and_not_resumed_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,11 +35,12 @@ def recorded_run(
     Raises:
         ValueError: the directory holds another run, or another process runs it.
     """
-    record = run_directory.open_run(config, directory)
-    tracker = Tracker(store_uri(config.output), config.name, record["id"], directory, trackers)
-    with (
-        run_directory.hold(directory),
-        run_directory.log_errors(directory),
-        tracker.run(params, run_directory.mlflow_tags(record)) as outcome,
-    ):
-        yield RecordedRun(record, tracker, outcome)
+    directory.mkdir(parents=True, exist_ok=True)
+    with run_directory.hold(directory):  # before run.json: two processes may start at once
+        record = run_directory.open_run(config, directory)
+        tracker = Tracker(store_uri(config.output), config.name, record["id"], directory, trackers)
+        with (
+            run_directory.log_errors(directory),
+            tracker.run(params, run_directory.mlflow_tags(record)) as outcome,
+        ):
+            yield RecordedRun(record, tracker, outcome)

@@ -1,7 +1,7 @@
 """Score checkpoints while their trials train, so that the search decides by answers.
 
-Trials run in processes of their own and the engine belongs to this one. So a trial leaves its
-request with an actor, `_Desk`, and waits; a thread of this process serves one request after
+Trials run in processes of their own and the engine belongs to this one. So a trial puts its request
+into a queue, the actor `_Requests`, and waits; a thread of this process serves one request after
 another. The engine starts before the first trial, which then gets what is left of the cluster.
 Answers and scores are stored in `<run>/judged`; those of the same weights and items are reused.
 """
@@ -43,38 +43,39 @@ class _Request(NamedTuple):
     path: str
 
 
-class _Desk:
+class _Requests:
     """An actor between the trials and the process that has the engine."""
 
     def __init__(self) -> None:
-        self._requests: asyncio.Queue[_Request | None] = asyncio.Queue()
-        self._waiting: list[asyncio.Future[dict[str, float] | str]] = []
+        self._queue: asyncio.Queue[_Request | None] = asyncio.Queue()
+        self._answers: list[asyncio.Future[dict[str, float] | str]] = []
 
     async def ask(self, trial: str, step: int, path: str) -> dict[str, float] | str:
         """Return the scores of a checkpoint, or why there are none."""
         future = asyncio.get_running_loop().create_future()
-        self._waiting.append(future)
-        await self._requests.put(_Request(len(self._waiting) - 1, trial, step, path))
+        self._answers.append(future)
+        await self._queue.put(_Request(len(self._answers) - 1, trial, step, path))
         return await future
 
     async def next(self) -> _Request | None:
-        """Return the next request; None once the desk is closed."""
-        return await self._requests.get()
+        """Return the next request; None once the queue is closed."""
+        return await self._queue.get()
 
     async def answer(self, number: int, answer: dict[str, float] | str) -> None:
         """Answer a request."""
-        self._waiting[number].set_result(answer)
+        self._answers[number].set_result(answer)
 
     async def close(self) -> None:
-        """End the thread that serves requests."""
-        await self._requests.put(None)
+        """End the thread that serves requests, after those that wait."""
+        await self._queue.put(None)
 
 
 @dataclass(frozen=True)
-class AskDesk:
+class RemoteJudge:
     """The judge that trials get (see `tuning.judge`)."""
 
-    desk: Any
+    requests: Any
+    """The actor `_Requests`."""
     stop_file: str
 
     def __call__(self, trial: str, step: int, path: str) -> dict[str, float]:
@@ -83,7 +84,7 @@ class AskDesk:
         Raises:
             RuntimeError: there are none. The message says why.
         """
-        asked = self.desk.ask.remote(trial, step, path)
+        asked = self.requests.ask.remote(trial, step, path)
         while not ray.wait([asked], timeout=_LOOK_SECONDS)[0]:
             if stop_requested(self.stop_file):
                 raise RuntimeError("the run stops; it is scored when the run continues")
@@ -103,9 +104,9 @@ class JudgeTrials(Callback):
 
     def __init__(self, score: Callable[[str, int, Path], TaskScore], stop_file: str) -> None:
         self._score, self._ended = score, set[str]()
-        actor: Any = ray.remote(_Desk).options(num_cpus=0, resources=DRIVER_RESOURCES)
-        self._desk = actor.remote()
-        self.judge = AskDesk(self._desk, stop_file)
+        actor: Any = ray.remote(_Requests).options(num_cpus=0, resources=DRIVER_RESOURCES)
+        self._requests = actor.remote()
+        self.judge = RemoteJudge(self._requests, stop_file)
         self._thread = Thread(target=self._serve, name="judge trials", daemon=True)
 
     def on_trial_complete(
@@ -119,13 +120,13 @@ class JudgeTrials(Callback):
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Serve no other request."""
-        self._desk.close.remote()
+        """End the thread after the requests that wait; nobody reads their answers."""
+        self._requests.close.remote()
 
     def _serve(self) -> None:
         try:
-            while (request := ray.get(self._desk.next.remote())) is not None:
-                self._desk.answer.remote(request.number, self._answer(request))
+            while (request := ray.get(self._requests.next.remote())) is not None:
+                self._requests.answer.remote(request.number, self._answer(request))
         except ray.exceptions.RayError:  # Ray has ended, and the trials with it
             return
 

@@ -14,7 +14,7 @@ import ray
 from evals.benchmark import TaskScore
 from pipelines.config.presets import debug
 from pipelines.runtime import cluster
-from pipelines.stages.judge import AskDesk, JudgeTrials
+from pipelines.stages.judge import JudgeTrials, RemoteJudge
 from tests.integration.conftest import ray_cluster  # noqa: F401
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
@@ -56,7 +56,7 @@ def trials(scoring: Scoring, tmp_path: Path) -> Iterator[JudgeTrials]:
 
 
 @ray.remote(num_cpus=0.1)
-def elsewhere(judge: AskDesk, trial: str, step: int) -> dict[str, float]:
+def elsewhere(judge: RemoteJudge, trial: str, step: int) -> dict[str, float]:
     """Ask from another process, as a trial does."""
     return judge(trial, step, "/checkpoint")
 

@@ -236,10 +236,7 @@ def _turns(record: bytes, data: DataConfig) -> list[str]:
 
 
 def _distinctive_words(items: Sequence[Item]) -> list[list[str]]:
-    """Return each item's words without those that all items of its subject begin or end with.
-
-    An item that consists of nothing else has no words left.
-    """
+    """Return each item's words without those that all items of its subject begin or end with."""
     every = [_words(item.prompt) for item in items]
     words = list(every)
     by_subject: dict[str, list[int]] = {}
@@ -256,7 +253,11 @@ def _distinctive_words(items: Sequence[Item]) -> list[list[str]]:
 
 
 def _common(group: Sequence[Sequence[str]]) -> int:
-    """Return how many leading words all texts share; 0 for a single text, or if all are equal."""
+    """Return how many leading words all texts share, up to the first that differs.
+
+    It is 0 for a single text, and if one text is the beginning of all others: it would have no
+    words left.
+    """
     positions = enumerate(zip(*group, strict=False)) if len(group) > 1 else ()
     return next((position for position, words in positions if len(set(words)) > 1), 0)
 

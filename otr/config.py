@@ -62,11 +62,11 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         # A recipe or a call may give values as they are, such as False.
-        told = {
+        texts = {
             name: value if isinstance(value, str) else json.dumps(value)
             for name, value in self.chat_template_args.items()
         }
-        object.__setattr__(self, "chat_template_args", told)
+        object.__setattr__(self, "chat_template_args", texts)
 
     @property
     def changes_template(self) -> bool:

@@ -249,8 +249,8 @@ class Objective(metaclass=_Dispatch):
     def describe(self) -> str:
         """Return the label, and the settings that are not the default ones."""
         changed = [f for f in fields(self)[1:] if getattr(self, f.name) != f.default]
-        told = [f"{f.name.replace('_', ' ')} {getattr(self, f.name):g}" for f in changed]
-        return ", ".join([self.label, *told])
+        settings = [f"{f.name.replace('_', ' ')} {getattr(self, f.name):g}" for f in changed]
+        return ", ".join([self.label, *settings])
 
     def changed(self, **changes: Any) -> Objective:
         """Return this objective with other settings, or with `name` another one.

@@ -86,9 +86,9 @@ def _compute(of: _Start, todo: Sequence[int], model: "PreTrainedModel") -> None:
         policy.to(policy.device)
     policy.eval()
     rank, world = parallel.rank(), parallel.world_size()
-    rounds, told = -(-len(todo) // world), -1
+    rounds, reported = -(-len(todo) // world), -1
     for number in range(rounds):
-        if told < (told := number * LINES // rounds):
+        if reported < (reported := number * LINES // rounds):
             text = "the targets' log-probabilities before training, once for all runs"
             ray.train.report({"step": 0, "note": f"computes {text}: {number / rounds:.0%} done"})
         left = _of_rank_0(lambda: missing_blocks(of.path, of.store.index, of.name))

@@ -64,15 +64,15 @@ def print_choices(
     how = " or ".join(dict.fromkeys(_trained(each.lora) for each in configs))
     how += f" but {' '.join(train.freeze)}" if train.freeze else ""
     many = "learning rates" if len(rates) > 1 else "learning rate"
-    told = ", ".join(f"{rate:g}" for rate in rates)
+    shown = ", ".join(f"{rate:g}" for rate in rates)
     if RATE in config.search.domains:
-        told = "searched"
+        shown = "searched"
     rows = corpus.packed_rows(train.data.sequence_length) if corpus else None
     epochs = train.max_steps * train.global_batch_size / rows if rows else 0.0
     passes = f"{epochs:.3g}"
     often = f" ({passes} epoch{'' if passes == '1' else 's'} of the data)" if epochs else ""
     console.say(
-        f"trains {how} of {train.model.path}, {train.max_steps} steps{often}, {many} {told}"
+        f"trains {how} of {train.model.path}, {train.max_steps} steps{often}, {many} {shown}"
     )
     if epochs > MANY_EPOCHS:
         console.note(
@@ -137,7 +137,8 @@ def print_summary(entries: Sequence[Entry], benchmarks: Sequence[str], overlaps:
     if legend := differences.legend(entries):
         console.say(legend)
     if unscored := sum(not arm.num_scored for arm in leaderboard.group_by_arm(entries)):
-        console.say(f"{unscored} arms have no score: stopped early, or failed")
+        arms = "1 arm has" if unscored == 1 else f"{unscored} arms have"
+        console.say(f"{arms} no score: stopped early, or failed")
     for line in tables.incomplete_answers(entries, benchmarks):
         console.say(line)
     beside = measures.measure_table(entries, benchmarks[0])

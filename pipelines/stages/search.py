@@ -85,10 +85,10 @@ def _with_values(trial: Trial, values: dict[str, Any]) -> Trial:
 
 
 def _in_words(values: dict[str, Any]) -> str:
-    told = {key.rpartition(".")[2]: value for key, value in values.items()}
+    short = {key.rpartition(".")[2]: value for key, value in values.items()}
     return ", ".join(
         f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in told.items()
+        for name, value in short.items()
     )
 
 

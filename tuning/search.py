@@ -78,8 +78,13 @@ def search(
 
 
 def value_of(result: TrialResult, metric: str) -> float | None:
-    """Return the last value of a metric that a trial reported; None if it has none."""
-    values = [report[metric] for report in result.history if metric in report]
+    """Return the last value of a metric that a trial reported; None if it has none.
+
+    Of a finished trial only its last step counts: a checkpoint that could not be scored must not
+    be judged by an earlier one.
+    """
+    reports = result.history[-1:] if result.status == "finished" else result.history
+    values = [report[metric] for report in reports if metric in report]
     return float(values[-1]) if values and math.isfinite(values[-1]) else None
 
 

@@ -105,13 +105,22 @@ def _best_settings(
     best, found = best_of(results, metric), {}
     for arm in (arm for arm in arms if arm.domains):
         if arm.name not in best:
-            errors = [r.error for r in results if r.trial.arm == arm.name and r.error]
-            why = errors[-1] if errors else "all were stopped early, or the budget was used up"
-            raise ValueError(f"no trial of {arm.name} ran to its end in the search: {why}")
+            own = [result for result in results if result.trial.arm == arm.name]
+            raise ValueError(_why_none_is_best(arm.name, own, metric))
         trial = best[arm.name].trial
         values = {key: trial.overrides[key] for key in arm.domains}
         found[arm.name] = {"trial": trial.name, "values": values}
     return found
+
+
+def _why_none_is_best(arm: str, results: "Sequence[TrialResult]", metric: str) -> str:
+    last = [result.history[-1] for result in results if result.status == "finished"]
+    if last:
+        notes = [report["note"] for report in last if report.get("note")]
+        return "; ".join([f"no trial of {arm} has {metric} at its last step", *notes[-1:]])
+    errors = [result.error for result in results if result.error]
+    why = errors[-1] if errors else "all were stopped early, or the budget was used up"
+    return f"no trial of {arm} ran to its end in the search: {why}"
 
 
 def _write(

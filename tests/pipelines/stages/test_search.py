@@ -20,6 +20,8 @@ from pipelines.stages.search_plan import START_SECONDS, plan
 from tests.assets import search as fake
 from tests.assets.search import FakeSearch, settings
 from tuning.calibration import tokens_per_second
+from tuning.search import best_of
+from tuning.sweep import TrialResult
 
 SPACE = '--search "optim.lr=loguniform(1e-5,1e-3)" "objective.num_samples=choice(4,16)"'
 
@@ -158,6 +160,21 @@ def test_the_sweep_has_the_best_setting_of_each_arm(tmp_path: Path) -> None:
     stopped = [replace(r, status="stopped") for r in results if r.trial.arm == "dft"]
     with pytest.raises(ValueError, match="no trial of dft ran to its end"):
         search._best_settings(found.plan.arms, stopped + results[:1], "val_nll")
+
+
+def test_a_trial_whose_last_checkpoint_has_no_score_is_not_the_best(tmp_path: Path) -> None:
+    found = FakeSearch(tmp_path, settings(), each=3)
+    results = found.run()
+    best = best_of(results, "val_nll")["sft"].trial.name
+    note = "step 8 has no score of answers: the engine ended"
+
+    def without_last(result: TrialResult) -> TrialResult:
+        return replace(result, history=[*result.history, {"step": 8, "note": note}])
+
+    others = [without_last(r) if r.trial.name == best else r for r in results]
+    assert best_of(others, "val_nll")["sft"].trial.name != best
+    with pytest.raises(ValueError, match="sft has val_nll at its last step; step 8 has"):
+        search._best_settings(found.plan.arms, [*map(without_last, results)], "val_nll")
 
 
 def test_search_json_has_every_trial(tmp_path: Path) -> None:

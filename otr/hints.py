@@ -17,6 +17,13 @@ def nearly(word: str, known: Iterable[str]) -> str | None:
     return next(iter(get_close_matches(word, list(known), n=1, cutoff=0.8)), None)
 
 
+def some_of(names: Iterable[str], most: int = 30) -> str:
+    """Return names for a message, separated by commas; of more than `most`, the first ones."""
+    known = list(names)
+    rest = f" and {len(known) - most:,} more" if len(known) > most else ""
+    return ", ".join(known[:most]) + rest
+
+
 def full_disk(error: str, path: str = "") -> str:
     """Return what to do about an error of a full disk; empty for another error."""
     if os.strerror(errno.ENOSPC) not in error:

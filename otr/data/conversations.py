@@ -13,12 +13,13 @@ A record has one of these forms. Fields in brackets are optional.
 """
 
 import json
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from otr.hints import encodable
+from otr.hints import encodable, some_of
 
 FORMS = (
     ("messages",),
@@ -203,11 +204,16 @@ def _given(record: Mapping[str, Any]) -> dict[str, None]:
     return dict.fromkeys(name for name, value in record.items() if value is not None)
 
 
-def _form_of(given: Collection[str], columns: Mapping[str, str]) -> str | None:
+def _forms(columns: Mapping[str, str]) -> Iterator[tuple[str, ...]]:
+    """Yield the forms that are looked for; if columns are named, those with one of them."""
     for form in FORMS:
+        if not columns or not columns.keys().isdisjoint((*form, *OPTIONAL_FIELDS[form[0]])):
+            yield form
+
+
+def _form_of(given: Collection[str], columns: Mapping[str, str]) -> str | None:
+    for form in _forms(columns):
         first, *others = (name for name in form if name != "input")
-        if columns and columns.keys().isdisjoint((*form, *OPTIONAL_FIELDS[form[0]])):
-            continue
         if _source(given, columns, first) and all(_source(given, columns, n) for n in others):
             return form[0]
     return None
@@ -232,17 +238,17 @@ def _fields(
         if absent:
             missing = ", ".join(repr(columns[name]) for name in absent)
             raise Rejected("broken", f"no value for {missing}")
-        named = ", ".join(map(repr, record)) or "none"
-        missing = ", ".join(map(repr, _missing(record, columns)))
+        named = some_of(map(repr, record)) or "none"
+        missing = ", ".join(map(repr, missing_fields(record, columns)))
         without = f" without a value for {missing}" if missing else ""
         raise Rejected("broken", f"fields {named}: no form that is known{without}")
     return form, {name: record[source] for name, source in sources.items()}, unused
 
 
-def _missing(record: Mapping[str, Any], columns: Mapping[str, str]) -> list[str]:
+def missing_fields(record: Mapping[str, Any], columns: Mapping[str, str]) -> list[str]:
     """Return which fields the first form lacks of which the record has any, by its own names."""
     given = _given(record)
-    for form in FORMS:
+    for form in _forms(columns):
         names = {name: _source(record, columns, name) for name in form if name != "input"}
         if any(names.values()):
             return [own or name for name, own in names.items() if own not in given]
@@ -268,10 +274,7 @@ def _sources(
 def _messages(value: Any, name: str) -> tuple[list[Message], list[bool]]:
     """Return the messages that a field holds, and which are to be learned."""
     if isinstance(value, str):
-        try:
-            value = load_json(value)
-        except ValueError:
-            raise Rejected("broken", f"{name} is text that is no JSON: {value[:60]!r}") from None
+        value = _json(value, name) if value.strip() else []
     if isinstance(value, Mapping):  # a list per field, as a struct of lists is read from Parquet
         value = list(_rows_of(value, name))
     value = _listed(value)
@@ -279,6 +282,10 @@ def _messages(value: Any, name: str) -> tuple[list[Message], list[bool]]:
         raise Rejected("broken", f"{name} is {_kind(value)} instead of a list of messages")
     if not value:
         raise Rejected("empty", f"no {name}")
+    for number, message in enumerate(value):
+        if not isinstance(message, Mapping):
+            what = f"message {number} of {name} is {_kind(message)}"
+            raise Rejected("broken", f"{what} instead of an object with role and content")
     read = [_message(message, number) for number, message in enumerate(value)]
     return [message for message, _ in read], [learn for _, learn in read]
 
@@ -288,15 +295,15 @@ def _rows_of(value: Mapping[str, Any], name: str) -> Iterator[dict[str, Any]]:
     lists = {key: each for key, each in listed.items() if isinstance(each, list)}
     lengths = {len(each) for each in lists.values()}
     if not lists or len(lists) < len(value) or len(lengths) > 1:
-        raise Rejected("broken", f"{name} is an object, but not of one list per field")
+        by_column = value and all(key.isdecimal() for key in map(str, value))  # by pandas
+        remedy = ": write records, as pandas does with orient='records'" if by_column else ""
+        raise Rejected("broken", f"{name} is an object, but not of one list per field{remedy}")
     for row in zip(*lists.values(), strict=True):
         yield dict(zip(lists, row, strict=True))
 
 
-def _message(message: Any, number: int) -> tuple[Message, bool]:
+def _message(message: Mapping[str, Any], number: int) -> tuple[Message, bool]:
     """Return a message with role and content, and whether it is an answer to learn."""
-    if not isinstance(message, Mapping):
-        raise Rejected("broken", f"message {number} is {_kind(message)} instead of an object")
     made = {str(key): value for key, value in message.items() if value is not None}
     if "content" not in made and "value" in made:
         made["content"] = made.pop("value")
@@ -307,7 +314,11 @@ def _message(message: Any, number: int) -> tuple[Message, bool]:
             raise Rejected("broken", f"message {number} is from {made['role']!r}: use {known}")
     role = made.get("role")
     if not isinstance(role, str):
-        raise Rejected("broken", f"message {number} has the role {role!r}")
+        named = ", ".join(made) or "none"
+        raise Rejected(
+            "broken",
+            f"message {number} has the role {role!r}, its fields are {named}: use role and content",
+        )
     made["role"] = _known_role(role) or role
     if calls := _tool_calls(made, number):
         made["tool_calls"] = calls
@@ -505,12 +516,14 @@ def _json(text: Any, name: str) -> Any:
     try:
         return load_json(text)
     except json.JSONDecodeError as error:
-        why = f"{error.msg}: character {error.pos}"
-        raise Rejected("broken", f"{name} is no JSON: {str(text)[:60]!r} ({why})") from None
+        why = f" ({error.msg}: character {error.pos})"
     except ValueError as error:
-        raise Rejected("broken", f"{name} is no JSON: {str(text)[:60]!r} ({error})") from None
+        why = f" ({error})"
     except (TypeError, RecursionError):
-        raise Rejected("broken", f"{name} is no JSON: {str(text)[:60]!r}") from None
+        why = ""
+    python = re.match(r"[\s\[{]*'", str(text))
+    remedy = ": that is Python's notation, write it with json.dumps" if python else ""
+    raise Rejected("broken", f"{name} is no JSON: {str(text)[:60]!r}{why}{remedy}")
 
 
 def _listed(value: Any) -> Any:

@@ -17,7 +17,7 @@ import numpy as np
 
 from otr._deprecated import renamed_names
 from otr.config import DataConfig, ModelConfig
-from otr.hints import did_you_mean, nearly
+from otr.hints import did_you_mean, nearly, some_of
 from otr.training.audit import Audit, batch_audit
 from otr.training.sources import (
     SourceChunk,
@@ -372,13 +372,15 @@ def _check_columns(config: DataConfig, records: Iterable[Any]) -> str | None:
             if name not in names:
                 raise ValueError(
                     f"--columns {ours}={theirs}: {name!r} is not a {what} "
-                    f"({', '.join(names)}): {did_you_mean(name, names)}"
+                    f"({some_of(names)}): {did_you_mean(name, names)}"
                 )
     present = dict.fromkeys(existing, True)
     form = conversations.form_of(present, config.columns)
     if existing and form is None:
+        missing = ", ".join(map(repr, conversations.missing_fields(present, config.columns)))
         raise ValueError(
-            f"the corpus has the columns {', '.join(existing)}: map them with --columns to "
+            f"the corpus has the columns {some_of(existing)}"
+            f"{f', but none for {missing}' if missing else ''}: map them with --columns to "
             "messages, to prompt and completion, to instruction and output, or to text"
             f"{_mapping_hint(existing)}"
         )

@@ -230,6 +230,7 @@ def test_inspect_corpus_counts_causes_and_shows_an_example(
         ({}, "the corpus has the columns question, answer: map them"),
         ({"prompt": "questoin", "completion": "answer"}, "did you mean 'question'"),
         ({"promt": "question", "completion": "answer"}, "did you mean 'prompt'"),
+        ({"prompt": "question"}, "columns question, answer, but none for 'completion': map"),
     ],
 )
 def test_unknown_columns_are_refused_with_the_nearest(
@@ -258,6 +259,14 @@ def test_columns_with_nearly_our_names_are_suggested(
     path.write_text(json.dumps(dict.fromkeys(names, "a")))
     with pytest.raises(ValueError, match=hint):
         corpus.inspect_corpus(DataConfig((str(path),)), model)
+
+
+def test_only_the_first_of_many_columns_are_named(tmp_path: Path, model: ModelConfig) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps({str(number): ROWS[0] for number in range(5000)}))
+    with pytest.raises(ValueError, match="29 and 4,970 more: map them") as caught:
+        corpus.inspect_corpus(DataConfig((str(path),)), model)
+    assert len(str(caught.value)) < 400
 
 
 def test_a_record_with_a_name_twice_is_broken(tmp_path: Path, model: ModelConfig) -> None:

@@ -74,7 +74,10 @@ LEARN_FLAGS = ("weight", "train", "training", "loss")
 """Fields of an assistant's message that say whether it is trained; absent ones mean yes."""
 
 RESERVED_ARGUMENTS = frozenset(
-    {"add_generation_prompt", "chat_template", "continue_final_message", "messages", "tokenize"}
+    {
+        *("add_generation_prompt", "chat_template", "continue_final_message", "conversation"),
+        *("messages", "tokenize", "tools"),
+    }
 )
 """Arguments of `apply_chat_template` that a record can't set."""
 
@@ -146,13 +149,13 @@ def read_record(record: Any, columns: Mapping[str, str]) -> Conversation | Plain
         messages, trained = _alpaca(fields)
     else:
         messages, trained = _prompt_and_completion(fields)
+    _check(messages, trained)
     if system := fields.get("system"):
         if not messages or messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": _text(system, "system")})
             trained.insert(0, False)
         else:
             unused = (*unused, "system (the messages have one)")
-    _check(messages, trained)
     return Conversation(
         messages, trained, _tools(fields.get("tools")), _template_args(fields), unused
     )
@@ -324,7 +327,9 @@ def _message(message: Mapping[str, Any], number: int) -> tuple[Message, bool]:
         made["tool_calls"] = calls
     for thought in THOUGHTS & made.keys():
         _text(made[thought], f"{thought} of message {number}")
+    beside = _beside_texts(made.get("content"))
     made["content"] = _content(made, number)
+    made |= beside
     return made, _is_learned(made, number)
 
 
@@ -370,6 +375,22 @@ def _content(message: Message, number: int) -> str:
             )
         texts.append(text)
     return "\n".join(texts)
+
+
+def _beside_texts(content: Any) -> dict[str, Any]:
+    """Return what parts of a content have beside their texts, under names that no template reads.
+
+    So it is named as unused.
+    """
+    content = _listed(content)
+    parts = content if isinstance(content, list) else []
+    return {
+        f"content.{name}": value
+        for part in parts
+        if isinstance(part, Mapping)
+        for name, value in part.items()
+        if name not in ("type", "text") and value is not None and str(value) not in ("", "[]", "{}")
+    }
 
 
 def _tool_calls(message: Message, number: int) -> list[dict[str, Any]]:
@@ -429,9 +450,24 @@ def _flag(value: Any, name: str, number: int) -> bool:
 
 
 def _prompt_and_completion(fields: Mapping[str, Any]) -> tuple[list[Message], list[bool]]:
-    prompt, _ = _side(fields["prompt"], "prompt", "user")
-    completion, trained = _side(fields["completion"], "completion", "assistant")
+    sides = fields["prompt"], fields["completion"]
+    if all(map(_lists_messages, sides)):  # one alone may be a text that is about JSON
+        sides = load_json(sides[0]), load_json(sides[1])
+    prompt, _ = _side(sides[0], "prompt", "user")
+    completion, trained = _side(sides[1], "completion", "assistant")
     return prompt + completion, [False] * len(prompt) + trained
+
+
+def _lists_messages(value: Any) -> bool:
+    """Return whether a value is JSON text of a list of messages, as CSV files have them."""
+    if not isinstance(value, str) or value.lstrip()[:1] != "[":
+        return False
+    try:
+        found = load_json(value)
+    except (ValueError, RecursionError):
+        return False
+    messages = [each for each in found if isinstance(each, dict)]
+    return 0 < len(messages) == len(found) and all({"role", "from"} & m.keys() for m in messages)
 
 
 def _side(value: Any, name: str, role: str) -> tuple[list[Message], list[bool]]:
@@ -498,12 +534,12 @@ def _check(messages: Sequence[Message], trained: Sequence[bool]) -> None:
     Raises:
         Rejected: "empty".
     """
-    for message, learn in zip(messages, trained, strict=True):
+    for number, (message, learn) in enumerate(zip(messages, trained, strict=True)):
         speaks = message["content"].strip() or any(
             message.get(name) for name in ("tool_calls", *THOUGHTS)
         )
         if not speaks and (learn or message["role"] == "user"):
-            raise Rejected("empty", f"the {message['role']}'s content")
+            raise Rejected("empty", f"the {message['role']}'s content, of message {number}")
 
 
 def _text(value: Any, name: str) -> str:

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from otr.data import Conversation, PlainText, Rejected, messages_of, read_record
+from otr.data import Conversation, PlainText, Rejected, messages_of, read_record, tokenize
+from tests.assets.tiny import byte_tokenizer
 
 ASKED, ANSWERED = {"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}
 TURNS = [ASKED, ANSWERED]
@@ -75,6 +76,7 @@ TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {}}}
         ({"prompt": "2 + 2?", "completion": "4"}, {}),
         ({"prompt": [ASKED], "completion": [ANSWERED]}, {}),
         ({"prompt": [ASKED], "completion": "4"}, {}),
+        ({"prompt": json.dumps([ASKED]), "completion": f" {json.dumps([ANSWERED])}"}, {}),
         ({"question": "2 + 2?", "answer": "4"}, {"prompt": "question", "completion": "answer"}),
         ({"instruction": "2 + 2?", "input": "", "output": "4"}, {}),
         ({"instruction": "2 + 2?", "output": "4", "history": []}, {}),
@@ -243,6 +245,21 @@ def test_fields_that_are_not_understood_are_named() -> None:
     assert both.unused == ("text",)
 
 
+def test_a_prompt_or_a_completion_alone_may_be_about_json() -> None:
+    told = json.dumps(TURNS)
+    for prompt, completion in ((told, "4"), ("2 + 2?", told), (told, "[1]"), ("[]", told)):
+        record = {"prompt": prompt, "completion": completion}
+        assert [message["content"] for message in messages_of(record, {})] == [prompt, completion]
+
+
+def test_what_parts_have_beside_their_texts_is_named() -> None:
+    parts = [{"type": "text", "text": "4", "weight": 0}, {"text": "!", "annotations": []}]
+    record = {"messages": [ASKED, {**ANSWERED, "content": parts}]}
+    assert messages_of(record, {})[1] == {**ANSWERED, "content": "4\n!", "content.weight": 0}
+    done = tokenize([record], byte_tokenizer(), columns={}, sequence_length=99)
+    assert done.unused == {"content.weight of assistant messages": 1}
+
+
 def test_an_empty_system_message_is_kept() -> None:
     silent = {"role": "system", "content": ""}
     assert messages_of({"messages": [silent, *TURNS]}, {}) == [silent, *TURNS]
@@ -337,6 +354,11 @@ def test_an_empty_system_message_is_kept() -> None:
             "broken",
             "chat_template_kwargs sets tokenize: leave it out",
         ),
+        (
+            {"messages": TURNS, "chat_template_kwargs": {"tools": [], "conversation": []}},
+            "broken",
+            "chat_template_kwargs sets conversation, tools: leave it out",
+        ),
         ({"messages": [{"role": "user", "content": 7}]}, "broken", "content of message 0 is int"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
@@ -354,7 +376,12 @@ def test_an_empty_system_message_is_kept() -> None:
         ({"messages": TURNS, "tools": "{"}, "broken", "tools is no JSON"),
         ({"instruction": "a", "output": "b", "history": [["q"]]}, "broken", "history has ['q']"),
         ({"instruction": "a", "output": 4}, "broken", "output is int '4' instead of text"),
-        ({"prompt": "a", "completion": "  "}, "empty", "the assistant's content"),
+        ({"prompt": "a", "completion": "  "}, "empty", "the assistant's content, of message 1"),
+        (
+            {"messages": [*TURNS, ASKED, {**ANSWERED, "content": ""}], "system": "a"},
+            "empty",
+            "the assistant's content, of message 3",
+        ),
         ({"prompt": " ", "completion": "a"}, "empty", "the user's content"),
         ({"messages": []}, "empty", "no messages"),
         ({"text": " "}, "empty", "text"),

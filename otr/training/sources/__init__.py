@@ -30,7 +30,8 @@ Which records, by suffix; all but Parquet and Arrow files may also have .gz or .
   fill absent fields with null, so fields that are null are left out, at every depth. Bytes are
   taken for text.
 
-Text is UTF-8, with or without a byte order mark, or UTF-16 with one.
+Text is UTF-8, with or without a byte order mark, or UTF-16 with one. Files in UTF-16 without one
+and in UTF-32 can't be read.
 """
 
 from otr._deprecated import renamed_names

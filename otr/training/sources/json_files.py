@@ -140,7 +140,7 @@ def _begins_json(head: bytes, ended: bool) -> bool:
         _DECODER.raw_decode(text)
     except json.JSONDecodeError as error:
         return not ended and _may_go_on(error, text)
-    except RecursionError:
+    except (ValueError, RecursionError):  # such as a number of too many digits
         return False
     return True
 
@@ -265,6 +265,8 @@ class _JsonText:
                     at_end = error.pos >= len(self.text.rstrip())
                     reason = "the file ends too early" if at_end else error.msg
                     raise self._error(reason.removesuffix(" starting at")) from error
+            except ValueError as error:  # a number of too many digits
+                raise self._error(str(error).partition(":")[0]) from error
             else:
                 # A number at the end of the text may have further digits.
                 if self.ended or end < len(self.text) - _ENDING_CHARS:

@@ -17,7 +17,10 @@ READERS = {
     "arrow": tables.read_arrow,
     "hub": tables.read_hub_shard,
 }
-_ERRORS = (OSError, EOFError, ValueError, RecursionError, zlib.error, pa.ArrowException)
+_ERRORS = (
+    *(OSError, EOFError, ValueError, RecursionError, zlib.error, pa.ArrowException),
+    OverflowError,  # a date that Python has no form for
+)
 
 
 class UnreadableSource(ValueError):

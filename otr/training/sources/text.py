@@ -20,6 +20,7 @@ OTHER_FORMATS = {
     b"ARROW1\0": ("an Arrow file", "let its name end in .arrow"),
 }
 """What a file is that begins with these bytes, and what to do with it."""
+UTF32_MARKS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)  # the first begins as that of UTF-16
 LFS_POINTER = b"version https://git-lfs"
 _READ_CHARS = 2**16
 
@@ -47,6 +48,8 @@ def open_utf8(path: str) -> Iterator[io.BufferedReader]:
         for mark, (what, remedy) in OTHER_FORMATS.items():
             if head.startswith(mark):
                 raise FormatError(f"it is {what}", remedy)
+        if head.startswith(UTF32_MARKS) or b"\0" in head[:2]:  # UTF-16 without a mark, too
+            raise FormatError("it is not UTF-8: it begins with zero bytes", "save it as UTF-8")
         yield io.BufferedReader(_FromUtf16(file)) if _has_mark(file) else file
 
 

@@ -319,6 +319,16 @@ def test_other_encodings_are_broken_records(tmp_path: Path, content: str) -> Non
         json.loads(text)
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32", "utf-32-be"])
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv"])
+def test_encodings_that_nothing_tells_are_unreadable(
+    tmp_path: Path, encoding: str, suffix: str
+) -> None:
+    content = csv_text(ROWS) if suffix == "csv" else JSON_LINES
+    path = write(tmp_path / f"rows.{suffix}", content.encode(encoding))
+    fails(path, "it is not UTF-8: it begins with zero bytes: save it as UTF-8, or leave it out")
+
+
 def test_a_file_that_ends_within_a_character_of_utf16_is_unreadable(tmp_path: Path) -> None:
     fails(write(tmp_path / "rows.jsonl", JSON_LINES.encode("utf-16")[:-1]), "truncated data")
 
@@ -437,6 +447,19 @@ def test_a_table_that_is_no_csv_is_unreadable(tmp_path: Path, content: str, mess
 def test_columns_without_a_name_are_called_by_number(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.csv", ",prompt\n0,a\n")
     assert records(path) == [{"column 1": "0", "prompt": "a"}]
+
+
+def test_a_date_that_python_has_no_form_for_is_unreadable(tmp_path: Path) -> None:
+    dates = pa.array([10**18] * len(ROWS), pa.timestamp("us"))
+    table = pa.Table.from_pylist(ROWS).append_column("date", dates)
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    fails(tmp_path / "rows.parquet", "rows.parquet: date value out of range")
+
+
+def test_a_number_of_too_many_digits_is_a_broken_line(tmp_path: Path) -> None:
+    long = '{"n": ' + "9" * 5000 + "}"
+    assert texts(write(tmp_path / "rows.jsonl", f"{long}\n{{}}\n")) == [long.encode(), b"{}"]
+    fails(write(tmp_path / "rows.json", f"[{{}},\n{long}]"), r"digits\).* in line 2: correct the")
 
 
 def test_fields_that_are_null_are_left_out_of_tables_but_not_of_json(tmp_path: Path) -> None:

@@ -182,7 +182,8 @@ class DataConfig:
     trained token left is rejected. `split`: a conversation is cut before questions, and each part
     gets the system message; a text is cut anywhere."""
     max_rejected: float = 0.05
-    """Largest share of records that may be rejected as unusable, 0 to 1; above it the run fails."""
+    """Largest share of records that may be rejected as unusable, 0 to 1; above it the run fails. It
+    also fails if all records of one path are rejected, unless this is 1."""
     skip_bad: bool = False
     """Skip and count what would otherwise end the run: unreadable files, and steps whose loss or
     gradient is not finite."""

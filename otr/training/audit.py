@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from otr.hints import encodable
 
 if TYPE_CHECKING:
+    from otr.config import DataConfig
     from otr.data import Tokenized
     from otr.training.corpus import Text
 
@@ -107,6 +108,25 @@ class Audit:
             for s in ordered[:1]
         ]
         return "".join(first)
+
+
+def check_source(config: "DataConfig", path: str, records: int, used: int) -> None:
+    """Check that a path gives the training something, however small a share of the corpus it is.
+
+    Args:
+        config: says whether all of the records may be rejected.
+        path: one of the configured paths.
+        records: how many of it were read.
+        used: how many examples or rows they gave.
+
+    Raises:
+        ValueError: none of the records can be used.
+    """
+    if records and not used and config.max_rejected < 1 and not config.skip_bad:
+        raise ValueError(
+            f"none of the records of {path} can be used ({records:,} were read): leave it out, or "
+            "see why with `otr data show` and --rejected all"
+        )
 
 
 def batch_audit(texts: "Sequence[Text]", done: "Tokenized") -> str:

@@ -18,7 +18,7 @@ import numpy as np
 from otr._deprecated import renamed_names
 from otr.config import DataConfig, ModelConfig
 from otr.hints import did_you_mean, nearly, some_of
-from otr.training.audit import Audit, batch_audit
+from otr.training.audit import Audit, batch_audit, check_source
 from otr.training.sources import (
     SourceChunk,
     UnreadableSource,
@@ -145,7 +145,8 @@ def inspect_corpus(config: DataConfig, model: ModelConfig, *, limit: int = 20_00
 
     Raises:
         ValueError: a file is missing or broken, no record has the columns (the message names the
-            nearest), no record can be used, or more are rejected than `config.max_rejected` allows.
+            nearest), no record can be used, none of one path, or more are rejected than
+            `config.max_rejected` allows.
     """
     from otr.models.tokenizer import check_chat_template
 
@@ -182,6 +183,8 @@ def inspect_corpus(config: DataConfig, model: ModelConfig, *, limit: int = 20_00
     audit.check()
     if not audit.records:
         raise ValueError(f"the corpus is empty: there is no record in {', '.join(config.paths)}")
+    for path, source in sources.found.items() if not rest else ():
+        check_source(config, path, source.records, source.examples)
     assert first is not None  # else `audit.check` raises
     counted = not rest or not any("://" in p or p[:3] == "hf:" for p in config.paths)
     return CorpusReport(

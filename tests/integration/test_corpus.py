@@ -286,6 +286,18 @@ def test_too_many_rejected_records_are_refused(tmp_path: Path, model: ModelConfi
     corpus.inspect_corpus(DataConfig((str(path),), sequence_length=64, max_rejected=0.06), model)
 
 
+def test_a_path_that_gives_nothing_is_refused(tmp_path: Path, model: ModelConfig) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(TEXT)
+    (tmp_path / "other.jsonl").write_text('{"question": "1 + 1?", "answer": "2"}\n')
+    paths = (str(tmp_path / "rows.jsonl"), str(tmp_path / "other.jsonl"))
+    config = DataConfig(paths, sequence_length=64)
+    with pytest.raises(ValueError, match=r"none of the records of .*other.jsonl can be used \(1 w"):
+        corpus.inspect_corpus(config, model)
+    for chosen in ({"max_rejected": 1.0}, {"skip_bad": True}):
+        assert corpus.inspect_corpus(replace(config, **chosen), model).rejected == {"broken": 1}
+    assert not corpus.inspect_corpus(config, model, limit=20).complete  # others may follow
+
+
 def test_an_empty_corpus_is_refused(tmp_path: Path, model: ModelConfig) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("\n")

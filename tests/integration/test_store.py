@@ -257,6 +257,17 @@ def test_an_unreadable_file_is_one_clear_error(
     assert PackedStore(path).audit().rejected == {"unreadable": 1}
 
 
+def test_a_file_that_gives_nothing_is_refused(
+    data: DataConfig, model: ModelConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "other.jsonl").write_text('{"question": "1 + 1?", "answer": "2"}\n')
+    (tmp_path / "empty.jsonl").touch()
+    paths = [data.paths[3], str(tmp_path / "empty.jsonl"), str(tmp_path / "other.jsonl")]
+    ensure_store(replace(data, paths=tuple(paths[:2])), model, str(tmp_path / "packed"))
+    with pytest.raises(ValueError, match=r"none of the records of .*other\.jsonl can be used"):
+        ensure_store(replace(data, paths=tuple(paths)), model, str(tmp_path / "packed"))
+
+
 def test_a_full_disk_leaves_nothing_half_made(
     data: DataConfig, model: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,7 +26,7 @@ from fsspec.implementations.local import LocalFileSystem
 from otr import files
 from otr.config import DataConfig, ModelConfig
 from otr.hints import full_disk
-from otr.training.audit import Audit
+from otr.training.audit import Audit, check_source
 from otr.training.corpus import pack_batches
 from otr.training.sources import SourceChunk, list_chunks
 from otr.training.store import layout, version
@@ -84,7 +84,7 @@ def ensure_store(
 
     Raises:
         ValueError: a file is missing, can't be read or changed while it was packed, too many
-            records are rejected, no record can be used, or the storage is full.
+            records are rejected, no record can be used, none of one path, or the storage is full.
     """
     plan = _plan(config)
     path = f"{root}/{_name(plan, config, model)}"
@@ -100,6 +100,8 @@ def ensure_store(
     for source, rows in index.rows_by_source().items():
         if config.weights and not rows:
             raise ValueError(f"{source} has a weight, but no record that can be used: leave it out")
+        own = [json.loads(part.audit)["rows"] for part in index.parts if part.source == source]
+        check_source(config, source, sum(own), rows)
     return path
 
 

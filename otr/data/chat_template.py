@@ -34,6 +34,7 @@ THOUGHT_EMPTY = (
 )
 THOUGHT_LEFT_OUT = "records whose thoughts the chat template leaves out"
 CONTENT_LEFT_OUT = "records with {} messages of which the chat template leaves out text"
+CALL_LEFT_OUT = "records with tool calls that the chat template leaves out"
 GREETING = "records that begin with an answer, which is not trained: there is no prompt for it"
 UNANSWERED = "records that do not end with an answer: what follows the last one is not used"
 FLAGS_IGNORED = "records with answers that are not to be learned, which train_on all trains too"
@@ -116,7 +117,11 @@ class ChatTemplate:
             looked_at = number + 1
             if texts and answered.text[:start].startswith(texts[-1].learned):
                 before = texts.pop()
-                answered = replace(answered, answers=before.answers + answered.answers)
+                answered = replace(
+                    answered,
+                    answers=before.answers + answered.answers,
+                    remarks=before.remarks + answered.remarks,
+                )
             texts.append(answered)
         if not texts:
             raise Rejected("untrained", "its answers have no question before them")
@@ -321,13 +326,15 @@ def _has_question(messages: Sequence[Message]) -> bool:
 
 
 def _left_out(messages: Sequence[Message], text: str) -> set[str]:
-    """Return a remark for each role of which a text lacks words."""
+    """Return a remark for each role of which a text lacks words, and if it lacks a tool call."""
     found = set()
     for message in messages:
+        called = (call["function"]["name"] for call in message.get("tool_calls") or ())
+        if any(name not in text for name in called):
+            found.add(CALL_LEFT_OUT)
         said = message["content"].strip()
         if message["role"] == "assistant":  # thoughts are looked at apart
-            said = said.partition(_END_THINK)[2] if _END_THINK in said else said
-            said = said.removeprefix(_THINK).strip()
+            said = _parted(said)[1].removeprefix(_THINK).strip()
         # Templates may trim a content, or write it as JSON.
         if said not in text and any(w not in text for w in re.findall(r"\w+", said)):
             found.add(CONTENT_LEFT_OUT.format(message["role"]))
@@ -370,9 +377,15 @@ def _after_thought(prompt: str, text: str, message: Message) -> tuple[str, tuple
 def _thought(message: Message) -> str:
     """Return the thought that a message has in a field of its own or in its content."""
     found = next((message[name] for name in THOUGHTS if message.get(name)), "")
-    if not found and _END_THINK in message["content"]:
-        found = message["content"].partition(_END_THINK)[0].rpartition(_THINK)[2]
-    return str(found).strip()
+    return str(found or _parted(message["content"])[0]).strip()
+
+
+def _parted(content: str) -> tuple[str, str]:
+    """Return the thought that a content begins with, "" if it has none, and what follows."""
+    before, closed, after = content.partition(_END_THINK)
+    lead, _, thought = before.rpartition(_THINK)
+    # An answer may also speak of the tags.
+    return (thought, after) if closed and not lead.strip() else ("", content)
 
 
 def _with_told_arguments(message: Message) -> Message:

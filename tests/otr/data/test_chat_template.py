@@ -10,6 +10,7 @@ import pytest
 
 from otr.data import Conversation, Rejected, read_record, tokenize
 from otr.data.chat_template import (
+    CALL_LEFT_OUT,
     CONTENT_LEFT_OUT,
     FLAGS_IGNORED,
     GREETING,
@@ -246,6 +247,33 @@ def test_text_that_the_template_leaves_out_is_remarked(
         )
         assert len(done.rejected) == 0
         assert (CONTENT_LEFT_OUT.format(message["role"]) in done.remarks) == left_out
+
+
+def test_what_the_template_leaves_out_of_an_earlier_answer_is_remarked() -> None:
+    first = {**ANSWERED, "reasoning_content": "easy"}
+    record = {"messages": [ASKED, first, AGAIN, ANSWERED_AGAIN]}
+    done = tokenize([record], of_family("gemma4"), columns={}, sequence_length=10**6)
+    assert (len(done.examples), done.remarks) == (1, {THOUGHT_LEFT_OUT: 1})
+
+
+@pytest.mark.parametrize("said", ["", "I look."])
+def test_a_tool_call_that_the_template_leaves_out_is_remarked(said: str) -> None:
+    record = {"messages": [ASKED, {**CALLED, "content": said}, RESULT, ANSWERED]}
+    done = [
+        tokenize([record], of_family(family), columns={}, sequence_length=10**6)
+        for family in ("deepseek_r1_distill", "qwen3")
+    ]
+    assert [CALL_LEFT_OUT in each.remarks for each in done] == [bool(said), False]
+    assert [bool(each.rejected) for each in done] == [not said, False]
+
+
+def test_an_answer_may_speak_of_the_tags_of_a_thought() -> None:
+    answer = "the tag <think> opens it, </think> closes it"
+    record = {"messages": [ASKED, {**ANSWERED, "content": answer}]}
+    [trained] = answers(of_family("nemotron_3_nano"), record)
+    assert trained == f"\n</think>\n\n{answer}<|im_end|>"
+    done = tokenize([record], of_family("deepseek_r1_distill"), columns={}, sequence_length=10**6)
+    assert CONTENT_LEFT_OUT.format("assistant") in done.remarks  # the template cuts it
 
 
 def test_training_on_all_names_what_it_ignores_and_what_it_lacks() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.records import read_answers
-from pipelines.report.leaderboard import BASE, Entry
+from pipelines.report.leaderboard import BASE, Entry, heading
 
 _FILES = {
     "table.md": "the tables in Markdown",
@@ -63,12 +63,13 @@ def examples_section(directory: Path, best: Entry | None, benchmark: str) -> str
     examples = best and choose_examples(directory / "scores", best.trial, benchmark)
     if not best or not examples:
         return ""
+    title = heading(benchmark, [best])
     shown = "".join(_example(each, best.trial) for each in examples)
     links = " and ".join(
         _link(directory, f"scores/{name}/{benchmark}.parquet", name) for name in (BASE, best.trial)
     )
     return (
-        f"<section><h2>Example answers</h2><p>Items of {html.escape(benchmark)} on which the base "
+        f"<section><h2>Example answers</h2><p>Items of {html.escape(title)} on which the base "
         f"model and {html.escape(best.trial)}, the best trial, differ. All answers: {links}. "
         "<code>otr show</code> prints them.</p>"
         f"{shown}</section>"

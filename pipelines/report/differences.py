@@ -18,6 +18,8 @@ from pipelines.report.leaderboard import (
     Entry,
     best_trial,
     group_by_arm,
+    heading,
+    headings,
     objective_kind,
     percent,
     rank_arms,
@@ -139,21 +141,21 @@ def verdict(entries: Sequence[Entry], target: str) -> str:
     The best arm wins if it is significantly better than every other arm, the base model included.
     Since all of these tests must agree, their p-values need no correction for their number.
     """
-    best = _best_arm(entries, target)
+    best, title = _best_arm(entries, target), heading(target, entries)
     if best is None:
-        return f"No trial has a score on {target}."
+        return f"No trial has a score on {title}."
     trained = [arm for arm in rank_arms(entries, target) if arm.name != BASE]
     scores = [percent(s, " %") for arm in trained if (s := arm.score(target))]
     tests = _tests_of(best, entries, target)
     if not tests:
-        return f"{best.name} has {scores[0]} on {target}; there is nothing to compare it with."
+        return f"{best.name} has {scores[0]} on {title}; there is nothing to compare it with."
     if caveat := _caveat(entries):
-        return f"No winner on {target} is named: {caveat}. {best.name} has {scores[0]}."
+        return f"No winner on {title} is named: {caveat}. {best.name} has {scores[0]}."
     ties = [name for name, d in tests.items() if d is not None and not _is_better(d)]
     untested = [name for name, d in tests.items() if d is None]
     if ties and len(set(scores)) == 1 and len(scores) > 1:
-        return f"No winner on {target}: every arm has {scores[0]}."
-    leads = f"No clear winner on {target}: {best.name} has the highest mean, {scores[0]}, but"
+        return f"No winner on {title}: every arm has {scores[0]}."
+    leads = f"No clear winner on {title}: {best.name} has the highest mean, {scores[0]}, but"
     if ties:
         return f"{leads} the paired test does not distinguish it from {_listed(ties)}."
     if untested:
@@ -165,7 +167,7 @@ def verdict(entries: Sequence[Entry], target: str) -> str:
     )
     points = f"{100 * closest.difference:.1f} [{100 * closest.low:.0f}, {100 * closest.high:.0f}]"
     return (
-        f"{best.name} wins on {target}: {scores[0]}, significantly better than every other arm. "
+        f"{best.name} wins on {title}: {scores[0]}, significantly better than every other arm. "
         f"The closest is {name}, {points} percentage points behind."
     )
 
@@ -205,6 +207,7 @@ def recommendation(entries: Sequence[Entry], benchmarks: Sequence[str]) -> str:
         benchmarks: names of the benchmarks, the target first.
     """
     target, best = benchmarks[0], best_trial(entries, benchmarks[0])
+    titles = headings(benchmarks)
     arms = {arm.name: arm for arm in group_by_arm(entries)}
     if best is None:
         return "There is no trained model to use."
@@ -214,14 +217,15 @@ def recommendation(entries: Sequence[Entry], benchmarks: Sequence[str]) -> str:
         return f"{highest}, has the highest score. It was not compared with the base model."
     if not _is_better(gain):
         return (
-            f"No model is clearly better than the base model on {target}: keep the base model, or "
-            f"test with more seeds or items. {highest}, has the highest score of the trained ones."
+            f"No model is clearly better than the base model on {titles[target]}: keep the base "
+            f"model, or test with more seeds or items. {highest}, has the highest score of the "
+            "trained ones."
         )
     text = f"Use {highest}."
     if winning_arm(entries, target) is None:
         text += " It is significantly better than the base model, but no clear winner."
     forgotten = [
-        name
+        titles[name]
         for name in retained_benchmarks(benchmarks)
         if (d := compare_arms(arms[BASE], arms[best.arm], name)) is not None and _is_better(d)
     ]

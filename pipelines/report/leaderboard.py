@@ -175,6 +175,12 @@ def headings(benchmarks: Sequence[str]) -> dict[str, str]:
     return {name: name if counts[title] > 1 else title for name, title in short.items()}
 
 
+def heading(benchmark: str, entries: Sequence[Entry]) -> str:
+    """Return the short title of a benchmark among those on which the entries have scores."""
+    names = {name: None for entry in entries for name in entry.scores}
+    return headings([*(names | {benchmark: None})])[benchmark]
+
+
 def retained_benchmarks(benchmarks: Sequence[str]) -> list[str]:
     """Return the benchmarks of skills that the model had before training.
 

@@ -25,7 +25,14 @@ from pipelines.report import (
     search,
     tables,
 )
-from pipelines.report.leaderboard import BASE, Entry, group_by_arm, rank_arms, retained_benchmarks
+from pipelines.report.leaderboard import (
+    BASE,
+    Entry,
+    group_by_arm,
+    headings,
+    rank_arms,
+    retained_benchmarks,
+)
 from pipelines.report.plot_style import dark_css_colors, with_css_colors
 from pipelines.report.tables import Cell, IntervalCell, Overlaps, ScoreCell, Table
 from pipelines.stages.contamination import LONGEST, SHORTEST
@@ -127,6 +134,7 @@ def figures(entries: Sequence[Entry], benchmarks: Sequence[str], metric: str) ->
         metric: validation metric that selects the learning rate of each setting.
     """
     target, retained = benchmarks[0], retained_benchmarks(benchmarks)
+    titles = headings(benchmarks)
 
     def by_setting(file: str, title: str, setting: str, label: str) -> Figure:
         caption = (
@@ -147,8 +155,9 @@ def figures(entries: Sequence[Entry], benchmarks: Sequence[str], metric: str) ->
         Figure(
             "target-against-forgetting.svg",
             "Learning against forgetting",
-            f"Up is better on {target}, the skill to learn. Right is less forgotten: the mean "
-            f"score on skills that the model had before training ({', '.join(retained)}).",
+            f"Up is better on {titles[target]}, the skill to learn. Right is less forgotten: the "
+            "mean score on skills that the model had before training "
+            f"({', '.join(titles[name] for name in retained)}).",
             plots.trade_off(entries, target, retained),
         ),
         by_setting(

@@ -17,6 +17,7 @@ from pipelines.report.leaderboard import (
     Arm,
     Entry,
     group_by_arm,
+    heading,
     headings,
     objective_kind,
     rank_arms,
@@ -108,7 +109,7 @@ def trade_off(entries: Sequence[Entry], target: str, retained: Sequence[str]) ->
             )
         mean = f"mean of {len(retained)} retained benchmarks"
         axes.set_xlabel(f"{mean if len(retained) > 1 else retained[0]} (% correct)")
-        axes.set_ylabel(f"{target} (% correct)")
+        axes.set_ylabel(f"{heading(target, entries)} (% correct)")
         axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
 
     return render_svg(draw, 7.6, 4.4)

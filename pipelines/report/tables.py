@@ -1,7 +1,7 @@
 """The tables of a sweep, and their text form for the terminal and table.md."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -248,7 +248,8 @@ def markdown(entries: Sequence[Entry], benchmarks: Sequence[str], overlaps: Over
     if metrics.rows:
         parts += ["Several answers per item", metrics.markdown()]
     parts += incomplete_answers(entries, benchmarks)
-    parts += [str(overlap) for overlap in overlaps.values()]
+    titles = headings([*overlaps])
+    parts += [str(replace(each, benchmark=titles[name])) for name, each in overlaps.items()]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 

@@ -316,6 +316,30 @@ def test_titles_of_columns_leave_out_options_that_do_not_tell_benchmarks_apart()
     assert [*leaderboard.headings(both).values()] == ["bbh:items=1-9", "mmlu", "bbh:items=10-19"]
 
 
+def test_sentences_leave_out_such_options_too(entries: list[Entry]) -> None:
+    long = {name: f"{name}:max_tokens=32" for name in BENCHMARKS}
+    some = [
+        replace(
+            each,
+            scores={long[name]: score for name, score in each.scores.items()},
+            verdicts={long[name]: verdicts for name, verdicts in each.verdicts.items()},
+        )
+        for each in entries
+    ]
+    names = [*long.values()]
+    sentences = [
+        differences.verdict(some, names[0]),
+        differences.verdict([], names[0]),
+        differences.recommendation(some, names),
+        *(figure.caption for figure in page.figures(some, names, "val_nll")),
+        tables.markdown(some, names, {names[0]: Overlap(names[0], 9, {"a": 1})}),
+    ]
+    assert BENCHMARKS[0] in sentences[0] and "retained-code" in sentences[2]
+    assert not [sentence for sentence in sentences if "max_tokens" in sentence]
+    twice = [replace(e, scores=e.scores | {f"{names[0]},top_p=1": {}}) for e in some]
+    assert names[0] in differences.verdict(twice, names[0]), "it alone tells the two apart"
+
+
 def test_metrics_of_several_answers_have_a_table_of_their_own(entries: list[Entry]) -> None:
     assert tables.other_metrics_table(entries, BENCHMARKS).rows == []
     several = [

@@ -7,7 +7,8 @@ import json
 import math
 import re
 from collections import Counter
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, get_type_hints
 
 from otr._deprecated import renamed_arguments
@@ -33,6 +34,14 @@ def types_of(config: Any) -> dict[str, Any]:
         return setting_types()
     hints = get_type_hints(config)
     return {each.name: hints[each.name] for each in fields(config)}
+
+
+def keys_of(config: Any, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted keys of a configuration's fields, and of those of its parts."""
+    for name, kind in types_of(config).items():
+        yield f"{prefix}{name}"
+        if is_dataclass(kind):
+            yield from keys_of(kind, f"{prefix}{name}.")
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,67 @@
 
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from difflib import get_close_matches
+
+NEAR = 0.5
+"""Share of common letters from which a name is near another one (`difflib`)."""
+_MOST_LISTED = 25  # names in a message
+_ALSO_CALLED = {
+    "learning_rate": "lr",
+    "k": "num_samples",
+    "samples": "num_samples",
+    "beta": "mismatch_reward",
+    "kappa": "temperature",
+    "scale": "reward_scale",
+    "steps": "max_steps",
+    "num_train_epochs": "epochs",
+    "batch_size": "global_batch_size",
+    "max_length": "sequence_length",
+    "max_seq_length": "sequence_length",
+    "lr_scheduler_type": "schedule",
+    "warmup": "warmup_steps",
+    "r": "rank",
+}
+"""Settings by the names that they have in papers and other trainers."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return the end of an error message: "did you mean 'x'?", with the name nearest to `word`."""
-    nearest = get_close_matches(word, list(known), n=1, cutoff=0)
-    return f"did you mean {nearest[0]!r}?" if nearest else "there is none"
+    """Return the end of an error message: "did you mean 'x'?", with the name nearest to `word`.
+
+    The names that begin with `word` are given together. Where no name is near, all are listed.
+    """
+    wanted, names = str(word).lower(), {name.lower(): name for name in known}
+    longer = [repr(name) for lower, name in names.items() if wanted and lower.startswith(wanted)]
+    if 1 < len(longer) <= _MOST_LISTED:
+        return f"did you mean {', '.join(longer[:-1])} or {longer[-1]}?"
+    nearest = get_close_matches(wanted, names, n=1, cutoff=NEAR)
+    if nearest:
+        return f"did you mean {names[nearest[0]]!r}?"
+    listed = [*map(repr, names.values())]
+    more = f", ... ({len(listed)} in all)" if len(listed) > _MOST_LISTED else ""
+    return f"use one of {', '.join(listed[:_MOST_LISTED])}{more}" if listed else "there is none"
+
+
+def key_hint(name: str, near: Collection[str], known: Iterable[str]) -> str:
+    """Return the end of an error message about an unknown key: "did you mean 'x'?".
+
+    Args:
+        name: the last part of the key.
+        near: the names in its place.
+        known: all dotted keys. Where `name` is not simply misspelt, one that ends with it is meant:
+            "max_steps" is "train.max_steps", and "learning_rate" is "train.optim.lr".
+    """
+    if nearly(name, near):
+        return did_you_mean(name, near)
+    ends: dict[str, list[str]] = {}
+    for key in known:
+        ends.setdefault(key.rpartition(".")[2], []).append(key)
+    usual = name.lower().replace("-", "_")
+    for end in (_ALSO_CALLED.get(usual), usual, nearly(usual, ends)):
+        if end and len(ends.get(end, ())) == 1:
+            return f"did you mean {ends[end][0]!r}?"
+    return did_you_mean(name, near)
 
 
 def nearly(word: str, known: Iterable[str]) -> str | None:

@@ -6,7 +6,8 @@ from dataclasses import dataclass, is_dataclass
 from math import prod
 from typing import Any
 
-from otr.config import TrainConfig, types_of
+from otr.config import TrainConfig, keys_of, types_of
+from otr.hints import key_hint
 from otr.loss.objective import owners
 from tuning.domains import Domain
 from tuning.settings import SearchSettings
@@ -71,12 +72,15 @@ def search_arms(
     arms.reverse()
     missing = [key for key in domains if not any(key in arm.domains for arm in arms)]
     if missing:
-        names = ", ".join(arm.name for arm in arms)
-        has = owners(missing[0].removeprefix("objective."))
-        of = f"a setting of {' and '.join(has)}" if has else "without effect"
+        key, names = missing[0], ", ".join(arm.name for arm in arms)
+        has = owners(key.removeprefix("objective."))
+        what, remedy = "", "add an arm with --arms"
+        if has:
+            what = f", a setting of {' and '.join(has)}"
+        elif key.startswith("lora."):
+            what, remedy = ", a setting of adapters", "set --train.lora.rank, such as 16"
         raise ValueError(
-            f"the search names {missing[0]}, {of}, but no arm has it ({names}): leave it out, or "
-            f"add an arm with --arms"
+            f"the search names {key}{what}, but no arm has it ({names}): leave it out, or {remedy}"
         )
     return arms
 
@@ -86,12 +90,21 @@ def most_trials(arms: Sequence[SearchArm], settings: SearchSettings) -> dict[str
 
     All arms in which something is searched get equally many, except in a grid. Time or tokens in
     the budget may leave fewer.
+
+    Raises:
+        ValueError: the budget has less than one trial for each of them.
     """
     searched = [arm for arm in arms if arm.domains]
     none = dict.fromkeys((arm.name for arm in arms), 0)
     if settings.sampler == "grid":
         return none | {arm.name: arm.combinations() for arm in searched}
     trials = settings.limits.trials
+    if trials is not None and trials < len(searched):
+        names = ", ".join(arm.name for arm in searched)
+        raise ValueError(
+            f"the budget of {settings.budget} is less than one trial for each of {len(searched)} "
+            f"arms ({names}): give a larger --budget or fewer --arms"
+        )
     each = MOST_TRIALS if trials is None else trials // max(1, len(searched))
     return none | {arm.name: each for arm in searched}
 
@@ -126,25 +139,41 @@ def _check_key(config: TrainConfig, key: str, domain: Domain) -> None:
     """
     if key == "objective.name":
         raise ValueError("the search names objective.name: choose objectives with --arms")
-    part: Any = config
+    keys = [*keys_of(type(config))]
+    if key not in keys:
+        searched = [each for each in keys if each.startswith(_SEARCHED)]
+        table, _, name = key.rpartition(".")
+        near = [each.rpartition(".")[2] for each in searched if each.startswith(f"{table}.")]
+        raise ValueError(
+            f"the search names {key}, which is not a setting: {key_hint(name, near, searched)}"
+        )
     kind: Any = type(config)
     for name in key.split("."):
-        if not is_dataclass(part) or name not in types_of(kind):
-            with_overrides(config, {key: domain.ends()[0]})  # names the nearest key
-            raise ValueError(f"the search names {key}, which is no setting")
-        part, kind = getattr(part, name), types_of(kind)[name]
-    if not key.startswith(_SEARCHED) or is_dataclass(part):
+        kind = types_of(kind)[name]
+    if not key.startswith(_SEARCHED) or is_dataclass(kind):
         raise ValueError(
             f"the search names {key}: only settings of objective, optim and lora can be searched; "
             "trials with other data, models or lengths could not be compared"
         )
+    if typing.get_origin(kind) in (tuple, dict):
+        raise ValueError(
+            f"the search names {key}: {key} has several values, and only a single one can be "
+            "searched; compare them as arms of a recipe ([arms.NAME])"
+        )
     wrong = [value for value in domain.ends() if not _is_of(kind, value)]
     if wrong or (kind is int and not domain.is_whole):
-        remedy = "use randint or choice of whole numbers" if kind is int else "use its own values"
+        got = repr(wrong[0]) if wrong else "fractions"
         raise ValueError(
-            f"search of {key}={domain.text}: {(wrong or ['a fraction'])[0]!r} is no value of it "
-            f"({_kind_name(kind)}): {remedy}"
+            f"search of {key}={domain.text}: {key} takes {_kind_name(kind)}, not {got}"
+            f"{_remedy(kind, wrong)}"
         )
+
+
+def _remedy(kind: Any, wrong: Sequence[Any]) -> str:
+    """Return what to write instead of values of another type; "" if the type says it."""
+    if kind in (int, float) and any(isinstance(value, str) for value in wrong):
+        return ": write numbers without quotes"
+    return ": use randint or choice of whole numbers" if kind is int else ""
 
 
 def _is_of(kind: Any, value: Any) -> bool:
@@ -161,7 +190,7 @@ def _is_of(kind: Any, value: Any) -> bool:
 def _kind_name(kind: Any) -> str:
     if typing.get_origin(kind) is typing.Literal:
         return " or ".join(map(repr, typing.get_args(kind)))
-    names = {int: "an integer", float: "a number", bool: "True or False", str: "a text"}
+    names = {int: "an integer", float: "a number", bool: "True or False", str: "a string"}
     return names.get(kind, str(kind))
 
 

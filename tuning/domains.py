@@ -5,7 +5,7 @@ Nothing is evaluated: the text is a function of a fixed list, with literals as a
 
 import ast
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ _ARGUMENTS = {
 _USE = (
     "write choice(4,16,64), uniform(0,1), loguniform(1e-6,1e-4), quniform(0,1,0.25), randint(1,8)"
 )
+_LITERALS = "use numbers, True, False, or strings in quotes, as in choice('cosine', 'linear')"
 
 
 @dataclass(frozen=True)
@@ -86,20 +87,20 @@ def parse(key: str, text: str) -> Domain:
     """
     where = f"search of {key}={text}"
     if not isinstance(text, str):
-        raise ValueError(f"search of {key}: {text!r} is not a text: {_USE}")
+        raise ValueError(f"search of {key}: {text!r} is not a string: {_USE}")
     try:
         call = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError) as error:
         raise ValueError(f"{where} can't be read: {_USE}") from error
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.keywords:
-        raise ValueError(f"{where} is no function of values: {_USE}")
+        raise ValueError(f"{where} is not understood: {_USE}")
     name = call.func.id
     if name not in _ARGUMENTS:
         raise ValueError(f"{where}: unknown function {name!r}: {did_you_mean(name, _ARGUMENTS)}")
     try:
         values = tuple(ast.literal_eval(argument) for argument in call.args)
     except ValueError as error:
-        raise ValueError(f"{where}: the arguments of {name} must be numbers or texts") from error
+        raise ValueError(f"{where}: {_LITERALS}") from error
     domain = Domain(name, values)
     if problem := _problem(domain):
         raise ValueError(f"{where}: {problem}")
@@ -110,13 +111,7 @@ def _problem(domain: Domain) -> str:
     """Return what is wrong with the arguments of a domain; "" if nothing is."""
     name, values = domain.function, domain.arguments
     if name == "choice":
-        if len(values) < 2:
-            return "choice needs two or more values; give a single one as an option instead"
-        twice = [value for i, value in enumerate(values) if value in values[:i]]
-        if twice:
-            return f"the value {twice[0]!r} occurs twice"
-        plain = all(isinstance(value, int | float | str) for value in values)
-        return "" if plain else "use numbers, texts, True or False"
+        return _problem_of_choice(values)
     if len(values) != len(_ARGUMENTS[name].split(",")):
         return f"{name} has the arguments {_ARGUMENTS[name]}"
     if not all(map(is_number, values)):
@@ -131,6 +126,19 @@ def _problem(domain: Domain) -> str:
     if name == "quniform" and not 0 < values[2] <= high - low:
         return f"step {values[2]:g} does not fit between {low:g} and {high:g}"
     return ""
+
+
+def _problem_of_choice(values: Sequence[Any]) -> str:
+    if len(values) == 1 and isinstance(values[0], list | tuple):
+        return "write the values without brackets, as in choice(4,16,64)"
+    if len(values) < 2:
+        return "choice needs two or more values; give a single one as an option instead"
+    if not all(isinstance(value, int | float | str) for value in values):
+        return _LITERALS
+    if not all(map(math.isfinite, (value for value in values if isinstance(value, float)))):
+        return "numbers must be finite"
+    twice = [value for i, value in enumerate(values) if value in values[:i]]
+    return f"the value {twice[0]!r} occurs twice" if twice else ""
 
 
 def _written(value: Any) -> str:

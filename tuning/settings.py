@@ -7,11 +7,15 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from otr.config import TrainConfig
+from otr.hints import did_you_mean
 from tuning.budget import Budget, parse_budget
 from tuning.domains import Domain, parse_space
 
 ANSWERS, STANDARD_ERROR = "answers", "answers_se"
 """Metrics of reports: share of right answers to `SearchSettings.benchmark`, its standard error."""
+
+VALIDATION = ("val_token_accuracy", "val_exact", "val_nll", "val_kl_to_base")
+"""Metrics of the validation data (`otr.loop.evaluate`)."""
 
 
 def lower_is_better(metric: str) -> bool:
@@ -81,7 +85,8 @@ class SearchSettings:
             raise ValueError(f"search.sampler is {self.sampler!r}: use 'tpe', 'random' or 'grid'")
         domains, budget = self.domains, self.limits
         if not domains:
-            given = [name for name in ("budget", "retain") if getattr(self, name)]
+            usual = {"budget": "", "retain": "", "sampler": "tpe"}
+            given = [name for name, value in usual.items() if getattr(self, name) != value]
             if given:
                 raise ValueError(
                     f"search.{given[0]} is {getattr(self, given[0])!r}, but nothing is searched: "
@@ -132,10 +137,16 @@ def check_metrics(config: TrainConfig, settings: SearchSettings) -> None:
     """Check that the metrics by which trials are compared can be measured.
 
     Raises:
-        ValueError: one of them needs validation data, and there is none.
+        ValueError: one of them needs validation data, and there is none, or is none of its metrics.
     """
     compares = "the search" if settings.space else settings.scheduler
     of_validation = [name for name in settings.metrics if name.startswith("val_")]
+    for name in of_validation if compares != "none" else ():
+        if name not in VALIDATION:
+            raise ValueError(
+                f"{compares} compares trials by {name}, which is no metric of validation data: "
+                f"{did_you_mean(name, VALIDATION)}"
+            )
     if compares != "none" and of_validation and not config.data.validation:
         raise ValueError(
             f"{compares} compares trials by {of_validation[0]}, which is measured on validation "

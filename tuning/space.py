@@ -70,9 +70,11 @@ def check_names(trials: Sequence[Trial]) -> None:
             f"{len(twice)} trial names occur more than once, for example {twice[0]!r}: put what "
             "differs into the arm's name, as in 'otr-k{num_samples}'"
         )
-    bad = [t.name for t in trials if set(t.name) & set("/\\ ")]
+    bad = [t.arm for t in trials if set(t.arm) & set("/\\ ")]
     if bad:
-        raise ValueError(f"arm name {bad[0]!r} names a directory: leave out /, \\ and spaces")
+        raise ValueError(
+            f"arm {bad[0]!r}: an arm's name is part of a directory's; use no /, \\ or space"
+        )
 
 
 def with_overrides(config: Any, overrides: Mapping[str, Any]) -> Any:

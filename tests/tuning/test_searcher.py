@@ -34,15 +34,18 @@ def test_an_arm_has_the_settings_of_its_objective() -> None:
 @pytest.mark.parametrize(
     ("key", "text", "message"),
     [
-        ("optim.learning", "uniform(1,2)", r"did you mean 'optim\.lr'"),
-        ("objective.nam", "choice('a','b')", "unknown option 'objective.nam'"),
+        ("optim.learning_rate", "uniform(1,2)", r"is not a setting: did you mean 'optim\.lr'"),
+        ("lr", "uniform(1,2)", r"did you mean 'optim\.lr'"),
+        ("K", "choice(1,2)", r"did you mean 'objective\.num_samples'"),
+        ("objective.beta", "uniform(-1,0)", r"did you mean 'objective\.mismatch_reward'"),
+        ("objective.nam", "choice('a','b')", "names objective.nam, which is not a setting"),
         ("objective.name", "choice('sft','otr')", "choose objectives with --arms"),
         ("objective", "choice(1,2)", "only settings of"),
         ("max_steps", "choice(1,2)", "only settings of objective, optim and lora"),
         ("data.sequence_length", "choice(64,128)", "could not be compared"),
         ("optim.lr", "uniform(0,1)", r"value 0: optim\.lr is 0: use a number > 0"),
-        ("optim.lr", "choice('a','b')", "'a' is no value of it"),
-        ("optim.schedule", "choice('cosine','lineal')", "'lineal' is no value of it"),
+        ("optim.lr", "choice('1e-5','1e-4')", "a number, not '1e-5': write numbers without quotes"),
+        ("optim.schedule", "choice('cosine','lineal')", "takes 'cosine' or .*, not 'lineal'"),
         ("objective.num_samples", "uniform(1,9)", "use randint or choice of whole numbers"),
         ("objective.num_samples", "randint(0,9)", r"otr has the value 0: objective.num_samples"),
         (
@@ -50,7 +53,9 @@ def test_an_arm_has_the_settings_of_its_objective() -> None:
             "uniform(0.1,0.2)",
             "of clipped and threshold, but no arm",
         ),
-        ("lora.alpha", "uniform(8,64)", "without effect, but no arm has it"),
+        ("lora.alpha", "uniform(8,64)", r"no arm has it .* or set --train\.lora\.rank"),
+        ("optim.betas", "uniform(0.1,0.5)", "optim.betas has several values"),
+        ("lora.targets", "choice('q_proj','v_proj')", "lora.targets has several values"),
     ],
 )
 def test_what_no_arm_can_search_is_refused(key: str, text: str, message: str) -> None:

@@ -1,6 +1,8 @@
 """Settings of a search that decides by answers, and what ASHA makes of a missing score."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,12 +11,18 @@ import pytest
 from otr.config import DataConfig, ModelConfig, TrainConfig
 from tests.benchmarks import judges
 from tuning.schedulers import Asha
-from tuning.settings import SearchSettings, with_scored_checkpoints
+from tuning.settings import VALIDATION, SearchSettings, with_scored_checkpoints
 
 
 def test_answers_need_a_benchmark() -> None:
     with pytest.raises(ValueError, match=r"as in --search\.benchmark gsm8k:items=1-200"):
         SearchSettings("asha", "answers")
+
+
+def test_all_metrics_of_validation_are_known() -> None:
+    """Importing `otr.loop.evaluate` takes seconds, so its names are listed."""
+    source = Path(__file__).parents[2].joinpath("otr/loop/evaluate.py").read_text()
+    assert {*re.findall(r'"(val_\w+)"', source)} == {*VALIDATION}
 
 
 @pytest.mark.parametrize(("interval", "expected"), [(0, 50), (50, 50), (100, 50), (75, 25)])

@@ -30,7 +30,7 @@ def test_combinations_with_the_same_name_are_refused() -> None:
 
 
 def test_a_name_must_be_a_directory_name() -> None:
-    with pytest.raises(ValueError, match="leave out"):
+    with pytest.raises(ValueError, match="part of a directory"):
         check_names([Trial("otr/k 4")])
 
 

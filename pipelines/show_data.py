@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 if __name__ == "__main__" and not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from pipelines.config.defaults import first_read
 from pipelines.config.options import UsageError
 from pipelines.config.prepared import prepare_temporarily
 from pipelines.report import terminal
@@ -50,12 +51,12 @@ def run(command: "Data") -> int:
     data = replace(config.train.data, max_rejected=1.0, skip_bad=True)  # to see what is bad
     config = replace(config, train=replace(config.train, data=data))
     with prepare_temporarily(config) as prepared:
-        train = prepared.decided.config.train
-        if command.rejected:
-            _print_rejected(train.data, train.model, command)
-            return 0
-        if command.record:
-            _print_records(train.data, train.model, command.record)
+        try:
+            train = prepared.decided.config.train
+        except ValueError:  # no record can be used, say: show what is asked for, then the error
+            _print_asked(first_read(prepared.config), prepared.config.train.model, command)
+            raise
+        if _print_asked(train.data, train.model, command):
             return 0
         report = inspect_corpus(train.data, train.model, limit=command.limit)
         print_sizes(report, train.data)
@@ -76,6 +77,15 @@ def print_sizes(report: "CorpusReport", data: "DataConfig") -> None:
         [[*each.texts(), "█" * round(BAR * each.examples / most)] for each in summary.lengths],
         title=f"lengths; a packed row has {data.sequence_length:,} tokens",
     )
+
+
+def _print_asked(data: "DataConfig", model: "ModelConfig", command: "Data") -> bool:
+    """Print rejected records or those of some numbers; return whether a command asks for them."""
+    if command.rejected:
+        _print_rejected(data, model, command)
+    elif command.record:
+        _print_records(data, model, command.record)
+    return bool(command.rejected or command.record)
 
 
 def _print_records(data: "DataConfig", model: "ModelConfig", numbers: Sequence[int]) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evals.hardware import GIB
-from otr.config import OptimConfig, TrainConfig
+from otr.config import DataConfig, OptimConfig, TrainConfig
 from pipelines.config.presets import SweepConfig, size_of_search
 from pipelines.config.run_json import RUN_FILE, read_run
 from pipelines.model_size import count_parameters
@@ -166,15 +166,10 @@ def _look(config: SweepConfig) -> Facts:
     import torch  # these imports take seconds
 
     from evals.hardware import this_machine
-    from otr.models.architecture import max_positions
     from otr.training.corpus import inspect_corpus
 
     train, machine = config.train, this_machine()
-    data, on_gpu = train.data, train.workers.gpus > 0
-    length = data.sequence_length
-    if config.chosen.get("train.data.sequence_length") == "":
-        length = min(LONGEST, max_positions(train.model) or LONGEST)
-        data = replace(data, sequence_length=length)
+    data, on_gpu = first_read(config), train.workers.gpus > 0
     corpus = inspect_corpus(data, train.model)
     longest = corpus.longest
     if data.validation:
@@ -189,10 +184,20 @@ def _look(config: SweepConfig) -> Facts:
             else int(machine.free_gib * GIB) - _DRIVER_BYTES
         ),
         on_cluster=bool(os.environ.get("RAY_ADDRESS")),
-        max_length=length,
+        max_length=data.sequence_length,
         corpus=corpus,
         longest=longest,
     )
+
+
+def first_read(config: SweepConfig) -> DataConfig:
+    """Return the data as it is read to choose from: if its length is open, the largest possible."""
+    from otr.models.architecture import max_positions  # imports transformers
+
+    if config.chosen.get("train.data.sequence_length") != "":
+        return config.train.data
+    length = min(LONGEST, max_positions(config.train.model) or LONGEST)
+    return replace(config.train.data, sequence_length=length)
 
 
 def _free_gpu_bytes() -> int:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -69,6 +70,20 @@ def test_what_is_rejected(words: list[str], capsys: pytest.CaptureFixture[str]) 
     assert "rejected as over-long: 0 of 6 records" in capsys.readouterr().out
     assert cli.main([*words, "--rejected", "all", "--limit", "2"]) == 0
     assert "rejected: 1 of the first 2 records" in capsys.readouterr().out
+
+
+def test_all_that_is_rejected_is_shown_even_if_nothing_is_left(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = [{"prompt": "2 + 2?", "completion": 4}, {"prompt": "x", "completion": ""}]
+    (tmp_path / "bad.jsonl").write_text("".join(json.dumps(record) + "\n" for record in bad))
+    words = [*words[: words.index("--data") + 1], str(tmp_path / "bad.jsonl")]
+    for asked in (["--rejected", "all"], ["--record", "0", "1"]):
+        assert cli.main([*words, *asked]) == 1
+        said = capsys.readouterr()
+        assert "bad.jsonl, line 1\nrejected as broken: completion is int '4'" in said.out
+        assert "bad.jsonl, line 2\nrejected as empty" in said.out
+        assert "2 of 2 records can't be used" in said.err
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def compare(prediction: str, gold: str) -> Comparison:
     found = _compare(answer, gold)
     if found.equal:
         return found
-    for reading in _other_readings(answer.strip()):
+    for reading in _other_readings(re.sub(r"[\s~]+", " ", answer).strip()):
         other = _compare(reading, gold)
         if other.equal:
             return other

@@ -292,6 +292,7 @@ def normalize(answer: str) -> str:
     `\dfrac12` and `(1)/(2)` become `\frac{1}{2}`, and "and" between numbers becomes a comma.
     """
     answer = _ENDLESS.sub(r"\1\\overline{\2\3}", answer)
+    answer = re.sub(r"[\s~]{2,}", " ", answer)  # patterns with several spaces stay linear
     answer = re.sub(_DOTS, r"\\dots ", _CUT_OFF.sub(r"\1", answer.strip()))
     answer = _RAISED.sub(_exponent, answer)
     answer = _LOWERED.sub(lambda digits: f"_{{{digits.group().translate(_SUBSCRIPTS)}}}", answer)

@@ -194,6 +194,7 @@ _REWRITES = [
             r" \\lor ",
         ),
         (r",?\s*(?:\\(?:text|mbox|mathrm)\s*\{\s*,?\s*and,?\s*\}|(?<=[\d})]) and |,\s*and )", ", "),
+        (r"(?<=[A-Z]),? and (?=[A-Z]+\}?$)", ", "),  # "I, II and III"
         (r",\s*,", ","),
         (r"_\{\\(?:mathrm|text|rm)\s*\{([^{}]*)\}\}", r"_{\1}"),
         (r"_(?:\{\\(odot|oplus|max|min)\s*\}|\\(odot|oplus|max|min)(?![a-z]))", r"_{\1\2}"),

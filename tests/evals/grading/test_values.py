@@ -21,7 +21,7 @@ numbers:      1,234 = 1234; 1{,}234 = 1234; 1\,000\,000 = 1000000; 1 000 = 1000;
               \textit{5} = 5; \underline{5} = 5; 42nd = 42; 10^{th} = 10; 1^{\text{st}} = 1; 42\text{nd} = 42; \text{\$1,200} = 1200
               3.14... = 3.14; 42\\ = 42; \\frac{1}{2} = \frac12; 5... = 5
 words:        one-third = \frac13; a dozen = 12; five = 5; negative five = -5; twenty-five = 25; 5 million = 5000000; 5 dozen = 60
-              one hundred and twenty = 120; the circle = \text{circle}; A, B, and D = A,B,D; 5个 = 5; 3 lakh = 300000
+              one hundred and twenty = 120; the circle = \text{circle}; A, B, and D = A,B,D; \text{I, II and III} = I, II, III; A and B = \text{A, B}; 5个 = 5; 3 lakh = 300000
               \textbf{(C)}\ 5 = 5; \textbf{(C) }5 = \text{(C)}; (C) 5 = 5; C. 5 = (C); \text{C) } 5 = 5; 42 (apples) = 42
               \text{Answer: } 42 = 42; x₁ = x_1; H₂O = H_2O
               \text{Yes} = yes; n \text{ is odd} = n is odd; 4:30 PM = \text{4:30 p.m.}
@@ -69,7 +69,7 @@ numbers:      1.0000001 = 1; 1000000.5 = 1000000; 1234567.8 = 1234568; 0.333 = \
 words:        Elevyn = Evelyn; (C) 5 = 6; C. 5 = (D); (C) 5 = (D); 42 (km) = 42\text{ cm}; 5 (not) = 5; 5 (mod p) = 5 not 5 = 5; twice 5 = 5; at least 5 = 5; less than 5 = 5; half of 5 = 5; 5 or 6 = 5
               5 million = 5; negative 5 = 5; 5 squared = 5; between 5 and 6 = 5; June 20 = 20
               ln 5 = 5; sqrt 5 = 5; \operatorname{arctan} 2 = 2; \operatorname{cis} 5 = 5; 5万 = 5; \textbf{(C)}\ 5 = \text{(D)}; a circle = \text{ellipse}
-              n \text{ is odd} = n \text{ is even}; 4:30 AM = \text{4:30 p.m.}; 1.5 km = 15 km
+              n \text{ is odd} = n \text{ is even}; \text{I and II} = \text{I and III}; A and B = A; 4:30 AM = \text{4:30 p.m.}; 1.5 km = 15 km
 units:        5 € = \$5; 37℃ = 37℉; 5\text{ MW} = 5\text{ mW}; 5\text{ km} = 5\text{ cm}; 5\text{ kg} = 5\text{ m}; 5\text{ ft} = 5\text{ ft}^2; 6 = 6m
               3\text{ h }5\text{ min} = 3; \$5 = 5\text{ cents}; 37^\circ C = 37^\circ F; v = v t
               5 miles north = 5\text{ miles south}; 45\text{ units}^4 = 45\text{ units}^2; 6 = 6 m; 6 x = 6; 6 m = 6\text{ km}; 1 + 2 m = 3

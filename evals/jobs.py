@@ -27,7 +27,7 @@ _STORED_MODULE_NAMES = {
     "evals.grading.published": "evals.published",
 }
 
-RULES_VERSION = 3
+RULES_VERSION = 4
 """To be raised whenever graders of `evals` change their verdicts: stored answers are then graded
 again."""
 

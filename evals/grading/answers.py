@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from evals.benchmark import Benchmark, Item
-from evals.grading import notation, value_parser
+from evals.grading import notation, units, value_parser
 from evals.grading.final_formulas import final_formula
 from evals.grading.marks import (
     boxed_or_hashed,
@@ -36,6 +36,7 @@ _ASIDE = re.compile(  # 42 (apples)
     r"\s*\((?P<words>[A-Za-z][A-Za-z ,'-]{2,})\)\s*\}?"
 )
 _AROUND = "\"'`*$. \u201c\u201d\u2018\u2019\u00ab\u00bb\u3002"  # quotes, emphasis, full stops
+_CHANGING = units.CHANGING_BEFORE | {"negative"}
 _PLAIN = re.compile(r"-?\d+(?:\.\d+)?")
 
 
@@ -84,7 +85,8 @@ def _other_readings(answer: str) -> Iterator[str]:
     if regional:
         yield regional
     aside = _ASIDE.fullmatch(answer)
-    if aside:  # its words may be a unit, or change the number
+    if aside and not _CHANGING.intersection(re.findall(r"[a-z]+", aside["words"].lower())):
+        # Its words may be a unit.
         yield f"{aside['number']} \\text{{ {aside['words']} }}"
     labelled = _LABEL.fullmatch(answer)
     if labelled:

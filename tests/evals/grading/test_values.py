@@ -66,7 +66,7 @@ numbers:      1.0000001 = 1; 1000000.5 = 1000000; 1234567.8 = 1234568; 0.333 = \
               2^{200}\sqrt2+1 = 2^{200}\sqrt2+3; 3:2 = 2:3; (0.0000001,1) = (0.0000004,1)
               1.234,56 = 1234.57; 1,00,000 = 10000; 0{,}25 = 25; 2.000.000 = 2; 1_000 = 1; 1101 \text{ base } 2 = 1101; 42nd = 2
               3.14... = 3.15; 1,2,3,... = 1,2,3; 1101₂ = 1101_3; 5^{t} = 5
-words:        Elevyn = Evelyn; (C) 5 = 6; C. 5 = (D); (C) 5 = (D); 42 (km) = 42\text{ cm}; 5 (not) = 5; 5 (mod p) = 5 not 5 = 5; twice 5 = 5; at least 5 = 5; less than 5 = 5; half of 5 = 5; 5 or 6 = 5
+words:        Elevyn = Evelyn; (C) 5 = 6; C. 5 = (D); (C) 5 = (D); 42 (km) = 42\text{ cm}; 5 (not) = 5; 5 (times pi) = 5; 5 (negative) = 5; 5 (mod p) = 5; not 5 = 5; twice 5 = 5; at least 5 = 5; less than 5 = 5; half of 5 = 5; 5 or 6 = 5
               5 million = 5; negative 5 = 5; 5 squared = 5; between 5 and 6 = 5; June 20 = 20
               ln 5 = 5; sqrt 5 = 5; \operatorname{arctan} 2 = 2; \operatorname{cis} 5 = 5; 5万 = 5; \textbf{(C)}\ 5 = \text{(D)}; a circle = \text{ellipse}
               n \text{ is odd} = n \text{ is even}; \text{I and II} = \text{I and III}; A and B = A; 4:30 AM = \text{4:30 p.m.}; 1.5 km = 15 km

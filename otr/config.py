@@ -290,13 +290,13 @@ class OptimConfig:
     def __post_init__(self) -> None:
         self._check_optimizer()
         self._check_schedule()
-        if not self.weight_decay >= 0:
+        if not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"optim.weight_decay is {self.weight_decay}: use 0 or more")
         if not self.max_grad_norm > 0:
             raise ValueError(f"optim.max_grad_norm is {self.max_grad_norm}: use a number > 0")
 
     def _check_schedule(self) -> None:
-        if not self.lr > 0:
+        if not 0 < self.lr < math.inf:
             raise ValueError(f"optim.lr is {self.lr}: use a number > 0")
         if self.warmup_steps < 0:
             raise ValueError(f"optim.warmup_steps is {self.warmup_steps}: use 0 or more")
@@ -318,7 +318,7 @@ class OptimConfig:
             )
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optim.betas is {self.betas}: use two numbers from 0 to below 1")
-        if not self.eps > 0:
+        if not 0 < self.eps < math.inf:
             raise ValueError(f"optim.eps is {self.eps}: use a number > 0")
 
     @property
@@ -429,6 +429,8 @@ class TrainConfig:
                 f"checkpoint_interval is {self.checkpoint_interval}: use 0 (only the last step) or "
                 "more"
             )
+        if not 0 <= self.seed < 2**32:  # NumPy takes no negative one; torch multiplies it
+            raise ValueError(f"seed is {self.seed}: use an integer from 0 to 2**32 - 1")
         if not self.checkpoint_minutes >= 0:
             raise ValueError(
                 f"checkpoint_minutes is {self.checkpoint_minutes}: use 0 (none by time) or more"

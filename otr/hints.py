@@ -65,6 +65,11 @@ def key_hint(name: str, near: Collection[str], known: Iterable[str]) -> str:
     return did_you_mean(name, near)
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a number of things in words: "1 trial", "2 trials"."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def nearly(word: str, known: Iterable[str]) -> str | None:
     """Return the name that differs from `word` in a letter or two at most; None if none does."""
     return next(iter(get_close_matches(word, list(known), n=1, cutoff=0.8)), None)

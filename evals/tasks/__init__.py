@@ -71,7 +71,19 @@ def load(
     return _thin(_options.apply(benchmark, parts), max_items)
 
 
-def _load_builtin(parts: _options.Name, directory: Path | None) -> Benchmark:
+def check_name(name: str) -> None:
+    """Check the name of a benchmark, without reading its files.
+
+    Raises:
+        ValueError: the name or an option is unknown.
+    """
+    parts = _options.parse(name)
+    kind, _, address = parts.address.partition(":")
+    if not (kind in _OWN and address):
+        _check_builtin(parts)
+
+
+def _check_builtin(parts: _options.Name) -> None:
     name = parts.address
     task = name.removesuffix("-base")
     if Path(name).is_file():
@@ -84,6 +96,12 @@ def _load_builtin(parts: _options.Name, directory: Path | None) -> Benchmark:
             f'Known: {", ".join(names())}, and "file:PATH.jsonl" or "class:MODULE:CLASS" for your '
             "own benchmark"
         )
+
+
+def _load_builtin(parts: _options.Name, directory: Path | None) -> Benchmark:
+    _check_builtin(parts)
+    name = parts.address
+    task = name.removesuffix("-base")
     module = _module(task)
     if task == name:
         return module.load(directory)

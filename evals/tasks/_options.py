@@ -30,7 +30,7 @@ _TYPES: dict[str, tuple[str, Callable[[str], Any]]] = {
     "top_p": ("a number", float),
     "seed": ("an integer", int),
     "thinking": ("true or false", lambda text: _TRUTH[text.lower()]),
-    "items": ("FIRST-LAST, as in 1-200", lambda text: _span(text)),
+    "items": ("FIRST-LAST in this order, as in 1-200", lambda text: _span(text)),
 }
 _OPTIONS = re.compile(r"\w+=[^/=,]*(,\w+=[^/=,]*)*")
 

@@ -14,6 +14,8 @@ from importlib import import_module
 from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from otr.hints import did_you_mean
+
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor
@@ -284,11 +286,10 @@ def kind_of(name: str) -> type[Objective]:
     """
     known = names()
     if name not in known:
-        nearest = get_close_matches(str(name), known, n=1, cutoff=0)[0]
-        listed = ", ".join(map(repr, known))
-        raise ValueError(
-            f"{_key('name')} is {name!r}: did you mean {nearest!r}? Use one of {listed}"
-        )
+        hint = did_you_mean(name, known)
+        if hint.startswith("did"):
+            hint += f" Use one of {', '.join(map(repr, known))}"
+        raise ValueError(f"{_key('name')} is {name!r}: {hint}")
     return _registered[name]
 
 

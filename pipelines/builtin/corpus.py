@@ -94,7 +94,12 @@ def resolve_path(name: str, directory: Path, benchmark_dir: str = "") -> str:
         raise ValueError(f"no built-in file {PREFIX}{name}: {did_you_mean(PREFIX + name, known)}")
     path = directory / f"{name}.jsonl"
     if not path.is_file():
-        directory.mkdir(parents=True, exist_ok=True)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"{directory} can't be written to ({error.strerror}): give another --output"
+            ) from error
         write_text(path, "".join(json.dumps(record) + "\n" for record in files[name]()))
     return str(path)
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from evals.settings import EngineSettings
 from otr.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
-from otr.hints import did_you_mean
+from otr.hints import counted, did_you_mean
 from otr.loss import objective
 from otr.loss.objective import Objective
 from pipelines import trackers
@@ -107,7 +107,8 @@ def check_trials(config: SweepConfig) -> str:
             config_of(config.train, trial)
         except ValueError as error:
             raise ValueError(f"arms.{trial.arm}: {error}") from error
-    return f"{len(config.trials)} trials in {len({t.arm for t in config.trials})} arms"
+    arms = {trial.arm for trial in config.trials}
+    return f"{counted(len(config.trials), 'trial')} in {counted(len(arms), 'arm')}"
 
 
 def arms_of_search(config: SweepConfig) -> list[SearchArm]:

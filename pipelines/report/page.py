@@ -14,6 +14,7 @@ from string import Template
 from typing import Any
 
 from otr.files import write_text
+from otr.hints import counted
 from pipelines.report import (
     answers,
     data,
@@ -222,6 +223,7 @@ def _cell(cell: Cell) -> str:
 def _facts(entries: Sequence[Entry], benchmarks: Sequence[str], run: Mapping[str, Any]) -> str:
     train = run["config"]["train"]
     trials = [entry for entry in entries if entry.arm != BASE]
+    arms = {entry.arm for entry in trials}
     counts = sorted({s["num_examples"] for e in entries for s in e.scores.values()}) or [0]
     items = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     commit, _, changed = run["git_commit"].partition("-")
@@ -230,7 +232,7 @@ def _facts(entries: Sequence[Entry], benchmarks: Sequence[str], run: Mapping[str
         "training data": ", ".join(train["data"]["paths"]),
         "training": f"{train['max_steps']} steps, each of {train['global_batch_size']} packed rows "
         f"of {train['data']['sequence_length']} tokens",
-        "trials": f"{len(trials)} trials, {len({entry.arm for entry in trials})} arms",
+        "trials": f"{counted(len(trials), 'trial')}, {counted(len(arms), 'arm')}",
         "benchmarks": f"{len(benchmarks)} benchmarks, {items} items each",
         **_cost(trials, train["workers"]),
         "started": run["created"],

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from evals.benchmark import Benchmark
 from otr.config import LoraConfig
-from otr.hints import full_disk
+from otr.hints import counted, full_disk
 from pipelines.config import defaults
 from pipelines.config.prepared import PreparedRun
 from pipelines.config.presets import SweepConfig
@@ -47,7 +47,8 @@ def print_dry_run(config: SweepConfig, run: PreparedRun) -> None:
     print_choices(config, corpus=report)
     if config.search.space:
         search_plan.show(search_plan.plan(run, config), config)
-    console.say(f"{len(trials)} trials on {report.rows} records, {report.tokens} tokens")
+    records = counted(report.rows, "record")
+    console.say(f"{counted(len(trials), 'trial')} on {records}, {report.tokens} tokens")
     console.say(f"one example; {console.marked()}:")
     console.say_marked(report.example)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from otr.files import write_json
+from otr.hints import counted
 from pipelines.config.prepared import PreparedRun
 from pipelines.config.presets import SweepConfig, arms_of_search
 from pipelines.runtime import console
@@ -67,7 +68,7 @@ def search(
             tracker.tag(result.trial.name, "phase", "search")
         stopped = stop_file.exists()
         stage.done = not stopped
-        stage.say(f"{len(results)} trials")
+        stage.say(counted(len(results), "trial"))
         if stopped:
             return run
         chosen = before.get("best") or _best_settings(arms, results, config.search.metric)

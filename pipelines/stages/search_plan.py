@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from evals.hardware import GIB
 from otr.config import TrainConfig
 from otr.files import write_json
+from otr.hints import counted
 from pipelines.checks.machine import bytes_of_search, trials_at_once
 from pipelines.config.prepared import PreparedRun
 from pipelines.config.presets import SweepConfig, arms_of_search, size_of_search
@@ -150,7 +151,9 @@ def show(made: Plan, config: SweepConfig) -> None:
     if made.seconds:
         seconds = sum(made.seconds[trial.arm] for trial in config.trials)
         time = console.duration(seconds / trials_at_once(config, after))
-    console.say(f"then: {after} trials, the best setting of each arm on other seeds, {time}")
+    console.say(
+        f"then: {counted(after, 'trial')}, the best setting of each arm on other seeds, {time}"
+    )
     if len({*made.trials.values()} - {0}) > 1:
         console.note("the arms have unequal numbers of trials: a grid tries every combination")
     if made.unfair:
@@ -159,7 +162,7 @@ def show(made: Plan, config: SweepConfig) -> None:
 
 def _in_words(cost: Budget) -> str:
     time = console.duration(cost.seconds) if cost.seconds else "an unknown time"
-    return f"{cost.trials} trials, {(cost.tokens or 0) / 1e6:,.3g} M tokens, {time}"
+    return f"{counted(cost.trials or 0, 'trial')}, {(cost.tokens or 0) / 1e6:,.3g} M tokens, {time}"
 
 
 def _trials(config: SweepConfig, arms: Sequence[SearchArm], made: Plan) -> dict[str, int]:
@@ -189,8 +192,8 @@ def _trials(config: SweepConfig, arms: Sequence[SearchArm], made: Plan) -> dict[
         one = replace(made, trials={arm.name: 1 for arm in searched})
         raise ValueError(
             f"the budget of {config.search.budget} is less than one trial for each of "
-            f"{len(searched)} arms, which take {_in_words(one.cost)}: give a larger --budget, "
-            "fewer --arms or fewer --max-steps"
+            f"{counted(len(searched), 'arm')}, which take {_in_words(one.cost)}: give a larger "
+            "--budget, fewer --arms or fewer --max-steps"
         )
     return {name: min(count, each_arm) for name, count in most.items()}
 
@@ -225,7 +228,8 @@ def _speeds(configs: Sequence[TrainConfig], tokens_per_row: float) -> list[float
 
     with console.stage("measure", "tokens per second of two steps of each arm") as stage:
         found = tokens_per_second(configs, tokens_per_row)
-        stage.say(f"{min(found):,.0f} to {max(found):,.0f} tokens per second and worker")
+        ends = dict.fromkeys(f"{speed:,.0f}" for speed in (min(found), max(found)))
+        stage.say(f"{' to '.join(ends)} tokens per second and worker")
     return [speed * config.workers.count for speed, config in zip(found, configs, strict=True)]
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from otr.hints import counted
 from pipelines.config.prepared import PreparedRun
 from pipelines.runtime import console
 from pipelines.runtime.stopping import save_at_signal
@@ -79,4 +80,4 @@ def _outcome(results: "Sequence[TrialResult]", *, stopped: bool) -> str:
     if stopped:
         return f"stopped: {states.count('finished')} of {count} trials finished"
     counts = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
-    return f"{count} {'trial' if count == 1 else 'trials'}: {', '.join(counts)}"
+    return f"{counted(count, 'trial')}: {', '.join(counts)}"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from otr.hints import did_you_mean, key_hint
+from otr.hints import counted, did_you_mean, key_hint
 
 ARMS = ("sft", "dft", "otr-k16", "otr-k256")
 
@@ -41,3 +41,7 @@ def test_a_key_is_known_elsewhere_and_by_other_names(name: str, hint: str) -> No
     keys = ["max_steps", "dtype", "optim", "optim.lr", "optim.warmup_steps"]
     known = [*keys, "objective.num_samples", "engine.dtype"]
     assert key_hint(name, ["max_steps", "dtype", "optim"], known) == f"did you mean {hint!r}?"
+
+
+def test_one_thing_is_singular() -> None:
+    assert [counted(n, "trial") for n in (0, 1, 2)] == ["0 trials", "1 trial", "2 trials"]

@@ -58,7 +58,7 @@ def test_a_file_with_the_form_of_options_is_a_file(tmp_path: Path) -> None:
         ("temperature=", 'temperature is ""; expected a number'),
         ("thinking=yes", 'thinking is "yes"; expected true or false'),
         ("seed=1,seed=2", '"seed" twice'),
-        ("items=2-1", 'items is "2-1"; expected FIRST-LAST, as in 1-200'),
+        ("items=2-1", 'items is "2-1"; expected FIRST-LAST in this order, as in 1-200'),
         ("items=0-1", 'items is "0-1"; expected FIRST-LAST'),
         ("items=1-2", "the benchmark has 1 items: give items=FIRST-LAST up to 1"),
         ("num_samples=4", 'as "@4"'),

@@ -102,7 +102,8 @@ def test_without_scored_positions_the_loss_is_zero_and_can_go_backward(
         ({"name": "oft"}, "objective.name is 'oft': did you mean 'sft'.* Use one of .*'otr'"),
         ({"name": "sft", "z_loss": "1e-4"}, "z_loss is '1e-4': use a number"),
         ({"reward_scale": True}, "reward_scale is True: use a number"),
-        ({"name": None}, "objective.name is None: did you mean"),
+        ({"name": None}, "objective.name is None: use one of 'chord'"),
+        ({"name": "K"}, "objective.name is 'K': use one of 'chord'"),
         ({"name": "sft", "num_samples": 16}, "num_samples is 16, but it is a setting of otr, not"),
         (
             {"label_smoothing": 0.1},

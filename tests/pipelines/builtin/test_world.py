@@ -138,6 +138,12 @@ def test_gsm8k_that_is_nowhere_is_refused(tmp_path: Path) -> None:
     assert [*tmp_path.iterdir()] == []
 
 
+def test_a_directory_that_can_not_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"file/in can't be written to .* give another --output"):
+        corpus.resolve_path("builtin:train", tmp_path / "file" / "in")
+
+
 def test_unknown_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no built-in file builtin:trian: did you mean 'builtin"):
         corpus.resolve_path("builtin:trian", tmp_path)

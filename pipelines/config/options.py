@@ -6,7 +6,9 @@ value, and over what the arms of a preset set.
 
 import json
 import math
+import os
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Annotated, Any, Literal, TypedDict
@@ -15,24 +17,27 @@ import docstring_parser
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
+from evals import tasks
 from evals.settings import EngineSettings
 from otr.config import DataConfig, OptimConfig, TrainConfig, types_of
 from otr.hints import did_you_mean
 from otr.loss import objective
 from otr.loss.objective import Objective
+from pipelines.builtin.corpus import PREFIX
 from pipelines.config import defaults
 from pipelines.config.presets import (
     PRESETS,
     PresetName,
     SweepConfig,
-    arms_of_search,
     check_trials,
     search_trials,
+    size_of_search,
     trials_of,
 )
 from pipelines.config.recipe import Recipe, flatten, read_recipe
 from pipelines.config.run_json import fingerprint, read_run, run_file
-from tuning.space import Trial, with_overrides
+from tuning.settings import check_metrics
+from tuning.space import Trial, config_of, with_overrides
 
 SHORT = {
     "train.model.path": "--model",
@@ -52,6 +57,11 @@ SHORT = {
 """Short spellings of options, by dotted key."""
 LORA_LR = 1e-4
 """Default learning rate of adapters, which need a higher one than the whole model."""
+_PATHS = {
+    *("output", "benchmarks", "benchmark_dir", "search.benchmark", "train.model.path"),
+    *("train.model.chat_template", "train.data.paths", "train.data.validation"),
+}
+"""Options whose value may be a path."""
 _NOT_OPTIONS = {"trials", "chosen", "engine.log_dir"}  # set by the commands
 _MODEL_LENGTH, _DATA_LENGTH = 40, 24  # of the parts of a run's name
 _SUFFIXES = r"(\.(jsonl?|ndjson|csv|tsv|parquet|arrow|gz|zst))+$"
@@ -124,12 +134,13 @@ def load_config(
         UsageError: an unknown arm or a value that its field refuses.
         ValueError: the run.json or recipe cannot be read.
     """
-    run = run_file(file) if file else None
-    repeated = read_run(run) if run else None
+    file = os.path.expanduser(file)
+    repeated = read_run(run) if file and (run := run_file(file)) else None
     if repeated and preset:
         raise UsageError("--preset and --config RUN exclude each other: give one of them")
     recipe = read_recipe(file) if file and not repeated else Recipe()
     start = repeated or PRESETS[preset or recipe.preset or "builtin"]()
+    seeds = _without_repetition(seeds or recipe.seeds)
     own_arms = {} if single else recipe.own_arms
     if own_arms:
         start = replace(start, trials=trials_of(own_arms, _seeds(start)))
@@ -148,10 +159,10 @@ def load_config(
         space = given.get("search.space", start.search.space)
         searched = {key.removeprefix("train.") for key in space}
         if space and not start.search.space:
-            names, seeds = arms or recipe.arms, seeds or recipe.seeds or _seeds(start)
-            config = replace(start, trials=search_trials(names, seeds, own_arms))
+            names = arms or recipe.arms
+            config = replace(start, trials=search_trials(names, seeds or _seeds(start), own_arms))
         else:
-            config = _with_choices(start, arms or recipe.arms, seeds or recipe.seeds)
+            config = _with_choices(start, arms or recipe.arms, seeds)
         _check_not_both(given, searched)
         of_arms = {} if single else _settings_of_arms(config, given)
         shared = {k: v for k, v in given_or_first.items() if k not in of_arms}
@@ -162,9 +173,7 @@ def load_config(
             config = _options_win(config, dict(flatten(options)) if own_arms else given, of_arms)
         trains = single != "score"
         config = _without_preset_values(config, given, searched, own_arms, trains=trains)
-        check_trials(config)
-        if space:
-            arms_of_search(config)
+        _check(config, given, searched, single)
     except ValueError as error:
         raise UsageError(str(error)) from error
     same = fingerprint(config) == fingerprint(start) and config.chosen == start.chosen
@@ -207,10 +216,23 @@ def _given(recipe: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, A
     if any(size <= given.keys() for given in (recipe, options)):
         raise UsageError("--epochs and --max-steps exclude each other: give one of them")
     kept = {k: v for k, v in recipe.items() if k not in size or not size & options.keys()}
-    given = kept | dict(options)
+    given = {key: _without_tilde(key, value) for key, value in (kept | dict(options)).items()}
     if not given.get("epochs", 1.0) > 0:
         raise UsageError(f"epochs is {given['epochs']}: use a number > 0, or give --max-steps")
     return given
+
+
+def _without_tilde(key: str, value: Any) -> Any:
+    """Return the value of an option with ~ as the home directory: no shell replaces it in a recipe.
+
+    Other values than paths that begin with ~ stay as they are.
+    """
+    if isinstance(value, tuple):
+        return tuple(_without_tilde(key, each) for each in value)
+    if key not in _PATHS or not isinstance(value, str):
+        return value
+    kind = "file:" if value.startswith("file:") else ""
+    return kind + os.path.expanduser(value.removeprefix(kind))
 
 
 def _name(config: SweepConfig, given: Mapping[str, Any], single: str) -> str:
@@ -321,7 +343,10 @@ def _pairs(form: str, example: str) -> Any:
     def parsed(words: Sequence[str]) -> dict[str, str]:
         if bad := [word for word in words if "=" not in word]:
             raise ValueError(f"{bad[0]!r} is not of the form {form}, as in {example}")
-        return dict(word.split("=", 1) for word in words)
+        pairs = [word.split("=", 1) for word in words]
+        if twice := [name for name, count in Counter(n for n, _ in pairs).items() if count > 1]:
+            raise ValueError(f"{twice[0]} is given twice: give it once")
+        return dict(pairs)
 
     return Annotated[
         dict[str, str],
@@ -374,6 +399,49 @@ def _seeds(config: SweepConfig) -> list[int]:
     return list(dict.fromkeys(trial.seed for trial in config.trials))
 
 
+def _without_repetition(seeds: Sequence[int]) -> Sequence[int]:
+    """Return the seeds; a UsageError if one is given twice."""
+    if twice := [seed for i, seed in enumerate(seeds) if seed in seeds[:i]]:
+        raise UsageError(f"seed {twice[0]} is given twice: give each of --seeds once")
+    return seeds
+
+
+def _check(
+    config: SweepConfig, given: Mapping[str, Any], searched: Collection[str], single: str
+) -> None:
+    """Check what the parts of a configuration can't check alone.
+
+    Raises:
+        ValueError: the name of a benchmark, an arm, a setting of adapters, or the search's metric,
+            space or budget is wrong.
+    """
+    for name in (*config.benchmarks, config.search.benchmark):
+        if name and not name.startswith(PREFIX):  # a built-in file's name is checked with it
+            tasks.check_name(name)
+    check_trials(config)
+    _check_adapters(config, given, searched)
+    if not single:
+        check_metrics(config.train, config.search)
+    size_of_search(config)
+
+
+def _check_adapters(
+    config: SweepConfig, given: Mapping[str, Any], searched: Collection[str]
+) -> None:
+    """Check that settings of adapters have an effect.
+
+    Raises:
+        UsageError: one was given, and no trial has adapters.
+    """
+    keys = [key for key in given if key.startswith("train.lora.") and key != "train.lora.rank"]
+    ranks = [config_of(config.train, trial).lora.rank for trial in config.trials]
+    if keys and not any(ranks) and "lora.rank" not in searched:
+        raise UsageError(
+            f"{keys[0]} is given, but train.lora.rank is 0, which trains the whole model: "
+            "give --train.lora.rank too, such as 16"
+        )
+
+
 def _check_not_both(given: Mapping[str, Any], searched: Collection[str]) -> None:
     if both := sorted(key for key in searched if f"train.{key}" in given):
         raise UsageError(
@@ -415,8 +483,8 @@ def _options_win(
         first = trials.setdefault(_settings(trial), trial)
         if first.arm != trial.arm:
             raise UsageError(
-                f"with these options the arms {first.arm} and {trial.arm} are the same: choose "
-                "arms with --arms"
+                f"with these options the arms {first.arm} and {trial.arm} are the same: change "
+                "one, or leave it out with --arms"
             )
     return replace(config, trials=tuple(trials.values()))
 

@@ -23,11 +23,15 @@ from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from otr.config import TrainConfig, types_of
-from otr.hints import did_you_mean
-from pipelines.config.presets import PresetName, SweepConfig
+from otr.config import TrainConfig, keys_of, types_of
+from otr.hints import key_hint
+from pipelines.config.presets import PRESETS, PresetName, SweepConfig
 from pipelines.config.run_json import typed
 from tuning.arms import COMPARABLE
+
+_BASE = "base"  # `pipelines.report.leaderboard.BASE`, whose imports take long
+_MAIN = {"model": "path", "data": "paths", "objective": "name", "workers": "count", "lora": "rank"}
+"""The setting that a single value in place of a table stands for."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,9 @@ def read_recipe(path: str | Path) -> Recipe:
         choices = {
             key: typed(kind, content.pop(key), key) for key, kind in own.items() if key in content
         }
+        search = content.get("search")
+        if isinstance(search, Mapping) and isinstance(search.get("space"), Mapping):
+            content["search"] = {**search, "space": dict(_undivided(search["space"]))}
         overrides = dict(flatten(content, also_known=own))
     except (OSError, ValueError) as error:
         raise ValueError(f"recipe {path}: {error}") from error
@@ -68,11 +75,32 @@ def read_recipe(path: str | Path) -> Recipe:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """Return the content of a TOML file.
+
+    Raises:
+        ValueError: there is no such file, it is not UTF-8, or it is not TOML.
+        OSError: it can't be read.
+    """
+    if path.name in PRESETS and not path.exists():
+        raise ValueError(f"no such file; for the preset of this name, give --preset {path.name}")
+    if not path.exists():
+        raise ValueError(f"no such file in {path.absolute().parent}")
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text("utf-8-sig"))  # some editors begin with a mark
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not UTF-8 (at byte {error.start}): save it as UTF-8") from error
     except tomllib.TOMLDecodeError as error:
         both = "; arms is a list of names or tables [arms.NAME], not both"
         raise ValueError(str(error) + (both if "('arms'" in str(error) else "")) from error
+
+
+def _undivided(space: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the settings of a space by dotted key: `optim.lr = "..."` without quotes is a table."""
+    for name, value in space.items():
+        if isinstance(value, Mapping):
+            yield from _undivided(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", value
 
 
 def _settings(arm: str, table: Any) -> dict[str, Any]:
@@ -83,6 +111,8 @@ def _settings(arm: str, table: Any) -> dict[str, Any]:
             arms must share.
     """
     path = f"arms.{arm}"
+    if arm == _BASE:
+        raise ValueError(f"{path}: the base model has this name in the report; use another one")
     if not isinstance(table, Mapping):
         raise ValueError(f"{path} is {table!r}: expected a table")
     settings = {
@@ -116,13 +146,14 @@ def flatten(
         name, _, rest = key.partition(".")
         full_key = f"{path}.{name}".lstrip(".")
         if name not in hints:
-            raise ValueError(
-                f"unknown key {full_key!r}: {did_you_mean(name, [*hints, *also_known])}"
-            )
+            known = keys_of(TrainConfig if full_key.startswith("arms.") else SweepConfig)
+            hint = key_hint(name, [*hints, *also_known], known)
+            raise ValueError(f"unknown key {full_key!r}: {hint}")
         if is_dataclass(hints[name]):
             inner = {rest: value} if rest else value
             if not isinstance(inner, Mapping):
-                raise ValueError(f"{full_key} is {value!r}: expected a table")
+                meant = f"; did you mean {full_key}.{_MAIN[name]}?" if name in _MAIN else ""
+                raise ValueError(f"{full_key} is {value!r}: expected a table{meant}")
             yield from flatten(inner, hints[name], full_key)
         elif rest:
             raise ValueError(f"unknown key {f'{full_key}.{rest}'!r}: {full_key!r} is not a table")

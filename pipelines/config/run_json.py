@@ -5,6 +5,7 @@ import json
 import types
 import typing
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -49,11 +50,18 @@ def read_run(path: str | Path) -> SweepConfig:
     Raises:
         ValueError: there is no such file, or it holds something else (the key is named).
     """
+    if not Path(path).exists():
+        raise ValueError(f"{path}: no such file in {Path(path).absolute().parent}")
     try:
-        config = json.loads(Path(path).read_text())["config"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not the run.json of a run: {error!r}") from error
-    return typed(SweepConfig, _with_current_names(config), "")
+        content = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} can't be read as JSON: {error}") from error
+    if not isinstance(content, dict) or "config" not in content:
+        raise ValueError(f"{path} is not the {RUN_FILE} of a run: it has no config")
+    try:
+        return typed(SweepConfig, _with_current_names(content["config"]), "")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _with_current_names(config: Any) -> Any:
@@ -107,10 +115,33 @@ def typed(kind: Any, value: Any, path: str) -> Any:
     if expected in (bool, int, float, str, tuple, dict) and (
         not isinstance(value, accepted) or isinstance(value, bool) != (expected is bool)
     ):
-        raise ValueError(f"{path} is {value!r}: expected {_NAMES[expected]}")
+        raise ValueError(f"{path} is {value!r}: expected {_NAMES[expected]}{_remedy(kind, value)}")
     if expected is dict and inner:
         return {key: typed(inner[1], each, f"{path}.{key}") for key, each in value.items()}
     return value
+
+
+def _remedy(kind: Any, value: Any) -> str:
+    """Return how to write a value of another type; "" if its type says it."""
+    if kind in (int, float) and isinstance(value, str) and _is_number(value):
+        return ", without quotes"
+    if kind is bool and value in ("true", "false"):
+        return ", without quotes"
+    if kind is str and isinstance(value, int | float):
+        return ", in quotes"
+    if kind == tuple[str, ...] and isinstance(value, str):
+        return f", as in [{value!r}]"
+    if kind == tuple[int, ...] and isinstance(value, int):
+        return f", as in [{value}]"
+    return ""
+
+
+def _is_number(text: str) -> bool:
+    """Return whether a text is a number."""
+    with suppress(ValueError):
+        float(text)
+        return True
+    return False
 
 
 _NAMES = {

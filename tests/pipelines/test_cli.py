@@ -47,6 +47,7 @@ def help_of(command: str, capsys: pytest.CaptureFixture) -> str:
         ("--max-steps four", "four"),
         ("--max-items", "--max-items"),
         ("--columns a", "'a' is not of the form"),
+        ("--columns prompt=a prompt=b", "prompt is given twice"),
         ("--seeds x", "--seeds"),
         ("stray", "stray"),
     ],

@@ -7,6 +7,7 @@ import pytest
 from pipelines import cli
 from pipelines.config.options import UsageError
 from pipelines.config.presets import SweepConfig
+from pipelines.config.recipe import read_recipe
 from tuning.space import config_of
 
 RECIPE = """
@@ -107,10 +108,16 @@ def test_the_arms_of_a_recipe_are_searched(tmp_path: Path) -> None:
     [
         ("train.max_stpes = 3", "unknown key 'train.max_stpes': did you mean 'max_steps'"),
         ("perset = 'debug'", "unknown key 'perset': did you mean 'preset'"),
+        ("max_steps = 3", "unknown key 'max_steps': did you mean 'train.max_steps'"),
+        ("[train]\nlearning_rate = 1e-5", "'train.learning_rate': did you mean 'train.optim.lr'"),
+        ("[optim]\nlr = 1e-5", "unknown key 'optim': did you mean 'train.optim'"),
+        ("arms.mine.lr = 1e-5", "unknown key 'arms.mine.lr': did you mean 'optim.lr'"),
+        ("dry_run = true", "unknown key 'dry_run': use one of 'name', 'train'"),
+        ("train.model = 'mine'", "expected a table; did you mean train.model.path"),
         ("'train.seed.x' = 3", "unknown key 'train.seed.x': 'train.seed' is not a table"),
         ("train = 3", "train is 3: expected a table"),
         ("train.max_steps = 'many'", "train.max_steps is 'many': expected an integer"),
-        ("benchmarks = 'gsm8k'", "benchmarks is 'gsm8k': expected a list"),
+        ("benchmarks = 'gsm8k'", r"benchmarks is 'gsm8k': expected a list, as in \['gsm8k'\]"),
         ("preset = 'bultin'", "preset is 'bultin': use one of 'builtin'"),
         ("train.optim.lr = -1", "train.optim.lr is -1: use a number > 0"),
         ("train.objective.num_samples = -3", "^train.objective.num_samples is -3: use an integer"),
@@ -129,7 +136,15 @@ def test_the_arms_of_a_recipe_are_searched(tmp_path: Path) -> None:
             "^arms.mine: objective.clip is 0.5, but it is a setting",
         ),
         ("[arms.a]\n[arms.b]", "the arms a and b are the same"),
-        ("arms.'a/b'.optim.lr = 1e-4", "arm name 'a/b-seed0' names a directory"),
+        ("arms.'a/b'.optim.lr = 1e-4", "arm 'a/b': an arm's name is part of a directory's"),
+        ("arms.base.optim.lr = 1e-4", "arms.base: the base model has this name"),
+        ("seeds = [0, 0]", "seed 0 is given twice"),
+        ("seeds = [-1]", "seed is -1: use an integer from 0"),
+        ("train.optim.lr = '1e-5'", "train.optim.lr is '1e-5': expected a number, without quotes"),
+        ("train.max_steps = '20'", "expected an integer, without quotes"),
+        ("search.budget = 40", "search.budget is 40: expected a string, in quotes"),
+        ("search.space = {'optim.lr' = [1e-5, 1e-4]}", r"search.space.optim.lr is \[1e-05, 0.0001"),
+        ("[train]\nlora.alpha = 8", "train.lora.alpha is given, but .*lora.rank is 0"),
         ("trials = []", "trials can't be given: give arms as tables"),
         ("a = ", "mine.toml: Invalid value"),
     ],
@@ -142,3 +157,26 @@ def test_mistakes_are_named(tmp_path: Path, content: str, message: str) -> None:
 def test_a_value_that_a_field_refuses_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         load(tmp_path, "train.optim.lr = -1")
+
+
+def test_a_recipe_may_begin_with_a_byte_order_mark_and_must_be_utf_8(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_bytes(b"\xef\xbb\xbfseeds = [5]")
+    assert read_recipe(file).seeds == (5,)
+    file.write_bytes(b"name = 'caf\xe9'")
+    with pytest.raises(ValueError, match=r"mine\.toml: it is not UTF-8 \(at byte 11\)"):
+        read_recipe(file)
+
+
+def test_a_missing_recipe_is_named_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=rf"^recipe no\.toml: no such file in {tmp_path}$"):
+        read_recipe("no.toml")
+    with pytest.raises(ValueError, match=r"no such file; for the preset .* give --preset study"):
+        read_recipe("study")
+
+
+def test_the_keys_of_a_space_need_no_quotes(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('search.budget = "4 h"\n[search.space]\noptim.lr = "uniform(1,2)"')
+    assert read_recipe(file).overrides["search.space"] == {"optim.lr": "uniform(1,2)"}

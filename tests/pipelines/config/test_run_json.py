@@ -160,8 +160,18 @@ def test_a_wrong_value_of_a_search_is_named(tmp_path: Path) -> None:
 
 
 def test_another_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"is not the run.json of a run"):
-        read_run(tmp_path / "other.json")
+    other = tmp_path / "other.json"
+    for content, message in (
+        ("{}", r"other\.json is not the run\.json of a run: it has no config"),
+        ("{", r"other\.json can't be read as JSON"),
+        ('{"config": {"trian": 1}}', r"other\.json: unknown key 'trian': did you mean 'train'"),
+    ):
+        other.write_text(content)
+        with pytest.raises(ValueError, match=message):
+            read_run(other)
+    other.unlink()
+    with pytest.raises(ValueError, match=rf"other\.json: no such file in {tmp_path}$"):
+        read_run(other)
     for command in ("sweep", "train"):
         with pytest.raises(
             ValueError, match=r"has no run\.json: give the directory of a run, a run"

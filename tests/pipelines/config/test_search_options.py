@@ -54,6 +54,10 @@ def test_a_recipe_and_a_run_json_repeat_a_search(tmp_path: Path) -> None:
         ("--budget 4 trials", "nothing is searched"),
         ("--search optim.lr=uniform(2,1) --budget 4 trials", "low 2 is not below"),
         ("--search objective.num_samples=choice(4,8) --arms dft --budget 4 h", "no arm has it"),
+        (f"--search {SPACE} --budget 2 trials", r"less than one trial for each of 3 arms \(sft,"),
+        (f"{LINE} --search.metric val_los", "by val_los, which is no metric of validation data"),
+        (f"{LINE} --train.data.validation", "validation data, and there is none"),
+        ("--search.sampler random", "search.sampler is 'random', but nothing is searched"),
     ],
 )
 def test_a_wrong_search_is_a_wrong_command_line(line: str, message: str) -> None:

@@ -142,13 +142,16 @@ def _quantity(text: str, leading_words: bool) -> Value | None:
 
 
 def _list(parts: Sequence[str]) -> Value | None:
-    """Parse a list: the intersection of sets if there are inequalities, else of any values."""
+    """Parse a list: the intersection of sets if there are inequalities, else of any values.
+
+    Inequalities of several variables remain a list.
+    """
     items = _listed_values(parts)
     if items is None:
         return None
     sets = as_sets(items)
     if sets and any(isinstance(item, RealSet) for item in items):
-        return realsets.both(sets)
+        return realsets.both(sets) or Items("", "", tuple(sets))
     return Items("", "", tuple(_flat(items)))
 
 

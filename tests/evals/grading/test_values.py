@@ -48,7 +48,7 @@ sets:         \{2,1\} = \{1,2\}; 2,1 = 1,2; 1,1,2 = 2,1,1; 1\pm\sqrt2 = 1+\sqrt2
               \pm1, \pm2 = -2,-1,1,2; (-\infty,0), (1,2) == (-\infty,0)\cup(1,2); \mathbb{R} - \{0\} = \mathbb{R}\setminus\{0\}; (-oo, 2) = (-\infty,2)
               \text{all real numbers} = \mathbb{R}; \text{No solution} = \emptyset; \text{no real solutions} = \emptyset
               ]1,2] = (1,2]; [0,1[\cup]1,2] = [0,1)\cup(1,2]; ]1;2[ = (1,2); x\in]-\infty,3[ = (-\infty,3); [1, 2, 3] = 1,2,3; 1,2,... = 1,2,\ldots
-              |x|<2 == (-2,2); |x-1|\ge3 == x\le-2\text{ or }x\ge4; x>0 \land x<5 == (0,5); x=1 ∧ y=2 == (1,2); p \wedge q = p ∧ q
+              |x|<2 == (-2,2); |x-1|\ge3 == x\le-2\text{ or }x\ge4; x>0 \land x<5 == (0,5); x=1 ∧ y=2 == (1,2); y>0 \land x>0 = x>0, y>0; p \wedge q = p ∧ q
               3>x>-2 == (-2,3); \emptyset = \varnothing; (1,2)\text{ and }(3,4) = (3,4),(1,2)
 matrices:     \begin{pmatrix}1&0.5\\3&4\end{pmatrix} = \begin{bmatrix}1&\frac12\\3&4\end{bmatrix}
               [[1,2],[3,4]] = \begin{pmatrix}1&2\\3&4\end{pmatrix}; \langle1,2\rangle = (1,2)
@@ -85,7 +85,7 @@ named:        x=5 == y=5; P(X=2)=0.5 == P(X=3)=0.5; f(x+1)=2x == f(x)=2x; \cos x
 sets:         (2,1) = (1,2); [1,2] = (1,2); \{1,2\} = (1,2); 1,1,2 = 1,2; 1,2 = 1; \pm3 = 3
               \pm1,2 = 1,2; (0,1),(2,3) == (0,1)\cup(2,4); \text{all real numbers} = \emptyset; x\ge5 == x>5; \{x\mid x<3\} == \{x\mid x>3\}; x<1\text{ or }x>3 == 1<x<3; \{0\} = \emptyset
               ]1,2] = [1,2]; ]1,2[ = [1,2]; [1,2] = 1,2; [3,2,1] = 1,2,3; |x|<2 == |x|\le2; |x|<2 == |y|<2; |x|>1 == x>1; |x|<-2 == \emptyset
-              p ∧ q = p \lor q; x>0 \land x<5 == x>0
+              p ∧ q = p \lor q; x>0 \land x<5 == x>0; x>0 ∧ y>1 = x>0, y>0
               (0,1)\cup(2,3) = (0,1)\cup(2,4); (1,2),(3,4) = (1,2),(4,3); k\pi,k\in\mathbb{Z} = k\pi
 matrices:     \begin{pmatrix}1&2\\3&4\end{pmatrix} = \begin{pmatrix}1&3\\2&4\end{pmatrix}
               \begin{pmatrix}1&2\end{pmatrix} = 1; 2\begin{pmatrix}1\\2\end{pmatrix} = (1,2); -\begin{pmatrix}1\\2\end{pmatrix} = (1,2)

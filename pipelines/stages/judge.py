@@ -115,6 +115,12 @@ class JudgeTrials(Callback):
         """Leave out the last request of a trial that the scheduler stopped."""
         self._ended.add(Trial(**trial.config["trial"]).name)
 
+    def on_trial_error(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
+    ) -> None:
+        """Leave out the requests of a trial that failed."""
+        self.on_trial_complete(iteration, trials, trial)
+
     def __enter__(self) -> "JudgeTrials":
         self._thread.start()
         return self

@@ -75,9 +75,10 @@ def test_an_error_is_told_and_the_next_request_is_served(trials) -> None:
     assert trials.judge("a", 50, "/checkpoint")["answers"] == 0.5
 
 
-def test_a_trial_that_has_ended_is_not_scored(scoring, trials) -> None:
+@pytest.mark.parametrize("end", ["on_trial_complete", "on_trial_error"])
+def test_a_trial_that_has_ended_is_not_scored(end, scoring, trials) -> None:
     trial: Any = SimpleNamespace(config={"trial": asdict(debug().trials[0])})
-    trials.on_trial_complete(1, [], trial)
+    getattr(trials, end)(1, [], trial)
     with pytest.raises(RuntimeError, match="the trial has ended"):
         trials.judge(debug().trials[0].name, 1, "/checkpoint")
     assert scoring.asked == []

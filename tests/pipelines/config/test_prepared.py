@@ -90,7 +90,8 @@ def test_a_model_directory_that_does_not_exist(
     (tmp_path / "model.bin").touch()
     assert cli.main(["score", name]) == 1
     said = capsys.readouterr().err
-    assert f"error: no model {name!r}: there is no such directory" in said
+    shown = os.path.expanduser(name)
+    assert f"error: no model {shown!r}: there is no such directory" in said
 
 
 def test_builtin_benchmarks_take_samples_and_options(tmp_path: Path) -> None:

@@ -6,12 +6,12 @@ The docstrings of the fields are the help texts of the command-line options.
 import json
 import math
 import re
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, get_type_hints
 
 from otr._deprecated import renamed_arguments
+from otr.hints import repeated
 from otr.loss.objective import Objective, setting_types
 
 MOST_SOURCES = 16
@@ -248,7 +248,7 @@ class DataConfig:
                 f"data.weights has {len(self.weights)} values for {len(self.paths)} paths: give "
                 "one for each"
             )
-        twice = [path for path, count in Counter(self.paths).items() if count > 1]
+        twice = repeated(self.paths)
         if self.weights and twice:
             raise ValueError(f"data.paths: {twice[0]!r} has two weights: give it one")
         if not all(0 < weight < math.inf for weight in self.weights):
@@ -500,6 +500,11 @@ class TrainConfig:
                 f"patience is {self.patience}, but there is nothing to evaluate on: set "
                 "data.validation, or patience 0"
             )
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether training compares with a second model: adapters have theirs within."""
+        return self.kl_weight > 0 and not self.lora.rank
 
     @property
     def accumulation(self) -> int:

@@ -2,8 +2,12 @@
 
 import errno
 import os
-from collections.abc import Collection, Iterable
+from collections import Counter
+from collections.abc import Collection, Hashable, Iterable
 from difflib import get_close_matches
+from typing import TypeVar
+
+T = TypeVar("T", bound=Hashable)
 
 NEAR = 0.5
 """Share of common letters from which a name is near another one (`difflib`)."""
@@ -73,6 +77,11 @@ def counted(count: int, noun: str) -> str:
 def nearly(word: str, known: Iterable[str]) -> str | None:
     """Return the name that differs from `word` in a letter or two at most; None if none does."""
     return next(iter(get_close_matches(word, list(known), n=1, cutoff=0.8)), None)
+
+
+def repeated(values: Iterable[T]) -> list[T]:
+    """Return each value that occurs more than once."""
+    return [value for value, count in Counter(values).items() if count > 1]
 
 
 def some_of(names: Iterable[str], most: int = 30) -> str:

@@ -57,7 +57,7 @@ def _measure(configs: Sequence[TrainConfig], tokens_per_row: float) -> list[floa
         if config.lora.rank:
             model = add_adapters(model, config.lora)
         base = None
-        if config.kl_weight and not config.lora.rank:
+        if config.needs_base:
             base = as_base(load_model(config.model, tokenizer), config.model.dtype)
         passes = min(config.accumulation, MOST_PASSES)
         short = replace(

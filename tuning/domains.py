@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from otr.hints import did_you_mean
+from otr.hints import did_you_mean, repeated
 
 _ARGUMENTS = {
     "choice": "two or more values",
@@ -137,7 +137,7 @@ def _problem_of_choice(values: Sequence[Any]) -> str:
         return _LITERALS
     if not all(map(math.isfinite, (value for value in values if isinstance(value, float)))):
         return "numbers must be finite"
-    twice = [value for i, value in enumerate(values) if value in values[:i]]
+    twice = repeated(values)
     return f"the value {twice[0]!r} occurs twice" if twice else ""
 
 

@@ -6,13 +6,12 @@ dotted keys ("objective.num_samples"). `config_of` returns the `TrainConfig` of 
 
 import dataclasses
 import itertools
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from otr.config import TrainConfig, types_of
-from otr.hints import did_you_mean
+from otr.hints import did_you_mean, repeated
 from otr.loss.objective import Objective
 
 
@@ -64,7 +63,7 @@ def check_names(trials: Sequence[Trial]) -> None:
     Raises:
         ValueError: two trials have the same name, or a name is no directory name.
     """
-    twice = [name for name, count in Counter(t.name for t in trials).items() if count > 1]
+    twice = repeated(trial.name for trial in trials)
     if twice:
         raise ValueError(
             f"{len(twice)} trial names occur more than once, for example {twice[0]!r}: put what "

@@ -91,7 +91,7 @@ def footprint(
         if frozen_in is not None:
             freeze_equally(model, frozen_in)
         base = None
-        if config.kl_weight and not config.lora.rank:
+        if config.needs_base:
             base = as_base(cast(PreTrainedModel, _model(architecture, config)), config.model.dtype)
         with FakeTensorMode():
             for each in filter(None, (model, base)):

@@ -227,7 +227,7 @@ def _counted_once(key: _Key, split: bool) -> _Counted:
     layers = decoder_layers(model)
     inside = sum(p.numel() for p in layers.parameters())
     base_bytes = base_root = 0
-    if config.kl_weight and not config.lora.rank:
+    if config.needs_base:
         base = as_base(empty_model(config.model), config.model.dtype)
         base_bytes, base_root = sum(p.nbytes for p in base.parameters()), weights - inside
     return _Counted(

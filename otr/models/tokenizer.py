@@ -5,7 +5,6 @@ with it: scoring, serving and other people's code then render conversations as t
 """
 
 import json
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase
 
 from otr.config import ModelConfig
 from otr.data.chat_template import mentioned_names
-from otr.hints import did_you_mean
+from otr.hints import did_you_mean, repeated
 
 CHAT_TEMPLATES = {
     "chatml": "{% for message in messages %}"
@@ -84,7 +83,7 @@ def added_tokens(name: str) -> list[str]:
     for number, token in enumerate(tokens, 1):
         if not token.strip():
             raise ValueError(f"--add-tokens: line {number} is empty: give one token per line")
-    twice = [token for token, count in Counter(tokens).items() if count > 1]
+    twice = repeated(tokens)
     if twice:
         raise ValueError(f"--add-tokens: {twice[0]!r} occurs twice: leave one out")
     return tokens

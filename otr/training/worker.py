@@ -255,7 +255,7 @@ def _load_base(
 
     It is the model that the run started from, also when the run resumes.
     """
-    if not config.kl_weight or config.lora.rank:
+    if not config.needs_base:
         return None
     from otr.models.load import as_base
 

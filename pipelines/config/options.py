@@ -8,7 +8,6 @@ import json
 import math
 import os
 import re
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Annotated, Any, Literal, TypedDict
@@ -20,7 +19,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from evals import tasks
 from evals.settings import EngineSettings
 from otr.config import DataConfig, OptimConfig, TrainConfig, types_of
-from otr.hints import did_you_mean
+from otr.hints import did_you_mean, repeated
 from otr.loss import objective
 from otr.loss.objective import Objective
 from pipelines.builtin.corpus import PREFIX
@@ -344,7 +343,7 @@ def _pairs(form: str, example: str) -> Any:
         if bad := [word for word in words if "=" not in word]:
             raise ValueError(f"{bad[0]!r} is not of the form {form}, as in {example}")
         pairs = [word.split("=", 1) for word in words]
-        if twice := [name for name, count in Counter(n for n, _ in pairs).items() if count > 1]:
+        if twice := repeated(name for name, _ in pairs):
             raise ValueError(f"{twice[0]} is given twice: give it once")
         return dict(pairs)
 
@@ -401,7 +400,7 @@ def _seeds(config: SweepConfig) -> list[int]:
 
 def _without_repetition(seeds: Sequence[int]) -> Sequence[int]:
     """Return the seeds; a UsageError if one is given twice."""
-    if twice := [seed for i, seed in enumerate(seeds) if seed in seeds[:i]]:
+    if twice := repeated(seeds):
         raise UsageError(f"seed {twice[0]} is given twice: give each of --seeds once")
     return seeds
 

@@ -107,8 +107,10 @@ def trade_off(entries: Sequence[Entry], target: str, retained: Sequence[str]) ->
                 elinewidth=1.3,
                 label=arm.name,
             )
-        mean = f"mean of {len(retained)} retained benchmarks"
-        axes.set_xlabel(f"{mean if len(retained) > 1 else retained[0]} (% correct)")
+        kept = f"mean of {len(retained)} retained benchmarks"
+        if len(retained) == 1:
+            kept = heading(retained[0], entries)
+        axes.set_xlabel(f"{kept} (% correct)")
         axes.set_ylabel(f"{heading(target, entries)} (% correct)")
         axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
 

@@ -81,9 +81,9 @@ def keeping_two() -> Iterator[None]:
 
 
 class Recorder(ray.train.UserCallback):
-    """Writes each report to a file, and the first time kills its process at step `killed_at`."""
+    """Writes each report to a file, and kills its process at the first one of step `killed_at`."""
 
-    def __init__(self, log: Path, killed_at: int = 0) -> None:
+    def __init__(self, log: Path, killed_at: int | None = None) -> None:
         self.log, self.killed_at = log, killed_at
 
     def after_report(

@@ -45,6 +45,8 @@ TRAINER = "trainer"
 STATE = "state.json"
 OPTIMIZER = "optimizer"
 UNVERIFIED = "unverified.json"
+MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+"""Errors of a checkpoint that lacks a file. Any other OSError is the storage's own."""
 
 ALLOWED = {"float32": 2**-9, "bfloat16": 2.0}
 """Largest accepted difference of a saved model's NLL from that of the model in training, as a share
@@ -369,12 +371,13 @@ def load_checkpoint(directory: str | Path) -> dict[str, Any]:
         The content of state.json: {"step", "world", ...}.
 
     Raises:
-        DamagedCheckpoint: the directory has no readable state.json.
+        DamagedCheckpoint: the directory has no state.json, or it is no JSON.
+        OSError: it can't be read at the moment; this says nothing about the checkpoint.
     """
     path = Path(directory) / TRAINER / STATE
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (*MISSING, ValueError) as error:
         raise DamagedCheckpoint(
             f"no {TRAINER}/{STATE} in {directory}: training cannot resume from it ({error})"
         ) from error
@@ -385,6 +388,7 @@ def check_checkpoint(directory: str | Path) -> None:
 
     Raises:
         DamagedCheckpoint: a file is missing or differs; the message names it.
+        OSError: a file can't be read at the moment.
     """
     directory = Path(directory)
     for rank in range(load_checkpoint(directory)["world"]):
@@ -392,7 +396,7 @@ def check_checkpoint(directory: str | Path) -> None:
         try:
             expected = json.loads(listed.read_text())
             found = _checksums(directory, map(directory.joinpath, expected))
-        except (OSError, ValueError) as error:
+        except (*MISSING, ValueError) as error:
             raise DamagedCheckpoint(f"{directory} is incomplete: {error}") from error
         for name, checksum in expected.items():
             if found[name] != checksum:

@@ -68,7 +68,7 @@ def recover(directory: str) -> tuple[str | None, list[str]]:
         damaged checkpoint.
 
     Raises:
-        OSError: the object store can't be read; nothing is renamed.
+        OSError: the storage can't be read at the moment; no checkpoint is renamed.
     """
     fs, root = fsspec.core.url_to_fs(directory)
     for name in _names(fs, root):

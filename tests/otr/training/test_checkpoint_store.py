@@ -1,5 +1,6 @@
 """Checkpoints of a run: recovery when it starts, and which of them stay."""
 
+import errno
 import json
 import math
 from pathlib import Path
@@ -91,6 +92,30 @@ def test_an_unavailable_store_costs_no_checkpoint(
         with pytest.raises(OSError, match="reduce your request rate"):
             recover("memory://run")
     assert recover("memory://run") == ("step-000002", [])
+
+
+def test_a_directory_that_can_not_be_read_costs_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On NFS, for example, while the server has no answer."""
+    trainer = tmp_path / "step-000002" / TRAINER
+    trainer.mkdir(parents=True)
+    (trainer / STATE).write_text('{"world": 1}')
+    (trainer / "files-0.json").write_text("{}")
+    read = Path.read_text
+
+    for name in (STATE, "files-0.json"):
+
+        def stale(path: Path, name: str = name) -> str:
+            if path.name == name:
+                raise OSError(errno.ESTALE, "Stale file handle", str(path))
+            return read(path)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "read_text", stale)
+            with pytest.raises(OSError, match="Stale file handle"):
+                recover(str(tmp_path))
+    assert recover(str(tmp_path)) == ("step-000002", [])
 
 
 def test_an_unverified_checkpoint_is_uploaded_beside_and_not_resumed_from(

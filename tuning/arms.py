@@ -14,9 +14,8 @@ from tuning.settings import SearchSettings
 from tuning.space import Trial, config_of, with_overrides
 
 RATE = "optim.lr"
-_SEARCHED = ("objective.", "optim.", "lora.")
-COMPARABLE = (*_SEARCHED, "kl_weight")
-"""How the keys of `TrainConfig` begin in which arms may differ."""
+COMPARABLE = ("objective.", "optim.", "lora.", "kl_weight")
+"""How the keys of `TrainConfig` begin in which arms may differ, and which can be searched."""
 MOST_TRIALS = 10_000
 """Most trials of an arm in a search whose budget limits only time or tokens."""
 
@@ -141,7 +140,7 @@ def _check_key(config: TrainConfig, key: str, domain: Domain) -> None:
         raise ValueError("the search names objective.name: choose objectives with --arms")
     keys = [*keys_of(type(config))]
     if key not in keys:
-        searched = [each for each in keys if each.startswith(_SEARCHED)]
+        searched = [each for each in keys if each.startswith(COMPARABLE)]
         table, _, name = key.rpartition(".")
         near = [each.rpartition(".")[2] for each in searched if each.startswith(f"{table}.")]
         raise ValueError(
@@ -150,10 +149,10 @@ def _check_key(config: TrainConfig, key: str, domain: Domain) -> None:
     kind: Any = type(config)
     for name in key.split("."):
         kind = types_of(kind)[name]
-    if not key.startswith(_SEARCHED) or is_dataclass(kind):
+    if not key.startswith(COMPARABLE) or is_dataclass(kind):
         raise ValueError(
-            f"the search names {key}: only settings of objective, optim and lora can be searched; "
-            "trials with other data, models or lengths could not be compared"
+            f"the search names {key}: only settings of objective, optim and lora, and kl_weight, "
+            "can be searched; trials with other data, models or lengths could not be compared"
         )
     if typing.get_origin(kind) in (tuple, dict):
         raise ValueError(

@@ -29,6 +29,7 @@ def test_an_arm_has_the_settings_of_its_objective() -> None:
     assert space_of(expected, objective__num_samples="choice(4,8)") == set(), "it draws nothing"
     lora = Trial("adapters", {"lora.rank": 8})
     assert space_of(lora, lora__alpha="uniform(8,64)") == {"lora.alpha"}
+    assert space_of(Trial("sft-kl"), kl_weight="choice(0,0.1)") == {"kl_weight"}
 
 
 @pytest.mark.parametrize(
@@ -41,7 +42,9 @@ def test_an_arm_has_the_settings_of_its_objective() -> None:
         ("objective.nam", "choice('a','b')", "names objective.nam, which is not a setting"),
         ("objective.name", "choice('sft','otr')", "choose objectives with --arms"),
         ("objective", "choice(1,2)", "only settings of"),
-        ("max_steps", "choice(1,2)", "only settings of objective, optim and lora"),
+        ("max_steps", "choice(1,2)", "only settings of objective, optim and lora, and kl_weight"),
+        ("kl_wieght", "choice(0,0.1)", "did you mean 'kl_weight'"),
+        ("kl_weight", "uniform(-1,0)", "value -1: kl_weight is -1"),
         ("data.sequence_length", "choice(64,128)", "could not be compared"),
         ("optim.lr", "uniform(0,1)", r"value 0: optim\.lr is 0: use a number > 0"),
         ("optim.lr", "choice('1e-5','1e-4')", "a number, not '1e-5': write numbers without quotes"),

@@ -19,7 +19,7 @@ real: setup
 	@$(BIN)/python pipelines/full_sweep.py --preset gsm8k
 
 test: setup
-	@$(PYTEST) $(PARALLEL)
+	@$(PYTEST) $(PARALLEL) --durations 15
 
 test-quick: setup
 	@$(PYTEST) $(PARALLEL) -m "not integration and not faults"

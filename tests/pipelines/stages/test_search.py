@@ -149,6 +149,13 @@ def test_one_rate_for_all_arms_is_unfair_and_has_no_winner(
     assert "no winner will be named" in said.err and "nothing" in said.out
 
 
+def test_arms_with_rates_of_their_own_are_compared() -> None:
+    config = load('--search "objective.num_samples=choice(4,16)" --budget 4 trials')
+    rates = {"sft": 1e-4, "dft": 1e-4, "otr": 3e-5}
+    trials = [replace(t, overrides=t.overrides | {"optim.lr": rates[t.arm]}) for t in config.trials]
+    assert search_plan.unfair(config) and not search_plan.unfair(replace(config, trials=trials))
+
+
 def test_the_sweep_has_the_best_setting_of_each_arm(tmp_path: Path) -> None:
     found = FakeSearch(tmp_path, settings(), each=10)
     results = found.run()

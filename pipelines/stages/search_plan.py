@@ -114,16 +114,18 @@ def write(made: Plan, run: PreparedRun) -> None:
 def unfair(config: SweepConfig) -> str:
     """Return why a search does not allow to compare arms; "" if it does.
 
-    Arms whose rates differ have been given them one by one, as the best ones of an earlier search.
+    Arms that all have been given a rate, and not the same one, have their own: found before, say.
     """
     if not config.search.space or RATE in config.search.domains:
         return ""
-    rates = {config_of(config.train, trial).optim.lr for trial in config.trials}
-    if len(rates) > 1:
+    rates = sorted({config_of(config.train, trial).optim.lr for trial in config.trials})
+    if len(rates) > 1 and all(RATE in trial.overrides for trial in config.trials):
         return ""
+    arms = "all arms" if len(rates) == 1 else "the arms"
+    listed = " and ".join(f"{rate:g}" for rate in rates)
     return (
-        f"the learning rate was not searched (all arms have {min(rates):g}), and each objective "
-        'has a best rate of its own: add "optim.lr=loguniform(1e-6,1e-4)" to --search'
+        f"the learning rate was not searched ({arms} have {listed}), and each objective has a "
+        'best rate of its own: add "optim.lr=loguniform(1e-6,1e-4)" to --search'
     )
 
 

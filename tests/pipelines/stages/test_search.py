@@ -154,6 +154,10 @@ def test_arms_with_rates_of_their_own_are_compared() -> None:
     rates = {"sft": 1e-4, "dft": 1e-4, "otr": 3e-5}
     trials = [replace(t, overrides=t.overrides | {"optim.lr": rates[t.arm]}) for t in config.trials]
     assert search_plan.unfair(config) and not search_plan.unfair(replace(config, trials=trials))
+    one = [
+        given if given.arm == "otr" else t for t, given in zip(config.trials, trials, strict=True)
+    ]
+    assert "the arms have 3e-05 and 0.0003" in search_plan.unfair(replace(config, trials=one))
 
 
 def test_the_sweep_has_the_best_setting_of_each_arm(tmp_path: Path) -> None:
